@@ -1,0 +1,67 @@
+"""Configs: frozen, closed values that say what an experiment is; their identity is what a cache key sees."""
+
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+T = TypeVar("T")
+
+
+class RunOnlyMark:
+    """Marks a field that changes how a stage runs (speed, memory) and never what it computes."""
+
+    def __repr__(self) -> str:
+        return "RUN_ONLY"
+
+
+RUN_ONLY = RunOnlyMark()
+RunOnly = Annotated[T, RUN_ONLY]
+
+
+class Config(BaseModel):
+    """Base of all configs: immutable, no unknown keys, no NaN; field docstrings are the help text."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+    def resolved(self) -> Self:
+        """The same config with every `auto` replaced by what this machine gives; called before a key is computed.
+
+        Overridden where a field may be `auto`; such an override must not import torch.
+        """
+        changes: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            resolved = resolve(value)
+            if resolved is not value:
+                changes[name] = resolved
+        return self.model_copy(update=changes) if changes else self
+
+    def identity(self) -> dict[str, Any]:
+        """Every field that bears identity, defaults included; run-only fields left out."""
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if not any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
+        }
+
+
+def resolve(value: Any) -> Any:
+    """`value` with the configs inside it resolved; the very same object when nothing changed."""
+    match value:
+        case Config():
+            return value.resolved()
+        case list() | tuple():
+            items = [resolve(item) for item in value]
+            return type(value)(items) if any(a is not b for a, b in zip(items, value, strict=True)) else value
+        case dict():
+            pairs = {key: resolve(item) for key, item in value.items()}
+            return pairs if any(pairs[key] is not value[key] for key in pairs) else value
+        case _:
+            return value

@@ -1,0 +1,34 @@
+"""What this machine can compute on, asked of the CUDA driver itself so that nothing heavy is imported."""
+
+import ctypes
+from functools import cache
+from typing import NamedTuple
+
+
+class Gpu(NamedTuple):
+    """The first visible CUDA device: name, memory in bytes, compute capability."""
+
+    name: str
+    memory: int
+    capability: tuple[int, int]
+
+
+@cache
+def gpu() -> Gpu | None:
+    """The first CUDA device that CUDA_VISIBLE_DEVICES leaves visible, or None."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    count = ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+        return None
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(256)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(device), 0)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    return Gpu(name.value.decode(), memory.value, (major.value, minor.value))

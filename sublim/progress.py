@@ -1,0 +1,34 @@
+"""Progress of long loops: counted where the work is, shown by whoever listens."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Listener = Callable[[str, int, int], None]
+_listener: ContextVar[Listener | None] = ContextVar("progress_listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener) -> Generator[None]:
+    """Sends every progress inside the block to `listener(label, done, total)`."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
+    """Gives `advance(n)`, to be called as units of work are done."""
+    listener = _listener.get()
+    done = 0
+
+    def advance(n: int = 1) -> None:
+        nonlocal done
+        done += n
+        if listener is not None:
+            listener(label, done, total)
+
+    advance(0)
+    yield advance
