@@ -1,0 +1,237 @@
+"""The store: finished artifacts under their keys, committed by one rename and verified before they are believed."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sublim.digest import digest_file, digest_files, list_files
+from sublim.errors import UserError
+from sublim.killpoints import kill_point
+from sublim.locks import locked
+from sublim.manifest import FORMAT, Artifact, FileEntry, Manifest, Provenance, input_artifacts
+
+RESERVED = ("records", "locks", "scratch", "drafts", "runs")
+_hashed: dict[tuple[Path, int, int], str] = {}  # per process: a file is hashed again only when it changed
+
+
+class Store:
+    """A folder of artifacts: `<stage>/<key[:12]>/{payload/, manifest.json}`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def create(self) -> "Store":
+        """Makes the folder and its marker; refuses one that a newer version wrote."""
+        marker = self.root / "store.json"
+        try:
+            if not marker.exists():
+                self.root.mkdir(parents=True, exist_ok=True)
+                write_synced(marker, json.dumps({"format": FORMAT}))
+            found = json.loads(marker.read_text())["format"]
+        except OSError as error:
+            raise UserError(f"store {self.root} cannot be reached ({error.strerror}): check SUBLIM_STORE") from error
+        if found > FORMAT:
+            raise UserError(f"the store {self.root} has format {found}, this version reads {FORMAT}: update sublim")
+        return self
+
+    def directory(self, stage: str, key: str) -> Path:
+        return self.root / stage / key[:12]
+
+    def payload(self, artifact: Artifact) -> Path:
+        """Where the artifact's files lie."""
+        return self.directory(artifact.stage, artifact.key) / "payload"
+
+    def lock_path(self, record: str) -> Path:
+        return self.root / "locks" / f"{record}.lock"
+
+    def scratch(self, stage: str, key: str) -> Path:
+        """A folder that survives a crash of this very stage and is removed when it commits."""
+        path = self.root / "scratch" / stage / key[:12]
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @contextmanager
+    def draft(self, stage: str, key: str) -> Generator[Path]:
+        """An empty folder to write an artifact in; removed unless it was committed."""
+        drafts = self.root / "drafts"
+        drafts.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f"{stage}-{key[:12]}-", dir=drafts))
+        try:
+            (draft / "payload").mkdir()
+            yield draft
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def commit(
+        self,
+        draft: Path,
+        *,
+        stage: str,
+        key: str,
+        version: int,
+        config: dict[str, Any],
+        inputs: dict[str, Any],
+        notes: dict[str, Any],
+        provenance: Provenance,
+    ) -> Artifact:
+        """Makes the draft the artifact under `key`: hashed, synced, manifest last, then one rename."""
+        files = {path: _entry(draft / "payload" / path) for path in list_files(draft / "payload")}
+        content = digest_files({path: entry.sha256 for path, entry in files.items()})
+        artifact = Artifact(content=content, stage=stage, key=key)
+        manifest = Manifest(
+            artifact=artifact,
+            version=version,
+            config=config,
+            inputs=inputs,
+            files=files,
+            notes=notes,
+            provenance=provenance,
+        )
+        write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
+        for directory in [*(path for path in draft.rglob("*") if path.is_dir()), draft]:
+            _sync(directory)
+        target = self.directory(stage, key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        kill_point("before-rename")
+        if target.exists():  # a damaged artifact makes way; its name is free for a moment, never half filled
+            self._discard(target)
+        draft.rename(target)
+        _sync(target.parent)
+        kill_point("after-rename")
+        shutil.rmtree(self.root / "scratch" / stage / key[:12], ignore_errors=True)
+        return artifact
+
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """The manifest under `key`, or None when there is none. Raises UserError for one of a newer version."""
+        path = self.directory(stage, key) / "manifest.json"
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            return None
+        try:
+            if json.loads(text).get("format", 0) > FORMAT:
+                raise UserError(f"{path} was written by a newer version of sublim: update sublim")
+            manifest = Manifest.model_validate_json(text)
+        except (json.JSONDecodeError, ValidationError):  # damaged on disk: as good as absent
+            return None
+        return manifest if manifest.artifact.key == key else None
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """The intact artifact under `key`, or None."""
+        manifest = self.manifest(stage, key)
+        if manifest is None or self.problem(manifest.artifact):
+            return None
+        return manifest.artifact
+
+    def problem(self, artifact: Artifact, *, deep: bool = False) -> str | None:
+        """Why the artifact cannot be believed, or None when every file is what was committed.
+
+        A file whose size and time are as noted is taken as unchanged unless `deep`; any other is hashed again.
+        """
+        manifest = self.manifest(artifact.stage, artifact.key)
+        name = f"{artifact.stage}/{artifact.key[:12]}"
+        if manifest is None:
+            return f"{name} is missing"
+        if manifest.artifact.content != artifact.content:
+            return f"{name} holds other content than was recorded"
+        payload = self.payload(artifact)
+        for path, entry in manifest.files.items():
+            try:
+                stat = (payload / path).stat()
+            except OSError:
+                return f"{name}/{path} is missing"
+            if stat.st_size != entry.size:
+                return f"{name}/{path} has {stat.st_size} bytes instead of {entry.size}"
+            unchanged = stat.st_mtime_ns == entry.mtime_ns and not deep
+            if not unchanged and _sha256(payload / path, deep=deep) != entry.sha256:
+                return f"{name}/{path} has changed since it was written"
+        return None
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every readable manifest in the store, by stage and key."""
+        for path in sorted(self.root.glob("*/*/manifest.json")):
+            if path.parent.parent.name not in RESERVED:
+                manifest = Manifest.model_validate_json(path.read_text())
+                if manifest.artifact.key.startswith(path.parent.name):
+                    yield manifest
+
+    def lineage(self, artifact: Artifact) -> dict[str, Manifest]:
+        """The artifact's manifest and those of everything it was made from, by `stage/key[:12]`."""
+        found: dict[str, Manifest] = {}
+        waiting = [artifact]
+        while waiting:
+            item = waiting.pop()
+            name = f"{item.stage}/{item.key[:12]}"
+            manifest = self.manifest(item.stage, item.key)
+            if manifest is not None and name not in found:
+                found[name] = manifest
+                waiting += input_artifacts(manifest.inputs)
+        return found
+
+    def record_name(self, stage: str, version: int, key: str) -> str:
+        """Name of Prefect's record (and of the lock) for a key."""
+        return f"{stage}-v{version}-{key[:32]}"
+
+    def forget(self, manifest: Manifest) -> None:
+        """Removes an artifact and its record, under the lock that a run of the same stage would hold."""
+        artifact = manifest.artifact
+        record = self.record_name(artifact.stage, manifest.version, artifact.key)
+        with locked(self.lock_path(record)):
+            (self.root / "records" / record).unlink(missing_ok=True)
+            self._discard(self.directory(artifact.stage, artifact.key))
+            shutil.rmtree(self.root / "scratch" / artifact.stage / artifact.key[:12], ignore_errors=True)
+
+    def _discard(self, directory: Path) -> None:
+        if directory.exists():
+            drafts = self.root / "drafts"
+            drafts.mkdir(parents=True, exist_ok=True)
+            aside = Path(tempfile.mkdtemp(prefix="discarded-", dir=drafts))
+            directory.rename(aside / "artifact")
+            shutil.rmtree(aside)
+
+
+def open_store(address: str | None = None) -> Store:
+    """The store at `address`, or at SUBLIM_STORE, or in `results/`."""
+    where = address or os.environ.get("SUBLIM_STORE") or "results"
+    if "://" in where:
+        raise UserError(f"SUBLIM_STORE={where}: only folders are supported")
+    return Store(Path(where).expanduser()).create()
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Writes a small file so that it is whole or absent, also after a power cut."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _entry(path: Path) -> FileEntry:
+    _sync(path)
+    stat = path.stat()
+    return FileEntry(sha256=digest_file(path), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+
+
+def _sha256(path: Path, *, deep: bool) -> str:
+    stat = path.stat()
+    memo = (path, stat.st_size, stat.st_mtime_ns)
+    if deep or memo not in _hashed:
+        _hashed[memo] = digest_file(path)
+    return _hashed[memo]

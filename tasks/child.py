@@ -1,0 +1,99 @@
+"""The child process that runs stage bodies: jobs come as JSON lines on stdin, events leave on their own pipe."""
+
+import importlib
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from sublim.progress import listening
+
+
+def resolve_name(name: str) -> Any:
+    """The object that `package.module:name` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def restore_paths(value: Any) -> Any:
+    """Input directories as they travel in a job: strings in lists and mappings, or null."""
+    match value:
+        case str():
+            return Path(value)
+        case list():
+            return [restore_paths(item) for item in cast(list[Any], value)]
+        case dict():
+            return {name: restore_paths(item) for name, item in cast(dict[str, Any], value).items()}
+        case _:
+            return value
+
+
+def run_body(job: dict[str, Any]) -> dict[str, Any]:
+    """Runs one stage body here and returns its notes."""
+    function = cast(Callable[..., dict[str, Any] | None], resolve_name(job["function"]))
+    config = resolve_name(job["config_type"]).model_validate(job["config"])
+    inputs = restore_paths(job["inputs"])
+    return function(Path(job["out"]), config, scratch=Path(job["scratch"]), **inputs) or {}
+
+
+class _EventHandler(logging.Handler):
+    def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self.send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.send({"event": "log", "level": record.levelno, "message": record.getMessage()})
+
+
+def _read_jobs(jobs: "queue.Queue[str]") -> None:
+    """Queues jobs; when stdin closes the parent is gone, and so is this process with all it started."""
+    for line in sys.stdin:
+        jobs.put(line)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def error_event(error: BaseException) -> dict[str, Any]:
+    """An error as it travels: its type by name, its message, where it was raised."""
+    kind = type(error)
+    return {
+        "event": "error",
+        "type": f"{kind.__module__}:{kind.__qualname__}",
+        "message": str(error),
+        "errno": error.errno if isinstance(error, OSError) else None,
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def serve(events: TextIO) -> None:
+    """Runs jobs until the parent goes away."""
+    lock = threading.Lock()
+
+    def send(event: dict[str, Any]) -> None:
+        with lock:
+            events.write(json.dumps(event) + "\n")
+            events.flush()
+
+    logging.getLogger("sublim").addHandler(_EventHandler(send))
+    logging.getLogger("sublim").setLevel(logging.INFO)
+    jobs: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_read_jobs, args=(jobs,), daemon=True).start()
+    while True:
+        job = json.loads(jobs.get())
+        try:
+            with listening(lambda *step: send({"event": "progress", "step": step})):
+                notes = run_body(job)
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the parent raises it
+            send(error_event(error))
+        else:
+            send({"event": "done", "notes": notes})
+
+
+if __name__ == "__main__":
+    serve(os.fdopen(int(sys.argv[1]), "w"))

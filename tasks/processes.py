@@ -1,0 +1,161 @@
+"""One process per stage on a GPU: memory is really freed, and a kill or a patched library stays in the child."""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from sublim.errors import UserError
+from sublim.hardware import gpu
+from sublim.progress import Listener, listening
+from tasks.child import resolve_name, run_body
+
+GRACE_SECONDS = 4.0
+
+Logger = logging.Logger | logging.LoggerAdapter[Any]
+log = logging.getLogger("sublim.process")
+
+
+class StageFailed(Exception):
+    """A stage body raised in its own process; the message carries the error's type and place."""
+
+
+class StageKilled(Exception):
+    """The process of a stage died under it: killed, out of host memory, or lost with its machine."""
+
+
+class OutOfDeviceMemory(UserError):
+    """The GPU's memory did not suffice."""
+
+
+class StageProcess:
+    """A child process that runs stage bodies one after another."""
+
+    _last_line = ""
+
+    def __init__(self) -> None:
+        read, write = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "tasks.child", str(write)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=(write,),
+            start_new_session=True,
+            text=True,
+        )
+        os.close(write)
+        self._events = os.fdopen(read)
+        # Drained on a thread: a grandchild may keep stdout open long after the child is gone.
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            log.debug("%s", line.rstrip())
+            self._last_line = line.rstrip()
+
+    def run(self, job: dict[str, Any], listener: Listener, logger: Logger) -> dict[str, Any]:
+        """Runs one body and returns its notes; re-raises what it raised."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        for line in self._events:
+            event = json.loads(line)
+            match event["event"]:
+                case "progress":
+                    listener(*event["step"])
+                case "log":
+                    logger.log(event["level"], "%s", event["message"])
+                case "error":
+                    raise _restored(event)
+                case _:
+                    return event["notes"]
+        code = self._process.wait()
+        reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        raise StageKilled(f"the stage's process ended with {reason}; its last words: {self._last_line or 'none'}")
+
+    def close(self) -> None:
+        """Ends the child and everything it started."""
+        group = self._process.pid
+        if self._process.poll() is None:
+            os.killpg(group, signal.SIGTERM)
+            try:
+                self._process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                log.warning("the stage's process did not end within %g s: killing it", GRACE_SECONDS)
+        with contextlib.suppress(ProcessLookupError):  # nothing of the group is left
+            os.killpg(group, signal.SIGKILL)
+        self._process.wait()
+        self._events.close()
+
+
+def _restored(event: dict[str, Any]) -> Exception:
+    name = str(event["type"])
+    message = str(event["message"])
+    if name.endswith(":OutOfMemoryError"):
+        return OutOfDeviceMemory(f"the GPU's memory did not suffice; lower the batch size. {message.splitlines()[0]}")
+    if event["errno"] == errno.ENOSPC:
+        return OSError(errno.ENOSPC, message)
+    if name.startswith(("sublim.", "tasks.")):
+        kind = resolve_name(name)
+        if issubclass(kind, UserError):
+            return kind(message)
+    return StageFailed(f"{name.replace(':', '.')}: {message}\n{event['traceback']}")
+
+
+_shared: ContextVar["list[StageProcess] | None"] = ContextVar("stage_process", default=None)
+
+
+def isolated(needs_gpu: bool) -> bool:
+    """Whether a stage body runs in a child: on a GPU yes, on a CPU only with SUBLIM_ISOLATE=1."""
+    wish = os.environ.get("SUBLIM_ISOLATE", "auto")
+    return wish == "1" or (wish == "auto" and needs_gpu and gpu() is not None)
+
+
+@contextmanager
+def one_process() -> Generator[None]:
+    """Stages called inside share one child, so that a model they have in common is loaded once."""
+    if _shared.get() is not None:
+        yield
+        return
+    processes: list[StageProcess] = []
+    token = _shared.set(processes)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+        for process in processes:
+            process.close()
+
+
+def run_job(
+    job: dict[str, Any],
+    *,
+    isolate: bool,
+    listener: Listener,
+    logger: Logger,
+) -> dict[str, Any]:
+    """Runs a stage body in a child or in this process, and returns its notes."""
+    if not isolate:
+        with listening(listener):
+            return run_body(job)
+    with one_process():
+        processes = _shared.get()
+        assert processes is not None
+        if not processes:
+            processes.append(StageProcess())
+        try:
+            return processes[0].run(job, listener, logger)
+        except BaseException:  # the next stage starts in a fresh process
+            processes.pop().close()
+            raise

@@ -1,0 +1,38 @@
+"""Prefect's result records: plain JSON that loads only while the artifact it names is intact."""
+
+import os
+from typing import Any
+
+from prefect.logging import get_run_logger
+from prefect.serializers import Serializer
+from pydantic import Field, TypeAdapter
+
+from sublim.manifest import Artifact
+from sublim.store import open_store
+
+_artifact: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
+
+
+class DanglingArtifact(Exception):
+    """A record names an artifact that is gone or damaged."""
+
+
+class VerifiedArtifact(Serializer[Any]):
+    """Serializes an Artifact's fields, and refuses to load them when the artifact is not what was committed.
+
+    Prefect's `ResultStore.exists` takes a record that does not load for absent, under the lock and before it decides
+    between hit and miss: the stage then runs again in the same transaction, under the same key.
+    """
+
+    type: str = Field(default="sublim-verified-artifact", frozen=True)
+
+    def dumps(self, obj: Any) -> bytes:
+        return _artifact.dump_json(_artifact.validate_python(obj))
+
+    def loads(self, blob: bytes) -> Any:
+        fields = _artifact.validate_json(blob)
+        problem = open_store().problem(Artifact(**fields), deep=os.environ.get("SUBLIM_VERIFY") == "deep")
+        if problem:
+            get_run_logger().warning("cached result refused, running again: %s", problem)
+            raise DanglingArtifact(problem)
+        return fields

@@ -1,0 +1,246 @@
+"""Stages as Prefect tasks: cached by content, locked, committed at once, verified before a hit is believed."""
+
+import errno
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from platform import python_version
+from socket import gethostname
+from typing import Any, NamedTuple, cast
+
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import TaskRunContext
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.tasks import MaterializingTask, Task
+
+from sublim.config import Config
+from sublim.digest import canonical, digest
+from sublim.errors import UserError
+from sublim.killpoints import kill_point
+from sublim.manifest import Artifact, Provenance
+from sublim.provenance import code_version, device, package_versions
+from sublim.store import Store, open_store
+from tasks.locks import FileLockManager
+from tasks.processes import StageKilled, isolated, run_job
+from tasks.progress_view import shown_progress
+from tasks.records import VerifiedArtifact
+
+Inputs = Artifact | Sequence[Artifact] | Mapping[str, Artifact] | None
+
+
+class StageRun(NamedTuple):
+    """One stage of a flow run, for its report."""
+
+    stage: str
+    label: str
+    state: str
+    """Cached, Completed or Failed."""
+    seconds: float
+    key: str
+    content: str | None
+
+
+stage_runs: ContextVar[list[StageRun] | None] = ContextVar("stage_runs", default=None)
+
+
+@dataclass
+class FixedKey(CachePolicy):
+    """A cache policy whose key is already known, because the flow computed it before the task run."""
+
+    key: str = ""
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str | None:
+        return self.key
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage function of `sublim` as a cached task.
+
+    `function` is `module:name`, so that flows need not import what the body needs. Bump `version` when a change to
+    the code changes what the stage writes; a golden test notices when that is forgotten.
+    """
+
+    name: str
+    function: str
+    version: int = 1
+    gpu: bool = False
+    """Whether the body uses a GPU where there is one, and then runs in a process of its own."""
+
+    def key(self, config: Config, inputs: Mapping[str, Inputs]) -> str:
+        """SHA-256 of the stage, its version, the config's identity and the inputs' contents."""
+        return digest({"stage": self.name, "version": self.version, "config": config, "inputs": dict(inputs)})
+
+    def __call__(self, config: Config, *, label: str = "", **inputs: Inputs) -> Artifact:
+        """The stage's output: from the cache when it is there and intact, otherwise made now."""
+        store = open_store()
+        job = _Job(self, config.resolved(), inputs, store)
+        started = time.monotonic()
+        state: State[Any] = job.task(label)(return_state=True)
+        result = state.result(raise_on_failure=False)
+        failed = isinstance(result, BaseException)
+        artifact = None if failed else Artifact(**result)
+        runs = stage_runs.get()
+        if runs is not None:
+            name = "Failed" if failed else "Cached" if state.name == "Cached" else "Completed"
+            seconds = time.monotonic() - started
+            runs.append(StageRun(self.name, label, name, seconds, job.key, artifact and artifact.content))
+        if artifact is None:
+            raise cast(BaseException, result)
+        return artifact
+
+
+@dataclass
+class _Job:
+    """One call of a stage: its key, and what is needed to run the body."""
+
+    stage: Stage
+    config: Config
+    inputs: Mapping[str, Inputs]
+    store: Store
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = self.stage.key(self.config, self.inputs)
+
+    def task(self, label: str) -> Task[[], dict[str, str]]:
+        """The Prefect task of this call; its record, lock and asset are named after the key."""
+        record = self.store.record_name(self.stage.name, self.stage.version, self.key)
+        return MaterializingTask(
+            fn=self.run,
+            assets=[asset_key(self.stage.name, self.key)],
+            asset_deps=[asset_key(item.stage, item.key) for item in _flatten(self.inputs)],
+            materialized_by="sublim",
+            name=self.stage.name,
+            task_run_name=f"{self.stage.name} {label}".strip(),
+            version=str(self.stage.version),
+            persist_result=True,
+            result_storage=self.store.root / "records",
+            result_serializer=VerifiedArtifact(),
+            cache_policy=FixedKey(
+                key=record,
+                isolation_level="SERIALIZABLE",
+                lock_manager=FileLockManager(self.store.root / "locks"),
+            ),
+            retries=1,
+            retry_delay_seconds=5,
+            retry_condition_fn=is_transient,
+        )
+
+    def run(self) -> dict[str, str]:
+        """The artifact under this key: one that a killed run committed, or one made now."""
+        log = get_run_logger()
+        found = self.store.find(self.stage.name, self.key)
+        if found is not None:
+            log.info("%s %s was finished by an earlier run; its record is restored", found.stage, self.key[:12])
+        else:
+            try:
+                found = self._make(log)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise UserError(f"no space is left for {self.store.root}: free some and run again") from error
+                raise
+        kill_point("before-record")
+        return {"content": found.content, "stage": found.stage, "key": found.key}
+
+    def _make(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> Artifact:
+        scratch = self.store.scratch(self.stage.name, self.key)
+        if any(scratch.iterdir()):
+            log.info("%s resumes from its scratch folder", self.stage.name)
+        with self.store.draft(self.stage.name, self.key) as draft, shown_progress(self.stage.name) as listener:
+            job = {
+                "function": self.stage.function,
+                "config_type": f"{type(self.config).__module__}:{type(self.config).__qualname__}",
+                "config": self.config.model_dump(mode="json"),
+                "out": str(draft / "payload"),
+                "scratch": str(scratch),
+                "inputs": {name: self._paths(value) for name, value in self.inputs.items()},
+            }
+            started, clock = datetime.now(UTC), time.monotonic()
+            notes = run_job(job, isolate=isolated(self.stage.gpu), listener=listener, logger=log)
+            seconds = time.monotonic() - clock
+            kill_point("drafted")
+            artifact = self.store.commit(
+                draft,
+                stage=self.stage.name,
+                key=self.key,
+                version=self.stage.version,
+                config=cast(dict[str, Any], canonical(self.config)),
+                inputs={name: _described(value) for name, value in self.inputs.items()},
+                notes=notes,
+                provenance=_provenance(started, seconds),
+            )
+        log.info("%s %s written in %.1f s", self.stage.name, self.key[:12], seconds)
+        return artifact
+
+    def _paths(self, value: Inputs) -> Any:
+        match value:
+            case None:
+                return None
+            case Artifact():
+                return str(self.store.payload(value))
+            case Mapping():
+                return {name: self._paths(item) for name, item in value.items()}
+            case _:
+                return [self._paths(item) for item in value]
+
+
+def asset_key(stage: str, key: str) -> str:
+    """The name of a stage's output as a Prefect asset."""
+    return f"sublim://{stage.replace('_', '-')}/{key[:12]}"
+
+
+def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Whether a failed stage is worth another try: its process died, or the network or a disk hiccuped."""
+    # A plain function: Prefect 3.7.7 silently ignores any other callable here.
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageKilled | ConnectionError | TimeoutError)
+
+
+def _flatten(inputs: Mapping[str, Inputs]) -> list[Artifact]:
+    found: list[Artifact] = []
+    for value in inputs.values():
+        match value:
+            case None:
+                continue
+            case Artifact():
+                found.append(value)
+            case Mapping():
+                found += value.values()
+            case _:
+                found += value
+    return found
+
+
+def _described(value: Inputs) -> Any:
+    match value:
+        case None:
+            return None
+        case Artifact():
+            return value.model_dump()
+        case Mapping():
+            return {name: item.model_dump() for name, item in value.items()}
+        case _:
+            return [item.model_dump() for item in value]
+
+
+def _provenance(started: datetime, seconds: float) -> Provenance:
+    commit, dirty = code_version()
+    return Provenance(
+        commit=commit,
+        dirty=dirty,
+        packages=package_versions(),
+        python=python_version(),
+        host=gethostname(),
+        device=device(),
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        flow_run=flow_run.get_id(),
+    )
