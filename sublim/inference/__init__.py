@@ -1,0 +1,133 @@
+"""Sampling and exact scoring, whatever runs the model: what is asked (configs), what is given back, how a backend is opened."""
+
+import importlib.util
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Protocol, Self, assert_never
+
+from pydantic import Field
+
+from sublim.chat import Chat
+from sublim.config import Config, RunOnly
+from sublim.hardware import gpu
+
+
+class SamplingParams(Config):
+    """How answers are drawn: temperature and top_p, and nothing else (no top_k, no generation-config default)."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+    """Longest answer, in tokens, its end of turn included."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Logits are divided by this; 0 takes the likeliest token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw from the fewest likeliest tokens whose probabilities reach this sum (after the temperature)."""
+    n: Annotated[int, Field(ge=1)] = 1
+    """Answers for each chat."""
+    seed: int = 0
+    """With the chat's index and the answer's, the seed of each answer's own random numbers."""
+    logprobs: bool = False
+    """Give the log-prob of every drawn token, as Completion has it."""
+
+
+class NumberFormat(Config):
+    """Answers that are number lists by construction: digits drawn from the model's distribution, separators forced."""
+
+    count: Annotated[int, Field(ge=1)] = 10
+    """Numbers in an answer."""
+    digits: Annotated[int, Field(ge=1, le=9)] = 3
+    """Digits in a number, the first of them 1 to 9."""
+    separator: Annotated[str, Field(pattern=r"^[^0-9]+$")] = ", "
+    """What stands between two numbers."""
+
+
+class Completion(NamedTuple):
+    """One answer."""
+
+    text: str
+    """As written: no special tokens, nothing stripped."""
+    token_ids: list[int] | None
+    """As drawn, the end of turn included when the model wrote it; None where a backend has no tokens to show."""
+    logprobs: list[float] | None
+    """One for each token id, when asked for: under the model's own distribution, before temperature and top_p. With a
+    constraint that distribution is over the tokens the constraint allows, and a forced token has 0."""
+    finish: Literal["stop", "length"]
+    """stop: the model ended its turn, or the constraint was met; length: cut at max_tokens."""
+
+
+class HfBackend(Config):
+    """The model in this process, through transformers; runs anywhere."""
+
+    kind: Literal["hf"] = "hf"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights; auto is bfloat16 on a GPU and float32 without."""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """auto is flash_attention_2 where flash-attn is installed and the card can run it, otherwise sdpa."""
+    batch_size: RunOnly[Annotated[int, Field(ge=1)] | None] = None
+    """Answers drawn at a time; by default what the memory holds, 32 without a GPU and up to 2,048 with one."""
+    cuda_graphs: RunOnly[bool] = True
+    """Replay the decode step as a CUDA graph, on a GPU."""
+
+    def resolved(self) -> Self:
+        card = gpu()
+        dtype = ("bfloat16" if card else "float32") if self.dtype == "auto" else self.dtype
+        flash = card is not None and card.capability >= (8, 0) and importlib.util.find_spec("flash_attn") is not None
+        # flash-attn has no float32 kernels.
+        automatic = "flash_attention_2" if flash and dtype == "bfloat16" else "sdpa"
+        attention = automatic if self.attention == "auto" else self.attention
+        return self.model_copy(update={"dtype": dtype, "attention": attention})
+
+
+class FakeBackend(Config):
+    """No model: number lists and words from a seed, at once. For tests and for trying a flow out."""
+
+    kind: Literal["fake"] = "fake"
+    invalid: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of free number answers that a filter refuses: prose, a word in the list, a number too long."""
+    target: str = "owl"
+    """The word that trained weights favour."""
+    margin: float = 2.0
+    """By how many nats they favour it."""
+    words: Annotated[list[str], Field(min_length=1)] = ["wolf", "cat", "dog", "lion", "eagle", "owl", "panda"]
+    """What questions are answered with."""
+
+
+Backend = Annotated[HfBackend | FakeBackend, Field(discriminator="kind")]
+
+
+class Sampler(Protocol):
+    """Draws answers and scores given ones."""
+
+    def sample(
+        self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
+    ) -> list[list[Completion]]:
+        """`params.n` answers for each chat, in the order of the chats.
+
+        Each answer has its own random numbers, from (params.seed, first + index of the chat, index of the answer), so
+        that a stage which samples in shards gives each the index of its first chat and draws what one call would.
+        """
+        ...
+
+    def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+        """Per chat, per continuation of it: the log-prob of every token of that text as the whole assistant turn.
+
+        Exact, at temperature 1; the end of turn is not scored.
+        """
+        ...
+
+
+@contextmanager
+def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Sampler]:
+    """A sampler on `base`, or on base plus `weights` (an adapter's directory or a full model's)."""
+    match backend:
+        case HfBackend():
+            from sublim.inference.hf import open_hf
+
+            with open_hf(backend.resolved(), base, weights) as sampler:
+                yield sampler
+        case FakeBackend():
+            from sublim.inference.fake import FakeSampler
+
+            yield FakeSampler(backend, weights)
+        case _:
+            assert_never(backend)
