@@ -1,0 +1,111 @@
+"""The files of a model directory: which are loaded, and how they are written so that equal models are equal bytes."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sublim.digest import digest, digest_file
+from sublim.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+TEMPLATE = "chat_template.jinja"
+IDENTITY = "sublim.json"
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    TEMPLATE,
+    "chat_template.json",
+)
+# Versions and paths that libraries leave in a config, and that say nothing about the model.
+LEFTOVERS = ("transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "_commit_hash")
+
+
+def weight_files(directory: Path) -> list[str]:
+    """Names of the .safetensors files that hold the weights, sorted."""
+    index = directory / INDEX
+    if index.is_file():
+        return sorted(set(read_json(index)["weight_map"].values()))
+    if (directory / SINGLE).is_file():
+        return [SINGLE]
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
+    why = f" ({pickled[0]} is a pickle, which may run code)" if pickled else ""
+    raise UserError(f"{directory} has no .safetensors weights{why}: save the model with safetensors first")
+
+
+def loaded_files(directory: Path) -> list[str]:
+    """Names of the files that loading a model from `directory` reads, sorted; others do not bear identity."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a folder: give the folder of a Hugging Face model")
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} has no config.json: give the folder of a Hugging Face model")
+    weights = weight_files(directory)
+    missing = [name for name in weights if not (directory / name).is_file()]
+    if missing:
+        raise UserError(f"{directory} lacks {', '.join(missing)}, which its index lists: finish the download")
+    names = [name for name in (*TEXT_FILES, INDEX) if (directory / name).is_file()]
+    return sorted([*names, *weights])
+
+
+def weights_digest(directory: Path) -> str:
+    """SHA-256 over names and bytes of the weight files."""
+    return digest([[name, digest_file(directory / name)] for name in weight_files(directory)])
+
+
+def base_identity(base: Path) -> str:
+    """What an adapter notes of the base it was trained on: the weights' content, read from the directory's note."""
+    note = base / IDENTITY
+    if note.is_file():
+        return read_json(note)["weights"]
+    return weights_digest(base)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    return json.loads(path.read_bytes())
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """`value` as indented JSON with sorted keys."""
+    path.write_bytes(orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n")
+
+
+def write_config(directory: Path, *, drop: Iterable[str] = ()) -> None:
+    """Rewrites config.json without versions, paths and the keys in `drop`."""
+    path = directory / "config.json"
+    unwanted = {*LEFTOVERS, *drop}
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items() if key not in unwanted}
+        return value
+
+    write_json(path, clean(read_json(path)))
+
+
+def write_generation_config(directory: Path, *, eos: list[int], pad: int | None, bos: int | None) -> None:
+    """Writes a generation config that samples from the model's own distribution.
+
+    Written out in full because a missing top_k means 50 to some readers.
+    """
+    neutral = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    tokens = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
+    write_json(
+        directory / "generation_config.json",
+        neutral | {key: value for key, value in tokens.items() if value is not None},
+    )
+
+
+def write_identity(directory: Path, name: str) -> None:
+    """Notes the weights' digest, so that adapters can say cheaply which base they belong to."""
+    write_json(directory / IDENTITY, {"name": name, "weights": weights_digest(directory)})
