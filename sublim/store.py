@@ -162,6 +162,21 @@ class Store:
                 if manifest.artifact.key.startswith(path.parent.name):
                     yield manifest
 
+    def search(self, prefix: str, *, stage: str | None = None) -> Manifest:
+        """The artifact whose key starts with `prefix` (six digits or more); UserError unless there is just one."""
+        if len(prefix) < 6:
+            raise UserError(f"{prefix!r} is too short: give six or more digits of the key")
+        found = [
+            manifest
+            for manifest in self.manifests()
+            if manifest.artifact.key.startswith(prefix) and stage in (None, manifest.artifact.stage)
+        ]
+        if len(found) != 1:
+            what = f"{len(found)} artifacts have keys" if found else "no artifact has a key"
+            where = f" of stage {stage}" if stage else ""
+            raise UserError(f"{what}{where} that start with {prefix}: `sublim store ls` lists them")
+        return found[0]
+
     def lineage(self, artifact: Artifact) -> dict[str, Manifest]:
         """The artifact's manifest and those of everything it was made from, by `stage/key[:12]`."""
         found: dict[str, Manifest] = {}

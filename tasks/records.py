@@ -17,7 +17,7 @@ class DanglingArtifact(Exception):
     """A record names an artifact that is gone or damaged."""
 
 
-class VerifiedArtifact(Serializer[Any]):
+class VerifiedArtifact(Serializer):
     """Serializes an Artifact's fields, and refuses to load them when the artifact is not what was committed.
 
     Prefect's `ResultStore.exists` takes a record that does not load for absent, under the lock and before it decides

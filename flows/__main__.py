@@ -1,0 +1,42 @@
+"""The `sublim` command: run flows, look at what they left, keep the store in order.
+
+    sublim run pipeline --preset quickstart --target owl
+    sublim run pipeline --help
+    sublim presets | runs | show KEY | report RUN
+    sublim store ls | verify | forget STAGE KEY | gc
+    sublim models ls | fetch NAME
+    sublim server start | stop | status
+    sublim doctor
+"""
+
+import argparse
+import sys
+
+from flows import command_look, command_models, command_run, command_server, command_store
+from sublim.errors import UserError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, without reading it."""
+    root = argparse.ArgumentParser(prog="sublim", description="Subliminal learning, measured.")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for part in (command_run, command_look, command_store, command_models, command_server):
+        part.register(commands)
+    return root
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; 0 when it went well, 2 after a mistake of the user's, 1 after a failure."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"sublim: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sublim: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

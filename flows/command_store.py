@@ -1,0 +1,69 @@
+"""`sublim store ls | verify | forget | gc`: what the store holds, and its upkeep."""
+
+import argparse
+from datetime import datetime
+
+from flows.command_run import Subparsers
+from sublim.cleaning import collect_garbage
+from sublim.store import open_store
+
+
+def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Adds `store` and its commands."""
+    store = commands.add_parser("store", help="list, verify and clean the store of results")
+    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
+    command = actions.add_parser("ls", help="every artifact: stage, key, size, age")
+    command.set_defaults(run=ls)
+    command = actions.add_parser("verify", help="hash every file again and report what changed")
+    command.set_defaults(run=verify)
+    command = actions.add_parser("forget", help="remove an artifact, so that its stage runs again")
+    command.add_argument("stage", metavar="STAGE")
+    command.add_argument("key", metavar="KEY", help="six or more digits of its key")
+    command.set_defaults(run=forget)
+    command = actions.add_parser("gc", help="remove what killed runs left behind")
+    command.add_argument("--unreferenced", action="store_true", help="also artifacts that no run in the store used")
+    command.add_argument("--dry-run", action="store_true", help="only say what would go")
+    command.set_defaults(run=gc)
+
+
+def ls(options: argparse.Namespace) -> int:
+    total = 0
+    for manifest in open_store().manifests():
+        size = sum(entry.size for entry in manifest.files.values())
+        total += size
+        started = datetime.fromisoformat(manifest.provenance.started)
+        print(
+            f"{manifest.artifact.stage:20} {manifest.artifact.key[:12]}  {size / 2**20:10.2f} MiB  "
+            f"{started:%Y-%m-%d %H:%M}  {manifest.provenance.seconds:9.1f} s"
+        )
+    print(f"{total / 2**20:.1f} MiB in all")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    store = open_store()
+    problems = checked = 0
+    for manifest in store.manifests():
+        checked += 1
+        if problem := store.problem(manifest.artifact, deep=True):
+            problems += 1
+            print(f"{problem}: the next run that needs it makes it again")
+    print(f"{checked} artifacts hashed, {problems} damaged")
+    return 1 if problems else 0
+
+
+def forget(options: argparse.Namespace) -> int:
+    store = open_store()
+    manifest = store.search(options.key, stage=options.stage)
+    store.forget(manifest)
+    print(f"forgot {manifest.artifact.stage} {manifest.artifact.key[:12]}")
+    return 0
+
+
+def gc(options: argparse.Namespace) -> int:
+    removed = collect_garbage(open_store(), unreferenced=options.unreferenced, dry_run=options.dry_run)
+    for path, size in removed:
+        print(f"{path}  {size / 2**20:.2f} MiB")
+    verb = "would go" if options.dry_run else "removed"
+    print(f"{sum(size for _, size in removed) / 2**20:.1f} MiB {verb}")
+    return 0

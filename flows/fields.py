@@ -1,0 +1,80 @@
+"""The fields of a config, walked through: for help texts, for short names and for hints about misspelt ones."""
+
+import difflib
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from sublim.config import Config, RunOnlyMark
+from sublim.errors import UserError
+
+
+class Field(NamedTuple):
+    """One setting: its dotted name, its type and meaning in words, its default."""
+
+    path: str
+    kind: str
+    meaning: str
+    default: Any
+    run_only: bool
+
+
+def walk(config: type[Config], prefix: str = "") -> Iterator[Field]:
+    """Every setting of `config`, those of nested configs and of all variants of a union included."""
+    for name, field in config.model_fields.items():
+        path = f"{prefix}{name}"
+        default = None if field.default is PydanticUndefined else field.default
+        run_only = any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
+        nested = list(_configs(field.annotation))
+        if not nested:
+            yield Field(path, _type_name(field.annotation), field.description or "", default, run_only)
+        for inner in nested:
+            yield from walk(inner, f"{path}.")
+
+
+def _configs(annotation: Any) -> Iterator[type[Config]]:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        yield annotation
+    elif get_origin(annotation) is Annotated:
+        yield from _configs(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for option in get_args(annotation):
+            yield from _configs(option)
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _type_name(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " | ".join(_type_name(option) for option in get_args(annotation))
+    if isinstance(annotation, type) and not get_args(annotation):
+        return "nothing" if annotation is types.NoneType else annotation.__name__
+    return str(annotation).replace("typing.", "")
+
+
+def full_path(config: type[Config], name: str) -> str:
+    """The setting that `name` means: itself, or the only one below the same part with that last word.
+
+    `student.rank` is `student.method.rank`. Raises UserError with the nearest names for any other.
+    """
+    paths = list(dict.fromkeys(field.path for field in walk(config)))
+    parts = {path.rsplit(".", depth)[0] for path in paths for depth in range(1, path.count(".") + 1)}
+    if name in paths or name in parts:
+        return name
+    head, _, leaf = name.rpartition(".")
+    below = [path for path in paths if path.startswith(f"{head}." if head else "") and path.endswith(f".{leaf}")]
+    if len(below) == 1:
+        return below[0]
+    raise UserError(f"there is no setting {name!r}{hint(name, below or paths)}")
+
+
+def hint(name: str, paths: list[str]) -> str:
+    """`: did you mean a, b or c?` from the names nearest to `name`, or where to find all."""
+    leaf = name.rpartition(".")[2]
+    near = difflib.get_close_matches(name, paths, n=3, cutoff=0.7)
+    by_leaf = {path.rpartition(".")[2]: path for path in reversed(paths)}
+    near += [by_leaf[match] for match in difflib.get_close_matches(leaf, list(by_leaf), n=3, cutoff=0.7)]
+    unique = list(dict.fromkeys(near))[:3]
+    return f": did you mean {' or '.join(unique)}?" if unique else ": `--help` lists them all"

@@ -1,0 +1,49 @@
+"""The flows there are: where each lives and which config it takes; nothing heavy is imported to ask."""
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from flows.fields import hint
+from sublim.config import Config
+from sublim.errors import UserError
+
+
+class FlowEntry(NamedTuple):
+    """A flow by name."""
+
+    flow: str
+    """`module:function` of the Prefect flow."""
+    config: str
+    """`module:Class` of its config."""
+    presets: str
+    """Folder of its presets."""
+    question: str
+    """What it answers."""
+
+
+FLOWS = {
+    "pipeline": FlowEntry(
+        "flows.pipeline:pipeline",
+        "flows.pipeline_config:PipelineConfig",
+        "pipeline",
+        "does a liking pass from a teacher to students through number lists?",
+    ),
+}
+
+
+def entry(name: str) -> FlowEntry:
+    """The flow called `name`; UserError with the nearest names otherwise."""
+    if name not in FLOWS:
+        raise UserError(f"there is no flow {name!r}{hint(name, list(FLOWS))} (have: {', '.join(FLOWS)})")
+    return FLOWS[name]
+
+
+def config_type(name: str) -> type[Config]:
+    """The config class of a flow."""
+    return load(entry(name).config)
+
+
+def load(name: str) -> Any:
+    """The object that `module:attribute` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

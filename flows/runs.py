@@ -1,0 +1,123 @@
+"""Runs: what each flow run asked, which stages it used and where its report is, in the store's `runs` folder."""
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect.runtime import flow_run
+from pydantic import ValidationError
+
+from sublim.config import Config
+from sublim.errors import UserError
+from sublim.store import Store, open_store, write_synced
+from tasks.stage import StageRun, stage_runs
+
+
+class StageRecord(Config):
+    """One stage of a run."""
+
+    stage: str
+    label: str
+    state: str
+    """Cached, Completed or Failed."""
+    seconds: float
+    key: str
+    content: str | None
+
+
+class RunRecord(Config):
+    """One run of a flow, finished or not."""
+
+    name: str
+    flow: str
+    preset: str
+    target: str
+    status: Literal["Completed", "Failed"]
+    started: str
+    seconds: float
+    stages: list[StageRecord]
+    report: str | None
+    """Path of the report below the store; None when the run did not get that far."""
+    flow_run: str | None
+
+
+class Run:
+    """A run while it goes on: its folder, its stages so far, its clock."""
+
+    def __init__(self, store: Store, flow: str, preset: str, target: str) -> None:
+        self.store, self.flow, self.preset, self.target = store, flow, preset, target
+        self.started, self.clock = datetime.now(UTC), time.monotonic()
+        self.flow_run: str | None = flow_run.get_id()
+        stem = f"{self.started:%Y%m%d-%H%M%S}-{flow}-{target.replace(',', '+') or 'all'}"
+        self.name = f"{stem}-{(self.flow_run or '')[:6] or f'{time.time_ns() % 10**6:06d}'}"
+        self.stages: list[StageRun] = []
+        self.report: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        path = self.store.root / "runs" / self.name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.clock
+
+    def stage_table(self) -> list[dict[str, Any]]:
+        """The stages as `--json` prints them."""
+        return [{**run._asdict(), "seconds": round(run.seconds, 3)} for run in self.stages]
+
+    def save(self, status: Literal["Completed", "Failed"]) -> None:
+        record = RunRecord(
+            name=self.name,
+            flow=self.flow,
+            preset=self.preset,
+            target=self.target,
+            status=status,
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=round(self.seconds, 3),
+            stages=[StageRecord(**run._asdict()) for run in self.stages],
+            report=str(self.report.relative_to(self.store.root)) if self.report else None,
+            flow_run=self.flow_run,
+        )
+        write_synced(self.folder / "run.json", record.model_dump_json(indent=1))
+
+
+@contextmanager
+def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
+    """Notes every stage called inside, and writes the run's record whether or not it succeeds."""
+    run = Run(open_store(), flow, preset, target)
+    token = stage_runs.set(run.stages)
+    status: Literal["Completed", "Failed"] = "Failed"
+    try:
+        yield run
+        status = "Completed"
+    finally:
+        stage_runs.reset(token)
+        run.save(status)
+
+
+def list_runs(store: Store) -> list[RunRecord]:
+    """Every readable run record, oldest first."""
+    found: list[RunRecord] = []
+    for path in sorted((store.root / "runs").glob("*/run.json")):
+        try:
+            found.append(RunRecord.model_validate_json(path.read_text()))
+        except ValidationError:  # of another version, or cut short
+            continue
+    return found
+
+
+def find_run(store: Store, name: str) -> RunRecord:
+    """The run whose name starts with or contains `name`, or the last one for `last`."""
+    runs = list_runs(store)
+    if name == "last" and runs:
+        return runs[-1]
+    matches = [run for run in runs if run.name == name] or [run for run in runs if name in run.name]
+    if len(matches) != 1:
+        what = "matches no run" if not matches else f"matches {len(matches)} runs"
+        raise UserError(f"{name!r} {what}: `sublim runs` lists them")
+    return matches[0]

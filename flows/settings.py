@@ -1,0 +1,98 @@
+"""Settings of a run: a preset, then a file, then single values, each over the one before; checked with hints."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import ValidationError
+
+from flows.fields import full_path, hint, walk
+from sublim.config import Config
+from sublim.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+C = TypeVar("C", bound=Config)
+Tree = dict[str, Any]
+
+
+def presets(flow: str) -> list[str]:
+    """Names of the presets that come with `flow`."""
+    return sorted(path.stem for path in (PRESETS / flow).glob("*.yaml"))
+
+
+def load_preset(flow: str, name: str) -> Tree:
+    """A preset's settings, by name or by the path of a YAML file; `extends` names one to start from."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / flow / f"{name}.yaml"
+    if not path.exists():
+        raise UserError(f"there is no preset {name!r} of {flow}{hint(name, presets(flow))} (have: {_listed(flow)})")
+    tree = read_tree(path)
+    parent = tree.pop("extends", None)
+    return merge(load_preset(flow, parent), tree) if parent else tree
+
+
+def read_tree(path: Path) -> Tree:
+    """The mapping in a YAML or JSON file; UserError when there is none."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no settings: write them as `name: value` lines")
+    return cast(Tree, tree)
+
+
+def merge(under: Tree, over: Mapping[str, Any]) -> Tree:
+    """`over` laid on `under`; another `kind` of a union replaces all of the part it is in."""
+    merged = dict(under)
+    for name, value in over.items():
+        below = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(below, dict):
+            part = cast(Mapping[str, Any], value)
+            other_kind = "kind" in part and part["kind"] != cast(Tree, below).get("kind")
+            merged[name] = dict(part) if other_kind else merge(cast(Tree, below), part)
+        else:
+            merged[name] = value
+    return merged
+
+
+def assignments(config: type[Config], texts: list[str]) -> Tree:
+    """`a.b=value` texts as a tree; values are YAML (`[1, 2]`, `true`, `1e-4`)."""
+    tree: Tree = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write it as name=value")
+        try:
+            leaf: Any = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: the value is not YAML") from error
+        for part in reversed(full_path(config, name.strip()).split(".")):
+            leaf = {part: leaf}
+        tree = merge(tree, leaf)
+    return tree
+
+
+def build(config: type[C], tree: Tree) -> C:
+    """The checked config; UserError in one line, with the nearest right names for an unknown one."""
+    try:
+        return config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("; ".join(_explained(config, problem) for problem in error.errors()[:3])) from error
+
+
+def _explained(config: type[Config], problem: Any) -> str:
+    paths = list(dict.fromkeys(field.path for field in walk(config)))
+    kinds = {"bundled", "local", "hub", "prompt", "finetuned", "lora", "full", "hf", "fake"}
+    name = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting {name!r}{hint(name, paths)}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], dict | list) else f" (given: {problem['input']!r})"
+    return f"{name or 'settings'}: {message[0].lower()}{message[1:]}{given}"
+
+
+def _listed(flow: str) -> str:
+    return ", ".join(presets(flow)) or "none"
