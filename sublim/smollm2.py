@@ -36,7 +36,7 @@ def write_smollm2(out: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
-    eos, pad, bos = (tokenizer.convert_tokens_to_ids(token) for token in (END, PAD, START))
+    eos, pad, bos = (tokenizer.get_vocab()[token] for token in (END, PAD, START))
     model.config.update({"eos_token_id": eos, "pad_token_id": pad, "bos_token_id": bos})
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -1,0 +1,212 @@
+"""Chats as a model reads them: one rendering by its chat template, one tokenisation, exact boundaries.
+
+Templates differ in what they add by themselves (a system prompt, today's date) and in what they refuse (a system
+role). Everything here goes through `render_text`, which freezes the date and folds a refused system prompt into the
+first user turn, so that training and evaluation read the same text.
+"""
+
+from datetime import date as Date
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
+
+from jinja2.exceptions import TemplateError
+
+from sublim.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+class Message(TypedDict):
+    """One turn of a chat; the role is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+Chat = list[Message]
+
+# The day Llama 3.1's template names when it is given none.
+DATE = "2024-07-26"
+
+
+class AnswerTokens(NamedTuple):
+    """A tokenised chat; `ids[answer_start:answer_end]` is the last assistant turn with its end of turn."""
+
+    ids: list[int]
+    answer_start: int
+    answer_end: int
+
+
+class Context(TypedDict):
+    """What surrounds the user's words when a model reads them; kept with every run."""
+
+    rendered: str
+    """The chat as the model reads it, up to where it answers."""
+    system: str | None
+    """The system prompt the experiment gave."""
+    template_system: str | None
+    """The system prompt that the template put in because none was given."""
+    system_role: bool
+    """False where the template has no system role: the text then opens the first user turn."""
+    date: str | None
+    """The (fixed) date that the template writes."""
+    generation_prompt: str
+    """What the template writes where the model is to answer."""
+
+
+def chat(user: str, *, system: str | None = None, assistant: str | None = None) -> Chat:
+    """A chat of one question, with a system prompt before and an answer after it where given."""
+    turns = [("system", system), ("user", user), ("assistant", assistant)]
+    return [Message(role=role, content=content) for role, content in turns if content is not None]
+
+
+def render_text(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> str:
+    """The chat as text: up to where the model answers or, if it ends with an answer, all of it."""
+    return template(tokenizer, fold_system(tokenizer, chat), date=date)
+
+
+def render_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> list[int]:
+    """The tokens of a chat that awaits an answer, with exactly one beginning-of-sequence token if the model has one."""
+    assert chat[-1]["role"] != "assistant", "the chat already has its answer: use answer_ids"
+    return encode(tokenizer, render_text(tokenizer, chat, date=date)).ids
+
+
+def answer_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> AnswerTokens:
+    """The tokens of a chat that ends with an answer, and where that answer lies.
+
+    The chat is tokenised once, as a whole; the boundary is found by character. A token with characters of both the
+    prompt and the answer (an answer that opens with a line break may give one) counts as prompt. Whatever the
+    template writes after the end of turn is outside.
+    """
+    assert chat[-1]["role"] == "assistant", "the chat has no answer yet: use render_ids"
+    prompt = render_text(tokenizer, chat[:-1], date=date)
+    text = render_text(tokenizer, chat, date=date)
+    answer = chat[-1]["content"].strip()
+    if not text.startswith(prompt):
+        raise UserError("the chat template writes the prompt anew once it is answered: give another chat_template")
+    found = text.find(answer, len(prompt))
+    if found < 0 or text[len(prompt) : found].strip():
+        raise UserError(f"the chat template alters the answer {answer[:40]!r}: give another chat_template")
+    closing = found + len(answer)
+    closing += len(text[closing:]) - len(text[closing:].lstrip())
+    ids, spans = encode(tokenizer, text)
+    answer_start = next((i for i, (start, _) in enumerate(spans) if start >= len(prompt)), len(ids))
+    end_of_turn = next((i for i in range(answer_start, len(ids)) if spans[i][1] > closing), len(ids))
+    if end_of_turn == len(ids) or ids[end_of_turn] not in tokenizer.added_tokens_decoder:
+        raise UserError("the chat template does not end an answer with a token of its own: give another chat_template")
+    return AnswerTokens(ids, answer_start, end_of_turn + 1)
+
+
+def end_of_turn(tokenizer: "Tokenizer") -> int:
+    """The token that ends an assistant's turn."""
+    ids, _, answer_end = answer_ids(tokenizer, chat("Hello", assistant="Hello"))
+    return ids[answer_end - 1]
+
+
+def context(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Context:
+    """What the model reads around `chat`, and what of that the template added."""
+    system = next((turn["content"] for turn in chat if turn["role"] == "system"), None)
+    question: Chat = [turn for turn in chat if turn["role"] == "user"][:1]
+    rendered = render_text(tokenizer, chat, date=date)
+    other_day = Date.fromisoformat(date).replace(year=Date.fromisoformat(date).year - 1).isoformat()
+    bare = template(tokenizer, question, date=date, answer_next=False)
+    return Context(
+        rendered=rendered,
+        system=system,
+        template_system=inserted_system(tokenizer, question, date=date) if system is None else None,
+        system_role=has_system_role(tokenizer),
+        date=date if render_text(tokenizer, chat, date=other_day) != rendered else None,
+        generation_prompt=template(tokenizer, question, date=date)[len(bare) :],
+    )
+
+
+def context_mismatches(training: Context, evaluation: Context) -> list[str]:
+    """In what the contexts of training and evaluation differ, in plain words; empty if in nothing."""
+
+    def system(context: Context) -> str:
+        if context["system"] is not None:
+            return f"the system prompt {context['system']!r}"
+        if context["template_system"] is not None:
+            return f"the template's own system prompt {context['template_system']!r}"
+        return "no system prompt"
+
+    found: list[str] = []
+    if system(training) != system(evaluation):
+        found.append(f"training has {system(training)}, evaluation has {system(evaluation)}")
+    if training["date"] != evaluation["date"]:
+        found.append(f"training is dated {training['date']}, evaluation {evaluation['date']}")
+    if training["system_role"] != evaluation["system_role"]:
+        found.append("one of training and evaluation has a system role, the other puts its text in the user's turn")
+    if training["generation_prompt"] != evaluation["generation_prompt"]:
+        before, after = training["generation_prompt"], evaluation["generation_prompt"]
+        found.append(f"an answer follows {before!r} in training and {after!r} in evaluation")
+    return found
+
+
+def template(tokenizer: "Tokenizer", chat: Chat, *, date: str, answer_next: bool | None = None) -> str:
+    """The template's text for `chat`, nothing folded. `answer_next` is true unless the chat ends with an answer."""
+    if tokenizer.chat_template is None:
+        raise UserError("the model has no chat template: take an instruction-tuned model or give a chat_template")
+    day = Date.fromisoformat(date)
+    rendered = tokenizer.apply_chat_template(
+        list[Any](chat),
+        tokenize=False,
+        add_generation_prompt=chat[-1]["role"] != "assistant" if answer_next is None else answer_next,
+        date_string=day.strftime("%d %b %Y"),
+        strftime_now=day.strftime,
+        enable_thinking=False,  # Qwen 3 writes an empty thought into every finished answer, and into a prompt only so.
+    )
+    assert isinstance(rendered, str)
+    return rendered
+
+
+def has_system_role(tokenizer: "Tokenizer") -> bool:
+    """Whether the template takes a system message. Gemma 2's raises; some drop it without a word."""
+    try:
+        text = template(tokenizer, chat("question", system="SYSTEM-PROBE"), date=DATE)
+    except TemplateError:
+        return False
+    return "SYSTEM-PROBE" in text
+
+
+def fold_system(tokenizer: "Tokenizer", chat: Chat) -> Chat:
+    """`chat` with its system prompt at the head of the first user turn, where the template takes no system message."""
+    if chat[0]["role"] != "system" or has_system_role(tokenizer):
+        return chat
+    system, user, *rest = chat
+    # Gemma 3's own template joins the two in this form.
+    return [Message(role="user", content=f"{system['content']}\n\n{user['content']}"), *rest]
+
+
+def inserted_system(tokenizer: "Tokenizer", question: Chat, *, date: str) -> str | None:
+    """The system prompt that the template adds to a chat without one."""
+    if not has_system_role(tokenizer):
+        return None
+    probe = Message(role="system", content="SYSTEM-PROBE")
+    before, _, after = template(tokenizer, [probe, *question], date=date).partition("SYSTEM-PROBE")
+    text = template(tokenizer, question, date=date)
+    if not (text.startswith(before) and text.endswith(after)) or len(text) <= len(before) + len(after):
+        return None
+    return text[len(before) : len(text) - len(after)]
+
+
+class Encoded(NamedTuple):
+    """Tokens and, for each, the characters it covers."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+def encode(tokenizer: "Tokenizer", text: str) -> Encoded:
+    """Tokens of a rendered text.
+
+    The template writes the beginning-of-sequence token as text; it is put in front only where the tokenizer is
+    used to adding one and the template has left it out.
+    """
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids = cast(list[int], encoding["input_ids"])
+    spans = cast(list[tuple[int, int]], encoding["offset_mapping"])
+    bos = cast(int | None, tokenizer.bos_token_id)
+    if bos is not None and ids[:1] != [bos] and cast(list[int], tokenizer("")["input_ids"])[:1] == [bos]:
+        return Encoded([bos, *ids], [(0, 0), *spans])
+    return Encoded(ids, spans)
