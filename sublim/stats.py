@@ -1,0 +1,139 @@
+"""Statistics of paired effects: intervals over units and questions, sign-flip test, corrections, units to plan for.
+
+Every student answers every question, so units and questions are crossed: an effect is a matrix [units, questions] of
+paired differences. `paired_t` speaks of these questions, `crossed_bootstrap` of questions like these as well.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from scipy import stats
+
+from sublim.errors import UserError
+
+
+class Interval(NamedTuple):
+    """An estimate between two bounds that cover the truth in a share `level` of repetitions."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float
+    n: int
+    """Independent units behind it."""
+
+
+def paired_t(differences: Float[ndarray, " s"] | Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval of the mean of paired differences, one per unit. At least two units."""
+    values = np.asarray(differences, dtype=float)
+    assert values.ndim == 1
+    assert len(values) >= 2
+    mean = float(values.mean())
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half, level, len(values))
+
+
+class Components(NamedTuple):
+    """What the mean of a crossed matrix varies by, were units and questions drawn anew."""
+
+    variance: float
+    """Of the grand mean: units/n + questions/m + residual/(nm), no component below zero."""
+    df: float
+    """Degrees of freedom of `variance` (Satterthwaite 1946), at least those of the shorter side."""
+
+
+def crossed_components(matrix: Float[ndarray, "s q"]) -> Components:
+    """Two-way random-effects variance of the grand mean of `matrix`, by mean squares (one value a cell)."""
+    n, m = matrix.shape
+    rows, columns = matrix.mean(axis=1), matrix.mean(axis=0)
+    residual = matrix - rows[:, None] - columns[None, :] + matrix.mean()
+    by_unit, by_question = rows.var(ddof=1) / n, columns.var(ddof=1) / m
+    within = (residual**2).sum() / ((n - 1) * (m - 1) * n * m)
+    variance = max(by_unit - within, 0.0) + max(by_question - within, 0.0) + within
+    spread = by_unit**2 / (n - 1) + by_question**2 / (m - 1) + within**2 / ((n - 1) * (m - 1))
+    df = (by_unit + by_question - within) ** 2 / spread if spread > 0 else 0.0
+    return Components(float(variance), float(max(df, min(n, m) - 1)))
+
+
+def crossed_bootstrap(
+    matrix: Float[ndarray, "s q"], rng: np.random.Generator, *, draws: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Percentile interval of the grand mean, units and questions resampled independently. At least two of each.
+
+    The plain crossed bootstrap (Owen 2007, "The pigeonhole bootstrap") counts the residual three times, and with few
+    units its percentiles are those of a normal where a t is due (Hesterberg 2015, section 4: at 10 units that act
+    alone it covers 88 %). Both are mended by widening or narrowing the draws about the estimate: to the unbiased
+    variance of `crossed_components`, then from normal to t quantiles at its degrees of freedom. Their skew stays.
+    """
+    n, m = matrix.shape
+    assert min(n, m) >= 2
+    units = rng.multinomial(n, np.full(n, 1 / n), size=draws) / n
+    questions = rng.integers(m, size=(draws, m))
+    means = np.take_along_axis(units @ matrix, questions, axis=1).mean(axis=1)
+    estimate, spread = float(matrix.mean()), float(means.std())
+    parts = crossed_components(matrix)
+    upper = (1 + level) / 2
+    tail = stats.t.ppf(upper, parts.df) / stats.norm.ppf(upper)
+    scale = float(tail * np.sqrt(parts.variance) / spread) if spread > 0 else 0.0
+    low, high = (estimate + scale * (bound - estimate) for bound in np.quantile(means, [1 - upper, upper]))
+    return Interval(estimate, float(low), float(high), level, n)
+
+
+def sign_flip_test(
+    differences: Float[ndarray, " s"] | Sequence[float], *, draws: int = 100_000, seed: int = 0
+) -> float:
+    """Two-sided p of "no effect", differences symmetric about zero: exact up to 2**n flips <= draws, else sampled."""
+    values = np.asarray(differences, dtype=float)
+    test = stats.permutation_test(
+        (values,),
+        lambda sample, axis: np.mean(sample, axis=axis),
+        permutation_type="samples",
+        n_resamples=draws,
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return float(test.pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p adjusted for as many tests as there are, so that the chance of any false positive holds (Holm 1979)."""
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted.tolist()
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """p adjusted so that the expected share of false ones among those called positive holds (BH 1995)."""
+    return stats.false_discovery_control(p, method="bh").tolist() if len(p) else []
+
+
+def power(units: int, effect: float, sd: float, level: float = 0.95) -> float:
+    """Chance that a two-sided paired t test over `units` sees a true `effect`; sd is that of one unit's difference."""
+    noncentrality = effect / sd * np.sqrt(units)
+    critical = stats.t.ppf((1 + level) / 2, units - 1)
+    above = stats.nct.sf(critical, units - 1, noncentrality)
+    return float(above + stats.nct.cdf(-critical, units - 1, noncentrality))
+
+
+def units_needed(effect: float, sd: float, *, wanted: float = 0.8, level: float = 0.95, most: int = 10_000) -> int:
+    """The fewest units whose paired t test sees a true `effect` with power `wanted`."""
+    if effect == 0 or sd <= 0:
+        raise UserError("power needs an effect that is not zero and a spread above zero: give both")
+    # Upwards and not by bisection: scipy's noncentral t loses its digits far above the answer.
+    for units in range(2, most + 1):
+        if power(units, effect, sd, level) >= wanted:
+            return units
+    raise UserError(f"more than {most} units would be needed for an effect of {effect} with spread {sd}")
+
+
+def wilson(count: int, n: int, level: float = 0.95) -> Interval:
+    """Wilson's interval of a share. Only where the n trials are independent: one answer to each of n questions drawn
+    from a population, never several samples of the same questions."""
+    bounds = stats.binomtest(count, n).proportion_ci(level, method="wilson")
+    return Interval(count / n, float(bounds.low), float(bounds.high), level, n)

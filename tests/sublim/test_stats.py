@@ -1,0 +1,112 @@
+"""The statistics agree with scipy and cover what they claim on simulated data with a known truth."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sublim.errors import UserError
+from sublim.stats import (
+    benjamini_hochberg,
+    crossed_bootstrap,
+    crossed_components,
+    holm,
+    paired_t,
+    power,
+    sign_flip_test,
+    units_needed,
+    wilson,
+)
+
+SIMULATIONS = 1000
+# (units, questions, residual) standard deviations: mixed, units alone, questions first, shifts as seen on SmolLM2.
+WORLDS = [(1.0, 1.0, 1.0), (1.0, 0.0, 0.01), (0.3, 1.0, 1.0), (0.1, 0.4, 0.4)]
+
+
+def crossed(rng: np.random.Generator, units: int, world: tuple[float, float, float], questions: int = 50):
+    """A matrix of true mean 0, and the true mean on its own questions."""
+    by_unit, by_question, residual = world
+    column = by_question * rng.normal(size=(1, questions))
+    matrix = by_unit * rng.normal(size=(units, 1)) + column + residual * rng.normal(size=(units, questions))
+    return matrix, float(column.mean())
+
+
+@pytest.mark.parametrize("units", [4, 10])
+@pytest.mark.parametrize("world", WORLDS)
+def test_paired_t_covers_the_truth_on_these_questions(world: tuple[float, float, float], units: int) -> None:
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(SIMULATIONS):
+        matrix, truth = crossed(rng, units, world)
+        interval = paired_t(matrix.mean(axis=1))
+        hits += interval.low <= truth <= interval.high
+    assert 0.93 <= hits / SIMULATIONS <= 0.97
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_crossed_bootstrap_covers_the_truth_over_questions_too(world: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(2)
+    hits = 0
+    for _ in range(SIMULATIONS):
+        matrix, _ = crossed(rng, 10, world)
+        interval = crossed_bootstrap(matrix, rng, draws=400)
+        hits += interval.low <= 0 <= interval.high
+    assert 0.93 <= hits / SIMULATIONS <= 0.97
+
+
+def test_paired_t_equals_scipy() -> None:
+    values = [0.27, 0.33, 0.81, 0.69]
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    ours = paired_t(values, 0.9)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    assert ours.n == 4
+
+
+def test_components_equal_a_two_way_analysis_of_variance() -> None:
+    matrix = np.random.default_rng(3).normal(size=(5, 7)) + np.arange(5)[:, None]
+    within = matrix - matrix.mean(1, keepdims=True) - matrix.mean(0, keepdims=True) + matrix.mean()
+    square = (within**2).sum() / 24
+    units = max((7 * matrix.mean(1).var(ddof=1) - square) / 7, 0)
+    questions = max((5 * matrix.mean(0).var(ddof=1) - square) / 5, 0)
+    assert crossed_components(matrix).variance == pytest.approx(units / 5 + questions / 7 + square / 35)
+
+
+def test_crossed_bootstrap_repeats_with_its_seed_and_keeps_skew() -> None:
+    matrix = np.random.default_rng(4).exponential(size=(10, 50)) ** 2
+    first = crossed_bootstrap(matrix, np.random.default_rng(0))
+    assert first == crossed_bootstrap(matrix, np.random.default_rng(0))
+    assert first.high - first.estimate > first.estimate - first.low
+
+
+def test_crossed_bootstrap_of_equal_values_has_no_width() -> None:
+    interval = crossed_bootstrap(np.full((3, 4), 0.5), np.random.default_rng(0))
+    assert (interval.low, interval.high) == pytest.approx((0.5, 0.5))
+
+
+def test_sign_flips_are_exact_for_few_units() -> None:
+    assert sign_flip_test([0.2, 0.5, 0.3]) == pytest.approx(2 / 8)
+    assert sign_flip_test([0.2, -0.5, 0.3, 0.1]) == pytest.approx(1.0, abs=0.2)
+    assert sign_flip_test(np.linspace(0.1, 1, 8)) == pytest.approx(2 / 256)
+
+
+def test_holm_and_benjamini_hochberg_on_a_hand_computed_case() -> None:
+    p = [0.01, 0.04, 0.03, 0.005]
+    assert holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert benjamini_hochberg(p) == pytest.approx([0.02, 0.04, 0.04, 0.02])
+    assert holm([]) == benjamini_hochberg([]) == []
+
+
+def test_power_equals_simulation_and_planning_inverts_it() -> None:
+    rng = np.random.default_rng(5)
+    samples = rng.normal(0.5, 1.0, size=(20_000, 12))
+    found = (stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05).mean()
+    assert power(12, 0.5, 1.0) == pytest.approx(found, abs=0.012)
+    assert units_needed(0.5, 1.0) == 34  # the textbook value
+    assert units_needed(-0.5, 1.0) == 34
+    with pytest.raises(UserError, match="more than 50 units"):
+        units_needed(0.01, 1.0, most=50)
+
+
+def test_wilson_of_no_success_is_not_a_point() -> None:
+    interval = wilson(0, 50)
+    assert interval.low == 0
+    assert interval.high == pytest.approx(0.0714, abs=2e-4)
