@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -69,11 +71,20 @@ def digest_directory(directory: Path) -> str:
 
 
 def list_files(directory: Path) -> list[str]:
-    """Relative POSIX paths of the files below `directory`, sorted. Raises TypeError on a symbolic link."""
+    """Relative POSIX paths of the files below `directory`, sorted.
+
+    Raises OSError when it cannot all be read, TypeError on a link, pipe or socket: a digest needs plain files.
+    """
     found: list[str] = []
-    for path in sorted(directory.rglob("*")):
-        if path.is_symlink():
-            raise TypeError(f"{path} is a link: a digest needs plain files")
-        if path.is_file():
-            found.append(path.relative_to(directory).as_posix())
+    for folder, folders, files in os.walk(directory, onerror=_rise):
+        for path in (Path(folder, name) for name in folders + files):
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode):
+                found.append(path.relative_to(directory).as_posix())
+            elif not stat.S_ISDIR(mode):
+                raise TypeError(f"{path} is a link or no plain file: a digest needs plain files")
     return sorted(found)
+
+
+def _rise(error: OSError) -> None:
+    raise error

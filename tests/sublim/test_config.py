@@ -1,0 +1,91 @@
+import subprocess
+import sys
+from typing import Annotated, Literal, Self
+
+import pytest
+from pydantic import Field, ValidationError
+
+from sublim.config import Config, RunOnly
+
+
+class Inner(Config):
+    rank: int = 8
+    """Rank of the adapter."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision."""
+    batch_size: RunOnly[int] = 4
+    """Rows at a time."""
+
+    def resolved(self) -> Self:
+        return self.model_copy(update={"dtype": "float32"}) if self.dtype == "auto" else self
+
+
+class Outer(Config):
+    inner: Inner = Inner()
+    several: list[Inner] = Field(default_factory=list)
+    pair: tuple[Inner, int] = (Inner(dtype="float32"), 1)
+    named: dict[str, Inner] = Field(default_factory=dict)
+    rate: float = 1e-3
+
+
+def test_unknown_field_is_refused() -> None:
+    with pytest.raises(ValidationError, match="rnak"):
+        Inner.model_validate({"rnak": 3})
+
+
+def test_config_cannot_be_changed() -> None:
+    config = Inner()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.rank = 9  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), float("-inf")])
+def test_nan_and_infinity_are_refused(rate: float) -> None:
+    with pytest.raises(ValidationError):
+        Outer(rate=rate)
+
+
+def test_wrong_default_is_refused_when_the_config_is_made() -> None:
+    class Wrong(Config):
+        rank: Annotated[int, Field(gt=0)] = 0
+
+    with pytest.raises(ValidationError):
+        Wrong()
+
+
+def test_docstring_below_a_field_is_its_description() -> None:
+    assert Inner.model_fields["rank"].description == "Rank of the adapter."
+    assert Inner.model_json_schema()["properties"]["batch_size"]["description"] == "Rows at a time."
+
+
+def test_identity_keeps_defaults_and_leaves_out_run_only_fields() -> None:
+    assert Inner().identity() == {"rank": 8, "dtype": "auto"}
+
+
+def test_auto_is_resolved_at_every_depth() -> None:
+    auto = Inner()
+    outer = Outer(inner=auto, several=[auto, auto], pair=(auto, 3), named={"a": auto})
+    resolved = outer.resolved()
+    found = [resolved.inner, *resolved.several, resolved.pair[0], resolved.named["a"]]
+    assert [item.dtype for item in found] == ["float32"] * 5
+    assert resolved.pair[1] == 3
+    assert outer.inner.dtype == "auto"
+
+
+def test_nothing_to_resolve_gives_the_very_same_config() -> None:
+    config = Outer(inner=Inner(dtype="bfloat16"))
+    assert config.resolved() is config
+
+
+def test_config_survives_json() -> None:
+    config = Outer(several=[Inner(rank=2, batch_size=9)], named={"x": Inner()})
+    assert Outer.model_validate_json(config.model_dump_json()) == config
+
+
+def test_importing_the_core_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, sublim.config, sublim.digest, sublim.store, sublim.hardware, sublim.provenance\n"
+        "print([name for name in ('torch', 'transformers', 'prefect', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
