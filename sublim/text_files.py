@@ -1,0 +1,66 @@
+"""Reading text files: bundled ones by name, a user's JSON or YAML by path; what is wrong is said in one line."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from sublim.config import Config
+from sublim.errors import UserError
+
+BUNDLED = files("sublim") / "texts"
+C = TypeVar("C", bound=Config)
+
+
+def load_text(kind: type[C], name_or_path: str) -> C:
+    """The config `kind` from a bundled file, or from a user's file if the name ends in .yaml, .yml or .json."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml", ".json"):
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file")
+        content = path.read_bytes()
+    else:
+        bundled = {each.name.removesuffix(".yaml"): each for each in BUNDLED.iterdir() if each.name.endswith(".yaml")}
+        if name_or_path not in bundled:
+            near = difflib.get_close_matches(name_or_path, bundled, n=1, cutoff=0)[0]
+            raise UserError(f"no bundled texts are named {name_or_path} (nearest: {near}): name a .yaml or .json file")
+        content = bundled[name_or_path].read_bytes()
+    value = _decode(content, name_or_path, as_json=path.suffix == ".json")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{name_or_path}: {_one_line(error.errors(), kind)}") from error
+
+
+def _decode(content: bytes, name: str, *, as_json: bool) -> Any:
+    try:
+        text = content.decode("utf-8-sig")
+        return json.loads(text) if as_json else yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text: save it as UTF-8") from error
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} is not {'JSON' if as_json else 'YAML'}: {reason}") from error
+
+
+def _one_line(errors: Sequence[ErrorDetails], kind: type[Config]) -> str:
+    first = errors[0]
+    field = ".".join(str(part) for part in first["loc"])
+    match first["type"]:
+        case "missing":
+            line = f"the field {field} is missing: add it"
+        case "extra_forbidden":
+            line = f"the field {field} is unknown: remove it (known are {', '.join(kind.model_fields)})"
+        case "model_type" | "model_attributes_type":
+            line = f"the file must hold the fields {', '.join(kind.model_fields)}" if not field else f"field {field}"
+        case "string_pattern_mismatch":
+            line = f"field {field}: it is empty or blank, write a text"
+        case _:
+            line = f"field {field}: {first['msg'].removeprefix('Value error, ')}"
+    return line if len(errors) == 1 else f"{line} (and {len(errors) - 1} more)"
