@@ -27,15 +27,18 @@ def try_lock(path: Path, holder: str = "") -> int | None:
             return None
         raise
     note = {"host": socket.gethostname(), "pid": os.getpid(), "holder": holder}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(note).encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk: the note is for a log line, the lock is held without it
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(note).encode(), 0)
     return descriptor
 
 
 def unlock(descriptor: int) -> None:
     """Gives a lock back. Its file stays: removing it would race with a waiter."""
-    os.ftruncate(descriptor, 0)
-    os.close(descriptor)
+    try:
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:

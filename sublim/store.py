@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
-
-from pydantic import ValidationError
 
 from sublim.digest import digest_file, digest_files, list_files
 from sublim.errors import UserError
@@ -34,9 +32,12 @@ class Store:
             if not marker.exists():
                 self.root.mkdir(parents=True, exist_ok=True)
                 write_synced(marker, json.dumps({"format": FORMAT}))
-            found = json.loads(marker.read_text())["format"]
+            found = int(json.loads(marker.read_text())["format"])
         except OSError as error:
             raise UserError(f"store {self.root} cannot be reached ({error.strerror}): check SUBLIM_STORE") from error
+        except (ValueError, KeyError, TypeError) as error:
+            hint = f'if this is the store, write {{"format": {FORMAT}}} into it'
+            raise UserError(f"{marker} is damaged: {hint}") from error
         if found > FORMAT:
             raise UserError(f"the store {self.root} has format {found}, this version reads {FORMAT}: update sublim")
         return self
@@ -57,14 +58,15 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    def clear_scratch(self, stage: str, key: str) -> None:
+        shutil.rmtree(self.root / "scratch" / stage / key[:12], ignore_errors=True)
+
     @contextmanager
     def draft(self, stage: str, key: str) -> Generator[Path]:
         """An empty folder to write an artifact in; removed unless it was committed."""
-        drafts = self.root / "drafts"
-        drafts.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f"{stage}-{key[:12]}-", dir=drafts))
+        draft = self._draft_path(f"{stage}-{key[:12]}")
         try:
-            (draft / "payload").mkdir()
+            (draft / "payload").mkdir(parents=True)
             yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -105,28 +107,18 @@ class Store:
         draft.rename(target)
         _sync(target.parent)
         kill_point("after-rename")
-        shutil.rmtree(self.root / "scratch" / stage / key[:12], ignore_errors=True)
+        self.clear_scratch(stage, key)
         return artifact
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """The manifest under `key`, or None when there is none. Raises UserError for one of a newer version."""
-        path = self.directory(stage, key) / "manifest.json"
-        try:
-            text = path.read_text()
-        except FileNotFoundError:
-            return None
-        try:
-            if json.loads(text).get("format", 0) > FORMAT:
-                raise UserError(f"{path} was written by a newer version of sublim: update sublim")
-            manifest = Manifest.model_validate_json(text)
-        except (json.JSONDecodeError, ValidationError):  # damaged on disk: as good as absent
-            return None
-        return manifest if manifest.artifact.key == key else None
+        manifest = _read_manifest(self.directory(stage, key) / "manifest.json")
+        return manifest if manifest is not None and manifest.artifact.key == key else None
 
-    def find(self, stage: str, key: str) -> Artifact | None:
+    def find(self, stage: str, key: str, *, deep: bool = False) -> Artifact | None:
         """The intact artifact under `key`, or None."""
         manifest = self.manifest(stage, key)
-        if manifest is None or self.problem(manifest.artifact):
+        if manifest is None or self.problem(manifest.artifact, deep=deep):
             return None
         return manifest.artifact
 
@@ -142,11 +134,17 @@ class Store:
         if manifest.artifact.content != artifact.content:
             return f"{name} holds other content than was recorded"
         payload = self.payload(artifact)
+        try:
+            present = list_files(payload)
+        except (FileNotFoundError, NotADirectoryError, TypeError) as error:  # any other is the store's, never a miss
+            return f"{name} is damaged: {error}"
+        for path in present:
+            if path not in manifest.files:
+                return f"{name}/{path} is not of its making"
         for path, entry in manifest.files.items():
-            try:
-                stat = (payload / path).stat()
-            except OSError:
+            if path not in present:
                 return f"{name}/{path} is missing"
+            stat = (payload / path).stat()
             if stat.st_size != entry.size:
                 return f"{name}/{path} has {stat.st_size} bytes instead of {entry.size}"
             unchanged = stat.st_mtime_ns == entry.mtime_ns and not deep
@@ -158,8 +156,8 @@ class Store:
         """Every readable manifest in the store, by stage and key."""
         for path in sorted(self.root.glob("*/*/manifest.json")):
             if path.parent.parent.name not in RESERVED:
-                manifest = Manifest.model_validate_json(path.read_text())
-                if manifest.artifact.key.startswith(path.parent.name):
+                manifest = _read_manifest(path)
+                if manifest is not None and manifest.artifact.key.startswith(path.parent.name):
                     yield manifest
 
     def search(self, prefix: str, *, stage: str | None = None) -> Manifest:
@@ -176,6 +174,12 @@ class Store:
             where = f" of stage {stage}" if stage else ""
             raise UserError(f"{what}{where} that start with {prefix}: `sublim store ls` lists them")
         return found[0]
+
+    def unreadable(self) -> Iterator[Path]:
+        """Folders whose manifest is missing or damaged: nothing in them is believed."""
+        for folder in sorted(path for path in self.root.glob("*/*") if path.parent.name not in RESERVED):
+            if _read_manifest(folder / "manifest.json") is None:
+                yield folder
 
     def lineage(self, artifact: Artifact) -> dict[str, Manifest]:
         """The artifact's manifest and those of everything it was made from, by `stage/key[:12]`."""
@@ -201,14 +205,17 @@ class Store:
         with locked(self.lock_path(record)):
             (self.root / "records" / record).unlink(missing_ok=True)
             self._discard(self.directory(artifact.stage, artifact.key))
-            shutil.rmtree(self.root / "scratch" / artifact.stage / artifact.key[:12], ignore_errors=True)
+            self.clear_scratch(artifact.stage, artifact.key)
+
+    def _draft_path(self, name: str) -> Path:
+        # Not made by tempfile, whose folders only their owner can read: a store may be shared.
+        return self.root / "drafts" / f"{name}-{token_hex(4)}"
 
     def _discard(self, directory: Path) -> None:
         if directory.exists():
-            drafts = self.root / "drafts"
-            drafts.mkdir(parents=True, exist_ok=True)
-            aside = Path(tempfile.mkdtemp(prefix="discarded-", dir=drafts))
-            directory.rename(aside / "artifact")
+            aside = self._draft_path("discarded")
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            directory.rename(aside)
             shutil.rmtree(aside)
 
 
@@ -228,6 +235,19 @@ def write_synced(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    """The manifest at `path`; None when there is none or it was damaged on disk, which is as good as absent."""
+    try:
+        text = path.read_text()
+        if (fields := json.loads(text))["format"] > FORMAT:
+            raise UserError(f"{path} was written by a newer version of sublim: update sublim")
+        manifest = Manifest.model_validate(fields)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
+    return manifest if digest_files(hashes) == manifest.artifact.content else None
 
 
 def _sync(path: Path) -> None:

@@ -21,6 +21,7 @@ def shown_progress(stage: str) -> Generator[Listener]:
     view = _View(stage)
     try:
         yield view.update
+        view.complete()
     finally:
         view.close()
 
@@ -60,8 +61,10 @@ class _View:
         else:
             update_progress_artifact(self.artifacts[label], progress=percent)
 
+    def complete(self) -> None:
+        for artifact in self.artifacts.values():
+            update_progress_artifact(artifact, progress=100.0)
+
     def close(self) -> None:
         if self.display is not None and self.bars:
             self.display.stop()
-        for artifact in self.artifacts.values():
-            update_progress_artifact(artifact, progress=100.0)

@@ -13,6 +13,11 @@ from sublim.store import open_store
 _artifact: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
+def verifies_deeply() -> bool:
+    """Whether SUBLIM_VERIFY=deep asks for every byte to be hashed before a hit is believed."""
+    return os.environ.get("SUBLIM_VERIFY") == "deep"
+
+
 class DanglingArtifact(Exception):
     """A record names an artifact that is gone or damaged."""
 
@@ -31,7 +36,7 @@ class VerifiedArtifact(Serializer):
 
     def loads(self, blob: bytes) -> Any:
         fields = _artifact.validate_json(blob)
-        problem = open_store().problem(Artifact(**fields), deep=os.environ.get("SUBLIM_VERIFY") == "deep")
+        problem = open_store().problem(Artifact(**fields), deep=verifies_deeply())
         if problem:
             get_run_logger().warning("cached result refused, running again: %s", problem)
             raise DanglingArtifact(problem)

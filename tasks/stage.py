@@ -28,7 +28,10 @@ from sublim.store import Store, open_store
 from tasks.locks import FileLockManager
 from tasks.processes import StageKilled, isolated, run_job
 from tasks.progress_view import shown_progress
-from tasks.records import VerifiedArtifact
+from tasks.quiet import install
+from tasks.records import VerifiedArtifact, verifies_deeply
+
+install()
 
 Inputs = Artifact | Sequence[Artifact] | Mapping[str, Artifact] | None
 
@@ -137,9 +140,10 @@ class _Job:
     def run(self) -> dict[str, str]:
         """The artifact under this key: one that a killed run committed, or one made now."""
         log = get_run_logger()
-        found = self.store.find(self.stage.name, self.key)
+        found = self.store.find(self.stage.name, self.key, deep=verifies_deeply())
         if found is not None:
             log.info("%s %s was finished by an earlier run; its record is restored", found.stage, self.key[:12])
+            self.store.clear_scratch(self.stage.name, self.key)
         else:
             try:
                 found = self._make(log)
