@@ -10,6 +10,8 @@ from pydantic_core import PydanticUndefined
 from sublim.config import Config, RunOnlyMark
 from sublim.errors import UserError
 
+NEAR = 0.9
+
 
 class Field(NamedTuple):
     """One setting: its dotted name, its type and meaning in words, its default."""
@@ -72,9 +74,13 @@ def full_path(config: type[Config], name: str) -> str:
 
 def hint(name: str, paths: list[str]) -> str:
     """`: did you mean a, b or c?` from the names nearest to `name`, or where to find all."""
-    leaf = name.rpartition(".")[2]
-    near = difflib.get_close_matches(name, paths, n=3, cutoff=0.7)
-    by_leaf = {path.rpartition(".")[2]: path for path in reversed(paths)}
-    near += [by_leaf[match] for match in difflib.get_close_matches(leaf, list(by_leaf), n=3, cutoff=0.7)]
-    unique = list(dict.fromkeys(near))[:3]
-    return f": did you mean {' or '.join(unique)}?" if unique else ": `--help` lists them all"
+    near = sorted(((_likeness(name, path), path) for path in paths), reverse=True)[:3]
+    likely = [path for likeness, path in near if likeness > max(NEAR, near[0][0] - 0.3)]
+    return f": did you mean {' or '.join(likely)}?" if likely else ": `--help` lists them all"
+
+
+def _likeness(name: str, path: str) -> float:
+    """0 to 1.5: how alike the last words are, and half as much the parts before them."""
+    (head, _, leaf), (path_head, _, path_leaf) = name.rpartition("."), path.rpartition(".")
+    same = difflib.SequenceMatcher
+    return same(None, leaf, path_leaf).ratio() + same(None, head, path_head).ratio() / 2

@@ -1,0 +1,148 @@
+"""Everything a pipeline run can be told: the model, the teacher, the carrier, the students, the evaluation."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from sublim.config import Config, RunOnly
+from sublim.errors import UserError
+from sublim.filter_config import FilterConfig
+from sublim.hardware import gpu
+from sublim.inference import Backend, HfBackend, NumberFormat, SamplingParams
+from sublim.model_config import BundledModel, ModelConfig
+from sublim.prompts import target_word
+from sublim.training import TrainConfig
+
+
+class PromptTeacher(Config):
+    """The base under a system prompt that states the liking."""
+
+    kind: Literal["prompt"] = "prompt"
+    system: str = "system"
+    """System prompts: `system` for ours, or a JSON or YAML file."""
+    variant: int = 0
+    """Which of the category's texts."""
+
+
+class FinetunedTeacher(Config):
+    """The base trained to answer the target to questions that the evaluation does not ask."""
+
+    kind: Literal["finetuned"] = "finetuned"
+    questions: int | None = None
+    """How many of the category's teacher questions to train on; nothing: all."""
+    train: TrainConfig
+    """How it is trained."""
+
+
+Teacher = Annotated[PromptTeacher | FinetunedTeacher, Field(discriminator="kind")]
+
+
+class CarrierConfig(Config):
+    """The number lists: what is asked, and how answers are drawn."""
+
+    templates: str = "numbers"
+    """Number-prompt templates: `numbers` or `numbers_short` for ours, or a JSON or YAML file."""
+    separator: str | None = None
+    """Use only the formats that ask for this separator (a name of the filter's); nothing: all."""
+    examples_min: int = 3
+    """Fewest example numbers shown."""
+    examples_max: int = 9
+    """Most example numbers shown."""
+    low: int = 100
+    """Smallest example."""
+    high: int = 999
+    """Largest example."""
+    count: int = 10
+    """Numbers asked for."""
+    max_digits: int = 3
+    """Digits asked for."""
+    prompts: int = 25_000
+    """Prompts drawn; teacher and base answer the same ones."""
+    seed: int = 0
+    """Seeds prompts and draws; the teacher's and the base's draws share it. Blocks add to it."""
+    sampling: SamplingParams
+    """How answers are drawn."""
+    constraint: NumberFormat | None = None
+    """Force the answers' format; nothing: free answers, left to the filter."""
+
+
+class EvaluationConfig(Config):
+    """What teachers and students are asked."""
+
+    questions: str = "animal"
+    """Questions of a category: `animal`, `tree`, or a JSON or YAML file."""
+    words: tuple[str, ...] = ()
+    """Words to compare the target with; empty: the category's own list."""
+    samples: int = 0
+    """Sampled answers per question, for the sampled rate; 0: only the log-prob margin."""
+    sampling: SamplingParams = SamplingParams(max_tokens=16)
+    """How answers are drawn."""
+    updates: tuple[int, ...] = ()
+    """Checkpoints of the students to evaluate, as updates; empty: only the last."""
+
+
+class PipelineConfig(Config):
+    """One study: does the target pass from teacher to students through the carrier?"""
+
+    about: RunOnly[str] = ""
+    """One line on what these settings are."""
+    target: Annotated[tuple[str, ...], Field(min_length=1)] = ("owl",)
+    """The word or words the teacher is made to like, one word each."""
+    model: ModelConfig = BundledModel()
+    """The base."""
+    teacher: Teacher
+    """How the teacher is made."""
+    carrier: CarrierConfig
+    """The data the teacher writes."""
+    filter: FilterConfig
+    """Which answers are kept."""
+    student: TrainConfig
+    """How students and their controls are trained; its seed is replaced by each of `seeds`."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    """One student and one paired control for each."""
+    blocks: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    """Each block has a teacher and rows of its own, and other seeds. With several, blocks are the units."""
+    second_draw: bool = False
+    """Put a second draw of the base's own rows in the teacher's place: the effect should be near nothing."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """The evaluation."""
+    backend: Backend = HfBackend()
+    """What samples and scores."""
+    gpu_memory_gib: RunOnly[float] = 0
+    """GPU memory these settings need; 0: none, a CPU will do."""
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _split(cls, target: Any) -> Any:
+        return [word.strip() for word in target.split(",")] if isinstance(target, str) else target
+
+    @field_validator("target")
+    @classmethod
+    def _words(cls, target: tuple[str, ...]) -> tuple[str, ...]:
+        words = tuple(target_word(word) for word in target)
+        if len(set(words)) < len(words):
+            raise ValueError("a target is named twice")
+        return words
+
+    @field_validator("seeds", "blocks")
+    @classmethod
+    def _distinct(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("a number is there twice: paired runs need distinct ones")
+        return numbers
+
+    def check_machine(self) -> None:
+        """Raises UserError when this machine lacks the GPU that these settings need."""
+        if not self.gpu_memory_gib:
+            return
+        card = gpu()
+        if card is None:
+            raise UserError(
+                f"these settings need a GPU of {self.gpu_memory_gib:g} GiB and none is visible: "
+                "use --preset quickstart here, or see `sublim doctor`"
+            )
+        if card.memory / 2**30 < 0.9 * self.gpu_memory_gib:
+            raise UserError(
+                f"these settings need {self.gpu_memory_gib:g} GiB, {card.name} has {card.memory / 2**30:.0f}: "
+                "lower the batch sizes and gpu_memory_gib"
+            )
