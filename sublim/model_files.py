@@ -93,17 +93,14 @@ def write_config(directory: Path, *, drop: Iterable[str] = ()) -> None:
     write_json(path, clean(read_json(path)))
 
 
-def write_generation_config(directory: Path, *, eos: list[int], pad: int | None, bos: int | None) -> None:
+def write_generation_config(directory: Path, *, eos: list[int], pad: int, bos: list[int]) -> None:
     """Writes a generation config that samples from the model's own distribution.
 
     Written out in full because a missing top_k means 50 to some readers.
     """
     neutral = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
-    tokens = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": pad}
-    write_json(
-        directory / "generation_config.json",
-        neutral | {key: value for key, value in tokens.items() if value is not None},
-    )
+    tokens = {"eos_token_id": eos, "pad_token_id": pad} | ({"bos_token_id": bos[0]} if bos else {})
+    write_json(directory / "generation_config.json", neutral | tokens)
 
 
 def write_identity(directory: Path, name: str) -> None:

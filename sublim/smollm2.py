@@ -54,7 +54,7 @@ def write_smollm2(out: Path) -> None:
         },
     )
     write_config(out, drop=["quantization_config"])
-    write_generation_config(out, eos=[eos], pad=pad, bos=bos)
+    write_generation_config(out, eos=[eos], pad=pad, bos=[bos])
     write_identity(out, "smollm2")
 
 

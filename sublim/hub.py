@@ -1,0 +1,30 @@
+"""Models of the Hugging Face hub, at one commit, through the hub's own cache."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from sublim.errors import UserError
+from sublim.model_config import HubModel
+from sublim.model_files import INDEX, SINGLE, TEXT_FILES, read_json
+
+
+def download(source: HubModel) -> Path:
+    """The folder of the hub's cache that holds the model; only files that loading reads are fetched."""
+    folder = fetch(source, [*TEXT_FILES, INDEX])
+    index = folder / INDEX
+    weights = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [SINGLE]
+    return fetch(source, [*TEXT_FILES, INDEX, *weights])
+
+
+def fetch(source: HubModel, files: list[str]) -> Path:
+    """Those of `files` that the repository has. An interrupted download goes on where it stopped."""
+    try:
+        return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=files))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot fetch {source.id} at {source.revision[:12]} ({reason}): check name and revision, "
+            "accept the model's licence and log in with `hf auth login` if it asks for one, and unset HF_HUB_OFFLINE"
+        ) from error
