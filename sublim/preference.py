@@ -1,0 +1,192 @@
+"""Preference: ask a model open questions, score what it says, compare students with their controls.
+
+`ask` runs the model and keeps raw log-probs and answers; `score` reads them for one target; `compare` pairs students
+with controls. A metric that can't be computed is null with its reason, never zero.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from sublim.chat import Context, chat, context
+from sublim.effects import compare_word, units_of
+from sublim.errors import UserError
+from sublim.inference import FakeBackend, Sampler, open_sampler
+from sublim.jsonl import read_jsonl, write_jsonl
+from sublim.killpoints import kill_point
+from sublim.preference_config import (
+    METRICS,
+    AskConfig,
+    CompareConfig,
+    Comparison,
+    MetricComparison,
+    MetricName,
+    ScoreConfig,
+    Scores,
+)
+from sublim.progress import progress
+from sublim.scores import margin, rates, summed
+from sublim.training import checkpoint
+from sublim.words import written
+
+FEW_UNITS = 6
+"""Below this many units the bootstrap has too few to resample, and the interval on these questions leads."""
+
+
+def ask(
+    out: Path, config: AskConfig, *, scratch: Path, base: Path, weights: Path | None = None
+) -> dict[str, list[Context]]:
+    """Stage: writes questions.jsonl, logprobs.jsonl {question, word, logprob, tokens} and answers.jsonl {question,
+    sample, text, finish}. `weights` is a training payload, an adapter or a full model.
+
+    Costs one scoring of questions x words and questions x samples short answers; resumes from the last shard.
+    """
+    weights = _chosen(weights, config.weights_update)
+    asked, scored = list(_answer_paths(scratch, config)), scratch / "logprobs.jsonl"
+    if not (scored.exists() and all(path.exists() for path in asked)):
+        with open_sampler(config.backend, base, weights=weights) as sampler:
+            if not scored.exists():
+                _keep(scored, _logprobs(sampler, config))
+                kill_point("ask:logprobs")
+            _sample_missing(sampler, config, asked)
+    write_jsonl(out / "questions.jsonl", ({"question": i, "text": text} for i, text in enumerate(config.questions)))
+    write_jsonl(out / "logprobs.jsonl", read_jsonl(scored))
+    write_jsonl(out / "answers.jsonl", (row for path in asked for row in read_jsonl(path)))
+    return {"contexts": _contexts(config, base)}
+
+
+def _chosen(weights: Path | None, update: int | None) -> Path | None:
+    if weights is not None and any(weights.glob("update-*")):
+        return checkpoint(weights, update)
+    if update is not None:
+        raise UserError(f"weights_update={update} needs the payload of a training run: give one, or leave it out")
+    return weights
+
+
+def _logprobs(sampler: Sampler, config: AskConfig) -> list[dict[str, Any]]:
+    chats = [chat(question, system=config.system) for question in config.questions]
+    continuations = [[written(word) for word in config.words]] * len(chats)
+    with progress("scoring words", len(chats)) as advance:
+        scored = sampler.logprobs(chats, continuations)
+        advance(len(chats))
+    for a, b in combinations(range(len(config.words)), 2):
+        if all(_same_tokens(words[a], words[b]) for words in scored):
+            pair = f"'{config.words[a]}' and '{config.words[b]}'"
+            raise UserError(f"{pair} in the comparison list are the same tokens to this model: keep one of them")
+    return [
+        {"question": i, "word": word, "logprob": sum(tokens), "tokens": len(tokens)}
+        for i, words in enumerate(scored)
+        for word, tokens in zip(config.words, words, strict=True)
+    ]
+
+
+def _same_tokens(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Texts of equal tokens have equal log-probs, token by token, up to what batching rounds."""
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-5) for x, y in zip(a, b, strict=True))
+
+
+def _answer_paths(scratch: Path, config: AskConfig) -> Iterator[Path]:
+    for i in range(len(config.questions) if config.samples else 0):
+        yield scratch / f"answers-{i:05d}.jsonl"
+
+
+def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> None:
+    params = config.sampling.model_copy(update={"n": max(config.samples, 1)})
+    with progress("sampling answers", len(paths) * config.samples) as advance:
+        for start in range(0, len(paths), config.shard):
+            shard = range(start, min(start + config.shard, len(paths)))
+            if not all(paths[i].exists() for i in shard):
+                chats = [chat(config.questions[i], system=config.system) for i in shard]
+                for i, answers in zip(shard, sampler.sample(chats, params, first=start), strict=True):
+                    rows = enumerate(answers)
+                    _keep(paths[i], [{"question": i, "sample": j, "text": a.text, "finish": a.finish} for j, a in rows])
+                kill_point("ask:shard")
+            advance(len(shard) * config.samples)
+
+
+def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes `rows` so that `path` is there whole or not at all."""
+    draft = path.with_suffix(".draft")
+    write_jsonl(draft, rows)
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _contexts(config: AskConfig, base: Path) -> list[Context]:
+    """The first question as the model reads it."""
+    if isinstance(config.backend, FakeBackend):
+        return []
+    from sublim.models import load_tokenizer
+
+    return [context(load_tokenizer(base), chat(config.questions[0], system=config.system))]
+
+
+def score(out: Path, config: ScoreConfig, *, scratch: Path, asked: Path) -> None:
+    """Stage: writes scores.json (`Scores`): margins in nats and sampled rates with their counts, for every word."""
+    questions = [row["text"] for row in read_jsonl(asked / "questions.jsonl")]
+    found = {(row["question"], row["word"]): row["logprob"] for row in read_jsonl(asked / "logprobs.jsonl")}
+    unasked = [word for word in config.words if (0, word) not in found]
+    if unasked:
+        raise UserError(f"{unasked} were not among the words asked: add them to the comparison list and ask again")
+    table = [[found[i, word] for word in config.words] for i in range(len(questions))]
+    margins = {word: margin(table, config.words, column) for column, word in enumerate(config.words)}
+    shares, answers = rates(asked / "answers.jsonl", config.words, len(questions))
+    scores = Scores(
+        target=config.target,
+        words=config.words,
+        questions=questions,
+        metrics={"margin": margins, "rate": shares},
+        answers=answers,
+    )
+    (out / "scores.json").write_text(scores.model_dump_json(indent=1))
+
+
+def compare(
+    out: Path,
+    config: CompareConfig,
+    *,
+    scratch: Path,
+    students: list[Path],
+    controls: list[Path],
+    base: Path,
+    teacher: Path | list[Path] | None = None,
+) -> None:
+    """Stage: writes comparison.json (`Comparison`) from score payloads; student i is paired with control i.
+
+    `teacher` may be several, one a block (their mean is shown), or nothing for an arm without one.
+    """
+    teachers = [] if teacher is None else teacher if isinstance(teacher, list) else [teacher]
+    study = {
+        "base": [_scores(base)],
+        "teacher": [_scores(path) for path in teachers],
+        "student": [_scores(path) for path in students],
+        "control": [_scores(path) for path in controls],
+    }
+    first = study["base"][0]
+    units = units_of(len(students), len(controls), config.blocks)
+    for scores in (scores for arm in study.values() for scores in arm):
+        if (scores.target, scores.words, scores.questions) != (first.target, first.words, first.questions):
+            raise UserError("scores of different targets, words or questions cannot be compared: score all alike")
+    compared: dict[str, dict[MetricName, MetricComparison]] = {
+        word: {metric: compare_word(study, metric, word, units, config) for metric in METRICS} for word in first.words
+    }
+    comparison = Comparison(
+        target=first.target,
+        words=first.words,
+        questions=first.questions,
+        unit=units.kind,
+        about_units=units.sentence,
+        leads="these_questions" if len(units.members) < FEW_UNITS else "questions_too",
+        metrics=compared.pop(first.target),
+        off_target=compared,
+        answers={arm: summed(scores) for arm, scores in study.items()},  # pyright: ignore[reportArgumentType]
+    )
+    (out / "comparison.json").write_text(comparison.model_dump_json(indent=1))
+
+
+def _scores(payload: Path) -> Scores:
+    return Scores.model_validate_json((payload / "scores.json").read_bytes())

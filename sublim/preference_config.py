@@ -1,0 +1,170 @@
+"""What is asked of a model about its likings, how answers are scored, and the shape of scores and comparisons."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from sublim.config import Config, RunOnly
+from sublim.inference import Backend, SamplingParams
+from sublim.words import comparison_list
+
+MetricName = Literal["margin", "rate"]
+METRICS: tuple[MetricName, ...] = ("margin", "rate")
+UNITS: dict[MetricName, str] = {"margin": "nats", "rate": "share of readable answers"}
+
+
+class AskConfig(Config):
+    """Open questions to one model: the log-prob of every listed word as its answer, and answers it writes."""
+
+    questions: Annotated[list[str], Field(min_length=1)]
+    """The questions themselves, one user turn each."""
+    words: list[str]
+    """The comparison list, targets included; scored in title case."""
+    system: str | None = None
+    """System prompt while asking; null for what the chat template does by itself."""
+    backend: Backend
+    """What runs the model."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Written answers for each question; 0 leaves the sampled rate out."""
+    sampling: SamplingParams = SamplingParams(max_tokens=16)
+    """How answers are drawn; `n` is replaced by `samples`."""
+    weights_update: int | None = None
+    """Which checkpoint of the training payload to ask; null for its last."""
+    shard: RunOnly[Annotated[int, Field(ge=1)]] = 16
+    """Questions answered between two saves: a crash loses no more than these."""
+
+    @field_validator("words")
+    @classmethod
+    def _listed(cls, words: list[str]) -> list[str]:
+        return comparison_list([], words)
+
+
+class ScoreConfig(Config):
+    """Which of the asked words is the target, and which it is compared with."""
+
+    target: str
+    """The word the teacher was made to like."""
+    words: list[str]
+    """The comparison list; the target is added when it is not there."""
+
+    @field_validator("target")
+    @classmethod
+    def _plain(cls, target: str) -> str:
+        return target.strip().casefold()
+
+    @field_validator("words")
+    @classmethod
+    def _listed(cls, words: list[str], info: ValidationInfo) -> list[str]:
+        return comparison_list([info.data["target"]], words)
+
+
+class CompareConfig(Config):
+    """How paired students and controls become an effect with intervals."""
+
+    blocks: tuple[int, ...] = ()
+    """The block (its own teacher and rows) of each pair; empty: all pairs share one."""
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Share of repetitions in which an interval covers the truth."""
+    draws: Annotated[int, Field(ge=100)] = 10_000
+    """Resamples of the crossed bootstrap."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds the resampling."""
+
+
+class Metric(Config):
+    """One metric of one model for one word."""
+
+    mean: float | None
+    """Over the questions that have a value; null when none has."""
+    per_question: list[float | None]
+    """In the order of the questions; null where it could not be computed."""
+    reason: str | None = None
+    """Why `mean` is missing."""
+
+
+class Answers(Config):
+    """What became of the written answers."""
+
+    asked: int
+    """All of them."""
+    readable: int
+    """Those that name a listed word or something else."""
+    named: dict[str, int]
+    """How many name each listed word."""
+    other: int
+    """How many are readable and name no listed word."""
+    unread: dict[str, int]
+    """Those that could not be read, by reason; never counted as "no"."""
+    others: dict[str, int]
+    """The most frequent of the other answers, lower case, without articles."""
+
+
+class Scores(Config):
+    """scores.json: both metrics of one model, for the target and, as off-target, for every other listed word."""
+
+    target: str
+    words: list[str]
+    questions: list[str]
+    metrics: dict[MetricName, dict[str, Metric]]
+    """By metric, then by word."""
+    answers: Answers | None
+    """Null when none were sampled."""
+
+
+class Effect(Config):
+    """Student minus its paired control, over independent units and questions."""
+
+    estimate: float
+    low: float | None
+    """Interval on these questions: paired t over the units; null with a single unit."""
+    high: float | None
+    low_questions: float | None
+    """Interval over questions like these too: crossed bootstrap of units and questions."""
+    high_questions: float | None
+    level: float
+    questions: int
+    """Questions in the estimate: those with a value for every student and control."""
+    seeds: int
+    """Pairs of student and control."""
+    units: int
+    """Independent units: blocks, or the pairs of a single block."""
+    per_pair: list[float]
+    per_unit: list[float]
+    per_question: list[float | None]
+    """Mean over the units; null for questions left out."""
+    reason: str | None = None
+    """Why an interval is missing."""
+
+
+class MetricComparison(Config):
+    """One metric for one word, across the models of a study."""
+
+    unit: str
+    base: float | None
+    teacher: float | None
+    student: float | None
+    """Mean over the students, on the questions of the effect."""
+    control: float | None
+    students: list[float | None]
+    controls: list[float | None]
+    effect: Effect | None
+    reason: str | None = None
+    """Why the effect is missing; it is never shown as zero."""
+
+
+class Comparison(Config):
+    """comparison.json: the effect on the target, and on every other word beside it."""
+
+    target: str
+    words: list[str]
+    questions: list[str]
+    unit: Literal["block", "seed"]
+    """What is drawn independently."""
+    about_units: str
+    """The same in a sentence, with what the intervals are conditional on."""
+    leads: Literal["these_questions", "questions_too"]
+    """The interval to quote: below six units the first."""
+    metrics: dict[MetricName, MetricComparison]
+    off_target: dict[str, dict[MetricName, MetricComparison]]
+    answers: dict[Literal["base", "teacher", "student", "control"], Answers | None]
+    """Counts behind the rates; students' and controls' are summed."""

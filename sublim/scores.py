@@ -1,0 +1,91 @@
+"""Scores: margins from log-probs and rates from answers, each missing value with its reason."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from sublim.jsonl import read_jsonl
+from sublim.preference_config import Answers, Metric, Scores
+from sublim.words import Reader
+
+OTHERS_SHOWN = 10
+
+
+def margin(table: list[list[float | None]], words: list[str], column: int) -> Metric:
+    """log p(word) minus the mean over the other words, per question."""
+    values: list[float | None] = []
+    lost: Counter[str] = Counter()
+    for row in table:
+        finite = [value for value in row if value is not None and math.isfinite(value)]
+        if len(finite) < len(row):
+            lost.update(
+                word for word, value in zip(words, row, strict=True) if value is None or not math.isfinite(value)
+            )
+            values.append(None)
+        else:
+            values.append(finite[column] - (math.fsum(finite) - finite[column]) / (len(finite) - 1))
+    return _metric(values, f"the log-probs of {sorted(lost)} are not finite")
+
+
+def rates(path: Path, words: list[str], questions: int) -> tuple[dict[str, Metric], Answers | None]:
+    """The share of readable answers that name each word, per question, and what became of all answers."""
+    reader = Reader(words)
+    named = [Counter[str]() for _ in range(questions)]
+    readable = [0] * questions
+    others, unread = Counter[str](), Counter[str]()
+    for row in read_jsonl(path):
+        reading = reader.read(row["text"], row["finish"])
+        if reading.unread is not None:
+            unread[reading.unread] += 1
+            continue
+        readable[row["question"]] += 1
+        if reading.word is not None:
+            named[row["question"]][reading.word] += 1
+        elif reading.other is not None:
+            others[reading.other] += 1
+    asked = sum(readable) + unread.total()
+    reason = "no answer could be read" if asked else "no answers were sampled (samples = 0)"
+    shares = {
+        word: [count[word] / n if n else None for count, n in zip(named, readable, strict=True)] for word in words
+    }
+    found = {word: _metric(values, reason) for word, values in shares.items()}
+    if not asked:
+        return found, None
+    return found, Answers(
+        asked=asked,
+        readable=sum(readable),
+        named={word: sum(count[word] for count in named) for word in words},
+        other=others.total(),
+        unread={str(case): unread[case] for case in sorted(unread)},
+        others=_most_frequent(others),
+    )
+
+
+def _most_frequent(others: Counter[str]) -> dict[str, int]:
+    return dict(sorted(others.items(), key=lambda item: (-item[1], item[0]))[:OTHERS_SHOWN])
+
+
+def _metric(values: list[float | None], reason: str) -> Metric:
+    there = [value for value in values if value is not None]
+    mean = math.fsum(there) / len(there) if there else None
+    return Metric(mean=mean, per_question=values, reason=None if there else reason)
+
+
+def summed(arm: list[Scores]) -> Answers | None:
+    """The answers of all models of an arm together."""
+    counted = [scores.answers for scores in arm if scores.answers is not None]
+    if not counted:
+        return None
+    others, named, unread = Counter[str](), Counter[str](), Counter[str]()
+    for answers in counted:
+        others.update(answers.others)
+        named.update(answers.named)
+        unread.update(answers.unread)
+    return Answers(
+        asked=sum(answers.asked for answers in counted),
+        readable=sum(answers.readable for answers in counted),
+        named={word: named[word] for word in counted[0].named},
+        other=sum(answers.other for answers in counted),
+        unread=dict(sorted(unread.items())),
+        others=_most_frequent(others),
+    )
