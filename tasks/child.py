@@ -3,17 +3,20 @@
 import importlib
 import json
 import logging
+import math
 import os
 import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from sublim.progress import listening
+from sublim.errors import UserError
+from sublim.progress import Listener, listening
 
 
 def resolve_name(name: str) -> Any:
@@ -65,10 +68,25 @@ def error_event(error: BaseException) -> dict[str, Any]:
     return {
         "event": "error",
         "type": f"{kind.__module__}:{kind.__qualname__}",
+        "user": isinstance(error, UserError),
         "message": str(error),
         "errno": error.errno if isinstance(error, OSError) else None,
         "traceback": "".join(traceback.format_exception(error)),
     }
+
+
+def throttled(listener: Listener) -> Listener:
+    """`listener` without the steps that follow another within a tenth of a second, the last of a count excepted."""
+    last = -math.inf
+
+    def listen(label: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last > 0.1:
+            last = now
+            listener(label, done, total)
+
+    return listen
 
 
 def serve(events: TextIO) -> None:
@@ -87,13 +105,14 @@ def serve(events: TextIO) -> None:
     while True:
         job = json.loads(jobs.get())
         try:
-            with listening(lambda *step: send({"event": "progress", "step": step})):
+            with listening(throttled(lambda *step: send({"event": "progress", "step": step}))):
                 notes = run_body(job)
+            send({"event": "done", "notes": notes})
         except BaseException as error:  # noqa: BLE001 - whatever it was, the parent raises it
             send(error_event(error))
-        else:
-            send({"event": "done", "notes": notes})
 
 
 if __name__ == "__main__":
-    serve(os.fdopen(int(sys.argv[1]), "w"))
+    pipe = int(sys.argv[1])
+    os.set_inheritable(pipe, False)  # what the body starts must not hold it open
+    serve(os.fdopen(pipe, "w"))

@@ -17,7 +17,7 @@ from typing import Any
 from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.progress import Listener, listening
-from tasks.child import resolve_name, run_body
+from tasks.child import run_body
 
 GRACE_SECONDS = 4.0
 
@@ -51,12 +51,24 @@ class StageProcess:
             stderr=subprocess.STDOUT,
             pass_fds=(write,),
             start_new_session=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # a line that is not UTF-8 must not end the draining
         )
         os.close(write)
         self._events = os.fdopen(read)
         # Drained on a thread: a grandchild may keep stdout open long after the child is gone.
-        threading.Thread(target=self._drain, daemon=True).start()
+        self._drainer = threading.Thread(target=self._drain, daemon=True)
+        self._drainer.start()
+        threading.Thread(target=self._bury, daemon=True).start()
+
+    def _bury(self) -> None:
+        # What the child forked holds the event pipe open, so that its death would go unnoticed.
+        self._process.wait()
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, signal_number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # nothing of the group is left
+            os.killpg(self._process.pid, signal_number)
 
     def _drain(self) -> None:
         assert self._process.stdout is not None
@@ -67,9 +79,12 @@ class StageProcess:
     def run(self, job: dict[str, Any], listener: Listener, logger: Logger) -> dict[str, Any]:
         """Runs one body and returns its notes; re-raises what it raised."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is dead: its events end, and that is told below
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
         for line in self._events:
+            if not line.endswith("\n"):  # killed while it wrote
+                break
             event = json.loads(line)
             match event["event"]:
                 case "progress":
@@ -81,35 +96,33 @@ class StageProcess:
                 case _:
                     return event["notes"]
         code = self._process.wait()
+        self._drainer.join(1.0)
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise StageKilled(f"the stage's process ended with {reason}; its last words: {self._last_line or 'none'}")
 
     def close(self) -> None:
         """Ends the child and everything it started."""
-        group = self._process.pid
         if self._process.poll() is None:
-            os.killpg(group, signal.SIGTERM)
+            self._signal(signal.SIGTERM)
             try:
                 self._process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 log.warning("the stage's process did not end within %g s: killing it", GRACE_SECONDS)
-        with contextlib.suppress(ProcessLookupError):  # nothing of the group is left
-            os.killpg(group, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.wait()
         self._events.close()
 
 
 def _restored(event: dict[str, Any]) -> Exception:
     name = str(event["type"])
-    message = str(event["message"])
+    message, first_line = str(event["message"]), str(event["message"]).partition("\n")[0]
     if name.endswith(":OutOfMemoryError"):
-        return OutOfDeviceMemory(f"the GPU's memory did not suffice; lower the batch size. {message.splitlines()[0]}")
+        return OutOfDeviceMemory(f"the GPU's memory did not suffice; lower the batch size. {first_line}")
     if event["errno"] == errno.ENOSPC:
         return OSError(errno.ENOSPC, message)
-    if name.startswith(("sublim.", "tasks.")):
-        kind = resolve_name(name)
-        if issubclass(kind, UserError):
-            return kind(message)
+    if event["user"]:
+        module, _, kind = name.partition(":")  # its own type where that is imported here; its module may be heavy
+        return getattr(sys.modules.get(module), kind, UserError)(message)
     return StageFailed(f"{name.replace(':', '.')}: {message}\n{event['traceback']}")
 
 
