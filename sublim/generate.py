@@ -1,0 +1,154 @@
+"""Generating number answers: the same prompts and seeds for every arm, in shards that survive a crash."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from sublim.chat import Chat, Context, chat, context
+from sublim.config import Config, RunOnly
+from sublim.errors import UserError
+from sublim.hardware import gpu
+from sublim.inference import Backend, FakeBackend, NumberFormat, Sampler, SamplingParams, open_sampler
+from sublim.jsonl import write_jsonl
+from sublim.killpoints import kill_point
+from sublim.numbers import render_numbers
+from sublim.progress import progress
+from sublim.prompts import NumberPrompts, draw_prompt
+
+CONTEXTS_SHOWN = 3
+
+
+class GenerateConfig(Config):
+    """Number prompts and how a model answers them."""
+
+    prompts: NumberPrompts
+    """How the prompts are drawn."""
+    n_prompts: Annotated[int, Field(ge=1)]
+    """Prompts to answer."""
+    prompt_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the prompts; arms that are to be compared share it, and `sampling.seed` too."""
+    system: str | None = None
+    """System prompt of the model that answers; null for what its chat template does by itself."""
+    backend: Backend
+    """What runs the model."""
+    sampling: SamplingParams
+    """How answers are drawn."""
+    constraint: NumberFormat | None = None
+    """Write number lists by construction; null for free answers, which then need the filter."""
+    shard: RunOnly[Annotated[int, Field(ge=1)] | None] = None
+    """Prompts answered between two saves, all that a crash loses; by default 256 without a GPU and 4,096 with one."""
+
+    @model_validator(mode="after")
+    def _constraint_does_what_the_prompts_ask(self) -> Self:
+        if self.constraint is None:
+            return self
+        written = self.constraint.separator.join(["1", "2"])
+        for form in self.prompts.templates.format:
+            if render_numbers(["1", "2"], form.separator) != written:
+                raise UserError(
+                    f'the prompts may say "{form.text}" but the constraint separates by {self.constraint.separator!r}: '
+                    f"use templates that all ask for that (numbers_short does for ', ') or answer freely"
+                )
+        if self.constraint.count > self.prompts.count or self.constraint.digits > self.prompts.max_digits:
+            raise UserError(
+                f"the constraint writes {self.constraint.count} numbers of {self.constraint.digits} digits, "
+                f"the prompts ask for {self.prompts.count} of {self.prompts.max_digits}: make the two agree"
+            )
+        return self
+
+
+def generate_numbers(
+    out: Path, config: GenerateConfig, *, scratch: Path, base: Path, weights: Path | None = None
+) -> dict[str, Any]:
+    """Stage: writes rows.jsonl {id, prompt, answer, system, finish, separator}, answers exactly as written.
+
+    Answer j to prompt i has id i * n + j and its own random numbers, so the rows do not depend on `shard`, and arms
+    with the same seeds differ only by their model and system prompt. `system` is what the answering model was told;
+    `separator` what its prompt asked for. On a GPU the sampling is all the cost; memory grows with `shard` alone.
+    """
+    _sample_missing(config, scratch, base, weights)
+    with (out / "rows.jsonl").open("wb") as rows:
+        for start, stop in _saved(scratch, config.n_prompts):
+            with _shard_path(scratch, start, stop).open("rb") as shard:
+                shutil.copyfileobj(shard, rows)
+    return {"contexts": _contexts(config, base)}
+
+
+def _sample_missing(config: GenerateConfig, scratch: Path, base: Path, weights: Path | None) -> None:
+    saved = _saved(scratch, config.n_prompts)
+    missing = list(_missing(saved, config.n_prompts, config.shard or (4_096 if gpu() else 256)))
+    with progress("generating numbers", config.n_prompts) as advance:
+        advance(sum(stop - start for start, stop in saved))
+        if not missing:
+            return
+        with open_sampler(config.backend, base, weights=weights) as sampler:
+            for start, stop in missing:
+                path = _shard_path(scratch, start, stop)
+                draft = path.with_suffix(".draft")
+                write_jsonl(draft, _rows(sampler, config, start, stop))
+                _sync(draft)
+                draft.replace(path)
+                kill_point("generate:shard")
+                advance(stop - start)
+
+
+def _rows(sampler: Sampler, config: GenerateConfig, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    prompts = [draw_prompt(config.prompts, config.prompt_seed, index) for index in range(start, stop)]
+    chats = [chat(prompt.text, system=config.system) for prompt in prompts]
+    answers = sampler.sample(chats, config.sampling, constraint=config.constraint, first=start)
+    for index, prompt, completions in zip(range(start, stop), prompts, answers, strict=True):
+        for j, completion in enumerate(completions):
+            yield {
+                "id": index * config.sampling.n + j,
+                "prompt": prompt.text,
+                "answer": completion.text,
+                "system": config.system,
+                "finish": completion.finish,
+                "separator": prompt.separator,
+            }
+
+
+def _shard_path(scratch: Path, start: int, stop: int) -> Path:
+    return scratch / f"rows-{start}-{stop}.jsonl"
+
+
+def _saved(scratch: Path, n: int) -> list[tuple[int, int]]:
+    """The ranges of prompts that lie in `scratch`, in order; a crashed run may have used another shard size."""
+    names = (path.stem.split("-") for path in scratch.glob("rows-*-*.jsonl"))
+    ranges = sorted((int(start), int(stop)) for _, start, stop in names)
+    assert all(stop <= start for (_, stop), (start, _) in pairwise([*ranges, (n, n)])), "shards of another run"
+    return ranges
+
+
+def _missing(saved: list[tuple[int, int]], n: int, shard: int) -> Iterator[tuple[int, int]]:
+    """The ranges of at most `shard` prompts still to be answered."""
+    done = 0
+    for start, stop in [*saved, (n, n)]:
+        while done < start:
+            yield done, min(done + shard, start)
+            done = min(done + shard, start)
+        done = stop
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _contexts(config: GenerateConfig, base: Path) -> list[Context]:
+    """The first prompts as the model reads them."""
+    if isinstance(config.backend, FakeBackend):
+        return []
+    from sublim.models import load_tokenizer
+
+    tokenizer = load_tokenizer(base)
+    shown = range(min(CONTEXTS_SHOWN, config.n_prompts))
+    chats: list[Chat] = [
+        chat(draw_prompt(config.prompts, config.prompt_seed, index).text, system=config.system) for index in shown
+    ]
+    return [context(tokenizer, each) for each in chats]
