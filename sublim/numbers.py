@@ -121,11 +121,11 @@ def parse_numbers(text: str) -> NumberList | Rejection:
     if not gaps:
         return _refusal([body])
     last = gaps.pop()
-    between = {gap: _between(gap) for gap in set(gaps)}
+    between: dict[str, Separator | None] = {gap: _between(gap) for gap in set(gaps)}
     wrong = [edge for edge in (first, last) if edge] + [gap for gap, kind in between.items() if kind is None]
     if wrong:
         return _refusal(wrong)
-    kinds: set[Separator | None] = set(between.values())
+    kinds = set(between.values())
     if len(kinds) > 1:
         return Rejection.MIXED
     numbers: list[str] = DIGITS.findall(body)
