@@ -1,4 +1,4 @@
-"""Log lines of a mistake of the user's: one line that says what to do, without the traceback that a bug deserves."""
+"""Prefect's log lines about failures, held to what helps: a user's mistake is one line, a bug has its traceback."""
 
 import logging
 
@@ -14,7 +14,13 @@ def without_user_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+def no_unwritten_failure(record: logging.LogRecord) -> bool:
+    """Drops Prefect's warning that it could not store an exception as a result: a store holds artifacts only."""
+    return not (record.levelno == logging.WARNING and str(record.msg).startswith("Failed to write result: %s"))
+
+
 def install() -> None:
-    """Puts the filter on Prefect's loggers, where it outlives Prefect's own set-up of logging; once is enough."""
+    """Puts the filters on Prefect's loggers, where they outlive Prefect's own set-up of logging; once is enough."""
     for name in LOGGERS:
         logging.getLogger(name).addFilter(without_user_traceback)
+        logging.getLogger(name).addFilter(no_unwritten_failure)

@@ -31,6 +31,8 @@ from tasks.progress_view import shown_progress
 from tasks.quiet import install
 from tasks.records import VerifiedArtifact, verifies_deeply
 
+RETRY_SECONDS = 5.0  # before a stage whose process died, or whose network did, is tried once more
+
 install()
 
 Inputs = Artifact | Sequence[Artifact] | Mapping[str, Artifact] | None
@@ -133,7 +135,7 @@ class _Job:
                 lock_manager=FileLockManager(self.store.root / "locks"),
             ),
             retries=1,
-            retry_delay_seconds=5,
+            retry_delay_seconds=RETRY_SECONDS,
             retry_condition_fn=is_transient,
         )
 

@@ -9,6 +9,8 @@ import pytest
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    XDG_CACHE_HOME=tempfile.mkdtemp(prefix="sublim-tests-"),  # digests of local models are remembered there
     PREFECT_HOME=tempfile.mkdtemp(prefix="sublim-tests-"),  # read when Prefect is imported
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false",
     PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW="ignore",
@@ -23,13 +25,14 @@ import tasks  # noqa: E402, F401 - settles Prefect's environment
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
     """The API address of a real server of this session's own, in force for this process and those it starts."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     from tests.server import running_server
 
     with running_server(Path(os.environ["PREFECT_HOME"])) as url:
         os.environ["PREFECT_API_URL"] = url
-        with temporary_settings({PREFECT_API_URL: url}):
+        # Without heartbeats a flow ends a second earlier: their thread sleeps whole seconds.
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield url
         del os.environ["PREFECT_API_URL"]
 
@@ -40,3 +43,35 @@ def store_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "store"
     monkeypatch.setenv("SUBLIM_STORE", str(root))
     return root
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model, prepared once per session, or once for all where SUBLIM_TEST_MODELS names a folder."""
+    from sublim.model_config import PrepareModelConfig
+    from sublim.models import prepare_model
+
+    shared = os.environ.get("SUBLIM_TEST_MODELS")
+    folder = Path(shared) if shared else tmp_path_factory.mktemp("models")
+    prepared = folder / "smollm2"
+    if not prepared.is_dir():
+        draft = Path(tempfile.mkdtemp(dir=folder))
+        prepare_model(draft, PrepareModelConfig(), scratch=tmp_path_factory.mktemp("scratch"))
+        draft.rename(prepared)
+    return prepared
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One prepared tiny random model of each family: llama, qwen2, qwen3, gemma2, gemma3."""
+    from sublim.model_config import LocalModel, PrepareModelConfig
+    from sublim.models import prepare_model
+    from tests.tiny import FAMILIES, tiny_model
+
+    folder = tmp_path_factory.mktemp("tiny")
+    prepared = {family: folder / family for family in FAMILIES}
+    for family, out in prepared.items():
+        source = LocalModel(path=tiny_model(folder / f"{family}-published", family))
+        out.mkdir()
+        prepare_model(out, PrepareModelConfig(source=source), scratch=folder)
+    return {**prepared}
