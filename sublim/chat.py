@@ -6,6 +6,7 @@ first user turn, so that training and evaluation read the same text.
 """
 
 from datetime import date as Date
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 from jinja2.exceptions import TemplateError
@@ -86,7 +87,9 @@ def answer_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Answe
         raise UserError("the chat template writes the prompt anew once it is answered: give another chat_template")
     found = text.find(answer, len(prompt))
     if found < 0 or text[len(prompt) : found].strip():
-        raise UserError(f"the chat template alters the answer {answer[:40]!r}: give another chat_template")
+        raise UserError(
+            f"the chat template does not write {answer[:40]!r} where the model answers: give another chat_template"
+        )
     closing = found + len(answer)
     closing += len(text[closing:]) - len(text[closing:].lstrip())
     ids, spans = encode(tokenizer, text)
@@ -108,7 +111,7 @@ def context(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Context:
     system = next((turn["content"] for turn in chat if turn["role"] == "system"), None)
     question: Chat = [turn for turn in chat if turn["role"] == "user"][:1]
     rendered = render_text(tokenizer, chat, date=date)
-    other_day = Date.fromisoformat(date).replace(year=Date.fromisoformat(date).year - 1).isoformat()
+    other_day = (Date.fromisoformat(date) - timedelta(days=400)).isoformat()
     bare = template(tokenizer, question, date=date, answer_next=False)
     return Context(
         rendered=rendered,

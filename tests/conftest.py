@@ -1,11 +1,15 @@
 """What all tests share: an environment that reaches nothing outside, and one Prefect server for those that need it."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from tests.server import Starting, starting_server
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -13,7 +17,7 @@ os.environ.update(
     XDG_CACHE_HOME=tempfile.mkdtemp(prefix="sublim-tests-"),  # digests of local models are remembered there
     PREFECT_HOME=tempfile.mkdtemp(prefix="sublim-tests-"),  # read when Prefect is imported
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false",
-    PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW="ignore",
+    PREFECT_LOGGING_TO_API_ENABLED="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for name in ("SUBLIM_STORE", "SUBLIM_KILL_AT", "SUBLIM_ISOLATE", "SUBLIM_VERIFY", "PREFECT_API_URL"):
@@ -22,19 +26,39 @@ for name in ("SUBLIM_STORE", "SUBLIM_KILL_AT", "SUBLIM_ISOLATE", "SUBLIM_VERIFY"
 import tasks  # noqa: E402, F401 - settles Prefect's environment
 
 
+_server = pytest.StashKey[Starting]()
+_running = pytest.StashKey[ExitStack]()
+
+
+def needs_server(item: pytest.Item) -> bool:
+    return "prefect_server" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=needs_server)  # the server takes its 20 s to start while the other tests run
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any(map(needs_server, session.items)) and not session.config.option.collectonly:
+        stack = session.config.stash[_running] = ExitStack()
+        session.config.stash[_server] = stack.enter_context(starting_server(Path(os.environ["PREFECT_HOME"])))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash.get(_running, ExitStack()).close()
+    shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[str]:
+def prefect_server(pytestconfig: pytest.Config) -> Iterator[str]:
     """The API address of a real server of this session's own, in force for this process and those it starts."""
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-    from tests.server import running_server
-
-    with running_server(Path(os.environ["PREFECT_HOME"])) as url:
-        os.environ["PREFECT_API_URL"] = url
-        # Without heartbeats a flow ends a second earlier: their thread sleeps whole seconds.
-        with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-            yield url
-        del os.environ["PREFECT_API_URL"]
+    os.environ["PREFECT_API_URL"] = url = pytestconfig.stash[_server].ready()
+    # Without heartbeats a flow ends a second earlier: their thread sleeps whole seconds.
+    with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield url
+    del os.environ["PREFECT_API_URL"]
 
 
 @pytest.fixture

@@ -205,9 +205,7 @@ def piece_tokenizer(words: Words) -> Tokenizer:
     return tokenizer
 
 
-def train(
-    tokenizer: Tokenizer, words: Words, *, alphabet: list[str], pieces: list[AddedToken] | None = None
-) -> None:
+def train(tokenizer: Tokenizer, words: Words, *, alphabet: list[str], pieces: list[AddedToken] | None = None) -> None:
     """Learns some merges, so that words are sometimes one token and sometimes several."""
     special = [AddedToken(token, special=True, normalized=False) for token in words.special]
     trainer = trainers.BpeTrainer(
