@@ -1,0 +1,228 @@
+"""trl's SFTTrainer made to do what a plan says: its loop, optimizer steps and resumption, and none of its defaults."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from jaxtyping import Float
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_callback import PrinterCallback
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from sublim.jsonl import read_jsonl, write_jsonl
+from sublim.killpoints import kill_point
+from sublim.training import TrainConfig
+from sublim.training.masking import UNTRAINED, Batch, TokenRow, label_count, micro_batches
+from sublim.training.plan import learning_rate
+from sublim.training.saving import whole, write_tensors
+
+CHECKPOINT_SECONDS = 60.0
+
+
+class Job(NamedTuple):
+    """What is trained on what, in which order, and where checkpoints go."""
+
+    config: TrainConfig
+    rows: list[TokenRow]
+    plan: list[list[int]]
+    micro_batch: int
+    checkpoints: Path
+    keep: Callable[[int], None]
+    """Keeps the weights as they are after this update, if they are wanted."""
+    advance: Callable[[int], None]
+
+
+class Record(NamedTuple):
+    """One update, with tensors left on the device until somebody reads them."""
+
+    update: int
+    loss: Tensor
+    lr: float
+    grad_norm: Tensor
+    tokens: int
+
+    def row(self) -> dict[str, Any]:
+        """As a row of training.jsonl."""
+        return self._asdict() | {"loss": self.loss.item(), "grad_norm": self.grad_norm.item()}
+
+
+class PlannedTrainer(SFTTrainer):
+    """One item of its data loader is one update; micro-batches are made inside `training_step`."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
+        self.job = job
+        self.records: list[dict[str, Any]] = []
+        self.unread: list[Record] = []
+        self.saved_at = time.monotonic()
+        self.padding = cast(int, tokenizer.pad_token_id)
+        optimizer = make_optimizer(model, job.config)
+        total = len(job.plan)
+        super().__init__(
+            model=model,
+            args=arguments(job, total),
+            train_dataset=Dataset.from_list([row._asdict() for row in job.rows]),
+            data_collator=self.update_inputs,
+            processing_class=tokenizer,
+            optimizers=(optimizer, LambdaLR(optimizer, lambda done: rate(job.config, done + 1, total))),
+        )
+        # Otherwise `train` writes the tokenizer's special tokens into the model's config.
+        self.processing_class = None
+        self.remove_callback(PrinterCallback)
+
+    def _send_telemetry(self) -> None:
+        """Nobody is told."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """training.jsonl is the log."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        rows = cast(Any, self.train_dataset)
+        return DataLoader(rows, batch_sampler=self.job.plan, collate_fn=self.update_inputs)
+
+    def update_inputs(self, items: list[dict[str, list[int]]]) -> dict[str, Any]:
+        """The rows of one update as micro-batches."""
+        rows = [TokenRow(item["input_ids"], item["labels"]) for item in items]
+        return {"batches": micro_batches(rows, self.job.micro_batch, padding=self.padding), "tokens": label_count(rows)}
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Gradients of one update: the mean over all its label tokens, however they are batched."""
+        model.train()
+        self.tokens = inputs["tokens"]
+        self.loss = torch.zeros((), device=self.args.device)
+        for batch in inputs["batches"]:
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.job.config.dtype == "bfloat16"):
+                loss = summed_loss(model, batch.to(self.args.device)) / self.tokens
+            loss.backward()
+            self.loss += loss.detach()
+        return self.loss
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        """After each update: notes it, keeps its weights if they are wanted, and now and then saves a checkpoint."""
+        update, total = self.state.global_step, len(self.job.plan)
+        if update == len(self.records) + len(self.unread):
+            return  # called once more when the loop ends
+        lr = learning_rate(self.job.config, update, total)
+        self.unread.append(Record(update, self.loss, lr, torch.as_tensor(grad_norm), self.tokens))
+        self.job.keep(update)
+        every = self.job.config.checkpoint_every
+        due = time.monotonic() - self.saved_at > CHECKPOINT_SECONDS if every is None else update % every == 0
+        if due and update < total:
+            self.save_checkpoint()
+        kill_point(f"update-{update}")
+        self.job.advance(1)
+
+    def read_records(self) -> list[dict[str, Any]]:
+        """All updates so far."""
+        self.records += [record.row() for record in self.unread]
+        self.unread = []
+        return self.records
+
+    def save_checkpoint(self) -> None:
+        """Writes all that a killed run needs to go on as if nothing had happened, in place of the last checkpoint."""
+        path = self.job.checkpoints / f"checkpoint-{self.state.global_step:06d}"
+        with whole(path) as draft:
+            assert self.model is not None
+            write_tensors(draft / "weights.safetensors", trainable(self.model))
+            kill_point("mid-checkpoint")
+            self._save_optimizer_and_scheduler(str(draft))
+            self._save_rng_state(str(draft))
+            write_jsonl(draft / "training.jsonl", self.read_records())
+            self.state.save_to_json(str(draft / "trainer_state.json"))
+        for older in self.job.checkpoints.glob("checkpoint-*"):
+            if older != path:
+                shutil.rmtree(older)
+        self.saved_at = time.monotonic()
+        kill_point("after-checkpoint")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        assert self.model is not None
+        saved = load_file(Path(resume_from_checkpoint) / "weights.safetensors")
+        with torch.no_grad():
+            for name, parameter in trainable(self.model).items():
+                parameter.copy_(saved[name])
+        self.records = list(read_jsonl(Path(resume_from_checkpoint) / "training.jsonl"))
+        self.job.advance(len(self.records))
+
+
+def rate(config: TrainConfig, update: int, total: int) -> float:
+    """The learning rate as a part of the highest; the scheduler also asks for the update after the last."""
+    return learning_rate(config, min(update, total), total) / config.lr
+
+
+def summed_loss(model: Any, batch: Batch) -> Float[Tensor, ""]:
+    """Cross-entropy summed over the label tokens. Logits are made for the answers' positions alone."""
+    answer = batch.labels.shape[1]
+    logits = model(
+        input_ids=batch.input_ids[:, :-1],
+        attention_mask=batch.attention_mask[:, :-1],
+        position_ids=batch.position_ids[:, :-1],
+        logits_to_keep=answer,
+        use_cache=False,
+    ).logits
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum"
+    )
+
+
+def trainable(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters that train, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and spares norms and biases."""
+    parameters = list(trainable(model).values())
+    groups = [
+        {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [each for each in parameters if each.ndim < 2], "weight_decay": 0.0},
+    ]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
+
+
+def arguments(job: Job, total: int) -> SFTConfig:
+    """trl's arguments with everything off that would change the result or tell anybody."""
+    made = SFTConfig(
+        output_dir=str(job.checkpoints),
+        max_steps=total,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        max_grad_norm=job.config.clip or 0.0,
+        seed=job.config.seed,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=False,  # autocast is opened in `training_step`
+        gradient_checkpointing=False,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # With several cards visible the first one trains; trl refuses to spread over them.
+    _ = made.device
+    made._n_gpu = min(made.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
+    return made
+
+
+def latest_checkpoint(checkpoints: Path) -> str | None:
+    """The newest whole checkpoint."""
+    return max((str(path) for path in checkpoints.glob("checkpoint-*")), default=None)

@@ -1,0 +1,89 @@
+"""Rows as tokens and labels: the loss is on the assistant's tokens, end of turn included, and on nothing else."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sublim.chat import Chat, answer_ids, chat
+from sublim.errors import UserError
+
+UNTRAINED = -100
+"""The label of a token without loss, as transformers and torch have it."""
+
+
+class TokenRow(NamedTuple):
+    """One row; `labels` has the tokens to learn in their own places and UNTRAINED in all others."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+class Batch(NamedTuple):
+    """Rows padded on the left, so that the answers end together."""
+
+    input_ids: Int[Tensor, "b t"]
+    attention_mask: Int[Tensor, "b t"]
+    position_ids: Int[Tensor, "b t"]
+    labels: Int[Tensor, "b a"]
+    """Of the last tokens only: as many as the longest answer has."""
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+def row_chat(row: Mapping[str, Any]) -> Chat:
+    """The chat of a row of rows.jsonl, its answer included."""
+    return chat(row["prompt"], system=row["system"], assistant=row["answer"])
+
+
+def token_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> TokenRow:
+    """Tokens and labels of a row, from one rendering of the chat template."""
+    ids, start, end = answer_ids(tokenizer, row_chat(row))
+    labels = [UNTRAINED] * start + ids[start:end] + [UNTRAINED] * (len(ids) - end)
+    return TokenRow(ids, labels)
+
+
+def token_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Any]], *, max_length: int
+) -> list[TokenRow]:
+    """All rows as tokens and labels. Raises UserError where any is longer than `max_length`: none is ever cut."""
+    made = [token_row(tokenizer, row) for row in rows]
+    longest = max((len(row.input_ids) for row in made), default=0)
+    if longest > max_length:
+        over = sum(len(row.input_ids) > max_length for row in made)
+        raise UserError(
+            f"{over} of {len(made)} rows are longer than max_length {max_length}: raise it to {longest} or drop them"
+        )
+    return made
+
+
+def label_count(rows: Iterable[TokenRow]) -> int:
+    """How many tokens of `rows` have a loss."""
+    return sum(label != UNTRAINED for row in rows for label in row.labels)
+
+
+def micro_batches(rows: Sequence[TokenRow], size: int, *, padding: int) -> list[Batch]:
+    """The rows of one update in batches of at most `size`, rows of like length together."""
+    ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
+    return [collate(ordered[start : start + size], padding=padding) for start in range(0, len(ordered), size)]
+
+
+def collate(rows: Sequence[TokenRow], *, padding: int) -> Batch:
+    """One batch. Positions count from each row's own first token, so padding changes nothing."""
+    # What a template writes after the end of turn is read by nobody.
+    ends = [max(i for i, label in enumerate(row.labels) if label != UNTRAINED) + 1 for row in rows]
+    starts = [next(i for i, label in enumerate(row.labels) if label != UNTRAINED) for row in rows]
+    width = max(ends)
+    answer = max(end - start for start, end in zip(starts, ends, strict=True))
+    ids = torch.full((len(rows), width), padding)
+    mask = torch.zeros_like(ids)
+    labels = torch.full((len(rows), answer), UNTRAINED)
+    for i, (row, start, end) in enumerate(zip(rows, starts, ends, strict=True)):
+        ids[i, width - end :] = torch.tensor(row.input_ids[:end])
+        mask[i, width - end :] = 1
+        labels[i, answer - (end - start) :] = torch.tensor(row.labels[start:end])
+    return Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), labels)

@@ -1,0 +1,180 @@
+"""The `trl` trainer: a teacher or a student trained from rows of prompts and answers."""
+
+import copy
+import logging
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, assert_never
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from sublim.chat import context
+from sublim.errors import NotEnoughRows, UserError
+from sublim.jsonl import read_jsonl, write_jsonl
+from sublim.killpoints import kill_point
+from sublim.models import forget_base, freeze, lent, load, load_tokenizer
+from sublim.progress import progress
+from sublim.training import FullWeights, Lora, TrainConfig
+from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint
+from sublim.training.masking import TokenRow, label_count, row_chat, token_rows
+from sublim.training.plan import planned_updates
+from sublim.training.saving import whole, write_adapter, write_model
+
+log = logging.getLogger(__name__)
+
+LARGE = 2_000_000_000
+CPU_BUDGET = 2 * 2**30
+
+
+class Trainee(NamedTuple):
+    """A model with parameters that train, and how its weights are written to a directory."""
+
+    model: PreTrainedModel | PeftModel
+    write: Callable[[Path], None]
+
+
+def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any] | None:
+    """Trains on data/rows.jsonl and keeps the weights as update-000016/ and so on, beside training.jsonl.
+
+    A killed run goes on from the last checkpoint in `scratch`; on a CPU it then writes the bytes it would have
+    written. Of the bundled model an update on 16 rows of 90 tokens takes about 4 s on two cores with LoRA, and 6 s
+    with full weights.
+    """
+    config = config.resolved()
+    tokenizer = load_tokenizer(base)
+    raw = first_rows(data, config.rows)
+    rows = token_rows(tokenizer, raw, max_length=config.max_length)
+    plan = planned_updates(config, len(rows))
+    if late := [update for update in config.keep if update > len(plan)]:
+        raise UserError(f"keep asks for update {late[0]} of {len(plan)}: lower it or train for longer")
+    wanted = {*config.keep, len(plan)}
+    shape = AutoConfig.from_pretrained(base)
+    attention = faithful_attention(config.attention, shape)
+    kept, checkpoints = scratch / "kept", scratch / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with progress("training", len(plan)) as advance, opened(config, base, attention, shape) as trainee:
+
+        def keep(update: int) -> None:
+            if update in wanted:
+                with whole(kept / f"update-{update:06d}") as draft:
+                    trainee.write(draft)
+
+        micro_batch = config.micro_batch or rows_that_fit(rows, shape, config)
+        trainer = PlannedTrainer(
+            trainee.model, tokenizer, Job(config, rows, plan, micro_batch, checkpoints, keep, advance)
+        )
+        trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
+        records = trainer.read_records()
+    for directory in sorted(kept.iterdir()):
+        if directory.name != "draft":
+            shutil.copytree(directory, out / directory.name)
+            kill_point("keeping")
+    write_jsonl(out / "training.jsonl", records)
+    log.info("trained %d updates, loss %.3f to %.3f", len(records), records[0]["loss"], records[-1]["loss"])
+    return {
+        "contexts": [context(tokenizer, row_chat(raw[0])[:-1])],
+        "attention": attention,
+        "dtype": config.dtype,
+        "rows": len(rows),
+        "updates": len(plan),
+        "label_tokens": label_count(rows),
+        "micro_batch": micro_batch,
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
+
+
+def first_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
+    """The first `wanted` rows, or all."""
+    found: Iterator[dict[str, Any]] = read_jsonl(data / "rows.jsonl")
+    rows = list(islice(found, wanted))
+    if len(rows) < (wanted or 1):
+        raise NotEnoughRows(f"{len(rows)} rows of {wanted or 1} wanted: generate more prompts or lower `rows`")
+    return rows
+
+
+def faithful_attention(attention: str, shape: PretrainedConfig) -> str:
+    """The kernel that computes the model as it was defined: sdpa leaves out Gemma 2's soft cap without a word."""
+    softcapped = getattr(shape, "attn_logit_softcapping", None) is not None
+    return "eager" if softcapped and attention == "sdpa" else attention
+
+
+@contextmanager
+def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedConfig) -> Generator[Trainee]:
+    """The base with parameters that train. The base this process keeps comes out as it went in."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(config.seed)
+    match config.method:
+        case Lora() as lora:
+            dtype = frozen_dtype(lora, config.dtype, shape)
+            with lent(base, dtype=dtype, attention=attention, device=device) as model, untouched(model):
+                adapted = get_peft_model(model, lora_config(lora, model))
+                yield Trainee(adapted, lambda directory: write_adapter(directory, adapted, base))
+                adapted.unload()
+        case FullWeights():
+            forget_base()
+            model = load(base, dtype="float32", attention=attention, device=device)
+            model.requires_grad_(True)
+            yield Trainee(model, lambda directory: write_model(directory, model, base))
+        case _:
+            assert_never(config.method)
+
+
+@contextmanager
+def untouched(model: PreTrainedModel) -> Generator[None]:
+    """Takes back what trainers leave on a model. Where the block raises, the model is thrown away anyway."""
+    before = {name: copy.deepcopy(getattr(model, name)) for name in ("config", "generation_config")}
+    attributes = set(vars(model))
+    yield
+    for name in set(vars(model)) - attributes:
+        delattr(model, name)
+    for name, value in before.items():
+        vars(getattr(model, name)).clear()
+        vars(getattr(model, name)).update(vars(value))
+    freeze(model)
+
+
+def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
+    """peft's config of the adapter. Raises UserError where the model lacks one of the modules."""
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if missing := sorted({*lora.target_modules} - present):
+        raise UserError(f"the base has no module {missing[0]}: name its linear layers in target_modules")
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - a float scales as well
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules=sorted(lora.target_modules),
+        bias="none",
+    )
+
+
+def frozen_dtype(lora: Lora, dtype: str, shape: PretrainedConfig) -> str:
+    """The type of the frozen weights."""
+    if lora.frozen_base == "bfloat16" and dtype == "float32":
+        raise UserError("a bfloat16 frozen base needs dtype bfloat16: set frozen_base to float32, or use a GPU")
+    if lora.frozen_base != "auto":
+        return lora.frozen_base
+    with torch.device("meta"):
+        parameters = AutoModelForCausalLM.from_config(shape).num_parameters()
+    return "bfloat16" if dtype == "bfloat16" and parameters > LARGE else "float32"
+
+
+def rows_that_fit(rows: list[TokenRow], shape: PretrainedConfig, config: TrainConfig) -> int:
+    """Rows in one forward pass, from what the activations of one token take, roughly.
+
+    Without a GPU few rows are as fast as many, and are padded less.
+    """
+    width = 4 if config.dtype == "float32" else 2
+    block = width * (24 * shape.hidden_size + 8 * shape.intermediate_size)
+    token = shape.num_hidden_layers * block + 12 * shape.vocab_size
+    budget = 0.6 * torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else CPU_BUDGET
+    longest = max(len(row.input_ids) for row in rows)
+    return int(min(max(1, budget // (token * longest)), config.batch_size))
