@@ -1,12 +1,12 @@
 """The `sublim` command: run flows, look at what they left, keep the store in order.
 
-    sublim run pipeline --preset quickstart --target owl
-    sublim run pipeline --help
-    sublim presets | runs | show KEY | report RUN
-    sublim store ls | verify | forget STAGE KEY | gc
-    sublim models ls | fetch NAME
-    sublim server start | stop | status
-    sublim doctor
+sublim run pipeline --preset quickstart --target owl
+sublim run pipeline --help
+sublim presets | runs | show KEY | report RUN
+sublim store ls | verify | forget STAGE KEY | gc
+sublim models ls | fetch NAME
+sublim server start | stop | status
+sublim doctor
 """
 
 import argparse

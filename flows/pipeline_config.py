@@ -10,7 +10,8 @@ from sublim.filter_config import FilterConfig
 from sublim.hardware import gpu
 from sublim.inference import Backend, HfBackend, NumberFormat, SamplingParams
 from sublim.model_config import BundledModel, ModelConfig
-from sublim.prompts import target_word
+from sublim.nouns import target_word
+from sublim.numbers import Separator
 from sublim.training import TrainConfig
 
 
@@ -42,7 +43,7 @@ class CarrierConfig(Config):
 
     templates: str = "numbers"
     """Number-prompt templates: `numbers` or `numbers_short` for ours, or a JSON or YAML file."""
-    separator: str | None = None
+    separator: Separator | None = None
     """Use only the formats that ask for this separator (a name of the filter's); nothing: all."""
     examples_min: int = 3
     """Fewest example numbers shown."""

@@ -11,6 +11,7 @@ _DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "WANDB_MODE": "disabled",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # stages report their own progress
 }
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
