@@ -45,6 +45,10 @@ def polysemanticity(weights: Float[Tensor, "... f d"]) -> Float[Tensor, "... f"]
     return overlap.sum(-1) - torch.diagonal(overlap, dim1=-2, dim2=-1)
 
 
+def _row_cosine(a: Float[Tensor, "... f n"], b: Float[Tensor, "... f n"]) -> Float[Tensor, "... f"]:
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
+
+
 def _pick(values: Float[Tensor, "p s q f"], features: Sequence[int]) -> Float[Tensor, "p s q"]:
     index = torch.tensor(features).expand(values.shape[:3])[..., None]
     return values.gather(-1, index)[..., 0]
@@ -54,13 +58,14 @@ def _frame(axes: Axes, role: Role, teacher: Float[Tensor, "p s q f d"]) -> pl.Da
     weights = role.weights
     p, s, q = weights.shape[:3]
     norms, teacher_norms = weights.norm(dim=-1), teacher.norm(dim=-1)
-    cosine = torch.nn.functional.cosine_similarity(weights, teacher, dim=-1)
+    cosine = _row_cosine(weights, teacher)
     norm, teacher_norm = _pick(norms, axes.features), _pick(teacher_norms, axes.features)
     values: dict[str, Tensor | None] = {
         "norm": norm,
         "teacher_norm": teacher_norm,
         "norm_ratio": norm / teacher_norm,
         "cosine": _pick(cosine, axes.features),
+        "gram_cosine": _pick(_row_cosine(weights @ weights.mT, teacher @ teacher.mT), axes.features),
         "superposition": superposition(weights),
         "polysemanticity": _pick(polysemanticity(weights), axes.features),
         "trained_loss": role.trained,
@@ -110,29 +115,31 @@ def rebuilt(table: pl.DataFrame) -> list[dict[str, Any]]:
     """Per p_active and feature, over seeds: the student beside the untrained initialisation, with 95 % t intervals.
 
     `low` and `high` bound the mean norm ratio; `excess_*` is the student's value minus the initialisation's, paired by
-    seed, and `other_excess_*` what a student of another initialisation reaches beyond its own.
+    seed, `other_*` a student of another initialisation, `other_excess_*` that student minus its own initialisation.
+    `cosine` is of directions, which another initialisation may rotate; `gram_cosine`, of rows of WWᵀ, is not.
     """
     keys = ["experiment", "auxiliary", "p_active", "feature"]
     found: list[dict[str, Any]] = []
     for key, group in table.group_by(keys, maintain_order=True):
         by_role = {str(name): part.sort("seed") for (name,), part in group.group_by(["role"], maintain_order=True)}
         row: dict[str, Any] = dict(zip(keys, key, strict=True))
-        for column in ("norm_ratio", "cosine"):
+        for column in ("norm_ratio", "cosine", "gram_cosine"):
             row[column] = by_role["student"][column].mean()
             row[f"init_{column}"] = by_role["init"][column].mean()
-            row[f"excess_{column}"] = _interval(by_role["student"][column] - by_role["init"][column])
+            row[f"excess_{column}"] = mean_interval(by_role["student"][column] - by_role["init"][column])
             if "other_student" in by_role:
                 row[f"other_{column}"] = by_role["other_student"][column].mean()
-                row[f"other_excess_{column}"] = _interval(
+                row[f"other_excess_{column}"] = mean_interval(
                     by_role["other_student"][column] - by_role["other_init"][column]
                 )
-        bounds = _interval(by_role["student"]["norm_ratio"])
+        bounds = mean_interval(by_role["student"]["norm_ratio"])
         row |= {"low": bounds["low"], "high": bounds["high"], "seeds": bounds["n"]}
         found.append(row)
     return found
 
 
-def _interval(values: pl.Series) -> dict[str, Any]:
+def mean_interval(values: pl.Series) -> dict[str, Any]:
+    """Mean over seeds with its 95 % t interval; no bounds from a single seed."""
     numbers = values.to_numpy()
     if len(numbers) < 2:
         return {"estimate": float(numbers[0]), "low": None, "high": None, "n": len(numbers)}
