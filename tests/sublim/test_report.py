@@ -1,0 +1,205 @@
+"""The report: self-contained, escaped, honest about what is missing, and quick."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from sublim.figures import Bar, dot_plot, ticks
+from sublim.lineage import lineage_plot
+from sublim.report import duration, render, write_report
+from sublim.report_config import Edge, RunReport, StageShown, markdown_summary, table_rows
+from tests.sublim.report_sample import stages_of, study
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
+    return study(tmp_path_factory.mktemp("study"), {"owl": 0.45, "wolf": 0.3})
+
+
+@pytest.fixture(scope="module")
+def unsampled(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
+    return study(tmp_path_factory.mktemp("unsampled"), {"owl": 0.45}, pairs=1, rate=None)
+
+
+class Balance(HTMLParser):
+    """Fails on a tag that closes what it did not open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_opens_offline(run: RunReport, tmp_path: Path) -> None:
+    html = write_report(tmp_path, run).read_text()
+    assert not re.search(r"(?:src|href)\s*=\s*[\"'](?!#)", html)
+    assert not re.search(r"@import|url\(", html)
+    balance = Balance()
+    balance.feed(html)
+    assert balance.open == []
+
+
+def test_the_headline_carries_both_intervals_units_and_questions(run: RunReport) -> None:
+    html = render(run)
+    effect = run.targets[0].comparison.metrics["margin"].effect
+    assert effect is not None
+    assert effect.low is not None
+    assert f"+{effect.estimate:.2f}" in html
+    assert f"{effect.low:+.2f}".replace("-", "−") in html
+    assert "these questions" in html
+    assert "questions too" in html
+    assert "3 seeds × 50 questions" in html
+    assert "conditional on its one teacher" in html
+
+
+def test_what_a_model_wrote_is_escaped(run: RunReport) -> None:
+    evil = "<script>alert(1)</script>\"'"
+    context = run.contexts[0].model_copy(update={"rendered": evil, "role": evil})
+    row = run.datasets[0].rows[0].model_copy(update={"answer": evil, "prompt": evil})
+    data = run.datasets[0].model_copy(update={"rows": [row], "name": evil, "rejected": {evil: 1}})
+    comparison = run.targets[0].comparison
+    questions = [evil, *comparison.questions[1:]]
+    shown = run.targets[0].model_copy(update={"comparison": comparison.model_copy(update={"questions": questions})})
+    stage = run.stages[0].model_copy(update={"label": evil})
+    html = render(
+        run.model_copy(
+            update={
+                "contexts": [context],
+                "datasets": [data],
+                "targets": [shown],
+                "stages": [stage, *run.stages[1:]],
+                "mismatches": [evil],
+                "notes": [evil],
+                "settings": {evil: evil},
+                "title": evil,
+            }
+        )
+    )
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(1)") >= 10
+
+
+def test_a_missing_metric_is_shown_with_its_reason_and_never_as_zero(unsampled: RunReport) -> None:
+    html = render(unsampled)
+    assert "not measured" in html
+    assert "no answers were sampled (samples = 0)" in html
+    rate = table_rows(unsampled)[1]
+    assert rate["effect"] == "missing"
+    assert rate["student"] == "–"
+    assert "samples = 0" in rate["reason"]
+
+
+def test_one_pair_is_reported_without_an_interval(unsampled: RunReport) -> None:
+    html = render(unsampled)
+    assert "There is no interval, because one unit has no spread" in html
+    assert "samples = 0" in markdown_summary(unsampled)
+
+
+def test_an_interval_that_holds_zero_says_so(tmp_path: Path) -> None:
+    html = render(study(tmp_path, {"owl": 0.0}))
+    assert "holds zero: these data do not show" in html
+
+
+def test_summary_has_the_keys_that_scripts_read(run: RunReport, tmp_path: Path) -> None:
+    write_report(tmp_path, run)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert {"flow", "preset", "stages", "report", "seconds", "target", "metric", "arms"} <= found.keys()
+    assert {"base", "teacher", "student", "control"} <= found.keys()
+    wanted = {"estimate", "low", "high", "low_questions", "high_questions", "questions", "seeds"}
+    assert wanted <= found["effect"].keys()
+    assert found["target"] == "owl"
+    assert [each["target"] for each in found["targets"]] == ["owl", "wolf"]
+    assert found["arms"][0]["name"] == "teacher"
+    assert "wolf" in found["off_target"]
+    assert found["stages"][0].keys() >= {"stage", "state", "seconds", "key"}
+
+
+def test_every_figure_has_words_and_its_numbers_beside_it(run: RunReport) -> None:
+    html = render(run)
+    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(drawings) == 2 * 4 + 1
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        assert root.get("role") == "img"
+        assert root.get("aria-label")
+    assert html.count("The numbers") == 2 * 4
+
+
+def test_markdown_has_a_sentence_and_a_table_row_for_each_metric(run: RunReport) -> None:
+    text = markdown_summary(run)
+    assert "**owl**: +" in text
+    assert sum(line.startswith("| owl") or line.startswith("| wolf") for line in text.splitlines()) == 4
+
+
+def test_a_run_that_failed_early_still_has_a_report(tmp_path: Path) -> None:
+    stage = StageShown(stage="train_teacher", state="Failed", seconds=3.2, key="ab" * 32)
+    run = RunReport(title="t", question="q", flow="pipeline", preset="p", targets=[], stages=[stage])
+    html = write_report(tmp_path, run).read_text()
+    assert "1 Failed" in html
+    assert markdown_summary(run).startswith("# t")
+
+
+def test_the_report_is_a_function_of_the_run(run: RunReport) -> None:
+    assert render(run) == render(RunReport.model_validate_json(run.model_dump_json()))
+
+
+def test_reports_import_nothing_heavy() -> None:
+    heavy = "{'torch', 'matplotlib', 'scipy', 'numpy', 'transformers', 'prefect'}"
+    code = f"import sys, sublim.report; print(sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_lineage_leaves_out_what_a_longer_way_replaces() -> None:
+    keys = {"base": "a" * 64, "rows": "b" * 64, "student": "c" * 64}
+    stages = [StageShown(stage=name, state="Completed", seconds=1, key=key) for name, key in keys.items()]
+    edges = [
+        Edge(source=keys["base"], target=keys["rows"], name="base"),
+        Edge(source=keys["base"], target=keys["student"], name="base"),
+        Edge(source=keys["rows"], target=keys["student"], name="data"),
+    ]
+    drawing = lineage_plot(stages, edges)
+    assert drawing is not None
+    assert drawing.count('class="link"') == 2
+    assert drawing.count("<rect") == 3
+
+
+def test_a_lineage_too_large_to_read_is_left_to_its_table() -> None:
+    stages, edges = stages_of([f"animal{i}" for i in range(12)], 4)
+    assert lineage_plot(stages, edges) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-0.2, 16.1, [-5, 0, 5, 10, 15, 20]), (0, 0, 2)]
+)
+def test_ticks_are_round_and_enclose_the_values(low: float, high: float, expected: object) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low
+    assert found[-1] >= high
+    assert (len(found) if isinstance(expected, int) else found) == expected
+
+
+def test_a_plot_of_equal_values_can_be_drawn() -> None:
+    assert "<svg" in dot_plot([Bar("owl", 0.0, 0.0, 0.0)], unit="nats", title="nothing")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.004, "0.00 s"), (9.31, "9.31 s"), (141.8, "2 min 22 s"), (7512, "2 h 05 min")]
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
