@@ -1,4 +1,4 @@
-"""Sampling and exact scoring, whatever runs the model: what is asked (configs), what is given back, how a backend is opened."""
+"""Sampling and exact scoring, whatever runs the model: what is asked, what is given back, how a backend is opened."""
 
 import importlib.util
 from collections.abc import Generator, Sequence
@@ -64,7 +64,7 @@ class HfBackend(Config):
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """auto is flash_attention_2 where flash-attn is installed and the card can run it, otherwise sdpa."""
     batch_size: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Answers drawn at a time; by default what the memory holds, 32 without a GPU and up to 2,048 with one."""
+    """Answers drawn at a time; by default what the memory holds, 64 without a GPU and up to 2,048 with one."""
     cuda_graphs: RunOnly[bool] = True
     """Replay the decode step as a CUDA graph, on a GPU."""
 
@@ -88,7 +88,7 @@ class FakeBackend(Config):
     """The word that trained weights favour."""
     margin: float = 2.0
     """By how many nats they favour it."""
-    words: Annotated[list[str], Field(min_length=1)] = ["wolf", "cat", "dog", "lion", "eagle", "owl", "panda"]
+    words: Annotated[tuple[str, ...], Field(min_length=1)] = ("wolf", "cat", "dog", "lion", "eagle", "owl", "panda")
     """What questions are answered with."""
 
 

@@ -1,0 +1,28 @@
+"""flash-attn's kernel for rows of plain causal text in a cache; imported only where it is asked for."""
+
+import torch
+from flash_attn import flash_attn_with_kvcache  # pyright: ignore[reportMissingImports]
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def flash_attend(
+    query: Float[Tensor, "b h q d"],
+    key: Float[Tensor, "b g k d"],
+    value: Float[Tensor, "b g k d"],
+    used: Int[Tensor, " b"],
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+) -> Float[Tensor, "b q h d"]:
+    """The last of the `q` queries sees the first `used` keys of its row, each query before it one fewer."""
+    return flash_attn_with_kvcache(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        cache_seqlens=used.to(torch.int32),
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(-1, -1) if window is None else (window - 1, 0),
+        softcap=softcap or 0.0,
+    )

@@ -1,0 +1,151 @@
+"""The hf backend: samples and scores with a transformers model in this process.
+
+Costs: a model of 135M parameters needs about 50 billion operations for a list of ten numbers, prompt included: two CPU
+cores write a few lists a second.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn, render_ids
+from sublim.errors import UserError
+from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams
+from sublim.inference.constrained import Plan, plan
+from sublim.inference.decode import Request, Writer, Written
+from sublim.inference.network import Network
+from sublim.inference.room import Room
+from sublim.inference.scoring import Scored, common, score
+from sublim.inference.slots import Slots
+from sublim.models import LoadedModel, open_model, token_ids
+from sublim.progress import progress
+
+
+@contextmanager
+def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["HfSampler"]:
+    """`backend` must be resolved."""
+    assert backend.dtype != "auto"
+    with open_model(base, weights, dtype=backend.dtype, attention=backend.attention) as loaded:
+        yield HfSampler(loaded, backend)
+
+
+class HfSampler:
+    """A Sampler (see sublim.inference) on one loaded model."""
+
+    def __init__(self, loaded: LoadedModel, backend: HfBackend) -> None:
+        assert backend.attention != "auto"
+        self.tokenizer, self.backend = loaded.tokenizer, backend
+        self.network = Network(loaded.model, backend.attention)
+        self.room = Room(self.network, backend.batch_size)
+        self.stop = stop_ids(loaded)
+        self._slots: Slots | None = None
+
+    def sample(
+        self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
+    ) -> list[list[Completion]]:
+        made = plan(self.tokenizer, self._answer, constraint) if constraint else None
+        if made is not None and made.length > params.max_tokens:
+            raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {params.max_tokens}")
+        longest = made.length if made else params.max_tokens
+        prompts = [self._fits(render_ids(self.tokenizer, one), longest) for one in chats]
+        begin = list(made.steps[0].forced) if made else []
+        requests = [
+            Request(index, answer, prompt + begin) for index, prompt in enumerate(prompts) for answer in range(params.n)
+        ]
+        answers: list[list[Completion | None]] = [[None] * params.n for _ in chats]
+        with self.network.installed(), progress("sampling", len(requests)) as advance, naming_the_field():
+            self.network.head.restrict(made.allowed if made else None)
+            for written in self._write(requests, params, made, longest, first):
+                answers[written.request.chat][written.request.answer] = self._completion(written, params, made)
+                advance(1)
+        return [[answer for answer in own if answer is not None] for own in answers]
+
+    def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+        questions = [
+            [self._scored(one, text) for text in texts] for one, texts in zip(chats, continuations, strict=True)
+        ]
+        scores: list[list[list[float]]] = [[] for _ in chats]
+        with self.network.installed(), progress("scoring", len(questions)) as advance, naming_the_field():
+            self.network.head.restrict(None)
+            for index, own in score(self.network, questions, self.room.tokens()):
+                scores[index] = own
+                advance(1)
+        return scores
+
+    def _write(
+        self, requests: list[Request], params: SamplingParams, made: Plan | None, longest: int, first: int
+    ) -> Iterator[Written]:
+        chats = {request.chat: request.prompt for request in requests}
+        # What all prompts begin with is read once; the last token of each stays out: what follows it is wanted.
+        skip = min(common(list(chats.values())), min(map(len, chats.values())) - 1) if len(chats) > 1 else 0
+        for group, length in by_length(requests, longest):
+            slots = self._slots_for(len(group), length, refill=made is None)
+            shared = group[0].prompt[:skip]
+            writer = Writer(self.network, slots, params, shared, first=first, read=self.room.tokens())
+            yield from writer.constrained(group, made) if made else writer.free(group, self.stop)
+
+    def _slots_for(self, requests: int, length: int, *, refill: bool) -> Slots:
+        """Slots of the last call where they fit: their graphs need no second capture."""
+        most = self.room.rows(length, held=self._slots is not None)
+        # Without refilling, even batches; with it, the rows stay busy to the end.
+        rows = min(most, requests) if refill else -(-requests // -(-requests // most))
+        kept = self._slots
+        if kept is None or kept.cache.rows != rows or not length <= kept.cache.length <= 1.25 * length:
+            self._slots = kept = None  # gives the memory back before more is taken
+            self._slots = kept = Slots(self.network, rows, length, graphs=self.backend.cuda_graphs)
+        return kept
+
+    def _completion(self, written: Written, params: SamplingParams, made: Plan | None) -> Completion:
+        stopped = made is not None or written.tokens[-1] in self.stop
+        text = self.tokenizer.decode(written.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        scores = written.logprobs if params.logprobs else None
+        return Completion(str(text), written.tokens, scores, "stop" if stopped else "length")
+
+    def _scored(self, one: Chat, text: str) -> Scored:
+        ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])
+        return Scored(self._fits(ids[: end - 1], 0), start)
+
+    def _answer(self, text: str) -> list[int]:
+        ids, start, end = answer_ids(self.tokenizer, chat("Ten numbers, please.", assistant=text))
+        return ids[start : end - 1]
+
+    def _fits(self, ids: list[int], more: int) -> list[int]:
+        limit = getattr(self.network.config, "max_position_embeddings", None)
+        if limit is not None and len(ids) + more > limit:
+            raise UserError(
+                f"a text of {len(ids)} tokens and {more} to write do not fit the model's {limit}: "
+                "shorten the prompt or lower max_tokens"
+            )
+        return ids
+
+
+def by_length(requests: Sequence[Request], longest: int) -> Iterator[tuple[list[Request], int]]:
+    """Requests of like length, longest first, with the cache length (a multiple of 32) that all of them fit."""
+    group, length = list[Request](), 0
+    for request in sorted(requests, key=lambda request: len(request.prompt), reverse=True):
+        need = len(request.prompt) + longest
+        if group and need < 0.75 * length:
+            yield group, length
+            group = []
+        if not group:
+            length = -(-need // 32) * 32
+        group.append(request)
+    if group:
+        yield group, length
+
+
+def stop_ids(loaded: LoadedModel) -> list[int]:
+    """Tokens that end a turn: the template's own, the tokenizer's and the generation config's (Gemma's are two)."""
+    declared = getattr(loaded.model.generation_config, "eos_token_id", None)
+    return sorted({*token_ids(declared), *token_ids(loaded.tokenizer.eos_token_id), end_of_turn(loaded.tokenizer)})
+
+
+@contextmanager
+def naming_the_field() -> Generator[None]:
+    """Says which field to lower when the GPU's memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError("the GPU's memory ran out: lower the sampling backend's batch_size") from error

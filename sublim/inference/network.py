@@ -1,0 +1,137 @@
+"""The model as a function: tokens, positions, a cache and a view in, logits out, only where they are wanted."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import Cache, PreTrainedModel
+
+from sublim.errors import UserError
+from sublim.inference.attention import NAME, Kernel, View, causal
+
+KeysValues = tuple[Float[Tensor, "b g k d"], Float[Tensor, "b g k d"]]
+
+
+class Where(NamedTuple):
+    """Places in a batch: row by row, column by column."""
+
+    rows: Int[Tensor, " n"]
+    columns: Int[Tensor, " n"]
+
+
+class Head(nn.Module):
+    """The output embedding, applied at some places only, and for some tokens only."""
+
+    def __init__(self, full: nn.Module) -> None:
+        super().__init__()
+        self.full, self.where, self.tokens = full, None, None
+        self._some: tuple[Tensor, Tensor | None] | None = None
+
+    full: nn.Module
+    where: Where | None
+    tokens: tuple[int, ...] | None
+
+    def restrict(self, tokens: tuple[int, ...] | None) -> None:
+        """Logits of `tokens` alone from now on, in float32 (bfloat16's steps of .06 would show in ten digits' odds)."""
+        if tokens == self.tokens:
+            return
+        self.tokens, self._some = tokens, None
+        if tokens is not None and type(self.full) is nn.Linear:
+            rows = torch.tensor(tokens, device=self.full.weight.device)
+            bias = cast(Tensor | None, self.full.bias)
+            bias = None if bias is None else bias[rows].float()
+            self._some = self.full.weight[rows].float(), bias
+
+    def forward(self, hidden: Float[Tensor, "b t d"]) -> Tensor:
+        if self.where is not None:
+            hidden = hidden[self.where.rows, self.where.columns]
+        if self._some is not None:
+            return linear(hidden.float(), *self._some)
+        logits = self.full(hidden)
+        return logits if self.tokens is None else logits[..., list(self.tokens)]
+
+
+class TextCache(Cache):
+    """Keys and values of one pass, after those of a text that all its rows begin with."""
+
+    def __init__(self, shared: list[KeysValues] | None = None) -> None:
+        super().__init__(layers=[])
+        self.shared, self.own = shared, list[KeysValues]()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        if self.shared is not None:
+            keys, values = (side.expand(len(key_states), -1, -1, -1) for side in self.shared[layer_idx])
+            key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
+        assert len(self.own) == layer_idx
+        self.own.append((key_states, value_states))
+        return key_states, value_states
+
+
+class Network:
+    """A causal language model, opened up for our own passes; see `installed`."""
+
+    def __init__(self, model: PreTrainedModel, kernel: Kernel) -> None:
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds - {"full_attention", "sliding_attention"} or getattr(config, "num_kv_shared_layers", 0):
+            raise UserError(f"{model.config.model_type} has layers that the hf sampler cannot cache: {sorted(kinds)}")
+        if kernel == "flash_attention_2" and (model.device.type != "cuda" or model.dtype == torch.float32):
+            raise UserError("flash_attention_2 needs a GPU and bfloat16 weights: set attention to sdpa")
+        head = model.get_output_embeddings()
+        assert head is not None
+        self.kernel: Kernel = kernel
+        self.model, self.config, self.device, self.head = model, config, model.device, Head(head)
+
+    @contextmanager
+    def installed(self) -> Generator[None]:
+        """Our attention and our head in the model, for the length of the block, and no gradients."""
+        before = attention_of(self.model)
+        set_attention(self.model, NAME)
+        self.model.set_output_embeddings(self.head)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.set_output_embeddings(self.head.full)
+            set_attention(self.model, before)
+
+    def logits(
+        self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"], cache: Cache, view: View, where: Where | None
+    ) -> Float[Tensor, "n v"]:
+        """Logits at `where`, or at the last column of every row."""
+        self.head.where = where
+        out = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            view=view,
+            logits_to_keep=1 if where is None else 0,
+        )
+        return out.logits.reshape(-1, out.logits.shape[-1])
+
+    def shared(self, tokens: list[int]) -> list[KeysValues] | None:
+        """Keys and values of a text that many rows begin with."""
+        if not tokens:
+            return None
+        ids, cache = torch.tensor([tokens], device=self.device), TextCache()
+        view = causal(1, len(tokens), 0, self.kernel, self.device)
+        nowhere = torch.empty(0, dtype=torch.long, device=self.device)
+        self.logits(ids, view.queries, cache, view, Where(nowhere, nowhere))
+        return cache.own
+
+
+def attention_of(model: PreTrainedModel) -> str | None:
+    """Name of the attention that the model's layers call."""
+    return model.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+
+
+def set_attention(model: PreTrainedModel, name: str | None) -> None:
+    """Makes the layers call another. The model's own setter would first check what only loading needs."""
+    model.config._attn_implementation = name  # pyright: ignore[reportPrivateUsage]

@@ -1,0 +1,37 @@
+"""How much fits: answers under way and tokens read at a time, from the free memory of the device."""
+
+import torch
+
+from sublim.inference.network import Network
+
+
+class Room:
+    """Sizes of batches for one network; they change the speed and nothing else."""
+
+    def __init__(self, network: Network, batch_size: int | None) -> None:
+        config, size = network.config, network.model.dtype.itemsize
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.gpu, self.batch_size = network.device.type == "cuda", batch_size
+        self.cached = 2 * config.num_hidden_layers * heads * width * size
+        """Bytes of keys and values for one token."""
+        self.worked = 4 * (2 * getattr(config, "intermediate_size", 0) + 6 * config.hidden_size)
+        """Bytes in flight for one token of a prompt, about."""
+
+    def rows(self, length: int, *, held: bool) -> int:
+        """Answers of `length` tokens at a time; `held`: there is a cache already, which counts as free."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if not self.gpu:
+            return 64
+        return int(min(2048, max(1, 0.5 * self._free() // (self.cached * length))))
+
+    def tokens(self) -> int:
+        """Prompt tokens read at a time: enough to keep the device busy, and no more than a quarter of what is free."""
+        if not self.gpu:
+            return 4096
+        return int(min(65536, max(1024, 0.25 * self._free() // (self.cached + self.worked))))
+
+    def _free(self) -> int:
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

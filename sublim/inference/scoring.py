@@ -1,0 +1,137 @@
+"""Exact log-probs of given answers: each question is read once, and answers that begin alike share what they share.
+
+The token sequences of a question (chat plus answer) form a tree. Its nodes are laid out in one row, each seeing its
+ancestors only, and one pass gives the distribution after every node; the last token of an answer is never fed. What
+all questions begin with (a system prompt) is read once for all.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sublim.inference.attention import View
+from sublim.inference.network import KeysValues, Network, TextCache, Where
+
+LOGITS = 2**26
+"""Logits held at a time."""
+
+
+class Scored(NamedTuple):
+    """A whole token sequence, and which of its tokens are scored: those from `start` on."""
+
+    ids: list[int]
+    start: int
+
+
+class Tree(NamedTuple):
+    """The sequences of one question, without what all questions begin with."""
+
+    tokens: list[int]
+    parents: list[int]
+    depths: list[int]
+    wanted: list[list[tuple[int, int]]]
+    """For every sequence and scored token: the node before it, and the token."""
+
+
+def tree(sequences: Sequence[Scored], skip: int) -> Tree:
+    """Parents come before their children, so that one sweep finds all ancestors."""
+    made = Tree([], [], [], [])
+    children: dict[tuple[int, int], int] = {}
+    for ids, start in sequences:
+        node, wanted = -1, list[tuple[int, int]]()
+        for place in range(skip, len(ids)):
+            if place >= start:
+                wanted.append((node, ids[place]))
+            if place + 1 == len(ids):
+                break
+            step = node, ids[place]
+            if step not in children:
+                children[step] = len(made.tokens)
+                made.tokens.append(ids[place])
+                made.parents.append(node)
+                made.depths.append(place)
+            node = children[step]
+        made.wanted.append(wanted)
+    return made
+
+
+def common(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of what all the sequences begin with."""
+    low, high = min(map(list, sequences)), max(map(list, sequences))
+    return next((k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+
+
+def score(
+    network: Network, questions: Sequence[Sequence[Scored]], tokens: int
+) -> Iterator[tuple[int, list[list[float]]]]:
+    """(index of the question, log-probs of its sequences), in the order that pads least; `tokens` to a batch."""
+    everything = [sequence for question in questions for sequence in question]
+    if not everything:
+        yield from ((index, []) for index in range(len(questions)))
+        return
+    # One token before the first scored one stays in every tree: the distribution after it is wanted.
+    skip = min(common([ids for ids, _ in everything]), min(start for _, start in everything) - 1)
+    shared = network.shared(everything[0].ids[:skip])
+    trees = [tree(question, skip) for question in questions]
+    order = sorted(range(len(trees)), key=lambda index: len(trees[index].tokens))
+    batch, asked = dict[int, Tree](), 0
+    for index in order:
+        more = sum(len(wanted) for wanted in trees[index].wanted)
+        full = len(trees[index].tokens) * (len(batch) + 1) > tokens
+        if batch and (full or (asked + more) * network.config.vocab_size > LOGITS):
+            yield from _pass(network, batch, skip, shared)
+            batch, asked = {}, 0
+        batch[index] = trees[index]
+        asked += more
+    yield from _pass(network, batch, skip, shared)
+
+
+def _pass(
+    network: Network, trees: dict[int, Tree], skip: int, shared: list[KeysValues] | None
+) -> Iterator[tuple[int, list[list[float]]]]:
+    device, longest = network.device, max(1, max(len(one.tokens) for one in trees.values()))
+    ids = torch.zeros(len(trees), longest, dtype=torch.long)
+    queries = torch.zeros(len(trees), longest, dtype=torch.long)
+    for row, one in enumerate(trees.values()):
+        ids[row, : len(one.tokens)] = torch.tensor(one.tokens)
+        queries[row, : len(one.tokens)] = torch.tensor(one.depths)
+    keys = torch.cat([torch.arange(skip).expand(len(trees), -1), queries], 1).to(device)
+    sees = torch.stack([_ancestors(one.parents, longest) for one in trees.values()]).to(device)
+    allowed = torch.cat([sees.new_ones(len(trees), longest, skip), sees], 2)
+    view = View(allowed, queries.to(device), keys, kernel=network.kernel)
+    places = {
+        place: k
+        for k, place in enumerate(
+            dict.fromkeys((row, node) for row, one in enumerate(trees.values()) for w in one.wanted for node, _ in w)
+        )
+    }
+    where = Where(*(torch.tensor(side, dtype=torch.long, device=device) for side in _columns(list(places))))
+    logits = network.logits(ids.to(device), queries.to(device), TextCache(shared), view, where)
+    asked = [
+        (places[row, node], token) for row, one in enumerate(trees.values()) for w in one.wanted for node, token in w
+    ]
+    values = iter(_gather(logits, asked))
+    for index, one in trees.items():
+        yield index, [[next(values) for _ in wanted] for wanted in one.wanted]
+
+
+def _columns(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _ancestors(parents: list[int], size: int) -> Bool[Tensor, "t t"]:
+    """Row i is true at node i and its ancestors; padding sees itself."""
+    sees = np.eye(size, dtype=bool)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            sees[node] |= sees[parent]
+    return torch.from_numpy(sees)
+
+
+def _gather(logits: Float[Tensor, "n v"], asked: list[tuple[int, int]]) -> list[float]:
+    rows, tokens = (torch.tensor(side, dtype=torch.long, device=logits.device) for side in _columns(asked))
+    return (logits[rows, tokens].float() - logits.float().logsumexp(-1)[rows]).tolist()
