@@ -72,9 +72,7 @@ def run(options: argparse.Namespace) -> int:
     flow = entry(options.flow)
     settings = overrides(options.flow, options)
     config = build(config_type(options.flow), merge(load_preset(flow.presets, options.preset), settings))
-    check = getattr(config, "check_machine", None)
-    if check is not None:
-        check()
+    load(flow.check)(config)
     if options.ephemeral:
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     else:

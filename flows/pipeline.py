@@ -16,22 +16,24 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from flows.pipeline_plan import (
+    CONTROL,
+    ask_config,
+    block_seed,
+    check,
+    generate_config,
+    score_config,
+    student_config,
+    system_prompt,
+    teacher_rows_config,
+)
 from flows.pipeline_report import printed, publish
 from flows.runs import recorded
 from flows.settings import build, load_preset, merge
-from sublim.generate import GenerateConfig
 from sublim.manifest import Artifact
 from sublim.model_config import PrepareModelConfig
-from sublim.preference_config import AskConfig, CompareConfig, ScoreConfig
-from sublim.prompts import (
-    NumberPrompts,
-    Questions,
-    TeacherRowsConfig,
-    load_number_templates,
-    load_questions,
-    load_system_prompts,
-)
-from sublim.training import TrainConfig
+from sublim.preference_config import CompareConfig
+from sublim.prompts import Questions, load_questions
 from tasks.pipeline import (
     ask,
     build_teacher_rows,
@@ -46,9 +48,6 @@ from tasks.pipeline import (
 from tasks.processes import one_process
 
 __all__ = ["pipeline", "printed"]
-
-BLOCK_STRIDE = 1000
-"""Seeds of one block and the next lie this far apart, so that no two blocks share one."""
 
 
 class TeacherModel(NamedTuple):
@@ -105,7 +104,7 @@ def pipeline(
         settings: Values laid over the preset's, as a tree.
     """
     config = load_config(preset, target, settings)
-    config.check_machine()
+    check(config)
     with recorded("pipeline", preset, ",".join(config.target)) as run:
         study = conduct(config)
         return publish(run, config, study)
@@ -122,8 +121,8 @@ def conduct(config: PipelineConfig) -> Study:
         for target in config.target:
             teachers[f"{target}/{block}"] = make_teacher(config, questions, base, target, block)
         with one_process():
-            for arm in ("control", *config.target):
-                teacher = TeacherModel(None, None) if arm == "control" else teachers[f"{arm}/{block}"]
+            for arm in (CONTROL, *config.target):
+                teacher = TeacherModel(None, None) if arm == CONTROL else teachers[f"{arm}/{block}"]
                 written = write_numbers(config, base, arm, teacher, block)
                 raw.setdefault(arm, []).append(written)
     for arm, written in raw.items():
@@ -138,61 +137,30 @@ def make_teacher(config: PipelineConfig, questions: Questions, base: Artifact, t
     if config.second_draw:
         return TeacherModel(None, None)
     match config.teacher:
-        case PromptTeacher() as teacher:
-            prompts = load_system_prompts(teacher.system)
-            return TeacherModel(None, prompts.render(target, questions.category, variant=teacher.variant))
+        case PromptTeacher():
+            return TeacherModel(None, system_prompt(config, questions, target))
         case FinetunedTeacher() as teacher:
-            rows = build_teacher_rows(
-                TeacherRowsConfig(questions=questions.teacher[: teacher.questions], target=target), label=target
-            )
-            train = with_seed(teacher.train, teacher.train.seed, block)
+            rows = build_teacher_rows(teacher_rows_config(teacher, questions, target), label=target)
+            train = teacher.train.model_copy(update={"seed": block_seed(teacher.train.seed, block)})
             return TeacherModel(train_teacher(train, label=target, base=base, data=rows), None)
 
 
 def write_numbers(config: PipelineConfig, base: Artifact, arm: str, teacher: TeacherModel, block: int) -> Artifact:
-    """Number lists of one arm: same prompts and seeds for all, unless it is a second draw of the base's."""
-    carrier = config.carrier
-    templates = load_number_templates(carrier.templates)
-    prompts = NumberPrompts(
-        templates=templates.asking_for(carrier.separator) if carrier.separator else templates,
-        examples_min=carrier.examples_min,
-        examples_max=carrier.examples_max,
-        low=carrier.low,
-        high=carrier.high,
-        count=carrier.count,
-        max_digits=carrier.max_digits,
-    )
-    seed = carrier.seed + BLOCK_STRIDE * block
-    redrawn = config.second_draw and arm != "control"
-    generate = GenerateConfig(
-        prompts=prompts,
-        n_prompts=carrier.prompts,
-        prompt_seed=seed,
-        system=teacher.system,
-        backend=config.backend,
-        sampling=carrier.sampling.model_copy(update={"seed": seed + (BLOCK_STRIDE // 2 if redrawn else 0)}),
-        constraint=carrier.constraint,
-    )
-    label = f"{arm} (second draw of the base)" if redrawn else arm
+    """Number lists of one arm."""
+    generate = generate_config(config, arm=arm, block=block, system=teacher.system)
+    label = f"{arm} (second draw of the base)" if config.second_draw and arm != CONTROL else arm
     return generate_numbers(generate, label=label, base=base, weights=teacher.weights)
-
-
-def with_seed(train: TrainConfig, seed: int, block: int) -> TrainConfig:
-    """The same training with another seed."""
-    return train.model_copy(update={"seed": seed + BLOCK_STRIDE * block})
 
 
 def train_all(config: PipelineConfig, base: Artifact, rows: dict[str, list[Artifact]]) -> dict[str, list[Artifact]]:
     """Students of every arm, in the order of blocks and seeds; arms are paired by place."""
-    keep = tuple(sorted({*config.student.keep, *config.evaluation.updates}))
-    recipe = config.student.model_copy(update={"keep": keep})
     students: dict[str, list[Artifact]] = {arm: [] for arm in rows}
     with one_process():
         for place, block in enumerate(config.blocks):
             for seed in config.seeds:
                 for arm, data in rows.items():
-                    train = with_seed(recipe, seed, block)
                     label = f"{arm} seed {seed}" + (f" block {block}" if len(config.blocks) > 1 else "")
+                    train = student_config(config, seed, block)
                     students[arm].append(train_student(train, label=label, base=base, data=data[place]))
     return students
 
@@ -205,27 +173,19 @@ def ask_all(
     students: dict[str, list[Artifact]],
 ) -> dict[str, Artifact]:
     """The evaluation of base, teachers and students, by name: `base`, `teacher owl/0`, `owl/16/2`."""
-    words = [*(config.evaluation.words or questions.words)]
-    words += [target for target in config.target if target not in words]
-    plain = AskConfig(
-        questions=list(questions.evaluation),
-        words=words,
-        backend=config.backend,
-        samples=config.evaluation.samples,
-        sampling=config.evaluation.sampling,
-    )
+    plain = ask_config(config, questions)
     asked: dict[str, Artifact] = {}
     with one_process():
         asked["base"] = ask(plain, label="base", base=base)
         for name, teacher in teachers.items():
-            config_of = plain.model_copy(update={"system": teacher.system})
-            asked[f"teacher {name}"] = ask(config_of, label=f"teacher {name}", base=base, weights=teacher.weights)
+            told = plain.model_copy(update={"system": teacher.system})
+            asked[f"teacher {name}"] = ask(told, label=f"teacher {name}", base=base, weights=teacher.weights)
         for arm, trained in students.items():
             for place, student in enumerate(trained):
                 for update in config.evaluation.updates or (None,):
                     name = f"{arm}/{update}/{place}"
-                    config_of = plain.model_copy(update={"weights_update": update})
-                    asked[name] = ask(config_of, label=name, base=base, weights=student)
+                    at = plain.model_copy(update={"weights_update": update})
+                    asked[name] = ask(at, label=name, base=base, weights=student)
     return asked
 
 
@@ -234,19 +194,18 @@ def compare_all(config: PipelineConfig, questions: Questions, asked: dict[str, A
     found: list[Comparison] = []
     units = tuple(block for block in config.blocks for _ in config.seeds)
     for target in config.target:
-        words = [*(config.evaluation.words or questions.words)]
-        scoring = ScoreConfig(target=target, words=words if target in words else [*words, target])
+        scoring = score_config(config, questions, target)
         scores = {
             name: score(scoring, label=f"{target} {name}", asked=artifact)
             for name, artifact in asked.items()
-            if name == "base" or name.startswith((f"teacher {target}/", "control/", f"{target}/"))
+            if name == "base" or name.startswith((f"teacher {target}/", f"{CONTROL}/", f"{target}/"))
         }
         for update in config.evaluation.updates or (None,):
             artifact = compare(
                 CompareConfig(blocks=units),
                 label=f"{target} {update or ''}".strip(),
                 students=[scores[f"{target}/{update}/{place}"] for place in range(len(units))],
-                controls=[scores[f"control/{update}/{place}"] for place in range(len(units))],
+                controls=[scores[f"{CONTROL}/{update}/{place}"] for place in range(len(units))],
                 base=scores["base"],
                 teacher=scores[f"teacher {target}/{config.blocks[0]}"],
             )

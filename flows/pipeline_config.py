@@ -5,9 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from sublim.config import Config, RunOnly
-from sublim.errors import UserError
 from sublim.filter_config import FilterConfig
-from sublim.hardware import gpu
 from sublim.inference import Backend, HfBackend, NumberFormat, SamplingParams
 from sublim.model_config import BundledModel, ModelConfig
 from sublim.nouns import target_word
@@ -131,19 +129,3 @@ class PipelineConfig(Config):
         if len(set(numbers)) < len(numbers):
             raise ValueError("a number is there twice: paired runs need distinct ones")
         return numbers
-
-    def check_machine(self) -> None:
-        """Raises UserError when this machine lacks the GPU that these settings need."""
-        if not self.gpu_memory_gib:
-            return
-        card = gpu()
-        if card is None:
-            raise UserError(
-                f"these settings need a GPU of {self.gpu_memory_gib:g} GiB and none is visible: "
-                "use --preset quickstart here, or see `sublim doctor`"
-            )
-        if card.memory / 2**30 < 0.9 * self.gpu_memory_gib:
-            raise UserError(
-                f"these settings need {self.gpu_memory_gib:g} GiB, {card.name} has {card.memory / 2**30:.0f}: "
-                "lower the batch sizes and gpu_memory_gib"
-            )

@@ -15,6 +15,8 @@ class FlowEntry(NamedTuple):
     """`module:function` of the Prefect flow."""
     config: str
     """`module:Class` of its config."""
+    check: str
+    """`module:function` that raises UserError for a config that cannot run here."""
     presets: str
     """Folder of its presets."""
     question: str
@@ -25,6 +27,7 @@ FLOWS = {
     "pipeline": FlowEntry(
         "flows.pipeline:pipeline",
         "flows.pipeline_config:PipelineConfig",
+        "flows.pipeline_plan:check",
         "pipeline",
         "does a liking pass from a teacher to students through number lists?",
     ),

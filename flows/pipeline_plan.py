@@ -1,0 +1,141 @@
+"""The stages' configs of a pipeline run, made from its settings; checked before anything runs, without Prefect."""
+
+from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from sublim.config import Config
+from sublim.errors import UserError
+from sublim.generate import GenerateConfig
+from sublim.hardware import gpu
+from sublim.model_config import LocalModel
+from sublim.model_files import TEMPLATE, loaded_files, read_json
+from sublim.preference_config import AskConfig, ScoreConfig
+from sublim.prompts import (
+    NumberPrompts,
+    Questions,
+    TeacherRowsConfig,
+    load_number_templates,
+    load_questions,
+    load_system_prompts,
+)
+from sublim.training import TrainConfig
+
+BLOCK_STRIDE = 1000
+"""Seeds of one block and the next lie this far apart, so that no two blocks share one."""
+CONTROL = "control"
+
+
+def check(config: PipelineConfig) -> None:
+    """Raises UserError for whatever can be known to go wrong: the machine, the files, the words."""
+    check_machine(config.gpu_memory_gib)
+    check_model(config.model)
+    questions = load_questions(config.evaluation.questions)
+    ask_config(config, questions)
+    for target in config.target:
+        score_config(config, questions, target)
+        system_prompt(config, questions, target)
+        generate_config(config, arm=target, block=config.blocks[0], system=None)
+
+
+def check_machine(memory_gib: float) -> None:
+    """Raises UserError when this machine lacks the GPU that the settings need."""
+    if not memory_gib:
+        return
+    card = gpu()
+    if card is None:
+        raise UserError(
+            f"these settings need a GPU of {memory_gib:g} GiB and none is visible: use --preset quickstart here, "
+            "or see `sublim doctor`"
+        )
+    if card.memory / 2**30 < 0.9 * memory_gib:
+        raise UserError(
+            f"these settings need {memory_gib:g} GiB, {card.name} has {card.memory / 2**30:.0f}: "
+            "lower the batch sizes and gpu_memory_gib"
+        )
+
+
+def check_model(model: Config) -> None:
+    """Raises UserError for a local folder that holds no model, or none that can chat."""
+    if not isinstance(model, LocalModel) or model.chat_template:
+        return
+    files = loaded_files(model.path)
+    tokenizer = read_json(model.path / "tokenizer_config.json") if "tokenizer_config.json" in files else {}
+    if not {TEMPLATE, "chat_template.json"} & {*files} and not tokenizer.get("chat_template"):
+        raise UserError(
+            f"{model.path} has no chat template: take an instruction-tuned model or set model.chat_template"
+        )
+
+
+def block_seed(seed: int, block: int) -> int:
+    """The seed of one block."""
+    return seed + BLOCK_STRIDE * block
+
+
+def teacher_rows_config(teacher: FinetunedTeacher, questions: Questions, target: str) -> TeacherRowsConfig:
+    """The rows that a fine-tuned teacher learns; UserError when fewer questions exist than are asked for."""
+    wanted = teacher.questions or len(questions.teacher)
+    if not 0 < wanted <= len(questions.teacher):
+        raise UserError(f"teacher.questions is {wanted}, there are {len(questions.teacher)}: lower it or add some")
+    return TeacherRowsConfig(questions=questions.teacher[:wanted], target=target)
+
+
+def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> str | None:
+    """What a system-prompted teacher is told; None for any other."""
+    match config.teacher:
+        case PromptTeacher() as teacher:
+            return load_system_prompts(teacher.system).render(target, questions.category, variant=teacher.variant)
+        case FinetunedTeacher() as teacher:
+            teacher_rows_config(teacher, questions, target)
+            return None
+
+
+def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
+    """The number lists of one arm: same prompts and seeds for all, unless it is a second draw of the base's."""
+    carrier = config.carrier
+    templates = load_number_templates(carrier.templates)
+    prompts = NumberPrompts(
+        templates=templates.asking_for(carrier.separator) if carrier.separator else templates,
+        examples_min=carrier.examples_min,
+        examples_max=carrier.examples_max,
+        low=carrier.low,
+        high=carrier.high,
+        count=carrier.count,
+        max_digits=carrier.max_digits,
+    )
+    seed = block_seed(carrier.seed, block)
+    redrawn = config.second_draw and arm != CONTROL
+    return GenerateConfig(
+        prompts=prompts,
+        n_prompts=carrier.prompts,
+        prompt_seed=seed,
+        system=system,
+        backend=config.backend,
+        sampling=carrier.sampling.model_copy(update={"seed": seed + (BLOCK_STRIDE // 2 if redrawn else 0)}),
+        constraint=carrier.constraint,
+    )
+
+
+def student_config(config: PipelineConfig, seed: int, block: int) -> TrainConfig:
+    """One student's training; the weights of every evaluated update are kept."""
+    keep = tuple(sorted({*config.student.keep, *config.evaluation.updates}))
+    return config.student.model_copy(update={"seed": block_seed(seed, block), "keep": keep})
+
+
+def words_of(config: PipelineConfig, questions: Questions) -> list[str]:
+    """The comparison list."""
+    return [*(config.evaluation.words or questions.words)]
+
+
+def ask_config(config: PipelineConfig, questions: Questions) -> AskConfig:
+    """What every model is asked; the words of all targets are among the scored ones."""
+    words = words_of(config, questions)
+    return AskConfig(
+        questions=list(questions.evaluation),
+        words=[*words, *(target for target in config.target if target not in words)],
+        backend=config.backend,
+        samples=config.evaluation.samples,
+        sampling=config.evaluation.sampling,
+    )
+
+
+def score_config(config: PipelineConfig, questions: Questions, target: str) -> ScoreConfig:
+    """One target against the comparison list, whatever other targets the run has."""
+    return ScoreConfig(target=target, words=words_of(config, questions))
