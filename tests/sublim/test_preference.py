@@ -6,14 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from sublim.chat import chat, render_text
 from sublim.digest import digest_directory
 from sublim.errors import UserError
-from sublim.inference import FakeBackend, SamplingParams
+from sublim.inference import FakeBackend, HfBackend, SamplingParams
 from sublim.jsonl import read_jsonl, write_jsonl
+from sublim.models import open_model
 from sublim.preference import ask, compare, score
 from sublim.preference_config import AskConfig, CompareConfig, Comparison, ScoreConfig, Scores
 from sublim.stats import paired_t
+from tests.tiny import tiny_model
 
 WORDS = ["wolf", "cat", "owl"]
 QUESTIONS = ["Your favorite animal? One word.", "Which animal is best? One word.", "Pick an animal. One word."]
@@ -291,3 +295,23 @@ def test_the_whole_path_finds_the_liking_that_the_fake_student_has(tmp_path: Pat
     assert base is not None
     assert student is not None
     assert student > base + 1
+
+
+def test_a_real_model_is_asked_exactly_and_its_context_is_kept(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "model", "qwen2")
+    config = ASK.model_copy(update={"backend": HfBackend(dtype="float32", attention="sdpa"), "samples": 2})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "scratch").mkdir()
+    notes = ask(tmp_path / "out", config, scratch=tmp_path / "scratch", base=base)
+    with open_model(base, dtype="float32", attention="sdpa") as (model, tokenizer):
+        rendered = render_text(tokenizer, chat(QUESTIONS[1]))
+        prompt = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(rendered + "Owl", add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+        expected = sum(float(logs[i - 1, whole[i]]) for i in range(len(prompt), len(whole)))
+    rows = {(row["question"], row["word"]): row for row in read_jsonl(tmp_path / "out" / "logprobs.jsonl")}
+    assert rows[1, "owl"]["tokens"] == len(whole) - len(prompt)
+    assert rows[1, "owl"]["logprob"] == pytest.approx(expected, abs=1e-4)
+    assert len(list(read_jsonl(tmp_path / "out" / "answers.jsonl"))) == 6
+    assert notes["contexts"][0]["template_system"].startswith("You are Qwen")
