@@ -11,6 +11,7 @@ from pydantic import Field
 from sublim.chat import Chat
 from sublim.config import Config, RunOnly
 from sublim.hardware import gpu
+from sublim.training import checkpoint
 
 
 class SamplingParams(Config):
@@ -118,7 +119,9 @@ class Sampler(Protocol):
 
 @contextmanager
 def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Sampler]:
-    """A sampler on `base`, or on base plus `weights` (an adapter's directory or a full model's)."""
+    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept."""
+    if weights is not None and any(weights.glob("update-*")):
+        weights = checkpoint(weights)
     match backend:
         case HfBackend():
             from sublim.inference.hf import open_hf
