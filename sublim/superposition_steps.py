@@ -185,7 +185,7 @@ class Steps:
         torch.cuda.current_stream().wait_stream(side)
         graphs = {record: torch.cuda.CUDAGraph() for record in (True, False)}
         for record, graph in graphs.items():
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=graphs[True].pool() if not record else None):
                 self._update(record=record)
         for tensor, before in zip(self.at, saved, strict=True):
             tensor.copy_(before)
