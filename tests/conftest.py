@@ -25,7 +25,6 @@ for name in ("SUBLIM_STORE", "SUBLIM_KILL_AT", "SUBLIM_ISOLATE", "SUBLIM_VERIFY"
 
 import tasks  # noqa: E402, F401 - settles Prefect's environment
 
-
 _server = pytest.StashKey[Starting]()
 _running = pytest.StashKey[ExitStack]()
 

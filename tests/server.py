@@ -6,18 +6,24 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 START_SECONDS = 180.0
 
 
+class Starting(NamedTuple):
+    """A server that was started: `ready()` waits for it and gives its API address."""
+
+    ready: Callable[[], str]
+
+
 @contextmanager
-def running_server(home: Path) -> Iterator[str]:
-    """Starts `prefect server start` on a free port of 127.0.0.1, gives its API address, ends it in any case."""
+def starting_server(home: Path) -> Iterator[Starting]:
+    """Starts `prefect server start` on a free port of 127.0.0.1, without waiting for it; ends it in any case."""
     home.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -35,8 +41,7 @@ def running_server(home: Path) -> Iterator[str]:
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        _wait_until_healthy(url, server, home / "server.log")
-        yield url
+        yield Starting(lambda: _wait_until_healthy(url, server, home / "server.log"))
     finally:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGTERM)
@@ -47,12 +52,19 @@ def running_server(home: Path) -> Iterator[str]:
                 server.wait()
 
 
-def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
+@contextmanager
+def running_server(home: Path) -> Iterator[str]:
+    """A server that answers; gives its API address."""
+    with starting_server(home) as server:
+        yield server.ready()
+
+
+def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]", log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
+                return url
+        except OSError:
             time.sleep(0.1)
     raise RuntimeError(f"no Prefect server on {url}:\n{log.read_text()[-3000:]}")

@@ -1,0 +1,50 @@
+"""A reader that never stops looking, for tests that no half-written artifact is ever visible."""
+
+import threading
+import time
+from pathlib import Path
+
+from sublim.manifest import Manifest
+from sublim.store import RESERVED, Store
+
+
+class Watcher(threading.Thread):
+    """Looks at every artifact folder as soon as it appears and notes what is wrong with it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(daemon=True)
+        self.store = Store(root)
+        self.seen: set[str] = set()
+        self.problems: list[str] = []
+        self.looks = 0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        while not self._done.is_set():
+            self.look()
+            time.sleep(0.001)
+
+    def look(self) -> None:
+        """One look at the store, as it is this very moment."""
+        self.looks += 1
+        for folder in self.store.root.glob("*/*"):
+            name = folder.relative_to(self.store.root).as_posix()
+            if folder.parent.name in RESERVED or name in self.seen:
+                continue
+            self.seen.add(name)
+            try:
+                manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+            except (OSError, ValueError) as error:
+                self.problems.append(f"{name}: {error}")
+                continue
+            if problem := self.store.problem(manifest.artifact, deep=True):
+                self.problems.append(problem)
+
+    def __enter__(self) -> "Watcher":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+        self.look()

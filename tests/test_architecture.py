@@ -1,0 +1,77 @@
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "trl", "peft", "vllm", "unsloth", "sae_lens", "datasets", "accelerate", "sklearn")
+FORBIDDEN = {
+    "sublim": ("tasks", "flows", "prefect", "tests"),
+    "tasks": ("flows", "tests", *HEAVY),
+    "flows": ("tests", *HEAVY),
+}
+
+
+def modules(package: str) -> list[str]:
+    paths = sorted((ROOT / package).rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+def imported(package: str) -> Iterator[tuple[str, str]]:
+    """(file:line, module) for every import anywhere in `package`, also inside functions."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(), str(path))):
+            match node:
+                case ast.Import(names=names):
+                    found = [alias.name for alias in names]
+                case ast.ImportFrom(module=str(module), level=0):
+                    found = [module]
+                case ast.ImportFrom():
+                    found = ["a relative import"]
+                case _:
+                    continue
+            for name in found:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", name
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_import_points_up(package: str) -> None:
+    wrong = [
+        f"{place} imports {name}"
+        for place, name in imported(package)
+        if name.partition(".")[0] in FORBIDDEN[package] or name == "a relative import"
+    ]
+    assert wrong == []
+
+
+def test_the_walk_sees_imports() -> None:
+    """The walk above would pass on nothing at all: what it must see is there."""
+    seen = {name.partition(".")[0] for name in (name for _, name in imported("tasks"))}
+    assert {"sublim", "prefect"} <= seen
+    assert len(modules("sublim")) > 10
+
+
+def test_importing_every_flow_and_task_loads_nothing_heavy() -> None:
+    names = [name for package in ("tasks", "flows") for name in modules(package)]
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1].split(): importlib.import_module(name)\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, " ".join(names)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert {"tasks", "prefect", "sublim"} <= loaded
+    assert loaded & set(HEAVY) == set()
+
+
+@pytest.mark.parametrize("name", [name for name in modules("sublim") if name.count(".") <= 1])
+def test_module_opens_by_saying_what_it_holds(name: str) -> None:
+    base = ROOT.joinpath(*name.split("."))
+    path = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"
+    assert ast.get_docstring(ast.parse(path.read_text()))
