@@ -59,9 +59,10 @@ def wait_until_gone(pids: list[int], seconds: float = 8.0) -> None:
         time.sleep(0.02)
 
 
-def wait_for(path: Path, seconds: float = 30.0) -> str:
+def wait_for(path: Path, process: "subprocess.Popen[Any]", seconds: float = 60.0) -> str:
     deadline = time.monotonic() + seconds
     while not path.exists():
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return path.read_text()
@@ -196,7 +197,7 @@ def parent(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
 def test_stage_dies_with_the_run_that_started_it(
     parent: "subprocess.Popen[bytes]", tmp_path: Path, number: signal.Signals
 ) -> None:
-    pids = [int(pid) for pid in wait_for(tmp_path / "pids").split()]
+    pids = [int(pid) for pid in wait_for(tmp_path / "pids", parent).split()]
     assert all(psutil.pid_exists(pid) for pid in pids)
     parent.send_signal(number)
     parent.wait(10)
