@@ -29,21 +29,28 @@ def walk(config: type[Config], prefix: str = "") -> Iterator[Field]:
         path = f"{prefix}{name}"
         default = None if field.default is PydanticUndefined else field.default
         run_only = any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
-        nested = list(_configs(field.annotation))
+        nested = configs_in(field.annotation)
         if not nested:
             yield Field(path, _type_name(field.annotation), field.description or "", default, run_only)
         for inner in nested:
             yield from walk(inner, f"{path}.")
 
 
-def _configs(annotation: Any) -> Iterator[type[Config]]:
+def configs_in(annotation: Any) -> list[type[Config]]:
+    """The config classes that an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
-        yield annotation
-    elif get_origin(annotation) is Annotated:
-        yield from _configs(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, types.UnionType):
-        for option in get_args(annotation):
-            yield from _configs(option)
+        return [annotation]
+    if get_origin(annotation) is Annotated:
+        return configs_in(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [found for option in get_args(annotation) for found in configs_in(option)]
+    return []
+
+
+def kind_of(config: type[Config]) -> str | None:
+    """The tag by which a union tells this config from its others."""
+    field = config.model_fields.get("kind")
+    return field.default if field else None
 
 
 def _type_name(annotation: Any) -> str:

@@ -207,7 +207,7 @@ def compare_all(config: PipelineConfig, questions: Questions, asked: dict[str, A
                 students=[scores[f"{target}/{update}/{place}"] for place in range(len(units))],
                 controls=[scores[f"{CONTROL}/{update}/{place}"] for place in range(len(units))],
                 base=scores["base"],
-                teacher=scores[f"teacher {target}/{config.blocks[0]}"],
+                teacher=[scores[f"teacher {target}/{block}"] for block in config.blocks],
             )
             found.append(Comparison(target, update, artifact))
     return found

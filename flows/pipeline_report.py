@@ -57,7 +57,7 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
         flow="pipeline",
         preset=run.preset,
         about=config.about,
-        targets=[_target(run, target, study) for target in config.target],
+        targets=[_target(run, target, study, drawn_by(config)) for target in config.target],
         contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
         mismatches=context_mismatches(contexts["student"], contexts["asked"]) if len(contexts) == 3 else [],
         datasets=list(_datasets(run, study)),
@@ -97,10 +97,15 @@ def _contexts(manifests: dict[str, Manifest], study: "Study") -> Iterator[tuple[
             yield role, found[0]
 
 
-def _target(run: Run, target: str, study: "Study") -> TargetShown:
+def drawn_by(config: PipelineConfig) -> str:
+    """What wrote the students' rows, as the arm is called."""
+    return "second draw of the base" if config.second_draw else "teacher"
+
+
+def _target(run: Run, target: str, study: "Study", arm: str) -> TargetShown:
     found = [(each.update, _comparison(run, each.artifact)) for each in study.comparisons if each.target == target]
     dose = [DosePoint(updates=update, metrics=compared.metrics) for update, compared in found if update is not None]
-    return TargetShown(comparison=found[-1][1], dose=dose if len(dose) > 1 else [])
+    return TargetShown(arm=arm, comparison=found[-1][1], dose=dose if len(dose) > 1 else [])
 
 
 def _comparison(run: Run, artifact: Artifact) -> Comparison:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 import yaml
 from pydantic import ValidationError
 
-from flows.fields import full_path, hint, walk
+from flows.fields import configs_in, full_path, hint, kind_of, walk
 from sublim.config import Config
 from sublim.errors import UserError
 
@@ -78,9 +78,22 @@ def assignments(config: type[Config], texts: list[str]) -> Tree:
 def build(config: type[C], tree: Tree) -> C:
     """The checked config; UserError in one line, with the nearest right names for an unknown one."""
     try:
-        return config.model_validate(tree)
+        return config.model_validate(completed(config, tree))
     except ValidationError as error:
         raise UserError("; ".join(_explained(config, problem) for problem in error.errors()[:3])) from error
+
+
+def completed(config: type[Config], tree: Mapping[str, Any]) -> Tree:
+    """`tree` with every part that has a default laid on that default, so that one value of it may be given alone."""
+    whole = dict(tree)
+    for name, field in config.model_fields.items():
+        part = whole.get(name)
+        if isinstance(part, Mapping):
+            below = field.default.model_dump() if isinstance(field.default, Config) else {}
+            laid = merge({name: below}, {name: cast(Mapping[str, Any], part)})[name]
+            chosen = [kind for kind in configs_in(field.annotation) if laid.get("kind") in (None, kind_of(kind))]
+            whole[name] = completed(chosen[0], laid) if len(chosen) == 1 else laid
+    return whole
 
 
 def _explained(config: type[Config], problem: Any) -> str:
