@@ -12,6 +12,7 @@ import torch
 
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn, render_ids
 from sublim.errors import UserError
+from sublim.hardware import gpu
 from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams
 from sublim.inference.constrained import Plan, plan
 from sublim.inference.decode import Request, Writer, Written
@@ -27,6 +28,8 @@ from sublim.progress import progress
 def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["HfSampler"]:
     """`backend` must be resolved."""
     assert backend.dtype != "auto"
+    if backend.attention == "flash_attention_2" and (gpu() is None or backend.dtype == "float32"):
+        raise UserError("flash_attention_2 needs a GPU and bfloat16 weights: set attention to sdpa")
     with open_model(base, weights, dtype=backend.dtype, attention=backend.attention) as loaded:
         yield HfSampler(loaded, backend)
 
