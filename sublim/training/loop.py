@@ -138,6 +138,7 @@ class PlannedTrainer(SFTTrainer):
             assert self.model is not None
             write_tensors(draft / "weights.safetensors", trainable(self.model))
             kill_point("mid-checkpoint")
+            kill_point(f"mid-checkpoint-{self.state.global_step}")
             self._save_optimizer_and_scheduler(str(draft))
             self._save_rng_state(str(draft))
             write_jsonl(draft / "training.jsonl", self.read_records())
