@@ -125,8 +125,7 @@ def conduct(config: PipelineConfig) -> Study:
                 teacher = TeacherModel(None, None) if arm == CONTROL else teachers[f"{arm}/{block}"]
                 written = write_numbers(config, base, arm, teacher, block)
                 raw.setdefault(arm, []).append(written)
-    for arm, written in raw.items():
-        rows[arm] = [filter_numbers(config.filter, label=arm, raw=each) for each in written]
+        filter_block(config, raw, rows)
     students = train_all(config, base, rows)
     asked = ask_all(config, questions, base, teachers, students)
     return Study(base, teachers, raw, rows, asked, compare_all(config, questions, asked))
@@ -150,6 +149,14 @@ def write_numbers(config: PipelineConfig, base: Artifact, arm: str, teacher: Tea
     generate = generate_config(config, arm=arm, block=block, system=teacher.system)
     label = f"{arm} (second draw of the base)" if config.second_draw and arm != CONTROL else arm
     return generate_numbers(generate, label=label, base=base, weights=teacher.weights)
+
+
+def filter_block(config: PipelineConfig, raw: dict[str, list[Artifact]], rows: dict[str, list[Artifact]]) -> None:
+    """Filters what each arm wrote last; with `same_prompts` a prompt stays only if every arm answered it well."""
+    for arm, written in raw.items():
+        others = [each[-1] for other, each in raw.items() if other != arm] if config.same_prompts else None
+        filtered = filter_numbers(config.filter, label=arm, raw=written[-1], partners=others)
+        rows.setdefault(arm, []).append(filtered)
 
 
 def train_all(config: PipelineConfig, base: Artifact, rows: dict[str, list[Artifact]]) -> dict[str, list[Artifact]]:

@@ -95,6 +95,8 @@ class PipelineConfig(Config):
     """The data the teacher writes."""
     filter: FilterConfig
     """Which answers are kept."""
+    same_prompts: bool = True
+    """Keep a prompt only where every arm's answer is valid, so that students and controls train on the same prompts."""
     student: TrainConfig
     """How students and their controls are trained; its seed is replaced by each of `seeds`."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
