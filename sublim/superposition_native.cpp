@@ -20,7 +20,11 @@ typedef int32_t veci __attribute__((vector_size(4 * LANES), aligned(64)));
 
 static inline vec load(const float* from) { return *reinterpret_cast<const vec*>(from); }
 static inline void store(float* to, vec value) { *reinterpret_cast<vec*>(to) = value; }
-static inline vec positive(vec gate, vec value) { return reinterpret_cast<vec>(reinterpret_cast<veci>(value) & (gate > 0.0f)); }
+
+// `value` where gate > 0, else 0.
+static inline vec positive(vec gate, vec value) {
+    return reinterpret_cast<vec>(reinterpret_cast<veci>(value) & (gate > 0.0f));
+}
 
 static inline float total(vec value) {
     float sum = 0;
@@ -32,10 +36,12 @@ static inline float total(vec value) {
 struct Floats {
     std::vector<float> memory;
     explicit Floats(size_t count) : memory(count + 16, 0.0f) {}
-    float* data() { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t(63)); }
+    float* data() {
+        return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) & ~uintptr_t(63));
+    }
 };
 
-// SplitMix64 used as a counter: element j of a step comes from the low half of word j, element half + j from its high half.
+// SplitMix64 used as a counter: element j of a step is the low half of word j, element half + j its high half.
 // `count` is even. Words are drawn in small blocks first: both loops then become vector code.
 static void draw(float* x, uint64_t key, uint64_t step, int count, float p) {
     constexpr int BLOCK = 64;
@@ -95,7 +101,8 @@ static void reconstruct(const float* x, const float* W, float* out, int n, int b
 
 // Gradient sums of FEATURES consecutive features over one tile: g h' + x gh' for W, g for b.
 template <int FEATURES>
-static inline void accumulate(const float* x, const float* g, const float* h, const float* gh, float* sums, int batch, int rows) {
+static inline void accumulate(const float* x, const float* g, const float* h, const float* gh, float* sums, int batch,
+                              int rows) {
     vec acc[FEATURES][ROW];
     for (int f = 0; f < FEATURES; f++)
         for (int k = 0; k < ROW; k++) acc[f][k] = load(sums + (f * ROW + k) * LANES);
@@ -125,7 +132,8 @@ struct Work {
 
 // Gradients of one model's loss, summed over the batch, left in work.sums (one vector of partial sums a parameter).
 // `scale` is the derivative's factor per feature: 2 * weight / n.
-static void gradients(const float* x, const float* target, const float* W, const float* scale, Work& work, int n, int batch) {
+static void gradients(const float* x, const float* target, const float* W, const float* scale, Work& work, int n,
+                      int batch) {
     float *g = work.g.data(), *h = work.h.data(), *gh = work.gh.data(), *sums = work.sums.data();
     std::memset(sums, 0, sizeof(float) * n * ROW * LANES);
     for (int start = 0; start < batch; start += TILE) {
@@ -152,17 +160,21 @@ static void gradients(const float* x, const float* target, const float* W, const
                     store(gh + k * TILE + row + v * LANES, back[k][v]);
                 }
         }
-        int i = 0;
-        for (; i + 2 <= n; i += 2)
-            accumulate<2>(x + size_t(i) * batch + start, g + i * TILE, h, gh, sums + i * ROW * LANES, batch, rows);
-        for (; i < n; i++) accumulate<1>(x + size_t(i) * batch + start, g + i * TILE, h, gh, sums + i * ROW * LANES, batch, rows);
+        for (int i = 0; i < n; i += 2) {
+            const float *xi = x + size_t(i) * batch + start, *gi = g + i * TILE;
+            float* of_i = sums + i * ROW * LANES;
+            if (i + 1 < n)
+                accumulate<2>(xi, gi, h, gh, of_i, batch, rows);
+            else
+                accumulate<1>(xi, gi, h, gh, of_i, batch, rows);
+        }
     }
 }
 
 // Weighted squared errors, mean over features and summed over the batch: against the target with the training weights,
 // and against the input with the weights of every feature.
-static void losses(const float* x, const float* target, const float* W, const float* weight, const float* full, float* output,
-                   float* trained, float* unablated, int n, int batch) {
+static void losses(const float* x, const float* target, const float* W, const float* weight, const float* full,
+                   float* output, float* trained, float* unablated, int n, int batch) {
     reconstruct(x, W, output, n, batch);
     double to_target = 0, to_input = 0;
     for (int i = 0; i < n; i++) {
@@ -185,8 +197,8 @@ struct Rates {
     float keep, size, correction; // 1 - lr * decay;  lr / (1 - beta1^t);  sqrt(1 - beta2^t)
 };
 
-static void adamw(float* value, float* mean, float* square, const float* sums, int count, Rates rates, float beta1, float beta2,
-                  float eps) {
+static void adamw(float* value, float* mean, float* square, const float* sums, int count, Rates rates, float beta1,
+                  float beta2, float eps) {
     for (int j = 0; j < count; j++) {
         const float gradient = total(load(sums + j * LANES));
         mean[j] += (1 - beta1) * (gradient - mean[j]);
@@ -226,15 +238,18 @@ extern "C" void train_group(const Group* group, const Rates* rates, int64_t star
             const float* weight = group->weight + size_t(model) * n;
             if (step % group->loss_every == 0) {
                 const size_t record = size_t(model) * group->records + step / group->loss_every;
-                losses(x, target, value, weight, group->full, output.data(), group->trained + record, group->unablated + record, n,
-                       batch);
+                losses(x, target, value, weight, group->full, output.data(), group->trained + record,
+                       group->unablated + record, n, batch);
             }
             for (int i = 0; i < n; i++) scale.data()[i] = 2 * weight[i] / n;
             gradients(x, target, value, scale.data(), work, n, batch);
-            adamw(value, group->mean + at, group->square + at, work.sums.data(), n * ROW, rates[step], group->beta1, group->beta2,
-                  group->eps);
+            adamw(value, group->mean + at, group->square + at, work.sums.data(), n * ROW, rates[step], group->beta1,
+                  group->beta2, group->eps);
         }
     }
 }
 
-extern "C" void draw_batch(float* x, uint64_t key, uint64_t step, int32_t count, float p) { draw(x, key, step, count, p); }
+// One step's data, for tests.
+extern "C" void draw_batch(float* x, uint64_t key, uint64_t step, int32_t count, float p) {
+    draw(x, key, step, count, p);
+}
