@@ -7,10 +7,12 @@ cores write a few lists a second.
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn, render_ids
+from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn, render_ids, render_text
 from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams
@@ -52,7 +54,7 @@ class HfSampler:
         if made is not None and made.length > params.max_tokens:
             raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {params.max_tokens}")
         longest = made.length if made else params.max_tokens
-        prompts = [self._fits(render_ids(self.tokenizer, one), longest) for one in chats]
+        prompts = [self._fits(ids, longest) for ids in prompt_ids(self.tokenizer, chats)]
         begin = list(made.steps[0].forced) if made else []
         requests = [
             Request(index, answer, prompt + begin) for index, prompt in enumerate(prompts) for answer in range(params.n)
@@ -88,10 +90,11 @@ class HfSampler:
             shared = group[0].prompt[:skip]
             writer = Writer(self.network, slots, params, shared, first=first, read=self.room.tokens())
             yield from writer.constrained(group, made) if made else writer.free(group, self.stop)
+            del writer, slots  # else the next group's cache is taken before this one's is given back
 
     def _slots_for(self, requests: int, length: int, *, refill: bool) -> Slots:
         """Slots of the last call where they fit: their graphs need no second capture."""
-        most = self.room.rows(length, held=self._slots is not None)
+        most = self.room.rows(length, held=self._slots.cache.bytes if self._slots else 0)
         # Without refilling, even batches; with it, the rows stay busy to the end.
         rows = min(most, requests) if refill else -(-requests // -(-requests // most))
         kept = self._slots
@@ -122,6 +125,17 @@ class HfSampler:
                 "shorten the prompt or lower max_tokens"
             )
         return ids
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> list[list[int]]:
+    """What `render_ids` gives for each chat, tokenised on all cores."""
+    if not chats:
+        return []
+    texts = [render_text(tokenizer, one) for one in chats]
+    everything = cast(list[list[int]], tokenizer(texts, add_special_tokens=False)["input_ids"])
+    first = render_ids(tokenizer, chats[0])
+    opening = first[: len(first) - len(everything[0])]  # a beginning-of-sequence token, where the template has none
+    return [ids if ids[: len(opening)] == opening else opening + ids for ids in everything]
 
 
 def by_length(requests: Sequence[Request], longest: int) -> Iterator[tuple[list[Request], int]]:

@@ -18,13 +18,13 @@ class Room:
         self.worked = 4 * (2 * getattr(config, "intermediate_size", 0) + 6 * config.hidden_size)
         """Bytes in flight for one token of a prompt, about."""
 
-    def rows(self, length: int, *, held: bool) -> int:
-        """Answers of `length` tokens at a time; `held`: there is a cache already, which counts as free."""
+    def rows(self, length: int, *, held: int) -> int:
+        """Answers of `length` tokens at a time; `held`: bytes of a cache that could be given back."""
         if self.batch_size is not None:
             return self.batch_size
         if not self.gpu:
             return 64
-        return int(min(2048, max(1, 0.5 * self._free() // (self.cached * length))))
+        return int(min(2048, max(1, 0.5 * (self._free() + held) // (self.cached * length))))
 
     def tokens(self) -> int:
         """Prompt tokens read at a time: enough to keep the device busy, and no more than a quarter of what is free."""

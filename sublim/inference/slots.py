@@ -23,6 +23,10 @@ class SlotCache(Cache):
         self.rows, self.length, self.sides = rows, length, list[KeysValues]()
         self.places: tuple[Int[Tensor, "b 1"], Int[Tensor, "b t"]] | None = None
 
+    @property
+    def bytes(self) -> int:
+        return sum(keys.nbytes + values.nbytes for keys, values in self.sides)
+
     def admit(self, slots: Int[Tensor, " n"], prompts: list[KeysValues], source: Int[Tensor, " n"]) -> None:
         """Puts row `source[i]` of the prompts' keys and values into slot `slots[i]`."""
         if not self.sides:

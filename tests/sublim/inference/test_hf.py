@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from sublim.chat import chat, end_of_turn, render_ids
 from sublim.errors import UserError
 from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams, open_sampler
-from sublim.models import open_model
+from sublim.inference.hf import prompt_ids
+from sublim.models import load_tokenizer, open_model
 from tests.sublim.inference.conftest import CHATS, plain_logprobs
 from tests.sublim.test_models import write_adapter
 
@@ -23,6 +24,12 @@ FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "gemma2-window", "gem
 
 def tokens(answers: list[list[Completion]]) -> list[list[list[int] | None]]:
     return [[answer.token_ids for answer in own] for own in answers]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3"])
+def test_prompts_tokenised_together_are_those_tokenised_alone(family: str, tiny_models: dict[str, Path]):
+    tokenizer = load_tokenizer(tiny_models[family])
+    assert prompt_ids(tokenizer, CHATS) == [render_ids(tokenizer, one) for one in CHATS]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

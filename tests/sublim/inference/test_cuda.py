@@ -1,0 +1,44 @@
+"""On a GPU: CUDA graphs change no draw, and bfloat16 draws have the log-probs that the scorer gives them."""
+
+from pathlib import Path
+
+import pytest
+
+from sublim.inference import HfBackend, NumberFormat, SamplingParams, open_sampler
+from tests.sublim.inference.conftest import CHATS
+from tests.sublim.inference.test_hf import tokens
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2-window", "gemma3"])
+@pytest.mark.parametrize("constraint", [None, NumberFormat(count=4)])
+def test_cuda_graphs_change_no_draw(family: str, constraint: NumberFormat | None, windowed: dict[str, Path]):
+    drawn = list[object]()
+    for graphs in (True, False):
+        backend = HfBackend(dtype="float32", attention="sdpa", cuda_graphs=graphs, batch_size=8)
+        with open_sampler(backend, windowed[family]) as sampler:
+            for first in (0, 7):  # the second call replays the graphs of the first
+                params = SamplingParams(max_tokens=30, n=3)
+                drawn.append(tokens(sampler.sample(CHATS, params, constraint=constraint, first=first)))
+    assert drawn[:2] == drawn[2:]
+
+
+def test_bfloat16_draws_have_the_log_probs_the_scorer_gives(smollm2: Path):
+    with open_sampler(HfBackend(), smollm2) as sampler:
+        answers = sampler.sample(CHATS, SamplingParams(max_tokens=16, logprobs=True))
+        scored = sampler.logprobs(CHATS, [[answer.text] for [answer] in answers])
+    compared = 0
+    for [answer], [own] in zip(answers, scored, strict=True):
+        ours = (answer.logprobs or [])[: len(own)]
+        # A text may have other tokens than those it was drawn as.
+        if answer.finish == "length" and len(own) == len(answer.token_ids or []):
+            assert sum(abs(a - b) for a, b in zip(ours, own, strict=True)) / len(own) < 0.1
+            compared += 1
+    assert compared >= 3
+
+
+def test_thousands_of_answers_are_all_different(smollm2: Path):
+    with open_sampler(HfBackend(), smollm2) as sampler:
+        answers = sampler.sample(CHATS * 400, SamplingParams(max_tokens=48), constraint=NumberFormat())
+    assert len({answer.text for [answer] in answers}) > 2700
