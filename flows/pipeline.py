@@ -81,8 +81,8 @@ class Study(NamedTuple):
 def run_name() -> str:
     """How the run is called in the UI."""
     given = flow_run.get_parameters()
-    target = given.get("target") or ",".join((given.get("settings") or {}).get("target") or [])
-    return " · ".join(part for part in (target, given.get("preset")) if part)
+    config = load_config(given["preset"], given["target"], given["settings"])
+    return f"{', '.join(config.target)} · {given['preset']}"
 
 
 def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> PipelineConfig:

@@ -155,7 +155,7 @@ def printed(outcome: dict[str, Any]) -> str:
 def _printed_target(target: dict[str, Any]) -> Iterator[str]:
     word = target["target"]
     yield f"{word}: do students come to favour it, compared with their paired controls?"
-    for name, metric in target["metrics"].items():
+    for name, metric in (("margin", target), ("rate", target["rate"])):
         effect = metric["effect"]
         if effect is None:
             yield f"  {name:7} missing: {metric['reason']}"
@@ -182,7 +182,7 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
             effect = point["effect"]
             interval = _range(effect["low"], effect["high"], 1)
             yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {interval}"
-    yield f"  {target['units']}"
+    yield f"  {target['about_units']}"
 
 
 def _range(low: float | None, high: float | None, scale: float) -> str:

@@ -114,7 +114,7 @@ class TestPipeline:
     def test_blocks_become_the_units(self, small: list[str]) -> None:
         outcome = run(*small, "--set", "blocks=[0, 1]", "--set", "seeds=[0]")
         assert outcome["effect"]["units"] == 2
-        assert "2 blocks" in outcome["units"]
+        assert "2 blocks" in outcome["about_units"]
 
     def test_prompted_teacher_writes_under_its_system_prompt(self, small: list[str], module_store: Path) -> None:
         run(*small, "--set", "teacher.kind=prompt", "--set", "seeds=[0]")
