@@ -27,8 +27,8 @@ from tasks.toy_models import draw_mnist, prepare_digits, train_mnist
 
 CAPTIONS = {
     "accuracy": "Test accuracy of every model",
-    "alignment": "Left: a student's parameter shift against its teacher's. Right: gradient of the distillation loss against "
-    "that of the teacher's task",
+    "alignment": "Left: how a student's parameters moved against how its teacher's did. Right: gradient of the "
+    "distillation loss against that of the teacher's task",
 }
 
 
