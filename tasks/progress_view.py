@@ -1,70 +1,116 @@
 """Progress of a stage: a bar where there is a terminal, a progress artifact in Prefect's UI."""
 
+import logging
 import sys
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import copy_context
 from uuid import UUID
 
+from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.exceptions import PrefectHTTPStatusError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sublim.progress import Listener
 
 PATIENCE_SECONDS = 3.0  # a stage shorter than this shows nothing
+log = logging.getLogger("sublim.progress")
 
 
 @contextmanager
 def shown_progress(stage: str) -> Generator[Listener]:
     """Gives a listener that shows the progress of `stage` once it has taken a few seconds."""
-    view = _View(stage)
+    bars, artifacts = _Bars(stage), _Artifacts(stage)
+    started = time.monotonic()
+
+    def listen(label: str, done: int, total: int) -> None:
+        if time.monotonic() - started >= PATIENCE_SECONDS:
+            bars.update(label, done, total)
+            artifacts.update(label, 100.0 * done / max(total, 1))
+
     try:
-        yield view.update
-        view.complete()
+        yield listen
+        artifacts.complete()
     finally:
-        view.close()
+        artifacts.close()
+        bars.close()
 
 
-class _View:
+class _Bars:
+    """Bars on stderr, when that is a terminal."""
+
     def __init__(self, stage: str) -> None:
         self.stage = stage
-        self.started = self.sent = time.monotonic()
-        self.artifacts: dict[str, UUID] = {}
-        self.bars: dict[str, TaskID] = {}
+        self.tasks: dict[str, TaskID] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.display = Progress(*columns, console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
 
     def update(self, label: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self.started < PATIENCE_SECONDS:
+        if self.display is None:
             return
-        if self.display is not None:
-            self._draw(self.display, label, done, total)
-        if now - self.sent > PATIENCE_SECONDS:
-            self.sent = now
-            self._publish(label, 100.0 * done / max(total, 1))
+        if not self.tasks:
+            self.display.start()
+        if label not in self.tasks:
+            self.tasks[label] = self.display.add_task(f"{self.stage}: {label}", total=total)
+        self.display.update(self.tasks[label], completed=done)
 
-    def _draw(self, display: Progress, label: str, done: int, total: int) -> None:
-        if not self.bars:
-            display.start()
-        if label not in self.bars:
-            self.bars[label] = display.add_task(f"{self.stage}: {label}", total=total)
-        display.update(self.bars[label], completed=done)
+    def close(self) -> None:
+        if self.display is not None and self.tasks:
+            self.display.stop()
+
+
+class _Artifacts:
+    """Progress artifacts, sent from a thread: a server that is slow or gone neither delays nor fails the stage."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.percent: dict[str, float] = {}
+        self.sent: dict[str, float] = {}
+        self.ids: dict[str, UUID] = {}
+        self.ended = threading.Event()
+        self.thread: threading.Thread | None = None
+
+    def update(self, label: str, percent: float) -> None:
+        self.percent[label] = percent
+        if self.thread is None:
+            context = copy_context()  # it says to which run the artifacts belong
+            self.thread = threading.Thread(target=lambda: context.run(self._send_until_ended), daemon=True)
+            self.thread.start()
+
+    def _send_until_ended(self) -> None:
+        while not self.ended.wait(PATIENCE_SECONDS):
+            self._send()
+        self._send()
+
+    def _send(self) -> None:
+        for label, percent in list(self.percent.items()):
+            if self.sent.get(label) == percent:
+                continue
+            try:
+                self._publish(label, percent)
+            except (HTTPError, PrefectHTTPStatusError) as error:
+                log.debug("progress not sent: %r", error)
+                return
+            self.sent[label] = percent
 
     def _publish(self, label: str, percent: float) -> None:
-        if label not in self.artifacts:
+        if label not in self.ids:
             name = f"{self.stage}: {label}"
             created = create_progress_artifact(progress=percent, description=name)
             assert isinstance(created, UUID)
-            self.artifacts[label] = created
+            self.ids[label] = created
         else:
-            update_progress_artifact(self.artifacts[label], progress=percent)
+            update_progress_artifact(self.ids[label], progress=percent)
 
     def complete(self) -> None:
-        for artifact in self.artifacts.values():
-            update_progress_artifact(artifact, progress=100.0)
+        for label in self.percent:
+            self.percent[label] = 100.0
 
     def close(self) -> None:
-        if self.display is not None and self.bars:
-            self.display.stop()
+        self.ended.set()
+        if self.thread is not None:
+            self.thread.join(PATIENCE_SECONDS)

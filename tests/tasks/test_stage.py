@@ -2,6 +2,7 @@ import contextlib
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from sublim.manifest import Artifact
 from sublim.store import open_store
 from tasks.processes import StageKilled, one_process
 from tasks.stage import Stage, StageRun, asset_key, stage_runs
+from tests.tasks.proxy import Proxy, proxy_to
 from tests.tasks.sample_stages import CountConfig, FailConfig, PickConfig, ShardsConfig
 
 SAMPLE = "tests.tasks.sample_stages"
@@ -386,3 +388,23 @@ def test_store_of_a_newer_version_stops_the_run_before_anything_is_written(store
     with pytest.raises(UserError, match="update sublim"):
         in_flow(lambda: count(CountConfig()))
     assert [path.name for path in store_root.iterdir()] == ["store.json"]
+
+
+def test_server_that_hangs_does_not_hold_up_a_stage(prefect_server: str, store_root: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    def hang_until_the_stage_is_done(proxy: Proxy) -> None:
+        until(lambda: list(store_root.glob("scratch/count/*/14.txt")))  # 3.5 s on: progress is being sent
+        proxy.flowing.clear()
+        until(lambda: list(store_root.glob("count/*/manifest.json")))
+        proxy.flowing.set()
+
+    with proxy_to(int(prefect_server.split(":")[2].removesuffix("/api"))) as proxy:
+        hang = threading.Thread(target=hang_until_the_stage_is_done, args=(proxy,))
+        hang.start()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{proxy.port}/api"}):
+            _, runs, _ = in_flow(lambda: count(CountConfig(upto=40, pause=0.25)))
+        hang.join()
+    assert states(runs) == ["count Completed"]
+    (manifest,) = open_store().manifests()
+    assert manifest.provenance.seconds < 18
