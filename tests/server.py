@@ -13,6 +13,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 START_SECONDS = 180.0
+# Ends the server with whoever started it, even by SIGKILL: its end of this pipe closes.
+SERVE = """
+import os, signal, sys, threading
+def follow():
+    sys.stdin.read()
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=follow, daemon=True).start()
+from prefect.cli import app
+app()
+"""
 
 
 class Starting(NamedTuple):
@@ -37,9 +47,11 @@ def starting_server(home: Path) -> Iterator[Starting]:
         "PREFECT_UI_ENABLED": "false",
     }
     environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-c", SERVE, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         yield Starting(lambda: _wait_until_healthy(url, server, home / "server.log"))
     finally:
