@@ -11,6 +11,7 @@ from pydantic import Field
 from sublim.chat import Chat
 from sublim.config import Config, RunOnly
 from sublim.hardware import gpu
+from sublim.inference.device import start_context
 from sublim.training import checkpoint
 
 
@@ -124,6 +125,7 @@ def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -
         weights = checkpoint(weights)
     match backend:
         case HfBackend():
+            start_context()
             from sublim.inference.hf import open_hf
 
             with open_hf(backend.resolved(), base, weights) as sampler:

@@ -7,11 +7,15 @@ from typing import NamedTuple, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
 from sublim.errors import UserError
 from sublim.inference.attention import NAME, Kernel, View, causal
+
+# Not cuDNN's: it plans anew for every shape, which takes longer than the attention of a batch of short prompts.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 KeysValues = tuple[Float[Tensor, "b g k d"], Float[Tensor, "b g k d"]]
 
@@ -26,33 +30,32 @@ class Where(NamedTuple):
 class Head(nn.Module):
     """The output embedding, applied at some places only, and for some tokens only."""
 
-    def __init__(self, full: nn.Module) -> None:
-        super().__init__()
-        self.full, self.where, self.tokens = full, None, None
-        self._some: tuple[Tensor, Tensor | None] | None = None
-
     full: nn.Module
     where: Where | None
     tokens: tuple[int, ...] | None
 
+    def __init__(self, full: nn.Module) -> None:
+        super().__init__()
+        self.full, self.where, self.tokens = full, None, None
+        # Kept for good: a captured CUDA graph goes on reading the rows it was captured with.
+        self._parts: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
+
     def restrict(self, tokens: tuple[int, ...] | None) -> None:
         """Logits of `tokens` alone from now on, in float32 (bfloat16's steps of .06 would show in ten digits' odds)."""
-        if tokens == self.tokens:
-            return
-        self.tokens, self._some = tokens, None
-        if tokens is not None and type(self.full) is nn.Linear:
+        self.tokens = tokens
+        if tokens is not None and tokens not in self._parts and type(self.full) is nn.Linear:
             rows = torch.tensor(tokens, device=self.full.weight.device)
             bias = cast(Tensor | None, self.full.bias)
-            bias = None if bias is None else bias[rows].float()
-            self._some = self.full.weight[rows].float(), bias
+            self._parts[tokens] = self.full.weight[rows].float(), None if bias is None else bias[rows].float()
 
     def forward(self, hidden: Float[Tensor, "b t d"]) -> Tensor:
         if self.where is not None:
             hidden = hidden[self.where.rows, self.where.columns]
-        if self._some is not None:
-            return linear(hidden.float(), *self._some)
-        logits = self.full(hidden)
-        return logits if self.tokens is None else logits[..., list(self.tokens)]
+        if self.tokens is None:
+            return self.full(hidden)
+        if self.tokens in self._parts:
+            return linear(hidden.float(), *self._parts[self.tokens])
+        return self.full(hidden)[..., list(self.tokens)]
 
 
 class TextCache(Cache):
@@ -93,7 +96,7 @@ class Network:
         set_attention(self.model, NAME)
         self.model.set_output_embeddings(self.head)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), sdpa_kernel(KERNELS):
                 yield
         finally:
             self.model.set_output_embeddings(self.head.full)

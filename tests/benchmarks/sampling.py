@@ -1,6 +1,6 @@
 """Sampling number prompts: in batches against one sequence at a time, and how many a second with start-up included.
 
-    python -m tests.benchmarks.sampling [--model DIR] [--prompts N] [--baseline 30] [--throughput 10000]
+    python -m tests.benchmarks.sampling [--model DIR] [--prompts N] [--baseline 30] [--throughput N] [--profile N]
 
 Without --model the bundled model is prepared first (not timed). The plain side is `generate`, one sequence at a time
 on `--baseline` of the same requests, scaled to all of them. `--throughput` starts a new process that imports, loads,
@@ -134,6 +134,26 @@ def throughput(base: Path, prompts: int) -> None:
         )
 
 
+def profile(base: Path, prompts: int) -> None:
+    """Where the time of a second call goes."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu() else [])]
+    chats = number_chats(prompts)
+    with open_sampler(HfBackend(), base) as sampler:
+
+        def call() -> None:
+            sampler.sample(chats, FORCED, constraint=NumberFormat())
+
+        for turn in ("first", "second"):
+            print(f"{turn} call: {timed(call)[0]:.2f} s for {prompts} prompts ({DEVICE})", flush=True)
+        with profiled(activities=kinds) as table:
+            call()
+    sort = "self_device_time_total" if gpu() else "self_cpu_time_total"
+    print(table.key_averages().table(sort_by=sort, row_limit=25, max_name_column_width=60))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path)
@@ -141,12 +161,16 @@ def main() -> None:
     parser.add_argument("--baseline", type=int, default=30)
     parser.add_argument("--throughput", type=int, default=10_000 if gpu() else 0)
     parser.add_argument("--child", type=Path)
+    parser.add_argument("--profile", type=int, default=0)
     args = parser.parse_args()
     if args.child:
         child(args.model, args.prompts, args.child)
         return
     with tempfile.TemporaryDirectory() as folder:
         base = args.model or prepared(Path(folder))
+        if args.profile:
+            profile(base, args.profile)
+            return
         if args.throughput:
             throughput(base, args.throughput)
         compare(base, args.prompts, args.baseline, full=True)
