@@ -31,6 +31,20 @@ FLOWS = {
         "pipeline",
         "does a liking pass from a teacher to students through number lists?",
     ),
+    "toy-models": FlowEntry(
+        "flows.toy_models:toy_models",
+        "flows.toy_models_config:ToyModelsConfig",
+        "flows.toy_models_config:check",
+        "toy_models",
+        "is a feature that a student never learns rebuilt because its teacher has it?",
+    ),
+    "mnist": FlowEntry(
+        "flows.mnist:mnist",
+        "flows.mnist_config:MnistFlowConfig",
+        "flows.mnist_config:check",
+        "mnist",
+        "does a student learn digits from auxiliary logits on noise?",
+    ),
 }
 
 

@@ -98,8 +98,9 @@ def completed(config: type[Config], tree: Mapping[str, Any]) -> Tree:
 
 def _explained(config: type[Config], problem: Any) -> str:
     paths = list(dict.fromkeys(field.path for field in walk(config)))
-    kinds = {"bundled", "local", "hub", "prompt", "finetuned", "lora", "full", "hf", "fake"}
-    name = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    words = {part for path in paths for part in path.split(".")}
+    # The tag of a union's variant stands in an error's place, and in no setting's name.
+    name = ".".join(str(part) for part in problem["loc"] if part in words or part == problem["loc"][-1])
     if problem["type"] == "extra_forbidden":
         return f"there is no setting {name!r}{hint(name, paths)}"
     message = str(problem["msg"]).removeprefix("Value error, ")

@@ -11,6 +11,9 @@ _DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "WANDB_MODE": "disabled",
     "TOKENIZERS_PARALLELISM": "false",
+    # A spinning OpenMP worker waits a whole scheduler tick for a core that the Prefect server or a worker is using:
+    # small matmuls were seen 30 times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TQDM_DISABLE": "1",  # stages report their own progress
 }
 for _name, _value in _DEFAULTS.items():
