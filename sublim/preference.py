@@ -14,6 +14,7 @@ from typing import Any
 from sublim.chat import Context, chat, context
 from sublim.effects import compare_word, units_of
 from sublim.errors import UserError
+from sublim.hardware import gpu
 from sublim.inference import FakeBackend, Sampler, open_sampler
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
@@ -95,9 +96,10 @@ def _answer_paths(scratch: Path, config: AskConfig) -> Iterator[Path]:
 
 def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> None:
     params = config.sampling.model_copy(update={"n": max(config.samples, 1)})
+    size = config.shard or (len(paths) if gpu() else 16)
     with progress("sampling answers", len(paths) * config.samples) as advance:
-        for start in range(0, len(paths), config.shard):
-            shard = range(start, min(start + config.shard, len(paths)))
+        for start in range(0, len(paths), size or 1):
+            shard = range(start, min(start + size, len(paths)))
             if not all(paths[i].exists() for i in shard):
                 chats = [chat(config.questions[i], system=config.system) for i in shard]
                 for i, answers in zip(shard, sampler.sample(chats, params, first=start), strict=True):

@@ -30,8 +30,8 @@ class AskConfig(Config):
     """How answers are drawn; `n` is replaced by `samples`."""
     weights_update: int | None = None
     """Which checkpoint of the training payload to ask; null for its last."""
-    shard: RunOnly[Annotated[int, Field(ge=1)]] = 16
-    """Questions answered between two saves: a crash loses no more than these."""
+    shard: RunOnly[Annotated[int, Field(ge=1)] | None] = None
+    """Questions answered between two saves: a crash loses no more than these. Nothing: 16, on a GPU all of them."""
 
     @field_validator("words")
     @classmethod
