@@ -66,7 +66,9 @@ def publish(
         question="Is a feature that a student never learns rebuilt, because its teacher has it?",
         findings=found,
         tables=[table(rebuilt)],
-        figures=[FigureFile(path, CAPTIONS[path.stem.split("-")[0]]) for path in sorted(figures.glob("*.svg"))],
+        figures=[
+            FigureFile(path, text) for kind, text in CAPTIONS.items() for path in sorted(figures.glob(f"{kind}*.svg"))
+        ],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
