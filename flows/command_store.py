@@ -48,6 +48,10 @@ def verify(options: argparse.Namespace) -> int:
         if problem := store.problem(manifest.artifact, deep=True):
             problems += 1
             print(f"{problem}: the next run that needs it makes it again")
+    for folder in store.unreadable():
+        problems += 1
+        name = folder.relative_to(store.root)
+        print(f"{name} has no readable manifest: the next run that needs it makes it again")
     print(f"{checked} artifacts hashed, {problems} damaged")
     return 1 if problems else 0
 

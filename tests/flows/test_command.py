@@ -106,3 +106,11 @@ def test_checkout_is_named_in_provenance(store_root: Path) -> None:
     assert commit is None or len(commit) == 40
     assert (commit is None) == (dirty is None)
     assert Store(store_root).create().root == store_root
+
+
+def test_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], store_root: Path) -> None:
+    store = Store(store_root).create()
+    (store.root / "ask" / "0123456789ab").mkdir(parents=True)
+    (store.root / "ask" / "0123456789ab" / "manifest.json").write_text("{}")
+    assert main(["store", "verify"]) == 1
+    assert "ask/0123456789ab has no readable manifest" in capsys.readouterr().out
