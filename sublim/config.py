@@ -1,6 +1,6 @@
 """Configs: frozen, closed values that say what an experiment is; their identity is what a cache key sees."""
 
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,6 +30,15 @@ class Config(BaseModel):
         protected_namespaces=(),
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a run-only mark where it would go unseen, as in `RunOnly[int] | None`."""
+        for name, field in cls.model_fields.items():
+            if not any(isinstance(mark, RunOnlyMark) for mark in field.metadata) and _holds_mark(field.annotation):
+                raise TypeError(
+                    f"{cls.__name__}.{name}: RunOnly[...] goes around the whole type, as RunOnly[int | None]"
+                )
+
     def resolved(self) -> Self:
         """The same config with every `auto` replaced by what this machine gives; called before a key is computed.
 
@@ -50,6 +59,10 @@ class Config(BaseModel):
             for name, field in type(self).model_fields.items()
             if not any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
         }
+
+
+def _holds_mark(annotation: Any) -> bool:
+    return isinstance(annotation, RunOnlyMark) or any(_holds_mark(part) for part in get_args(annotation))
 
 
 def resolve(value: Any) -> Any:

@@ -89,3 +89,13 @@ def test_importing_the_core_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_run_only_inside_a_union_is_refused_where_the_config_is_defined() -> None:
+    with pytest.raises(TypeError, match=r"Hidden\.batch: RunOnly\[\.\.\.\] goes around the whole type"):
+
+        class Hidden(Config):
+            """A mark that a key would not see."""
+
+            batch: RunOnly[int] | None = None
+            """Rows at a time."""
