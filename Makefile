@@ -17,13 +17,13 @@ help:  ## this list
 install: $(VENV)/.installed  ## virtual environment with everything pinned in constraints.txt
 
 # A machine without a GPU gets torch's CPU build, never the CUDA one and its gigabytes. Where the package index
-# has no CPU build for this system, name one that has with TORCH_INDEX=... (PyTorch's own install page tells it).
+# has no CPU build for this system, PIP_EXTRA_INDEX_URL names one that has (PyTorch's own install page tells it).
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(GPU),)
 	@case "$$(uname -s)" in Darwin) wanted=torch==2.13.0;; *) wanted=torch==2.13.0+cpu;; esac; \
-	$(PIP) install $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$wanted" || { \
-	echo "No CPU build of torch was found: run make again with TORCH_INDEX=<the CPU index of PyTorch's install page>"; exit 1; }
+	$(PIP) install "$$wanted" || { \
+	echo "No CPU build of torch was found: set PIP_EXTRA_INDEX_URL to the CPU index of PyTorch's install page and run make again"; exit 1; }
 else
 	$(PIP) install torch==2.13.0
 endif

@@ -14,15 +14,15 @@ import sys
 from typing import Any, NamedTuple
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.mnist_config import MnistFlowConfig, check
 from flows.runs import Run, recorded
 from flows.settings import build, load_preset, merge
+from flows.toy_publish import publish_toy
 from sublim.manifest import Artifact
 from sublim.mnist_config import MnistConfig
-from sublim.toy_report import FigureFile, Table, ToyReport, bounded, write_toy_report
+from sublim.toy_report import FigureFile, Table, ToyReport, bounded
 from tasks.toy_models import draw_mnist, prepare_digits, train_mnist
 
 CAPTIONS = {
@@ -88,16 +88,8 @@ def publish(run: Run, config: MnistFlowConfig, cells: list[Cell]) -> dict[str, A
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
-    run.report = write_toy_report(run.folder, shown)
-    create_markdown_artifact("\n".join(f"- {line}" for line in found), key="summary", description=shown.question)
-    create_link_artifact(run.report.as_uri(), link_text=run.report.name, key="report")
     return {
-        "flow": "mnist",
-        "preset": run.preset,
-        "stages": run.stage_table(),
-        "report": str(run.report),
-        "run": run.name,
-        "seconds": round(run.seconds, 3),
+        **publish_toy(run, shown),
         "accuracy": cells[0].accuracy,
         "cells": [{"settings": cell.varied, "accuracy": cell.accuracy} for cell in cells],
         "findings": found,

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.runs import Run, recorded
 from flows.settings import build, load_preset, merge
 from flows.toy_models_config import ToyModelsConfig, check
-from sublim.toy_report import FigureFile, Table, ToyReport, bounded, write_toy_report
+from flows.toy_publish import publish_toy
+from sublim.toy_report import FigureFile, Table, ToyReport, bounded
 from tasks.toy_models import draw_superposition, train_superposition
 
 CAPTIONS = {
@@ -72,16 +72,8 @@ def publish(
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
-    run.report = write_toy_report(run.folder, shown)
-    create_markdown_artifact("\n".join(f"- {line}" for line in found), key="summary", description=shown.question)
-    create_link_artifact(run.report.as_uri(), link_text=run.report.name, key="report")
     return {
-        "flow": "toy-models",
-        "preset": run.preset,
-        "stages": run.stage_table(),
-        "report": str(run.report),
-        "run": run.name,
-        "seconds": round(run.seconds, 3),
+        **publish_toy(run, shown),
         "rows": str(rows),
         "rebuilt": rebuilt,
         "findings": found,
