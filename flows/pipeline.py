@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
+from flows.pipeline_arms import BaseName, Contrast, StudentSet, TeacherModel, arms_run, contrasts, student_sets
 from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from flows.pipeline_diagnostics import Diagnosed, diagnose
 from flows.pipeline_plan import (
     CONTROL,
     SECOND_DRAW,
@@ -38,6 +39,8 @@ from sublim.manifest import Artifact
 from sublim.model_config import PrepareModelConfig
 from sublim.preference_config import CompareConfig, ScoreConfig
 from sublim.prompts import Questions, load_questions
+from sublim.training import TrainConfig
+from sublim.training.soft_config import SoftTrainConfig
 from tasks.pipeline import (
     ask,
     build_teacher_rows,
@@ -47,19 +50,13 @@ from tasks.pipeline import (
     generate_numbers,
     prepare_model,
     score,
+    train_soft_student,
     train_student,
     train_teacher,
 )
 from tasks.processes import one_process
 
 __all__ = ["pipeline", "printed"]
-
-
-class TeacherModel(NamedTuple):
-    """What the teacher is: weights, or the base under a system prompt."""
-
-    weights: Artifact | None
-    system: str | None
 
 
 class Comparison(NamedTuple):
@@ -86,6 +83,8 @@ class Study(NamedTuple):
     sets: list[StudentSet]
     asked: dict[str, Artifact]
     comparisons: list[Comparison]
+    diagnosed: Diagnosed | None
+    """The diagnostics that were asked for."""
 
     @property
     def base(self) -> Artifact:
@@ -142,9 +141,11 @@ def conduct(config: PipelineConfig) -> Study:
                 raw.setdefault(arm, []).append(written)
         filter_block(config, raw, rows)
     sets = student_sets(config, rows, derive)
-    students = train_all(config, bases, sets)
+    students = train_all(config, bases, teachers, sets)
     asked = ask_all(config, questions, bases, teachers, sets, students)
-    return Study(bases, teachers, raw, rows, sets, asked, compare_all(config, questions, asked))
+    comparisons = compare_all(config, questions, asked)
+    diagnosed = diagnose(config, bases["base"], teachers, students) if config.diagnostics else None
+    return Study(bases, teachers, raw, rows, sets, asked, comparisons, diagnosed)
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
@@ -189,7 +190,10 @@ def filter_block(config: PipelineConfig, raw: dict[str, list[Artifact]], rows: d
 
 
 def train_all(
-    config: PipelineConfig, bases: dict[BaseName, Artifact], sets: list[StudentSet]
+    config: PipelineConfig,
+    bases: dict[BaseName, Artifact],
+    teachers: dict[str, TeacherModel],
+    sets: list[StudentSet],
 ) -> dict[str, list[Artifact]]:
     """Students of every set, in the order of blocks and seeds; sets are paired by place."""
     students: dict[str, list[Artifact]] = {each.name: [] for each in sets}
@@ -200,8 +204,20 @@ def train_all(
                     for each in (one for one in sets if one.base == name):
                         label = f"{each.name} seed {seed}" + (f" block {block}" if len(config.blocks) > 1 else "")
                         train = student_config(config, seed, block, each.arm)
-                        students[each.name].append(train_student(train, label=label, base=base, data=each.rows[place]))
+                        teacher = teachers.get(f"{each.writer}/{block}", TeacherModel(None, None))
+                        trained = teach(config, train, label, base, each.rows[place], teacher)
+                        students[each.name].append(trained)
     return students
+
+
+def teach(
+    config: PipelineConfig, train: TrainConfig, label: str, base: Artifact, data: Artifact, teacher: TeacherModel
+) -> Artifact:
+    """One student, from the rows alone or from its teacher's logits on them."""
+    if config.labels == "hard":
+        return train_student(train, label=label, base=base, data=data)
+    soft = SoftTrainConfig.model_validate({**train.model_dump(), "temperature": config.temperature})
+    return train_soft_student(soft, label=label, base=base, data=data, teacher=teacher.weights)
 
 
 def ask_all(

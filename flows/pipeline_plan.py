@@ -121,6 +121,14 @@ def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str
     )
 
 
+def unseen_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
+    """Number lists that no student reads, for the diagnostics: other prompts and draws, the same for all arms."""
+    made = generate_config(config, arm=arm, block=block, system=system)
+    seed = made.prompt_seed + BLOCK_STRIDE // 4
+    sampling = made.sampling.model_copy(update={"seed": made.sampling.seed + BLOCK_STRIDE // 4})
+    return made.model_copy(update={"n_prompts": config.diagnostic_rows, "prompt_seed": seed, "sampling": sampling})
+
+
 def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName | None = None) -> TrainConfig:
     """One student's training, a control's alike; the weights of every evaluated update are kept."""
     keep = {*config.student.keep, *(update for update in checkpoints(config, arm) if update is not None)}

@@ -45,7 +45,7 @@ def ask(
 
     Costs one scoring of questions x words and questions x samples short answers; resumes from the last shard.
     """
-    weights = _chosen(weights, config.weights_update)
+    weights = chosen_weights(weights, config.weights_update)
     asked, scored = list(_answer_paths(scratch, config)), scratch / "logprobs.jsonl"
     if not (scored.exists() and all(path.exists() for path in asked)):
         with open_sampler(config.backend, base, weights=weights) as sampler:
@@ -59,7 +59,8 @@ def ask(
     return {"contexts": _contexts(config, base)}
 
 
-def _chosen(weights: Path | None, update: int | None) -> Path | None:
+def chosen_weights(weights: Path | None, update: int | None) -> Path | None:
+    """The weights that a training payload kept after `update`, by default its last; whatever else as it is."""
     if weights is not None and any(weights.glob("update-*")):
         return checkpoint(weights, update)
     if update is not None:
