@@ -4,15 +4,20 @@ import importlib.util
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Protocol, Self, assert_never
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self, assert_never, cast
 
 from pydantic import Field
 
 from sublim.chat import Chat
 from sublim.config import Config, RunOnly
+from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.inference.device import start_context
+from sublim.steering_config import Steering
 from sublim.training import checkpoint
+
+if TYPE_CHECKING:
+    from sublim.steering import LoadedEdit
 
 
 class SamplingParams(Config):
@@ -118,9 +123,54 @@ class Sampler(Protocol):
         ...
 
 
+class Steerable(Sampler, Protocol):
+    """A sampler whose residual stream can be edited while it stays open."""
+
+    def edits(self, steering: Steering, vectors: Path) -> "list[LoadedEdit]":
+        """The edits with their vectors; UserError where the model has other layers, another width or another base."""
+        ...
+
+    def steer(self, edits: "Sequence[LoadedEdit]") -> None:
+        """Makes `edits`, and no earlier ones, in all that is sampled and scored from now on; none when empty."""
+        ...
+
+
 @contextmanager
-def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Sampler]:
-    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept."""
+def open_sampler(
+    backend: Backend,
+    base: Path,
+    *,
+    weights: Path | None = None,
+    steering: Steering | None = None,
+    vectors: Path | None = None,
+) -> Generator[Sampler]:
+    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept.
+
+    `steering` names edits of the stream and `vectors` is the payload or file with their vectors. Several steerings of
+    one model, loaded once, take `open_steerable`.
+    """
+    if (steering is None) != (vectors is None):
+        raise UserError("steering takes both its settings and a payload of vectors: give the two, or neither")
+    if steering is not None and vectors is not None:
+        with open_steerable(backend, base, weights=weights) as steerable:
+            steerable.steer(steerable.edits(steering, vectors))
+            yield steerable
+        return
+    with _opened(backend, base, weights) as sampler:
+        yield sampler
+
+
+@contextmanager
+def open_steerable(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Steerable]:
+    """A sampler whose stream can be edited; a backend that cannot is refused before the first prompt."""
+    if isinstance(backend, FakeBackend):
+        raise UserError("the fake backend has no residual stream to steer: take hf")
+    with _opened(backend, base, weights) as sampler:
+        yield cast(Steerable, sampler)
+
+
+@contextmanager
+def _opened(backend: Backend, base: Path, weights: Path | None) -> Generator[Sampler]:
     if weights is not None and any(weights.glob("update-*")):
         weights = checkpoint(weights)
     match backend:
