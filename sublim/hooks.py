@@ -5,8 +5,8 @@ its input, `resid_post` its output, and `mlp_out` what its MLP adds to the strea
 norm after the MLP, for whatever is added before that norm is rescaled by it.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, cast
 
 from jaxtyping import Float
@@ -55,22 +55,13 @@ def attached_at(model: PreTrainedModel, place: Place, change: Change) -> Generat
 
 
 @contextmanager
-def changing(model: PreTrainedModel, changes: Mapping[Place, Change]) -> Generator[None]:
-    """`attached_at` for several places."""
-    with ExitStack() as stack:
-        for place, change in changes.items():
-            stack.enter_context(attached_at(model, place, change))
-        yield
-
-
-@contextmanager
-def ending_after(model: PreTrainedModel, layer: int) -> Generator[None]:
-    """Inside the block every pass raises PassEnded when block `layer` is done: later blocks and the head never run."""
+def ending_at(model: PreTrainedModel, place: Place) -> Generator[None]:
+    """Inside the block every pass raises PassEnded at `place`: what comes after it, the head too, never runs."""
 
     def end(_: Tensor) -> None:
         raise PassEnded
 
-    with attached_at(model, Place("resid_post", layer), end):
+    with attached_at(model, place, end):
         yield
 
 

@@ -6,7 +6,7 @@ stranger's file with a single tensor may carry `site` and `layer` alone. Reading
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -71,25 +71,28 @@ def write_vectors(folder: Path, vectors: Mapping[str, Vector]) -> None:
     (folder / FILE).write_bytes(save(tensors, metadata))
 
 
-def read_vectors(path: Path) -> dict[str, Vector]:
-    """The vectors of a file or of a payload, by name. Raises UserError for what is no vector, or does not say its site
-    and layer."""
+def read_vectors(path: Path, stated: Mapping[str, Any] | None = None) -> dict[str, Vector]:
+    """The vectors of a file or of a payload, by name; `stated` has site and layer where a file's metadata do not.
+
+    Raises UserError for what is no vector, or does not say its site and layer.
+    """
     path = path / FILE if path.is_dir() else path
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = list(file.keys())
-            return {name: _vector(path, name, metadata, file.get_tensor(name), len(names) == 1) for name in names}
+            given = {**stated} if stated and len(names) == 1 else {}
+            return {name: _vector(path, name, metadata | given, file.get_tensor(name)) for name in names}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is no safetensors file of vectors ({error}): give one") from error
 
 
-def _vector(path: Path, name: str, metadata: dict[str, str], values: Tensor, alone: bool) -> Vector:
+def _vector(path: Path, name: str, metadata: Mapping[str, Any], values: Tensor) -> Vector:
     try:
         if name in metadata:
             return noted(values, VectorNote.model_validate_json(metadata[name]))
         known = {key: metadata[key] for key in ("site", "layer", "residual_norm", "base") if key in metadata}
-        if not (alone and {"site", "layer"} <= known.keys()):
+        if not {"site", "layer"} <= known.keys():
             raise UserError(f"{path}: vector {name!r} does not say its site and layer: write both into the metadata")
         return noted(values, VectorNote.model_validate({"source": "user", "norm": 0.0, **known}))
     except ValidationError as error:

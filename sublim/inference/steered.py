@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sublim.adapters import adapter_layers, unadapted
 from sublim.errors import UserError
-from sublim.hooks import PassEnded, attached_at, check_layers, ending_after
+from sublim.hooks import PassEnded, attached_at, check_layers, ending_at
 from sublim.steering import LoadedEdit
 from sublim.steering_config import Place, Tokens
 
@@ -80,7 +80,8 @@ class Steered:
         """Runs one pass of the base without edits, up to the last replaced block, and notes its components."""
         for applied in self.applied:
             applied.reading = True
-        with unadapted(self.adapters), ending_after(self.model, self.base_layers - 1), suppress(PassEnded):
+        last = Place("resid_post", self.base_layers - 1)
+        with unadapted(self.adapters), ending_at(self.model, last), suppress(PassEnded):
             run()
         for applied in self.applied:
             applied.reading = False
