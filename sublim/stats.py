@@ -36,6 +36,14 @@ def paired_t(differences: Float[ndarray, " s"] | Sequence[float], level: float =
     return Interval(mean, mean - half, mean + half, level, len(values))
 
 
+def paired_t_p(differences: Float[ndarray, " s"] | Sequence[float]) -> float:
+    """Two-sided p of the paired t test that the mean difference is zero. At least two units."""
+    values = np.asarray(differences, dtype=float)
+    if values.std(ddof=1) == 0:
+        return 1.0 if values[0] == 0 else 0.0
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
+
+
 class Components(NamedTuple):
     """What the mean of a crossed matrix varies by, were units and questions drawn anew."""
 
