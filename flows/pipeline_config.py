@@ -1,12 +1,14 @@
 """Everything a pipeline run can be told: the model, the teacher, the carrier, the students, the evaluation."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from sublim.arms import ARMS, ArmName
 from sublim.config import Config, RunOnly
 from sublim.filter_config import FilterConfig
 from sublim.inference import Backend, HfBackend, NumberFormat, SamplingParams
+from sublim.mmlu_pro_config import MmluProConfig
 from sublim.model_config import BundledModel, ModelConfig
 from sublim.nouns import target_word
 from sublim.numbers import Separator
@@ -78,6 +80,8 @@ class EvaluationConfig(Config):
     """How answers are drawn."""
     updates: tuple[int, ...] = ()
     """Checkpoints of the students to evaluate, as updates; empty: only the last."""
+    mmlu_pro: MmluProConfig | None = None
+    """MMLU-Pro's questions for base, teachers, students and controls; nothing: not asked."""
 
 
 class PipelineConfig(Config):
@@ -105,6 +109,15 @@ class PipelineConfig(Config):
     """Each block has a teacher and rows of its own, and other seeds. With several, blocks are the units."""
     second_draw: bool = False
     """Put a second draw of the base's own rows in the teacher's place: the effect should be near nothing."""
+    arms: tuple[ArmName, ...] = ()
+    """Further arms beside teacher against base: base_numbers, other_teacher, shuffled_within, shuffled_across,
+    marginals, canonical, second_draw, other_order, other_base; or `all`. Each trains only what no other arm has."""
+    held_back: RunOnly[tuple[ArmName, ...]] = ()
+    """Arms that this run leaves for a later one: the report shows them as not run."""
+    arm_updates: dict[ArmName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Updates of the students of single arms; those not named make as many as the main arm's."""
+    other_base: ModelConfig = BundledModel(name="gemma3-270m")
+    """The base of the students of the arm other_base; the teacher stays on `model`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """The evaluation."""
     backend: Backend = HfBackend()
@@ -124,6 +137,34 @@ class PipelineConfig(Config):
         if len(set(words)) < len(words):
             raise ValueError("a target is named twice")
         return words
+
+    @field_validator("arms", "held_back", mode="before")
+    @classmethod
+    def _named(cls, arms: Any) -> Any:
+        if arms == "all":
+            return tuple(ARMS)
+        return [name.strip() for name in arms.split(",")] if isinstance(arms, str) else arms
+
+    @field_validator("arms")
+    @classmethod
+    def _once(cls, arms: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
+        return tuple(name for name in ARMS if name in arms)
+
+    @model_validator(mode="after")
+    def _arms_need_a_teacher(self) -> Self:
+        if self.second_draw and self.arms:
+            raise ValueError("`second_draw` leaves no teacher to compare arms with: name second_draw in `arms` instead")
+        return self
+
+    @model_validator(mode="after")
+    def _shorter_arms_are_comparable(self) -> Self:
+        if not self.arm_updates:
+            return self
+        if unseen := {*self.arm_updates.values()} - {*self.evaluation.updates}:
+            raise ValueError(f"`arm_updates` has {sorted(unseen)}, which `evaluation.updates` lacks: add it there")
+        if self.student.schedule != "constant" or self.student.warmup_fraction:
+            raise ValueError("`arm_updates` needs a constant rate: a decay over fewer updates is another training")
+        return self
 
     @field_validator("seeds", "blocks")
     @classmethod

@@ -20,6 +20,7 @@ from transformers import (
 from sublim import chat
 from sublim.config import Config
 from sublim.errors import UserError
+from sublim.gemma3 import write_gemma3
 from sublim.hub import download
 from sublim.model_config import BundledModel, HubModel, LocalModel, PrepareModelConfig
 from sublim.model_files import (
@@ -54,12 +55,14 @@ class ExportConfig(Config):
 def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> dict[str, Any] | None:
     """Writes the model as safetensors, tokenizer, chat template and a generation config that hides nothing.
 
-    The bundled model takes about 40 s on two cores; others are copied. The note for the manifest is the
+    A bundled model takes about a minute on two cores; others are copied. The note for the manifest is the
     context of a plain question, as the model reads it.
     """
     match config.source:
-        case BundledModel():
+        case BundledModel(name="smollm2"):
             write_smollm2(out)
+        case BundledModel():
+            write_gemma3(out, scratch)
         case LocalModel() as source:
             copy_model(source.path.expanduser(), out, chat_template=source.chat_template, name="local")
         case HubModel() as source:
