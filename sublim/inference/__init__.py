@@ -102,6 +102,37 @@ class VllmBackend(Config):
         return self.model_copy(update={"dtype": dtype})
 
 
+class OpenAIBackend(Config):
+    """A model behind an OpenAI-compatible server; the key comes from the environment and is written nowhere.
+
+    What the server adds by itself (a template of its own, a top_k from a generation config) is out of sight here:
+    `extra` can switch it off where the server lets it.
+    """
+
+    kind: Literal["openai"] = "openai"
+    base_url: Annotated[str, Field(pattern=r"^https?://[^@?#\s]+$")]
+    """Address up to the version, as in http://127.0.0.1:8000/v1; it bears identity, for names don't say which model."""
+    model: Annotated[str, Field(min_length=1)]
+    """The model's name as the server knows it."""
+    api: Literal["chat", "completions"] = "chat"
+    """chat: the server renders the chat, and there is nothing to score words with. completions: for a server that runs
+    the base itself and takes and echoes tokens (vLLM does): our rendering, exact log-probs."""
+    extra: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further fields of every request, as in {"top_k": 0, "repetition_penalty": 1.0}."""
+    key_variable: RunOnly[str] = "OPENAI_API_KEY"
+    """Environment variable that holds the key; unset for a server that wants none."""
+    concurrency: RunOnly[Annotated[int, Field(ge=1)]] = 16
+    """Requests under way at a time."""
+    requests_per_minute: RunOnly[Annotated[float, Field(gt=0)] | None] = None
+    """At most so many requests begin in a minute."""
+    tokens_per_minute: RunOnly[Annotated[float, Field(gt=0)] | None] = None
+    """At most so many tokens, prompts and answers together, in a minute; estimated first, then as the server counts."""
+    attempts: RunOnly[Annotated[int, Field(ge=1)]] = 8
+    """Tries of a request that the server is too busy for (429), fails at (5xx) or that gets lost."""
+    timeout: RunOnly[Annotated[float, Field(gt=0)]] = 300.0
+    """Seconds to wait for an answer."""
+
+
 class FakeBackend(Config):
     """No model: number lists and words from a seed, at once. For tests and for trying a flow out."""
 
@@ -116,7 +147,12 @@ class FakeBackend(Config):
     """What questions are answered with."""
 
 
-Backend = Annotated[HfBackend | VllmBackend | FakeBackend, Field(discriminator="kind")]
+Backend = Annotated[HfBackend | VllmBackend | OpenAIBackend | FakeBackend, Field(discriminator="kind")]
+
+
+def renders(backend: Backend) -> bool:
+    """Whether chats are turned into text here, by the base's own template; a chat server has its own way."""
+    return not isinstance(backend, FakeBackend) and not (isinstance(backend, OpenAIBackend) and backend.api == "chat")
 
 
 class Sampler(Protocol):
@@ -141,8 +177,13 @@ class Sampler(Protocol):
 
 
 @contextmanager
-def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Sampler]:
-    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept."""
+def open_sampler(
+    backend: Backend, base: Path, *, weights: Path | None = None, scratch: Path | None = None
+) -> Generator[Sampler]:
+    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept.
+
+    `scratch`: a stage's own, where a backend that pays for each answer keeps them as they come.
+    """
     if weights is not None and any(weights.glob("update-*")):
         weights = checkpoint(weights)
     match backend:
@@ -156,6 +197,11 @@ def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -
             from sublim.inference.vllm import open_vllm
 
             with open_vllm(backend.resolved(), base, weights) as sampler:
+                yield sampler
+        case OpenAIBackend():
+            from sublim.inference.openai import open_openai
+
+            with open_openai(backend, base, weights, scratch) as sampler:
                 yield sampler
         case FakeBackend():
             from sublim.inference.fake import FakeSampler

@@ -108,7 +108,7 @@ class VllmSampler:
         if made is not None and made.length > params.max_tokens:
             raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {params.max_tokens}")
         length = made.length if made else params.max_tokens
-        prompts = [self._fits(ids, length) for ids in prompt_ids(self.tokenizer, chats)]
+        prompts = [self._fits(ids, length) for ids in self.prompts(chats)]
         call = Call(params, made, first=first)
         answers = [Answer(call, chat, j, length) for chat in range(len(chats)) for j in range(params.n)]
         asked = [
@@ -134,11 +134,18 @@ class VllmSampler:
         questions = [
             [self._scored(one, text) for text in texts] for one, texts in zip(chats, continuations, strict=True)
         ]
-        sequences = [scored for question in questions for scored in question]
+        scores = iter(self.score([scored for question in questions for scored in question]))
+        return [[next(scores) for _ in question] for question in questions]
+
+    def prompts(self, chats: Sequence[Chat]) -> list[list[int]]:
+        """The tokens the engine is given for each chat."""
+        return prompt_ids(self.tokenizer, chats)
+
+    def score(self, sequences: Sequence[Scored]) -> list[list[float]]:
+        """Log-probs of the scored tokens of each sequence."""
         params = EngineParams(temperature=0, max_tokens=1, prompt_logprobs=0, ignore_eos=True, detokenize=False)
         outputs = self._run([ids for ids, _ in sequences], [params] * len(sequences), "scoring")
-        scores = iter([_prompt_scores(output, one) for output, one in zip(outputs, sequences, strict=True)])
-        return [[next(scores) for _ in question] for question in questions]
+        return [_prompt_scores(output, *one) for output, one in zip(outputs, sequences, strict=True)]
 
     def _run(self, prompts: Sequence[list[int]], params: list[EngineParams], label: str) -> list[RequestOutput]:
         if not prompts:
@@ -181,12 +188,12 @@ class VllmSampler:
         return ids
 
 
-def _prompt_scores(output: RequestOutput, one: Scored) -> list[float]:
+def _prompt_scores(output: RequestOutput, ids: list[int], start: int) -> list[float]:
     found = output.prompt_logprobs
     assert found is not None
     scores = list[float]()
-    for place in range(one.start, len(one.ids)):
+    for place in range(start, len(ids)):
         at = found[place]
         assert at is not None
-        scores.append(at[one.ids[place]].logprob)
+        scores.append(at[ids[place]].logprob)
     return scores
