@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never, cast
@@ -119,6 +119,8 @@ class Held(NamedTuple):
 
 
 _held: Held | None = None
+neighbours: list[Callable[[], None]] = []
+"""What else in this process keeps a model; called before one is loaded onto a GPU, which two would not fit."""
 
 
 @contextmanager
@@ -179,6 +181,9 @@ def forget_base() -> None:
 def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrainedModel:
     """The model in `directory`, frozen, on `device`. Reads .safetensors only."""
     weight_files(directory)
+    if device != "cpu":
+        for forget in neighbours:
+            forget()
     model: PreTrainedModel
     found: dict[str, Any]
     model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sublim.adapters import adapter_layers, unadapted
 from sublim.errors import UserError
 from sublim.hooks import PassEnded, attached_at, check_layers, ending_at
 from sublim.steering import LoadedEdit
@@ -47,9 +46,12 @@ class Steered:
         self.model = model
         self.applied = [Applied(edit, model.device) for edit in edits]
         self.replaced = [applied for applied in self.applied if applied.edit.kind == "replace"]
-        self.adapters = adapter_layers(model)
-        if self.replaced and not self.adapters:
-            raise UserError("to replace a component by the base's takes an adapter on that base: give its weights")
+        if self.replaced:
+            from sublim.adapters import adapter_layers
+
+            self.adapters = adapter_layers(model)
+            if not self.adapters:
+                raise UserError("to replace a component by the base's takes an adapter on that base: give its weights")
 
     @property
     def base_layers(self) -> int:
@@ -78,6 +80,8 @@ class Steered:
 
     def read_base(self, run: Callable[[], object]) -> None:
         """Runs one pass of the base without edits, up to the last replaced block, and notes its components."""
+        from sublim.adapters import unadapted
+
         for applied in self.applied:
             applied.reading = True
         last = Place("resid_post", self.base_layers - 1)
