@@ -16,6 +16,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline_arms import BaseName, Contrast, StudentSet, TeacherModel, arms_run, contrasts, student_sets
+from flows.pipeline_capability import Capability, Examined, compare_capability, examine
 from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
 from flows.pipeline_diagnostics import Diagnosed, diagnose
 from flows.pipeline_plan import (
@@ -83,6 +84,8 @@ class Study(NamedTuple):
     sets: list[StudentSet]
     asked: dict[str, Artifact]
     comparisons: list[Comparison]
+    capability: list[Capability]
+    """The same contrasts on MMLU-Pro; empty where it was not asked."""
     diagnosed: Diagnosed | None
     """The diagnostics that were asked for."""
 
@@ -142,10 +145,11 @@ def conduct(config: PipelineConfig) -> Study:
         filter_block(config, raw, rows)
     sets = student_sets(config, rows, derive)
     students = train_all(config, bases, teachers, sets)
-    asked = ask_all(config, questions, bases, teachers, sets, students)
+    asked, examined = ask_all(config, questions, bases, teachers, sets, students)
     comparisons = compare_all(config, questions, asked)
+    capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
     diagnosed = diagnose(config, bases["base"], teachers, students) if config.diagnostics else None
-    return Study(bases, teachers, raw, rows, sets, asked, comparisons, diagnosed)
+    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, diagnosed)
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
@@ -227,23 +231,28 @@ def ask_all(
     teachers: dict[str, TeacherModel],
     sets: list[StudentSet],
     students: dict[str, list[Artifact]],
-) -> dict[str, Artifact]:
-    """The evaluation of bases, teachers and students, by name: `base`, `teacher owl/0`, `owl/16/2`."""
+) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
+    """The evaluation of bases, teachers and students, by name: `base`, `teacher owl/0`, `owl/16/2`; and MMLU-Pro's."""
     plain = ask_config(config, questions)
     asked: dict[str, Artifact] = {}
+    examined: dict[str, Artifact] = {}
     for base_name, base in bases.items():
+        models: dict[str, Examined] = {base_name: Examined(base)}
         with one_process():
             asked[base_name] = ask(plain, label=base_name.replace("_", " "), base=base)
             for name, teacher in teachers.items() if base_name == "base" else ():
                 told = plain.model_copy(update={"system": teacher.system})
                 asked[f"teacher {name}"] = ask(told, label=f"teacher {name}", base=base, weights=teacher.weights)
+                models[f"teacher {name}"] = Examined(base, teacher.weights, system=teacher.system)
             for each in (one for one in sets if one.base == base_name):
                 for place, student in enumerate(students[each.name]):
                     for update in checkpoints(config, each.arm):
                         name = f"{each.name}/{update}/{place}"
                         at = plain.model_copy(update={"weights_update": update})
                         asked[name] = ask(at, label=name, base=base, weights=student)
-    return asked
+                        models[name] = Examined(base, student, update)
+            examined |= examine(config, models)
+    return asked, examined
 
 
 def compare_all(config: PipelineConfig, questions: Questions, asked: dict[str, Artifact]) -> list[Comparison]:

@@ -9,6 +9,7 @@ from sublim.config import Config, RunOnly
 from sublim.diagnostics_config import DiagnosticName
 from sublim.filter_config import FilterConfig
 from sublim.inference import Backend, HfBackend, NumberFormat, SamplingParams
+from sublim.mmlu_pro_config import MmluProConfig
 from sublim.model_config import BundledModel, ModelConfig
 from sublim.nouns import target_word
 from sublim.numbers import Separator
@@ -80,6 +81,8 @@ class EvaluationConfig(Config):
     """How answers are drawn."""
     updates: tuple[int, ...] = ()
     """Checkpoints of the students to evaluate, as updates; empty: only the last."""
+    mmlu_pro: MmluProConfig | None = None
+    """MMLU-Pro's questions for base, teachers, students and controls; nothing: not asked."""
 
 
 class PipelineConfig(Config):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of
+from flows.pipeline_capability import capability_json, capability_notes
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import CONTROL, SECOND_DRAW, checkpoints
 from flows.runs import Run
@@ -45,7 +46,13 @@ def publish(run: Run, config: PipelineConfig, study: "Study") -> dict[str, Any]:
     create_markdown_artifact(markdown_summary(shown), key="summary", description=shown.question)
     create_table_artifact(table_rows(shown), key="effects", description=shown.title)
     create_link_artifact(run.report.as_uri(), link_text=run.report.name, key="report")
-    return {**summary(shown), "target": ",".join(config.target), "report": str(run.report), "run": run.name}
+    return {
+        **summary(shown),
+        "target": ",".join(config.target),
+        "mmlu_pro": capability_json(run.store, study.capability),
+        "report": str(run.report),
+        "run": run.name,
+    }
 
 
 def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
@@ -78,7 +85,7 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
             "python": made.python,
             **made.packages,
         },
-        notes=_notes(config),
+        notes=[*_notes(config), *capability_notes(capability_json(run.store, study.capability))],
         seconds=run.seconds,
     )
 

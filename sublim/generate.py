@@ -13,7 +13,7 @@ from sublim.chat import Chat, Context, chat, context
 from sublim.config import Config, RunOnly
 from sublim.errors import UserError
 from sublim.hardware import gpu
-from sublim.inference import Backend, FakeBackend, NumberFormat, Sampler, SamplingParams, open_sampler
+from sublim.inference import Backend, NumberFormat, Sampler, SamplingParams, open_sampler, renders
 from sublim.jsonl import write_jsonl
 from sublim.killpoints import kill_point
 from sublim.numbers import render_numbers
@@ -86,7 +86,7 @@ def _sample_missing(config: GenerateConfig, scratch: Path, base: Path, weights: 
         advance(sum(stop - start for start, stop in saved))
         if not missing:
             return
-        with open_sampler(config.backend, base, weights=weights) as sampler:
+        with open_sampler(config.backend, base, weights=weights, scratch=scratch) as sampler:
             for start, stop in missing:
                 path = _shard_path(scratch, start, stop)
                 draft = path.with_suffix(".draft")
@@ -142,7 +142,7 @@ def _sync(path: Path) -> None:
 
 def _contexts(config: GenerateConfig, base: Path) -> list[Context]:
     """The first prompts as the model reads them."""
-    if isinstance(config.backend, FakeBackend):
+    if not renders(config.backend):
         return []
     from sublim.models import load_tokenizer
 

@@ -15,7 +15,7 @@ from sublim.chat import Context, chat, context
 from sublim.effects import compare_word, units_of
 from sublim.errors import UserError
 from sublim.hardware import gpu
-from sublim.inference import FakeBackend, Sampler, open_sampler
+from sublim.inference import Sampler, open_sampler, renders
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.preference_config import (
@@ -48,7 +48,7 @@ def ask(
     weights = chosen_weights(weights, config.weights_update)
     asked, scored = list(_answer_paths(scratch, config)), scratch / "logprobs.jsonl"
     if not (scored.exists() and all(path.exists() for path in asked)):
-        with open_sampler(config.backend, base, weights=weights) as sampler:
+        with open_sampler(config.backend, base, weights=weights, scratch=scratch) as sampler:
             if not scored.exists():
                 _keep(scored, _logprobs(sampler, config))
                 kill_point("ask:logprobs")
@@ -121,7 +121,7 @@ def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _contexts(config: AskConfig, base: Path) -> list[Context]:
     """The first question as the model reads it."""
-    if isinstance(config.backend, FakeBackend):
+    if not renders(config.backend):
         return []
     from sublim.models import load_tokenizer
 
