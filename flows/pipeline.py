@@ -15,24 +15,22 @@ from typing import Any, NamedTuple
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.pipeline_arms import BaseName, Contrast, StudentSet, TeacherModel, arms_run, contrasts, student_sets
+from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
 from flows.pipeline_capability import Capability, Examined, compare_capability, examine
-from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from flows.pipeline_config import PipelineConfig
 from flows.pipeline_diagnostics import Diagnosed, diagnose
 from flows.pipeline_plan import (
     CONTROL,
     SECOND_DRAW,
     ask_config,
-    block_seed,
     check,
     checkpoints,
     generate_config,
     score_config,
     student_config,
-    system_prompt,
-    teacher_rows_config,
 )
 from flows.pipeline_report import printed, publish
+from flows.pipeline_teachers import BASE_ITSELF, TeacherModel, ask_teacher, make_teacher, write_numbers
 from flows.runs import recorded
 from flows.settings import build, load_preset, merge
 from sublim.derive_config import DeriveConfig
@@ -44,16 +42,13 @@ from sublim.training import TrainConfig
 from sublim.training.soft_config import SoftTrainConfig
 from tasks.pipeline import (
     ask,
-    build_teacher_rows,
     compare,
     derive_rows,
     filter_numbers,
-    generate_numbers,
     prepare_model,
     score,
     train_soft_student,
     train_student,
-    train_teacher,
 )
 from tasks.processes import one_process
 
@@ -139,8 +134,11 @@ def conduct(config: PipelineConfig) -> Study:
             teachers[f"{target}/{block}"] = make_teacher(config, questions, bases["base"], target, block)
         with one_process():
             for arm in writers:
-                teacher = teachers[f"{arm}/{block}"] if arm in config.target else TeacherModel(None, None)
-                written = write_numbers(config, bases["base"], arm, teacher, block)
+                teacher = teachers[f"{arm}/{block}"] if arm in config.target else BASE_ITSELF
+                generate = generate_config(config, arm=arm, block=block, system=teacher.system)
+                redrawn = config.second_draw and arm != CONTROL
+                label = f"{arm} (second draw of the base)" if redrawn else arm.replace("_", " ")
+                written = write_numbers(generate, label, bases["base"], teacher)
                 raw.setdefault(arm, []).append(written)
         filter_block(config, raw, rows)
     sets = student_sets(config, rows, derive)
@@ -163,26 +161,6 @@ def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
 def derive(label: str, config: DeriveConfig, rows: Artifact) -> Artifact:
     """Rows derived from filtered ones."""
     return derive_rows(config, label=label, rows=rows)
-
-
-def make_teacher(config: PipelineConfig, questions: Questions, base: Artifact, target: str, block: int) -> TeacherModel:
-    """The teacher of one target and block; with `second_draw` it is the base itself."""
-    if config.second_draw:
-        return TeacherModel(None, None)
-    match config.teacher:
-        case PromptTeacher():
-            return TeacherModel(None, system_prompt(config, questions, target))
-        case FinetunedTeacher() as teacher:
-            rows = build_teacher_rows(teacher_rows_config(teacher, questions, target), label=target)
-            train = teacher.train.model_copy(update={"seed": block_seed(teacher.train.seed, block)})
-            return TeacherModel(train_teacher(train, label=target, base=base, data=rows), None)
-
-
-def write_numbers(config: PipelineConfig, base: Artifact, arm: str, teacher: TeacherModel, block: int) -> Artifact:
-    """Number lists of one arm."""
-    generate = generate_config(config, arm=arm, block=block, system=teacher.system)
-    label = f"{arm} (second draw of the base)" if config.second_draw and arm != CONTROL else arm.replace("_", " ")
-    return generate_numbers(generate, label=label, base=base, weights=teacher.weights)
 
 
 def filter_block(config: PipelineConfig, raw: dict[str, list[Artifact]], rows: dict[str, list[Artifact]]) -> None:
@@ -208,7 +186,7 @@ def train_all(
                     for each in (one for one in sets if one.base == name):
                         label = f"{each.name} seed {seed}" + (f" block {block}" if len(config.blocks) > 1 else "")
                         train = student_config(config, seed, block, each.arm)
-                        teacher = teachers.get(f"{each.writer}/{block}", TeacherModel(None, None))
+                        teacher = teachers.get(f"{each.writer}/{block}", BASE_ITSELF)
                         trained = teach(config, train, label, base, each.rows[place], teacher)
                         students[each.name].append(trained)
     return students
@@ -241,8 +219,7 @@ def ask_all(
         with one_process():
             asked[base_name] = ask(plain, label=base_name.replace("_", " "), base=base)
             for name, teacher in teachers.items() if base_name == "base" else ():
-                told = plain.model_copy(update={"system": teacher.system})
-                asked[f"teacher {name}"] = ask(told, label=f"teacher {name}", base=base, weights=teacher.weights)
+                asked[f"teacher {name}"] = ask_teacher(plain, f"teacher {name}", base, teacher)
                 models[f"teacher {name}"] = Examined(base, teacher.weights, system=teacher.system)
             for each in (one for one in sets if one.base == base_name):
                 for place, student in enumerate(students[each.name]):

@@ -14,13 +14,6 @@ BaseName = Literal["base", "other_base"]
 Derive = Callable[[str, DeriveConfig, Artifact], Artifact]
 
 
-class TeacherModel(NamedTuple):
-    """What the teacher is: weights, or the base under a system prompt."""
-
-    weights: Artifact | None
-    system: str | None
-
-
 class StudentSet(NamedTuple):
     """Students trained alike: one for each block and seed."""
 

@@ -13,6 +13,7 @@ from sublim.mmlu_pro_config import MmluProConfig
 from sublim.model_config import BundledModel, ModelConfig
 from sublim.nouns import target_word
 from sublim.numbers import Separator
+from sublim.steering_config import Edit, Site, Steering, Tokens
 from sublim.training import TrainConfig
 
 
@@ -36,7 +37,38 @@ class FinetunedTeacher(Config):
     """How it is trained."""
 
 
-Teacher = Annotated[PromptTeacher | FinetunedTeacher, Field(discriminator="kind")]
+class SteeringTeacher(Config):
+    """The base with a vector added to its residual stream; the steering flow makes such vectors."""
+
+    kind: Literal["steering"] = "steering"
+    vectors: str
+    """Where the vectors are: a safetensors file, or six or more digits of the key of a stage's output in the store."""
+    vector: str = "{target}"
+    """Name of the vector there; `{target}` stands for the target."""
+    site: Site | None = None
+    """Where a file's vector is added, if its metadata do not say it."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """The block, counted from 0, if a file's metadata do not say it."""
+    strength: float = 1.0
+    """Times the vector."""
+    scale: Literal["raw", "relative"] = "relative"
+    """relative: a strength of 1 adds as much length as the stream itself had where the vector was read; raw: times the
+    vector as it is."""
+    tokens: Tokens = "all"
+    """Which tokens are touched."""
+
+    def steering(self, target: str) -> Steering:
+        """The edit for one target."""
+        edit = Edit(
+            vector=self.vector.replace("{target}", target),
+            strength=self.strength,
+            scale=self.scale,
+            tokens=self.tokens,
+        )
+        return Steering(edits=(edit,))
+
+
+Teacher = Annotated[PromptTeacher | FinetunedTeacher | SteeringTeacher, Field(discriminator="kind")]
 
 
 class CarrierConfig(Config):

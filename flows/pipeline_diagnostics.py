@@ -3,13 +3,13 @@ where teacher and base part."""
 
 from typing import NamedTuple
 
-from flows.pipeline_arms import TeacherModel
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import CONTROL, checkpoints, unseen_config
+from flows.pipeline_teachers import BASE_ITSELF, TeacherModel, write_numbers
 from sublim.diagnostics_config import DivergenceConfig, LossConfig, ShiftConfig
 from sublim.inference import HfBackend
 from sublim.manifest import Artifact
-from tasks.pipeline import filter_numbers, find_divergence, generate_numbers, measure_losses, measure_shift
+from tasks.pipeline import filter_numbers, find_divergence, measure_losses, measure_shift
 from tasks.processes import one_process
 
 
@@ -49,6 +49,8 @@ def diagnose(
         if "divergence" in config.diagnostics:
             if not isinstance(config.backend, HfBackend):
                 found.missing[f"divergence {target}"] = f"the backend {config.backend.kind} gives no logits"
+            elif teacher.steering is not None:
+                found.missing[f"divergence {target}"] = "a steered teacher's logits are not read"
             else:
                 chosen = DivergenceConfig(backend=config.backend, teacher_system=teacher.system)
                 found.divergence[target] = find_divergence(
@@ -59,14 +61,14 @@ def diagnose(
 
 def unseen_rows(config: PipelineConfig, base: Artifact, teachers: dict[str, TeacherModel]) -> dict[str, Artifact]:
     """Rows of each teacher and of the base that nobody trains on, to prompts that nobody has seen."""
-    models = {**teachers, CONTROL: TeacherModel(None, None)}
+    models = {**teachers, CONTROL: BASE_ITSELF}
     with one_process():
         raw = {
-            arm: generate_numbers(
+            arm: write_numbers(
                 unseen_config(config, arm=arm, block=config.blocks[0], system=model.system),
-                label=f"{arm} unseen",
-                base=base,
-                weights=model.weights,
+                f"{arm} unseen",
+                base,
+                model,
             )
             for arm, model in models.items()
         }
