@@ -11,10 +11,10 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from sublim.adapters import WEIGHTS, is_adapter, lora_config
+from sublim.adapters import WEIGHTS, lora_config
 from sublim.diagnostics_config import Shift, ShiftConfig, Shifts
 from sublim.errors import UserError
-from sublim.model_files import weight_files
+from sublim.model_files import is_adapter, weight_files
 from sublim.preference import chosen_weights
 
 PREFIX, DOWN, UP, PLAIN = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".weight"

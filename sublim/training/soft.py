@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sublim.adapters import is_adapter, merged
+from sublim.adapters import merged
+from sublim.model_files import is_adapter
 from sublim.models import check_base, freeze, load
 from sublim.preference import chosen_weights
 from sublim.training import FullWeights, Lora, TrainConfig
