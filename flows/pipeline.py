@@ -109,8 +109,8 @@ def pipeline(
     """Measures how much of a teacher's liking its students pick up from number lists, against paired controls.
 
     Args:
-        preset: Settings to start from: quickstart, dose, gemma-2-9b-a6000, gemma-2-9b-raven-optuna, qwen2.5-7b-paper,
-            or the path of a YAML file.
+        preset: Settings to start from: quickstart, dose, arms, gemma-2-9b-a6000, gemma-2-9b-raven-optuna,
+            qwen2.5-7b-paper, or the path of a YAML file.
         target: The word or words the teacher is made to like, as in owl or owl,wolf; nothing for the preset's.
         settings: Values laid over the preset's, as a tree.
     """

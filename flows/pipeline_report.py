@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of
+from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of, unchanged_notes
 from flows.pipeline_capability import capability_json, capability_notes
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import CONTROL, SECOND_DRAW, checkpoints
@@ -85,7 +85,11 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
             "python": made.python,
             **made.packages,
         },
-        notes=[*_notes(config), *capability_notes(capability_json(run.store, study.capability))],
+        notes=[
+            *_notes(config),
+            *unchanged_notes(manifests, study),
+            *capability_notes(capability_json(run.store, study.capability)),
+        ],
         seconds=run.seconds,
     )
 
