@@ -16,7 +16,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
-from flows.pipeline_capability import Capability, Examined, compare_capability, examine
+from flows.pipeline_capability import Capability, Examined, compare_capability, compare_shifts, examine
 from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
 from flows.pipeline_plan import (
     CONTROL,
@@ -89,6 +89,8 @@ class Study(NamedTuple):
     comparisons: list[Comparison]
     capability: list[Capability]
     """The same contrasts on MMLU-Pro; empty where it was not asked."""
+    shifts: list[Capability]
+    """The same contrasts by total variation from the base."""
 
     @property
     def base(self) -> Artifact:
@@ -149,7 +151,8 @@ def conduct(config: PipelineConfig) -> Study:
     asked, examined = ask_all(config, questions, bases, teachers, sets, students)
     comparisons = compare_all(config, questions, asked)
     capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
-    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability)
+    shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
+    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, shifts)
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:

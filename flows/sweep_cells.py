@@ -18,6 +18,9 @@ from sublim.manifest import Artifact
 from sublim.store import Store, write_synced
 from tasks.stage import NotThere, Stage, looking_up
 
+COMPARED = ("compare", "compare_mmlu_pro", "compare_shift")
+"""Stages whose payloads a sweep gathers, in the order of `Results`."""
+
 
 class Cell(NamedTuple):
     """One pipeline of the grid."""
@@ -55,6 +58,8 @@ class Results(NamedTuple):
     """Payloads of `compare`."""
     capability: list[Measured]
     """Payloads of `compare_mmlu_pro`."""
+    shifts: list[Measured]
+    """Payloads of `compare_shift`."""
 
 
 def cells_of(config: SweepConfig) -> list[Cell]:
@@ -126,7 +131,7 @@ def looked_up(cell: Cell) -> Results | None:
             study = conduct(cell.config)
     except NotThere:
         return None
-    found = [*study.comparisons, *study.capability]
+    found = [*study.comparisons, *study.capability, *study.shifts]
     return results_of((f"{each.contrast.name} {each.update or ''}".strip(), each.artifact) for each in found)
 
 
@@ -142,13 +147,13 @@ def first_result(cell: Cell) -> Artifact | None:
 
 def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:
     """Results by arm and update, from the labels that the pipeline gives its comparisons."""
-    effects, capability = list[Measured](), list[Measured]()
+    found: dict[str, list[Measured]] = {stage: [] for stage in COMPARED}
     for label, artifact in compared:
         _, *words = label.split()
         updates = int(words.pop()) if words and words[-1].isdigit() else None
         arm = words[0] if words and words[0] in ARMS else TEACHER
-        (effects if artifact.stage == "compare" else capability).append(Measured(arm, updates, artifact))
-    return Results(effects, capability)
+        found[artifact.stage].append(Measured(arm, updates, artifact))
+    return Results(*found.values())
 
 
 def remembered(store: Store, name: str) -> Results | None:
@@ -178,7 +183,7 @@ def compared_by(store: Store, flow_run_id: str) -> list[tuple[str, Artifact]]:
 
 def _comparisons(stages: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Artifact]]:
     for stage in stages:
-        if stage["stage"] in ("compare", "compare_mmlu_pro") and stage["content"]:
+        if stage["stage"] in COMPARED and stage["content"]:
             yield stage["label"], Artifact(content=stage["content"], stage=stage["stage"], key=stage["key"])
 
 
