@@ -67,7 +67,7 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
         manifest = _manifest(store, options.pilot, options.label)
         read = read_pilot(store, manifest, options.metric)
         spread, questions, units = spread_of(read.units), read.units.shape[1], len(read.units)
-        sd = spread.of_unit(questions)
+        sd = float(read.units.mean(axis=1).std(ddof=1))
         if options.seeds is not None:
             sd = nested_spread(read.matrix.mean(axis=1).tolist(), read.blocks).of_block(options.seeds)
             spread = None

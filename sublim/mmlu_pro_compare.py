@@ -61,7 +61,7 @@ def _scores(payload: Path) -> MmluProScores:
 
 def _compared(study: Study, name: LetterMetric, units: Units, config: CompareConfig) -> LetterComparison:
     first = study["base"][0]
-    values = {arm: _matrix(models, name) for arm, models in study.items()}
+    values = {arm: _matrix(models, name, len(first.questions)) for arm, models in study.items()}
     differences = values["student"] - values["control"]
     used = cast(Bool[ndarray, " q"], np.isfinite(differences).all(axis=0))
     there = {arm: _mean(matrix[:, used]) for arm, matrix in values.items()}
@@ -81,13 +81,13 @@ def _compared(study: Study, name: LetterMetric, units: Units, config: CompareCon
     )
 
 
-def _matrix(models: Sequence[MmluProScores], name: LetterMetric) -> Float[ndarray, "s q"]:
+def _matrix(models: Sequence[MmluProScores], name: LetterMetric, questions: int) -> Float[ndarray, "s q"]:
     """Models by questions: 1 right, 0 wrong, NaN where no letter could be read."""
     rows: list[list[float | None]] = []
     for scores in models:
         found = scores.metrics[name]
         rows.append(found.per_question if found else [None] * len(scores.questions))
-    return np.array(rows, dtype=float).reshape(len(rows), -1)
+    return np.array(rows, dtype=float).reshape(len(rows), questions)
 
 
 def _mean(matrix: Float[ndarray, "s q"]) -> float | None:

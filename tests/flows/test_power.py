@@ -66,8 +66,7 @@ def test_a_pilots_components_carry_the_plan(capsys: pytest.CaptureFixture[str], 
     differences = 0.4 + 0.3 * rng.normal(size=(4, 1)) + 0.2 * rng.normal(size=(1, 20)) + 0.5 * rng.normal(size=(4, 20))
     key = pilot(Store(store_root).create(), differences, [])
     found = planned(capsys, "--effect", "0.4", "--pilot", key[:12])
-    spread = spread_of(differences)
-    assert found["sd"] == pytest.approx(spread.of_unit(20))
+    assert found["spread"] == pytest.approx(spread_of(differences)._asdict())
     assert found["sd"] == pytest.approx(differences.mean(axis=1).std(ddof=1))
     assert found["units_high"] > found["units"]  # type: ignore[operator]
     assert found["units_questions"] >= found["units"]  # type: ignore[operator]
