@@ -1,23 +1,18 @@
 """LoRA adapters: put into a model's own modules for the time of a block, or merged into its weights for good."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from sublim.errors import UserError
-from sublim.model_files import read_json
+from sublim.model_files import ADAPTER, read_json
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether `directory` holds an adapter, rather than a full model."""
-    return (directory / CONFIG).is_file()
 
 
 @contextmanager
@@ -31,6 +26,24 @@ def attached(model: PreTrainedModel, directory: Path) -> Generator[None]:
         yield
     finally:
         adapted.unload()
+
+
+def adapter_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:
+    """The modules of `model` that an attached adapter has taken the place of."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def unadapted(layers: Sequence[BaseTunerLayer]) -> Generator[None]:
+    """Inside the block these modules compute what the base's would."""
+    # peft's own switch also walks all parameters to set what takes gradients; this one runs at every decode step.
+    for layer in layers:
+        layer._disable_adapters = True  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False  # pyright: ignore[reportPrivateUsage]
 
 
 def merged(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
@@ -59,7 +72,7 @@ def inject(model: PreTrainedModel, directory: Path) -> PeftModel:
 
 def lora_config(directory: Path) -> LoraConfig:
     """The adapter's config; refuses what is not a LoRA with safetensors weights beside an untouched base."""
-    kind = read_json(directory / CONFIG).get("peft_type")
+    kind = read_json(directory / ADAPTER).get("peft_type")
     if kind != "LORA":
         raise UserError(f"the adapter in {directory} is of type {kind}: only LoRA adapters are supported")
     if not (directory / WEIGHTS).is_file():

@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never, cast
@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from sublim import chat
-from sublim.adapters import attached, is_adapter, merged
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.gemma3 import write_gemma3
@@ -29,6 +28,7 @@ from sublim.model_files import (
     INDEX,
     TEMPLATE,
     base_identity,
+    is_adapter,
     loaded_files,
     read_json,
     weight_files,
@@ -119,6 +119,8 @@ class Held(NamedTuple):
 
 
 _held: Held | None = None
+neighbours: list[Callable[[], None]] = []
+"""What else in this process keeps a model; called before one is loaded onto a GPU, which two would not fit."""
 
 
 @contextmanager
@@ -140,6 +142,8 @@ def open_model(
         with lent(base, dtype=dtype, attention=attention, device=place) as model:
             yield LoadedModel(model, tokenizer)
     elif is_adapter(weights):
+        from sublim.adapters import attached  # peft, seconds to import, is not needed to read a base
+
         check_base(base, weights)
         with lent(base, dtype=dtype, attention=attention, device=place) as model, attached(model, weights):
             yield LoadedModel(model, tokenizer)
@@ -177,6 +181,9 @@ def forget_base() -> None:
 def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrainedModel:
     """The model in `directory`, frozen, on `device`. Reads .safetensors only."""
     weight_files(directory)
+    if device != "cpu":
+        for forget in neighbours:
+            forget()
     model: PreTrainedModel
     found: dict[str, Any]
     model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -217,6 +224,8 @@ def export_merged(
     An adapter is merged in float32 on the CPU and the sum rounded once, to the base's own dtype.
     """
     if is_adapter(weights):
+        from sublim.adapters import merged
+
         check_base(base, weights)
         model = merged(load(base, dtype="float32", attention="eager", device="cpu"), weights)
         model.to(dtype=cast(torch.dtype, AutoConfig.from_pretrained(base).dtype))  # pyright: ignore[reportCallIssue]
