@@ -223,7 +223,7 @@ def ask_all(
             asked[base_name] = ask(plain, label=base_name.replace("_", " "), base=base)
             for name, teacher in teachers.items() if base_name == "base" else ():
                 asked[f"teacher {name}"] = ask_teacher(plain, f"teacher {name}", base, teacher)
-                models[f"teacher {name}"] = Examined(base, teacher.weights, system=teacher.system)
+                models[f"teacher {name}"] = Examined(base, teacher.weights, None, *teacher[1:])
             for each in (one for one in sets if one.base == base_name):
                 for place, student in enumerate(students[each.name]):
                     for update in checkpoints(config, each.arm):

@@ -7,12 +7,26 @@ from flows.pipeline_arms import Contrast
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import words_of
 from sublim.manifest import Artifact
-from sublim.mmlu_pro_config import AskMmluProConfig, MmluProComparison, PrepareQuestionsConfig, ScoreMmluProConfig
+from sublim.mmlu_pro_config import (
+    AskMmluProConfig,
+    MmluProComparison,
+    PrepareQuestionsConfig,
+    ScoreMmluProConfig,
+    SteeredAskMmluProConfig,
+)
 from sublim.preference_config import CompareConfig
 from sublim.prompts import Questions
 from sublim.shift_config import CompareShiftConfig, ShiftComparisons
+from sublim.steering_config import Steering
 from sublim.store import Store
-from tasks.evaluation import ask_mmlu_pro, compare_mmlu_pro, compare_shift, prepare_mmlu_pro, score_mmlu_pro
+from tasks.evaluation import (
+    ask_mmlu_pro,
+    ask_mmlu_pro_steered,
+    compare_mmlu_pro,
+    compare_shift,
+    prepare_mmlu_pro,
+    score_mmlu_pro,
+)
 
 
 class Examined(NamedTuple):
@@ -22,6 +36,8 @@ class Examined(NamedTuple):
     weights: Artifact | None = None
     update: int | None = None
     system: str | None = None
+    steering: Steering | None = None
+    vectors: Artifact | None = None
 
 
 class Capability(NamedTuple):
@@ -39,16 +55,18 @@ def examine(config: PipelineConfig, models: Mapping[str, Examined]) -> dict[str,
         return {}
     questions = questions_of(config)
     plain = AskMmluProConfig(backend=config.backend, generate=exam.generate)
-    return {
-        name: ask_mmlu_pro(
-            plain.model_copy(update={"system": model.system, "weights_update": model.update}),
-            label=name,
-            base=model.base,
-            weights=model.weights,
-            questions=questions,
-        )
-        for name, model in models.items()
-    }
+    return {name: sit(plain, name, questions, model) for name, model in models.items()}
+
+
+def sit(plain: AskMmluProConfig, label: str, questions: Artifact, model: Examined) -> Artifact:
+    """One model's exam, as the model is: with its weights, its system prompt and what edits its stream."""
+    told = plain.model_copy(update={"system": model.system, "weights_update": model.update})
+    if model.steering is None:
+        return ask_mmlu_pro(told, label=label, base=model.base, weights=model.weights, questions=questions)
+    steered = SteeredAskMmluProConfig.model_validate({**told.model_dump(), "steering": model.steering})
+    return ask_mmlu_pro_steered(
+        steered, label=label, base=model.base, weights=model.weights, questions=questions, vectors=model.vectors
+    )
 
 
 def questions_of(config: PipelineConfig) -> Artifact:

@@ -10,6 +10,7 @@ from sublim.digest import digest_file
 from sublim.errors import UserError
 from sublim.inference import Backend
 from sublim.preference_config import Effect
+from sublim.steering_config import Steering
 
 CATEGORIES = (
     "biology",
@@ -117,6 +118,13 @@ class AskMmluProConfig(Config):
     """Which checkpoint of the training payload to ask; null for its last."""
     shard: RunOnly[Annotated[int, Field(ge=1)]] = 512
     """Questions between two saves: a crash loses no more than these."""
+
+
+class SteeredAskMmluProConfig(AskMmluProConfig):
+    """The same questions while the model's residual stream is edited."""
+
+    steering: Steering
+    """The edits; their vectors are an input of the stage."""
 
 
 class ScoreMmluProConfig(Config):

@@ -5,6 +5,7 @@ from tasks.stage import Stage
 import_weights = Stage("import_weights", "sublim.imported:import_weights")
 prepare_mmlu_pro = Stage("prepare_mmlu_pro", "sublim.mmlu_pro_data:prepare_mmlu_pro")
 ask_mmlu_pro = Stage("ask_mmlu_pro", "sublim.mmlu_pro:ask_mmlu_pro", gpu=True)
+ask_mmlu_pro_steered = Stage("ask_mmlu_pro_steered", "sublim.mmlu_pro:ask_mmlu_pro", gpu=True)
 score_mmlu_pro = Stage("score_mmlu_pro", "sublim.mmlu_pro:score_mmlu_pro")
 compare_mmlu_pro = Stage("compare_mmlu_pro", "sublim.mmlu_pro_compare:compare_mmlu_pro")
 shift = Stage("shift", "sublim.shift:shift")
