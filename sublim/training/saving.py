@@ -11,8 +11,17 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sublim.adapters import CONFIG, WEIGHTS
-from sublim.model_files import IDENTITY, INDEX, base_identity, loaded_files, weights_digest, write_config, write_json
+from sublim.adapters import WEIGHTS
+from sublim.model_files import (
+    ADAPTER,
+    IDENTITY,
+    INDEX,
+    base_identity,
+    loaded_files,
+    weights_digest,
+    write_config,
+    write_json,
+)
 
 
 @contextmanager
@@ -54,7 +63,7 @@ def write_adapter(directory: Path, adapted: PeftModel, base: Path) -> None:
     described = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     unwanted = {"peft_version", "base_model_name_or_path"}
     kept = {key: value for key, value in described.items() if key not in unwanted}
-    write_json(directory / CONFIG, kept | {"base_model_name_or_path": None, "inference_mode": True})
+    write_json(directory / ADAPTER, kept | {"base_model_name_or_path": None, "inference_mode": True})
     write_json(directory / IDENTITY, {"base": base_identity(base)})
 
 
