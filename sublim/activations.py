@@ -30,9 +30,9 @@ from sublim.killpoints import kill_point
 from sublim.models import DTYPES, open_model
 from sublim.progress import progress
 from sublim.reading import StreamReader, Text
+from sublim.tensor_files import sync, write_tensors
 from sublim.token_places import Marked, marked_row, picks
 from sublim.training import checkpoint
-from sublim.training.saving import sync, write_tensors
 
 SCHEMA = {
     "row": pl.Int64,

@@ -30,8 +30,8 @@ from sublim.progress import progress
 from sublim.reading import Text
 from sublim.steering import Vector, check_vector, noted, random_like, read_vectors, write_vectors
 from sublim.steering_config import VectorNote
+from sublim.tensor_files import write_tensors, write_whole
 from sublim.token_places import marked_row, picks
-from sublim.training.saving import sync, write_tensors
 
 CHUNK = 512
 """Rows read between two saves: memory grows with it and with nothing else."""
@@ -128,6 +128,8 @@ def paired(rows: Path, partner: Path | None) -> Iterator[tuple[Row, ...]]:
         if (row["prompt"], row["system"]) != (other["prompt"], other["system"]):
             raise UserError(f"row {row['id']} has another prompt or system prompt on the two sides: pair equal ones")
         yield row, other
+    for _ in others:  # in order to the end
+        pass
 
 
 def _ascending(payload: Path) -> Iterator[Row]:
@@ -142,14 +144,6 @@ def _ascending(payload: Path) -> Iterator[Row]:
 def _text(row: Row) -> list[Any]:
     """What of a row is read."""
     return [row["prompt"], row["answer"], row["system"]]
-
-
-def write_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors so that `path` is there whole or not at all."""
-    draft = path.with_suffix(".draft")
-    write_tensors(draft, tensors)
-    sync(draft)
-    draft.replace(path)
 
 
 def read_side(payload: Path, name: str = "rows") -> Side:

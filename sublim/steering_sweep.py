@@ -22,7 +22,7 @@ from sublim.stats import paired_t
 from sublim.steering import read_vectors
 from sublim.steering_config import Edit, Steering, VectorNote
 from sublim.steering_sweep_config import Curve, CurveConfig, SteeredPoint, SweepConfig
-from sublim.training.saving import sync
+from sublim.tensor_files import sync
 from sublim.words import Reader, written
 
 
