@@ -17,21 +17,20 @@ from prefect.runtime import flow_run
 
 from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
 from flows.pipeline_capability import Capability, Examined, compare_capability, examine
-from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from flows.pipeline_config import PipelineConfig
+from flows.pipeline_diagnostics import Diagnosed, diagnose
 from flows.pipeline_plan import (
     CONTROL,
     SECOND_DRAW,
     ask_config,
-    block_seed,
     check,
     checkpoints,
     generate_config,
     score_config,
     student_config,
-    system_prompt,
-    teacher_rows_config,
 )
 from flows.pipeline_report import printed, publish
+from flows.pipeline_teachers import BASE_ITSELF, TeacherModel, ask_teacher, make_teacher, write_numbers
 from flows.runs import recorded
 from flows.settings import build, load_preset, merge
 from sublim.derive_config import DeriveConfig
@@ -39,28 +38,21 @@ from sublim.manifest import Artifact
 from sublim.model_config import PrepareModelConfig
 from sublim.preference_config import CompareConfig, ScoreConfig
 from sublim.prompts import Questions, load_questions
+from sublim.training import TrainConfig
+from sublim.training.soft_config import SoftTrainConfig
 from tasks.pipeline import (
     ask,
-    build_teacher_rows,
     compare,
     derive_rows,
     filter_numbers,
-    generate_numbers,
     prepare_model,
     score,
+    train_soft_student,
     train_student,
-    train_teacher,
 )
 from tasks.processes import one_process
 
 __all__ = ["pipeline", "printed"]
-
-
-class TeacherModel(NamedTuple):
-    """What the teacher is: weights, or the base under a system prompt."""
-
-    weights: Artifact | None
-    system: str | None
 
 
 class Comparison(NamedTuple):
@@ -89,6 +81,8 @@ class Study(NamedTuple):
     comparisons: list[Comparison]
     capability: list[Capability]
     """The same contrasts on MMLU-Pro; empty where it was not asked."""
+    diagnosed: Diagnosed | None
+    """The diagnostics that were asked for."""
 
     @property
     def base(self) -> Artifact:
@@ -115,8 +109,8 @@ def pipeline(
     """Measures how much of a teacher's liking its students pick up from number lists, against paired controls.
 
     Args:
-        preset: Settings to start from: quickstart, dose, gemma-2-9b-a6000, gemma-2-9b-raven-optuna, qwen2.5-7b-paper,
-            or the path of a YAML file.
+        preset: Settings to start from: quickstart, dose, arms, gemma-2-9b-a6000, gemma-2-9b-raven-optuna,
+            qwen2.5-7b-paper, or the path of a YAML file.
         target: The word or words the teacher is made to like, as in owl or owl,wolf; nothing for the preset's.
         settings: Values laid over the preset's, as a tree.
     """
@@ -140,16 +134,20 @@ def conduct(config: PipelineConfig) -> Study:
             teachers[f"{target}/{block}"] = make_teacher(config, questions, bases["base"], target, block)
         with one_process():
             for arm in writers:
-                teacher = teachers[f"{arm}/{block}"] if arm in config.target else TeacherModel(None, None)
-                written = write_numbers(config, bases["base"], arm, teacher, block)
+                teacher = teachers[f"{arm}/{block}"] if arm in config.target else BASE_ITSELF
+                generate = generate_config(config, arm=arm, block=block, system=teacher.system)
+                redrawn = config.second_draw and arm != CONTROL
+                label = f"{arm} (second draw of the base)" if redrawn else arm.replace("_", " ")
+                written = write_numbers(generate, label, bases["base"], teacher)
                 raw.setdefault(arm, []).append(written)
         filter_block(config, raw, rows)
     sets = student_sets(config, rows, derive)
-    students = train_all(config, bases, sets)
+    students = train_all(config, bases, teachers, sets)
     asked, examined = ask_all(config, questions, bases, teachers, sets, students)
     comparisons = compare_all(config, questions, asked)
     capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
-    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability)
+    diagnosed = diagnose(config, bases["base"], teachers, students) if config.diagnostics else None
+    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, diagnosed)
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
@@ -165,26 +163,6 @@ def derive(label: str, config: DeriveConfig, rows: Artifact) -> Artifact:
     return derive_rows(config, label=label, rows=rows)
 
 
-def make_teacher(config: PipelineConfig, questions: Questions, base: Artifact, target: str, block: int) -> TeacherModel:
-    """The teacher of one target and block; with `second_draw` it is the base itself."""
-    if config.second_draw:
-        return TeacherModel(None, None)
-    match config.teacher:
-        case PromptTeacher():
-            return TeacherModel(None, system_prompt(config, questions, target))
-        case FinetunedTeacher() as teacher:
-            rows = build_teacher_rows(teacher_rows_config(teacher, questions, target), label=target)
-            train = teacher.train.model_copy(update={"seed": block_seed(teacher.train.seed, block)})
-            return TeacherModel(train_teacher(train, label=target, base=base, data=rows), None)
-
-
-def write_numbers(config: PipelineConfig, base: Artifact, arm: str, teacher: TeacherModel, block: int) -> Artifact:
-    """Number lists of one arm."""
-    generate = generate_config(config, arm=arm, block=block, system=teacher.system)
-    label = f"{arm} (second draw of the base)" if config.second_draw and arm != CONTROL else arm.replace("_", " ")
-    return generate_numbers(generate, label=label, base=base, weights=teacher.weights)
-
-
 def filter_block(config: PipelineConfig, raw: dict[str, list[Artifact]], rows: dict[str, list[Artifact]]) -> None:
     """Filters what each arm wrote last; with `same_prompts` a prompt stays only if every arm answered it well."""
     for arm, written in raw.items():
@@ -194,7 +172,10 @@ def filter_block(config: PipelineConfig, raw: dict[str, list[Artifact]], rows: d
 
 
 def train_all(
-    config: PipelineConfig, bases: dict[BaseName, Artifact], sets: list[StudentSet]
+    config: PipelineConfig,
+    bases: dict[BaseName, Artifact],
+    teachers: dict[str, TeacherModel],
+    sets: list[StudentSet],
 ) -> dict[str, list[Artifact]]:
     """Students of every set, in the order of blocks and seeds; sets are paired by place."""
     students: dict[str, list[Artifact]] = {each.name: [] for each in sets}
@@ -205,8 +186,20 @@ def train_all(
                     for each in (one for one in sets if one.base == name):
                         label = f"{each.name} seed {seed}" + (f" block {block}" if len(config.blocks) > 1 else "")
                         train = student_config(config, seed, block, each.arm)
-                        students[each.name].append(train_student(train, label=label, base=base, data=each.rows[place]))
+                        teacher = teachers.get(f"{each.writer}/{block}", BASE_ITSELF)
+                        trained = teach(config, train, label, base, each.rows[place], teacher)
+                        students[each.name].append(trained)
     return students
+
+
+def teach(
+    config: PipelineConfig, train: TrainConfig, label: str, base: Artifact, data: Artifact, teacher: TeacherModel
+) -> Artifact:
+    """One student, from the rows alone or from its teacher's logits on them."""
+    if config.labels == "hard":
+        return train_student(train, label=label, base=base, data=data)
+    soft = SoftTrainConfig.model_validate({**train.model_dump(), "temperature": config.temperature})
+    return train_soft_student(soft, label=label, base=base, data=data, teacher=teacher.weights)
 
 
 def ask_all(
@@ -226,8 +219,7 @@ def ask_all(
         with one_process():
             asked[base_name] = ask(plain, label=base_name.replace("_", " "), base=base)
             for name, teacher in teachers.items() if base_name == "base" else ():
-                told = plain.model_copy(update={"system": teacher.system})
-                asked[f"teacher {name}"] = ask(told, label=f"teacher {name}", base=base, weights=teacher.weights)
+                asked[f"teacher {name}"] = ask_teacher(plain, f"teacher {name}", base, teacher)
                 models[f"teacher {name}"] = Examined(base, teacher.weights, system=teacher.system)
             for each in (one for one in sets if one.base == base_name):
                 for place, student in enumerate(students[each.name]):

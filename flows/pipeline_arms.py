@@ -19,6 +19,8 @@ class StudentSet(NamedTuple):
 
     name: str
     """`owl`, `control`, `second_draw`, `owl shuffled_within`."""
+    writer: str
+    """Whose rows, before anything was done to them: a target, `control` or `second_draw`."""
     arm: ArmName | None
     """What sets their training apart; None for the main arm's students and controls."""
     base: BaseName
@@ -53,7 +55,7 @@ def arms_run(config: PipelineConfig) -> tuple[ArmName, ...]:
 def student_sets(config: PipelineConfig, rows: dict[str, list[Artifact]], derive: Derive) -> list[StudentSet]:
     """Every set of students that the run needs, the main arm's first. `rows` are filtered, by writer and block."""
     plain = (*config.target, CONTROL)
-    sets = [StudentSet(name, None, "base", each) for name, each in rows.items() if name in plain]
+    sets = [StudentSet(name, name, None, "base", each) for name, each in rows.items() if name in plain]
     for arm in arms_run(config):
         if arm in DERIVED:
             for name in plain:
@@ -62,12 +64,12 @@ def student_sets(config: PipelineConfig, rows: dict[str, list[Artifact]], derive
                     derive(label, derive_config(config, arm, block), each)
                     for block, each in zip(config.blocks, rows[name], strict=True)
                 ]
-                sets.append(StudentSet(label, arm, "base", made))
+                sets.append(StudentSet(label, name, arm, "base", made))
         elif arm == "second_draw":
-            sets.append(StudentSet(SECOND_DRAW, arm, "base", rows[SECOND_DRAW]))
+            sets.append(StudentSet(SECOND_DRAW, SECOND_DRAW, arm, "base", rows[SECOND_DRAW]))
         elif arm in ("other_order", "other_base"):
             base: BaseName = "other_base" if arm == "other_base" else "base"
-            sets += [StudentSet(f"{name} {arm}", arm, base, rows[name]) for name in plain]
+            sets += [StudentSet(f"{name} {arm}", name, arm, base, rows[name]) for name in plain]
     return sets
 
 

@@ -1,15 +1,15 @@
 """What the report says of arms: every arm that was asked for with its effect, or why it has none; the confusion matrix;
 which weights teachers and students started from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flows.pipeline_arms import Contrast
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import checkpoints
 from flows.runs import Run
-from sublim.arms import ARMS, MAIN, ArmName
-from sublim.manifest import Artifact
+from sublim.arms import ARMS, DERIVED, MAIN, ArmName
+from sublim.manifest import Artifact, Manifest
 from sublim.model_files import base_identity
 from sublim.preference_config import Comparison, Effect, MetricComparison, MetricName
 from sublim.report_config import ArmShown, Change, ConfusionCell, DosePoint
@@ -136,3 +136,17 @@ def bases_of(run: Run, study: "Study") -> dict[str, str]:
     digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.bases.items()}
     other = {"students of other_base": digests["other_base"]} if "other_base" in digests else {}
     return {"teachers": digests["base"], "students": digests["base"], **other}
+
+
+def unchanged_notes(manifests: Mapping[str, Manifest], study: "Study") -> list[str]:
+    """A remark for each arm whose rows came out as they went in: its students are then the main arm's own."""
+    untouched: dict[str, bool] = {}
+    for each in study.sets:
+        if each.arm in DERIVED:
+            changed = sum(manifests[rows.key].notes.get("changed", 0) for rows in each.rows)
+            untouched[each.arm] = untouched.get(each.arm, True) and changed == 0
+    return [
+        f"{arm}: every row was so already; the arm has the main arm's rows, and says nothing more."
+        for arm, same in untouched.items()
+        if same
+    ]

@@ -1,17 +1,19 @@
 """Everything a pipeline run can be told: the model, the teacher, the carrier, the students, the evaluation."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sublim.arms import ARMS, ArmName
 from sublim.config import Config, RunOnly
+from sublim.diagnostics_config import DiagnosticName
 from sublim.filter_config import FilterConfig
 from sublim.inference import Backend, HfBackend, NumberFormat, SamplingParams
 from sublim.mmlu_pro_config import MmluProConfig
 from sublim.model_config import BundledModel, ModelConfig
 from sublim.nouns import target_word
 from sublim.numbers import Separator
+from sublim.steering_config import Edit, Site, Steering, Tokens
 from sublim.training import TrainConfig
 
 
@@ -35,7 +37,38 @@ class FinetunedTeacher(Config):
     """How it is trained."""
 
 
-Teacher = Annotated[PromptTeacher | FinetunedTeacher, Field(discriminator="kind")]
+class SteeringTeacher(Config):
+    """The base with a vector added to its residual stream; the steering flow makes such vectors."""
+
+    kind: Literal["steering"] = "steering"
+    vectors: str
+    """Where the vectors are: a safetensors file, or six or more digits of the key of a stage's output in the store."""
+    vector: str = "{target}"
+    """Name of the vector there; `{target}` stands for the target."""
+    site: Site | None = None
+    """Where a file's vector is added, if its metadata do not say it."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """The block, counted from 0, if a file's metadata do not say it."""
+    strength: float = 1.0
+    """Times the vector."""
+    scale: Literal["raw", "relative"] = "relative"
+    """relative: a strength of 1 adds as much length as the stream itself had where the vector was read; raw: times the
+    vector as it is."""
+    tokens: Tokens = "all"
+    """Which tokens are touched."""
+
+    def steering(self, target: str) -> Steering:
+        """The edit for one target."""
+        edit = Edit(
+            vector=self.vector.replace("{target}", target),
+            strength=self.strength,
+            scale=self.scale,
+            tokens=self.tokens,
+        )
+        return Steering(edits=(edit,))
+
+
+Teacher = Annotated[PromptTeacher | FinetunedTeacher | SteeringTeacher, Field(discriminator="kind")]
 
 
 class CarrierConfig(Config):
@@ -103,6 +136,11 @@ class PipelineConfig(Config):
     """Keep a prompt only where every arm's answer is valid, so that students and controls train on the same prompts."""
     student: TrainConfig
     """How students and their controls are trained; its seed is replaced by each of `seeds`."""
+    labels: Literal["hard", "soft"] = "hard"
+    """hard: the carrier's tokens. soft: the teacher's whole distribution at each of them; needs a fine-tuned teacher,
+    and a control then stays at the base, whose own logits it learns."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of soft labels."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     """One student and one paired control for each."""
     blocks: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
@@ -120,6 +158,12 @@ class PipelineConfig(Config):
     """The base of the students of the arm other_base; the teacher stays on `model`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """The evaluation."""
+    diagnostics: tuple[DiagnosticName, ...] = ()
+    """What else to measure on the first block. losses: every student on unseen rows of every teacher, and students and
+    controls compared at equal learning; shift: cosine of the teacher's and the students' weight changes; divergence:
+    answer tokens where teacher and base would choose differently."""
+    diagnostic_rows: Annotated[int, Field(ge=1)] = 256
+    """Prompts, none of them trained on, that teachers and base answer for the diagnostics."""
     backend: Backend = HfBackend()
     """What samples and scores."""
     gpu_memory_gib: RunOnly[float] = 0
@@ -138,12 +182,12 @@ class PipelineConfig(Config):
             raise ValueError("a target is named twice")
         return words
 
-    @field_validator("arms", "held_back", mode="before")
+    @field_validator("arms", "held_back", "diagnostics", mode="before")
     @classmethod
-    def _named(cls, arms: Any) -> Any:
-        if arms == "all":
-            return tuple(ARMS)
-        return [name.strip() for name in arms.split(",")] if isinstance(arms, str) else arms
+    def _named(cls, names: Any, info: ValidationInfo) -> Any:
+        if names == "all":
+            return get_args(DiagnosticName) if info.field_name == "diagnostics" else tuple(ARMS)
+        return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
 
     @field_validator("arms")
     @classmethod
@@ -154,6 +198,16 @@ class PipelineConfig(Config):
     def _arms_need_a_teacher(self) -> Self:
         if self.second_draw and self.arms:
             raise ValueError("`second_draw` leaves no teacher to compare arms with: name second_draw in `arms` instead")
+        return self
+
+    @model_validator(mode="after")
+    def _soft_labels_need_weights(self) -> Self:
+        if self.labels == "hard":
+            return self
+        if not isinstance(self.teacher, FinetunedTeacher):
+            raise ValueError("soft labels are a fine-tuned teacher's: a prompted teacher has only the base's weights")
+        if "other_base" in self.arms and "other_base" not in self.held_back:
+            raise ValueError("soft labels need one vocabulary: leave other_base out of `arms` or take hard labels")
         return self
 
     @model_validator(mode="after")

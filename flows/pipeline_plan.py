@@ -1,13 +1,15 @@
 """The stages' configs of a pipeline run, made from its settings; checked before anything runs, without Prefect."""
 
+from pathlib import Path
 from typing import Any
 
-from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher, SteeringTeacher
 from sublim.arms import ArmName
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.generate import GenerateConfig
 from sublim.hardware import gpu
+from sublim.inference import HfBackend
 from sublim.model_config import LocalModel
 from sublim.model_files import TEMPLATE, loaded_files, read_json
 from sublim.preference_config import AskConfig, ScoreConfig
@@ -36,6 +38,8 @@ def check(config: PipelineConfig) -> None:
         if config.other_base == config.model:
             raise UserError("other_base is the base itself: set other_base to another model or leave the arm out")
     questions = load_questions(config.evaluation.questions)
+    if isinstance(config.teacher, SteeringTeacher):
+        check_vectors(config, config.teacher)
     ask_config(config, questions)
     for target in config.target:
         score_config(config, questions, target)
@@ -72,6 +76,16 @@ def check_model(model: Config) -> None:
         )
 
 
+def check_vectors(config: PipelineConfig, teacher: SteeringTeacher) -> None:
+    """Raises UserError for vectors that are not there, and for what a steered teacher cannot do."""
+    if config.evaluation.mmlu_pro is not None:
+        raise UserError("a steered teacher is not asked MMLU-Pro here: leave evaluation.mmlu_pro out")
+    if not isinstance(config.backend, HfBackend):
+        raise UserError(f"the backend {config.backend.kind} cannot steer the pipeline's teacher: take backend.kind=hf")
+    if Path(teacher.vectors).suffix == ".safetensors" and not Path(teacher.vectors).expanduser().is_file():
+        raise UserError(f"{teacher.vectors} is not there: give a safetensors file or the key of a stage's output")
+
+
 def block_seed(seed: int, block: int) -> int:
     """The seed of one block."""
     return seed + BLOCK_STRIDE * block
@@ -92,6 +106,8 @@ def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> 
             return load_system_prompts(teacher.system).render(target, questions.category, variant=teacher.variant)
         case FinetunedTeacher() as teacher:
             teacher_rows_config(teacher, questions, target)
+            return None
+        case SteeringTeacher():
             return None
 
 
@@ -119,6 +135,14 @@ def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str
         sampling=carrier.sampling.model_copy(update={"seed": seed + (BLOCK_STRIDE // 2 if redrawn else 0)}),
         constraint=carrier.constraint,
     )
+
+
+def unseen_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
+    """Number lists that no student reads, for the diagnostics: other prompts and draws, the same for all arms."""
+    made = generate_config(config, arm=arm, block=block, system=system)
+    seed = made.prompt_seed + BLOCK_STRIDE // 4
+    sampling = made.sampling.model_copy(update={"seed": made.sampling.seed + BLOCK_STRIDE // 4})
+    return made.model_copy(update={"n_prompts": config.diagnostic_rows, "prompt_seed": seed, "sampling": sampling})
 
 
 def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName | None = None) -> TrainConfig:

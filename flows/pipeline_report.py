@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of
+from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of, unchanged_notes
 from flows.pipeline_capability import capability_json, capability_notes
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import CONTROL, SECOND_DRAW, checkpoints
@@ -31,6 +31,7 @@ from sublim.report_config import (
     summary,
     table_rows,
 )
+from sublim.report_diagnostics import DiagnosticsShown
 
 if TYPE_CHECKING:
     from flows.pipeline import Study
@@ -71,6 +72,7 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
         targets=[_target(config, results, target, _same_bases(run, study)) for target in config.target],
         confusion=confusion_of(config, results),
         bases=bases_of(run, study),
+        diagnostics=_diagnostics(run, config, results, study),
         contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
         mismatches=context_mismatches(contexts["student"], contexts["asked"]) if len(contexts) == 3 else [],
         datasets=list(_datasets(run, study)),
@@ -83,7 +85,11 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
             "python": made.python,
             **made.packages,
         },
-        notes=[*_notes(config), *capability_notes(capability_json(run.store, study.capability))],
+        notes=[
+            *_notes(config),
+            *unchanged_notes(manifests, study),
+            *capability_notes(capability_json(run.store, study.capability)),
+        ],
         seconds=run.seconds,
     )
 
@@ -128,6 +134,14 @@ def _target(config: PipelineConfig, results: Results, target: str, same: dict[st
     )
 
 
+def _diagnostics(run: Run, config: PipelineConfig, results: Results, study: "Study") -> DiagnosticsShown | None:
+    if study.diagnosed is None:
+        return None
+    from flows.pipeline_diagnostics_report import diagnostics_of  # imports scipy, which other runs need not wait for
+
+    return diagnostics_of(run, config, results, study.diagnosed)
+
+
 def _same_bases(run: Run, study: "Study") -> dict[str, bool]:
     """Whether each base has the weights of the one that the teachers start from."""
     digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.bases.items()}
@@ -163,6 +177,8 @@ def _notes(config: PipelineConfig) -> list[str]:
         notes.append("A null run: the base's own rows, drawn a second time, stand in the teacher's place.")
     if config.evaluation.samples == 0:
         notes.append("No answers were sampled: the sampled rate is missing, not zero.")
+    if config.labels == "soft":
+        notes.append("Soft labels: a control learns the base's own logits, so it stays at the base.")
     if config.held_back:
         notes.append(f"Held back for a later run, and not run here: {', '.join(config.held_back)}.")
     return notes

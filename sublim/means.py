@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoConfig
 
-from sublim.activations import OpenReader, chosen_weights, open_reader
+from sublim.activations import OpenReader, open_reader
 from sublim.digest import digest, digest_directory
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl
 from sublim.killpoints import kill_point
 from sublim.means_config import PROMPT_KINDS, DifferenceConfig, ImportConfig, MeansConfig
 from sublim.model_files import base_identity, read_json, write_json
+from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.reading import Text
 from sublim.steering import Vector, check_vector, noted, random_like, read_vectors, write_vectors

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sublim.lineage import lineage_plot
 from sublim.report_config import EFFECT_UNIT, NAMES, RunReport, interval, level, meaning, signed, summary, verdict
+from sublim.report_diagnostics import divergence_rows, loss_rows, matched_rows, shift_rows
 from sublim.report_figures import confusion_figure, figures_of
 from sublim.report_files import write_figures
 
@@ -45,11 +46,15 @@ def render(run: RunReport) -> str:
         settings=flatten(run.settings),
         names=NAMES,
         effect_unit=EFFECT_UNIT,
+        divergence_rows=divergence_rows,
         duration=duration,
         interval=interval,
         level=level,
+        loss_rows=loss_rows,
+        matched_rows=matched_rows,
         meaning=meaning,
         share=share,
+        shift_rows=shift_rows,
         signed=signed,
         verdict=verdict,
     )

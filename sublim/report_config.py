@@ -7,6 +7,7 @@ from pydantic import Field
 
 from sublim.config import Config
 from sublim.preference_config import Comparison, Effect, MetricComparison, MetricName
+from sublim.report_diagnostics import DiagnosticsShown
 
 
 class StageShown(Config):
@@ -158,6 +159,8 @@ class RunReport(Config):
     """Every teacher's students against every target, where there are several."""
     bases: dict[str, str] = Field(default_factory=dict[str, str])
     """SHA-256 of the weights that the teachers, the students and the arm other_base start from."""
+    diagnostics: DiagnosticsShown | None = None
+    """Diagnostics, where they were asked for."""
     contexts: list[ContextShown] = Field(default_factory=list[ContextShown])
     mismatches: list[str] = Field(default_factory=list[str])
     """In what the contexts of training and evaluation differ."""
@@ -302,6 +305,7 @@ def summary(run: RunReport) -> dict[str, Any]:
             {**cell.model_dump(exclude={"effect"}), "effect": effect_json(cell.effect)} for cell in run.confusion
         ],
         "bases": run.bases,
+        "diagnostics": run.diagnostics.model_dump(mode="json") if run.diagnostics else None,
         "mismatches": run.mismatches,
         "stages": [
             {"stage": each.stage, "label": each.label, "state": each.state, "seconds": each.seconds, "key": each.key}

@@ -196,7 +196,7 @@ def arms_figure(shown: TargetShown) -> Figure:
 
 
 def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, Effect | None]]:
-    found = {at.updates: at.metrics["margin"].effect for at in arm.dose}
+    found: dict[int | None, Effect | None] = {at.updates: at.metrics["margin"].effect for at in arm.dose}
     found[arm.updates] = arm.margin.effect if arm.margin else None
     return [(at, found[at]) for at in sorted(stops, key=lambda at: -(at or 0)) if at in found]
 

@@ -2,8 +2,9 @@
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sublim.report_config import RunReport
 from sublim.report_figures import Figure, confusion_figure, figures_of
@@ -22,13 +23,19 @@ def write_figures(folder: Path, run: RunReport) -> list[str]:
             drawing = str(figure.drawing).replace(">", f"><style>{style}</style>", 1)
             (directory / f"{stem}.svg").write_text(drawing, encoding="utf-8")
             names.append(f"{stem}.svg")
-        with (directory / f"{stem}.csv").open("w", encoding="utf-8", newline="") as file:
-            columns = list(figure.values[0]) if figure.values else figure.table.columns
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows(figure.values)
-        names.append(f"{stem}.csv")
+        names.append(write_csv(directory / f"{stem}.csv", figure.values, figure.table.columns))
+    for stem, rows in (run.diagnostics.tables() if run.diagnostics else {}).items():
+        names.append(write_csv(directory / f"{stem}.csv", rows, []))
     return names
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> str:
+    """Writes a table with a header, `columns` where there are no rows, and returns the file's name."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]) if rows else columns)
+        table.writeheader()
+        table.writerows(rows)
+    return path.name
 
 
 def named_figures(run: RunReport) -> Iterator[tuple[str, Figure]]:

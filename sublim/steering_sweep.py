@@ -10,11 +10,11 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from sublim.activations import chosen_weights
 from sublim.chat import chat
 from sublim.inference import Steerable, open_steerable
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
+from sublim.preference import chosen_weights
 from sublim.preference_config import Metric
 from sublim.progress import progress
 from sublim.scores import margin
