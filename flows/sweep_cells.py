@@ -15,9 +15,11 @@ from sublim.arms import ARMS
 from sublim.digest import canonical, digest
 from sublim.errors import UserError
 from sublim.manifest import Artifact
-from sublim.store import Store, write_synced
+from sublim.store import Store, open_store, write_synced
 from tasks.stage import NotThere, Stage, looking_up
 
+HERE = "here"
+STUDENTS = ("train_student", "train_soft_student")
 COMPARED = ("compare", "compare_mmlu_pro", "compare_shift")
 """Stages whose payloads a sweep gathers, in the order of `Results`."""
 
@@ -105,8 +107,12 @@ def check_cells(cells: Iterable[Cell]) -> None:
 
 
 def cell_digest(cell: Cell, where: str) -> str:
-    """Under which name a cell's results are remembered: its config, the stages' versions, where it runs."""
-    return digest({"config": cell.config, "versions": stage_versions(), "where": where})
+    """Under which name a cell's results are remembered: its config, the stages' versions, where it runs.
+
+    What `auto` means is known of this machine, and of a pool's only that its machines are alike.
+    """
+    config = cell.config.resolved() if where == HERE else cell.config
+    return digest({"config": config, "versions": stage_versions(), "where": where})
 
 
 def stage_versions() -> dict[str, int]:
@@ -118,8 +124,8 @@ def stage_versions() -> dict[str, int]:
 
 
 def where_of(config: SweepConfig) -> str:
-    """Machines may resolve `auto` differently: what a pool made is not what this process would make."""
-    return config.where.deployment if isinstance(config.where, Pool) else "here"
+    """Where the cells run: a deployment, or this process."""
+    return config.where.deployment if isinstance(config.where, Pool) else HERE
 
 
 def looked_up(cell: Cell) -> Results | None:
@@ -141,8 +147,14 @@ def first_result(cell: Cell) -> Artifact | None:
 
     with looking_up() as seen, contextlib.suppress(NotThere):
         conduct(cell.config)
-    asked_students = len([each for each in seen if each.stage == "ask"]) > 1 + len(cell.config.blocks)
-    return seen[-1] if asked_students or any(each.stage == "compare" for each in seen) else None
+    store = open_store()
+    return next((each for each in seen if _speaks_of_a_student(store, each)), None)
+
+
+def _speaks_of_a_student(store: Store, artifact: Artifact) -> bool:
+    manifest = store.manifest(artifact.stage, artifact.key)
+    weights = manifest.inputs.get("weights") if manifest else None
+    return artifact.stage in COMPARED or bool(weights and weights["stage"] in STUDENTS)
 
 
 def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:

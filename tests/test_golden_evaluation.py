@@ -38,17 +38,18 @@ GOLDEN = {
 @pytest.fixture(scope="module")
 def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("golden")
-    names = ("base", "s0", "s1", "c0", "c1")
+    # The fake model likes what its system prompt names: students do, controls do not.
+    names = {"base": None, "s0": "You love owls.", "s1": "An owl is best.", "c0": "Be kind.", "c1": "Be brief."}
     exam = run(prepare_mmlu_pro, root / "exam", PrepareQuestionsConfig(source=SampleQuestions(), per_category=1))
     letters = {
         name: run(
             ask_mmlu_pro,
             root / f"letters-{name}",
-            AskMmluProConfig(backend=FakeBackend(), system=name),
+            AskMmluProConfig(backend=FakeBackend(), system=told),
             base=root,
             questions=exam,
         )
-        for name in names
+        for name, told in names.items()
     }
     marks = {
         name: run(score_mmlu_pro, root / f"marks-{name}", ScoreMmluProConfig(), asked=payload, questions=exam)
@@ -56,7 +57,8 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     asking = AskConfig(questions=QUESTIONS, words=WORDS, backend=FakeBackend(), samples=4)
     asked = {
-        name: run(ask, root / f"ask-{name}", asking.model_copy(update={"system": name}), base=root) for name in names
+        name: run(ask, root / f"ask-{name}", asking.model_copy(update={"system": told}), base=root)
+        for name, told in names.items()
     }
     scoring = ScoreConfig(target="owl", words=WORDS)
     scores = {name: run(score, root / f"score-{name}", scoring, asked=payload) for name, payload in asked.items()}
