@@ -23,15 +23,15 @@ from tasks import evaluation
 from tests.test_golden import ADVICE, QUESTIONS, WORDS, fingerprint, run
 
 GOLDEN = {
-    "prepare_mmlu_pro": (1, ""),
-    "ask_mmlu_pro": (1, ""),
-    "score_mmlu_pro": (1, ""),
-    "compare_mmlu_pro": (1, ""),
-    "shift": (1, ""),
-    "compare_shift": (1, ""),
-    "collect_scores": (1, ""),
-    "record_cell": (1, ""),
-    "tabulate_sweep": (1, ""),
+    "prepare_mmlu_pro": (1, "00ad9d87d8abc552"),
+    "ask_mmlu_pro": (1, "759c6d494a54ddf8"),
+    "score_mmlu_pro": (1, "6e9ad1c799c8e757"),
+    "compare_mmlu_pro": (1, "6f6cfb938eccbdfa"),
+    "shift": (1, "f541adfa5a5405a6"),
+    "compare_shift": (1, "ed4341e391153ddd"),
+    "collect_scores": (1, "11ac1d3342b714fa"),
+    "record_cell": (1, "ea6a05534c9e804a"),
+    "tabulate_sweep": (1, "0f58c4fd0255eed7"),
 }
 
 
