@@ -83,6 +83,8 @@ class Study(NamedTuple):
     """The same contrasts on MMLU-Pro; empty where it was not asked."""
     diagnosed: Diagnosed | None
     """The diagnostics that were asked for."""
+    students: dict[str, list[Artifact]]
+    """By set: one for each block and seed."""
 
     @property
     def base(self) -> Artifact:
@@ -147,7 +149,7 @@ def conduct(config: PipelineConfig) -> Study:
     comparisons = compare_all(config, questions, asked)
     capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
     diagnosed = diagnose(config, bases["base"], teachers, students) if config.diagnostics else None
-    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, diagnosed)
+    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, diagnosed, students)
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
