@@ -45,6 +45,13 @@ FLOWS = {
         "sweep",
         "which targets, arms and settings show an effect?",
     ),
+    "steering": FlowEntry(
+        "flows.steering:steering",
+        "flows.steering_config:SteeringFlowConfig",
+        "flows.steering_plan:check",
+        "steering",
+        "what does a vector for a target do, and did students learn what it says?",
+    ),
     "toy-models": FlowEntry(
         "flows.toy_models:toy_models",
         "flows.toy_models_config:ToyModelsConfig",
