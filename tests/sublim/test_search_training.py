@@ -75,7 +75,7 @@ def losses(payload: Path) -> list[float]:
 def test_rungs_and_then_the_whole_are_the_bytes_of_one_run(
     tmp_path: Path, base: Path, data: Path, straight: Path
 ) -> None:
-    """The schedule is the whole run's, dropout's random numbers and the optimizer's state go on, no rung is left over."""
+    """The schedule is the whole run's, dropout's draws and the optimizer's state go on, no rung is left over."""
     for stop in (2, 4):
         part = rung(tmp_path, stop, base, data)
         name = f"update-{stop:06d}"
