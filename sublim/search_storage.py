@@ -16,7 +16,8 @@ from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat  # pyright: ignore[reportPrivateUsage]
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock  # pyright: ignore[reportPrivateUsage]
 from optuna.trial import FrozenTrial, TrialState
 
 from sublim.errors import UserError

@@ -1,7 +1,6 @@
 """A real PostgreSQL server of Debian's package as a process of its own, ended with whoever started it."""
 
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -16,7 +15,7 @@ START_SECONDS = 60.0
 # Ends the server, and waits for it, when this process's stdin closes: by the test, or by the test's death.
 SERVE = """
 import signal, subprocess, sys
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL, user=sys.argv[1] or None)
 sys.stdin.read()
 server.send_signal(signal.SIGINT)
 server.wait()
@@ -31,27 +30,30 @@ def binary(name: str) -> str:
     return str(found[-1])
 
 
-def as_other(command: list[str]) -> list[str]:
+def user() -> str | None:
     """PostgreSQL refuses to run as root; Debian's package has made a user for it."""
-    return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else command
+    return "postgres" if os.geteuid() == 0 else None
 
 
 @contextmanager
 def running_postgres() -> Iterator[str]:
     """A server on a free port of 127.0.0.1 with an empty database `studies`; gives its URL."""
     root = Path(tempfile.mkdtemp(prefix="sublim-postgres-"))
-    if os.geteuid() == 0:
-        user = pwd.getpwnam("postgres")
-        os.chown(root, user.pw_uid, user.pw_gid)
+    if user() is not None:
+        shutil.chown(root, user())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     made = [binary("initdb"), "-D", str(root / "data"), "-U", "postgres", "-A", "trust", "--no-sync"]
-    subprocess.run(as_other(made), check=True, capture_output=True, cwd="/")
+    subprocess.run(made, check=True, capture_output=True, cwd="/", user=user())
     command = [binary("postgres"), "-D", str(root / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", str(root), "-F"]
     with (root / "server.log").open("w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-c", SERVE, *as_other(command)], stdin=subprocess.PIPE, stdout=log, stderr=log, cwd="/"
+            [sys.executable, "-c", SERVE, user() or "", *command],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            cwd="/",
         )
     try:
         host = ["-h", "127.0.0.1", "-p", str(port), "-U", "postgres"]
