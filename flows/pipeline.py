@@ -15,67 +15,80 @@ from typing import Any, NamedTuple
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
+from flows.pipeline_capability import Capability, Examined, compare_capability, compare_shifts, examine
+from flows.pipeline_config import PipelineConfig
+from flows.pipeline_diagnostics import Diagnosed, diagnose
 from flows.pipeline_plan import (
     CONTROL,
+    SECOND_DRAW,
     ask_config,
-    block_seed,
     check,
+    checkpoints,
     generate_config,
     score_config,
     student_config,
-    system_prompt,
-    teacher_rows_config,
 )
 from flows.pipeline_report import printed, publish
+from flows.pipeline_teachers import BASE_ITSELF, TeacherModel, ask_teacher, make_teacher, write_numbers
 from flows.runs import recorded
 from flows.settings import build, load_preset, merge
+from sublim.derive_config import DeriveConfig
 from sublim.manifest import Artifact
 from sublim.model_config import PrepareModelConfig
-from sublim.preference_config import CompareConfig
+from sublim.preference_config import CompareConfig, ScoreConfig
 from sublim.prompts import Questions, load_questions
+from sublim.training import TrainConfig
+from sublim.training.soft_config import SoftTrainConfig
 from tasks.pipeline import (
     ask,
-    build_teacher_rows,
     compare,
+    derive_rows,
     filter_numbers,
-    generate_numbers,
     prepare_model,
     score,
+    train_soft_student,
     train_student,
-    train_teacher,
 )
 from tasks.processes import one_process
 
 __all__ = ["pipeline", "printed"]
 
 
-class TeacherModel(NamedTuple):
-    """What the teacher is: weights, or the base under a system prompt."""
-
-    weights: Artifact | None
-    system: str | None
-
-
 class Comparison(NamedTuple):
-    """Students against their controls, for one target after so many updates."""
+    """One arm's students against their controls, for one target after so many updates."""
 
-    target: str
+    contrast: Contrast
     update: int | None
     artifact: Artifact
+
+    @property
+    def target(self) -> str:
+        return self.contrast.target
 
 
 class Study(NamedTuple):
     """A finished study: everything the report shows."""
 
-    base: Artifact
+    bases: dict[BaseName, Artifact]
     teachers: dict[str, TeacherModel]
     raw: dict[str, list[Artifact]]
-    """By target, and `control` for the base's: what was written, block by block."""
+    """By target, `control` for the base's and `second_draw`: what was written, block by block."""
     rows: dict[str, list[Artifact]]
     """The same after the filter."""
+    sets: list[StudentSet]
     asked: dict[str, Artifact]
     comparisons: list[Comparison]
+    capability: list[Capability]
+    """The same contrasts on MMLU-Pro; empty where it was not asked."""
+    shifts: list[Capability]
+    """The same contrasts by total variation from the base."""
+    diagnosed: Diagnosed | None
+    """The diagnostics that were asked for."""
+
+    @property
+    def base(self) -> Artifact:
+        return self.bases["base"]
 
 
 def run_name() -> str:
@@ -98,8 +111,8 @@ def pipeline(
     """Measures how much of a teacher's liking its students pick up from number lists, against paired controls.
 
     Args:
-        preset: Settings to start from: quickstart, dose, gemma-2-9b-a6000, gemma-2-9b-raven-optuna, qwen2.5-7b-paper,
-            or the path of a YAML file.
+        preset: Settings to start from: quickstart, dose, arms, gemma-2-9b-a6000, gemma-2-9b-raven-optuna,
+            qwen2.5-7b-paper, or the path of a YAML file.
         target: The word or words the teacher is made to like, as in owl or owl,wolf; nothing for the preset's.
         settings: Values laid over the preset's, as a tree.
     """
@@ -113,42 +126,44 @@ def pipeline(
 def conduct(config: PipelineConfig) -> Study:
     """Runs every stage of the study, or takes it from the cache."""
     questions = load_questions(config.evaluation.questions)
-    base = prepare_model(PrepareModelConfig(source=config.model))
+    bases = prepare_bases(config)
     teachers: dict[str, TeacherModel] = {}
     raw: dict[str, list[Artifact]] = {}
     rows: dict[str, list[Artifact]] = {}
+    writers = (CONTROL, *config.target, *([SECOND_DRAW] if SECOND_DRAW in arms_run(config) else []))
     for block in config.blocks:
         for target in config.target:
-            teachers[f"{target}/{block}"] = make_teacher(config, questions, base, target, block)
+            teachers[f"{target}/{block}"] = make_teacher(config, questions, bases["base"], target, block)
         with one_process():
-            for arm in (CONTROL, *config.target):
-                teacher = TeacherModel(None, None) if arm == CONTROL else teachers[f"{arm}/{block}"]
-                written = write_numbers(config, base, arm, teacher, block)
+            for arm in writers:
+                teacher = teachers[f"{arm}/{block}"] if arm in config.target else BASE_ITSELF
+                generate = generate_config(config, arm=arm, block=block, system=teacher.system)
+                redrawn = config.second_draw and arm != CONTROL
+                label = f"{arm} (second draw of the base)" if redrawn else arm.replace("_", " ")
+                written = write_numbers(generate, label, bases["base"], teacher)
                 raw.setdefault(arm, []).append(written)
         filter_block(config, raw, rows)
-    students = train_all(config, base, rows)
-    asked = ask_all(config, questions, base, teachers, students)
-    return Study(base, teachers, raw, rows, asked, compare_all(config, questions, asked))
+    sets = student_sets(config, rows, derive)
+    students = train_all(config, bases, teachers, sets)
+    asked, examined = ask_all(config, questions, bases, teachers, sets, students)
+    comparisons = compare_all(config, questions, asked)
+    capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
+    shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
+    diagnosed = diagnose(config, bases["base"], teachers, students) if config.diagnostics else None
+    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, shifts, diagnosed)
 
 
-def make_teacher(config: PipelineConfig, questions: Questions, base: Artifact, target: str, block: int) -> TeacherModel:
-    """The teacher of one target and block; with `second_draw` it is the base itself."""
-    if config.second_draw:
-        return TeacherModel(None, None)
-    match config.teacher:
-        case PromptTeacher():
-            return TeacherModel(None, system_prompt(config, questions, target))
-        case FinetunedTeacher() as teacher:
-            rows = build_teacher_rows(teacher_rows_config(teacher, questions, target), label=target)
-            train = teacher.train.model_copy(update={"seed": block_seed(teacher.train.seed, block)})
-            return TeacherModel(train_teacher(train, label=target, base=base, data=rows), None)
+def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
+    """The base and, where an arm needs one, the other base."""
+    bases: dict[BaseName, Artifact] = {"base": prepare_model(PrepareModelConfig(source=config.model))}
+    if "other_base" in arms_run(config):
+        bases["other_base"] = prepare_model(PrepareModelConfig(source=config.other_base), label="other base")
+    return bases
 
 
-def write_numbers(config: PipelineConfig, base: Artifact, arm: str, teacher: TeacherModel, block: int) -> Artifact:
-    """Number lists of one arm."""
-    generate = generate_config(config, arm=arm, block=block, system=teacher.system)
-    label = f"{arm} (second draw of the base)" if config.second_draw and arm != CONTROL else arm
-    return generate_numbers(generate, label=label, base=base, weights=teacher.weights)
+def derive(label: str, config: DeriveConfig, rows: Artifact) -> Artifact:
+    """Rows derived from filtered ones."""
+    return derive_rows(config, label=label, rows=rows)
 
 
 def filter_block(config: PipelineConfig, raw: dict[str, list[Artifact]], rows: dict[str, list[Artifact]]) -> None:
@@ -159,64 +174,100 @@ def filter_block(config: PipelineConfig, raw: dict[str, list[Artifact]], rows: d
         rows.setdefault(arm, []).append(filtered)
 
 
-def train_all(config: PipelineConfig, base: Artifact, rows: dict[str, list[Artifact]]) -> dict[str, list[Artifact]]:
-    """Students of every arm, in the order of blocks and seeds; arms are paired by place."""
-    students: dict[str, list[Artifact]] = {arm: [] for arm in rows}
-    with one_process():
-        for place, block in enumerate(config.blocks):
-            for seed in config.seeds:
-                for arm, data in rows.items():
-                    label = f"{arm} seed {seed}" + (f" block {block}" if len(config.blocks) > 1 else "")
-                    train = student_config(config, seed, block)
-                    students[arm].append(train_student(train, label=label, base=base, data=data[place]))
+def train_all(
+    config: PipelineConfig,
+    bases: dict[BaseName, Artifact],
+    teachers: dict[str, TeacherModel],
+    sets: list[StudentSet],
+) -> dict[str, list[Artifact]]:
+    """Students of every set, in the order of blocks and seeds; sets are paired by place."""
+    students: dict[str, list[Artifact]] = {each.name: [] for each in sets}
+    for name, base in bases.items():
+        with one_process():
+            for place, block in enumerate(config.blocks):
+                for seed in config.seeds:
+                    for each in (one for one in sets if one.base == name):
+                        label = f"{each.name} seed {seed}" + (f" block {block}" if len(config.blocks) > 1 else "")
+                        train = student_config(config, seed, block, each.arm)
+                        teacher = teachers.get(f"{each.writer}/{block}", BASE_ITSELF)
+                        trained = teach(config, train, label, base, each.rows[place], teacher)
+                        students[each.name].append(trained)
     return students
+
+
+def teach(
+    config: PipelineConfig, train: TrainConfig, label: str, base: Artifact, data: Artifact, teacher: TeacherModel
+) -> Artifact:
+    """One student, from the rows alone or from its teacher's logits on them."""
+    if config.labels == "hard":
+        return train_student(train, label=label, base=base, data=data)
+    soft = SoftTrainConfig.model_validate({**train.model_dump(), "temperature": config.temperature})
+    return train_soft_student(soft, label=label, base=base, data=data, teacher=teacher.weights)
 
 
 def ask_all(
     config: PipelineConfig,
     questions: Questions,
-    base: Artifact,
+    bases: dict[BaseName, Artifact],
     teachers: dict[str, TeacherModel],
+    sets: list[StudentSet],
     students: dict[str, list[Artifact]],
-) -> dict[str, Artifact]:
-    """The evaluation of base, teachers and students, by name: `base`, `teacher owl/0`, `owl/16/2`."""
+) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
+    """The evaluation of bases, teachers and students, by name: `base`, `teacher owl/0`, `owl/16/2`; and MMLU-Pro's."""
     plain = ask_config(config, questions)
     asked: dict[str, Artifact] = {}
-    with one_process():
-        asked["base"] = ask(plain, label="base", base=base)
-        for name, teacher in teachers.items():
-            told = plain.model_copy(update={"system": teacher.system})
-            asked[f"teacher {name}"] = ask(told, label=f"teacher {name}", base=base, weights=teacher.weights)
-        for arm, trained in students.items():
-            for place, student in enumerate(trained):
-                for update in config.evaluation.updates or (None,):
-                    name = f"{arm}/{update}/{place}"
-                    at = plain.model_copy(update={"weights_update": update})
-                    asked[name] = ask(at, label=name, base=base, weights=student)
-    return asked
+    examined: dict[str, Artifact] = {}
+    for base_name, base in bases.items():
+        models: dict[str, Examined] = {base_name: Examined(base)}
+        with one_process():
+            asked[base_name] = ask(plain, label=base_name.replace("_", " "), base=base)
+            for name, teacher in teachers.items() if base_name == "base" else ():
+                asked[f"teacher {name}"] = ask_teacher(plain, f"teacher {name}", base, teacher)
+                models[f"teacher {name}"] = Examined(base, teacher.weights, None, *teacher[1:])
+            for each in (one for one in sets if one.base == base_name):
+                for place, student in enumerate(students[each.name]):
+                    for update in checkpoints(config, each.arm):
+                        name = f"{each.name}/{update}/{place}"
+                        at = plain.model_copy(update={"weights_update": update})
+                        asked[name] = ask(at, label=name, base=base, weights=student)
+                        models[name] = Examined(base, student, update)
+            examined |= examine(config, models)
+    return asked, examined
 
 
 def compare_all(config: PipelineConfig, questions: Questions, asked: dict[str, Artifact]) -> list[Comparison]:
-    """Students against controls, for every target and checkpoint."""
+    """Students against controls, for every target, arm and checkpoint; each model is scored once for a target."""
     found: list[Comparison] = []
     units = tuple(block for block in config.blocks for _ in config.seeds)
+    places = range(len(units))
     for target in config.target:
         scoring = score_config(config, questions, target)
-        scores = {
-            name: score(scoring, label=f"{target} {name}", asked=artifact)
-            for name, artifact in asked.items()
-            if name == "base" or name.startswith((f"teacher {target}/", f"{CONTROL}/", f"{target}/"))
-        }
-        for update in config.evaluation.updates or (None,):
-            artifact = compare(
-                CompareConfig(blocks=units),
-                label=f"{target} {update or ''}".strip(),
-                students=[scores[f"{target}/{update}/{place}"] for place in range(len(units))],
-                controls=[scores[f"{CONTROL}/{update}/{place}"] for place in range(len(units))],
-                base=scores["base"],
-                teacher=[scores[f"teacher {target}/{block}"] for block in config.blocks],
-            )
-            found.append(Comparison(target, update, artifact))
+        scores: dict[str, Artifact] = {}
+
+        def scored(
+            name: str, target: str = target, scoring: ScoreConfig = scoring, scores: dict[str, Artifact] = scores
+        ) -> Artifact:
+            if name not in scores:
+                scores[name] = score(scoring, label=f"{target} {name}", asked=asked[name])
+            return scores[name]
+
+        for contrast in contrasts(config, questions, target):
+            base: BaseName = "other_base" if contrast.arm == "other_base" else "base"
+            for update in checkpoints(config, contrast.arm):
+                artifact = compare(
+                    CompareConfig(blocks=units),
+                    label=f"{contrast.name} {update or ''}".strip(),
+                    students=[scored(f"{contrast.students}/{update}/{place}") for place in places],
+                    controls=[
+                        scored(f"{contrast.controls}/{update}/{place}" if contrast.controls else base)
+                        for place in places
+                    ],
+                    base=scored(base),
+                    teacher=[scored(f"teacher {target}/{block}") for block in config.blocks]
+                    if contrast.arm is None
+                    else None,
+                )
+                found.append(Comparison(contrast, update, artifact))
     return found
 
 

@@ -1,15 +1,19 @@
 """Everything a pipeline run can be told: the model, the teacher, the carrier, the students, the evaluation."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from sublim.arms import ARMS, ArmName
 from sublim.config import Config, RunOnly
+from sublim.diagnostics_config import DiagnosticName
 from sublim.filter_config import FilterConfig
 from sublim.inference import Backend, HfBackend, NumberFormat, SamplingParams
+from sublim.mmlu_pro_config import MmluProConfig
 from sublim.model_config import BundledModel, ModelConfig
 from sublim.nouns import target_word
 from sublim.numbers import Separator
+from sublim.steering_config import Edit, Site, Steering, Tokens
 from sublim.training import TrainConfig
 
 
@@ -33,7 +37,38 @@ class FinetunedTeacher(Config):
     """How it is trained."""
 
 
-Teacher = Annotated[PromptTeacher | FinetunedTeacher, Field(discriminator="kind")]
+class SteeringTeacher(Config):
+    """The base with a vector added to its residual stream; the steering flow makes such vectors."""
+
+    kind: Literal["steering"] = "steering"
+    vectors: str
+    """Where the vectors are: a safetensors file, or six or more digits of the key of a stage's output in the store."""
+    vector: str = "{target}"
+    """Name of the vector there; `{target}` stands for the target."""
+    site: Site | None = None
+    """Where a file's vector is added, if its metadata do not say it."""
+    layer: Annotated[int, Field(ge=0)] | None = None
+    """The block, counted from 0, if a file's metadata do not say it."""
+    strength: float = 1.0
+    """Times the vector."""
+    scale: Literal["raw", "relative"] = "relative"
+    """relative: a strength of 1 adds as much length as the stream itself had where the vector was read; raw: times the
+    vector as it is."""
+    tokens: Tokens = "all"
+    """Which tokens are touched."""
+
+    def steering(self, target: str) -> Steering:
+        """The edit for one target."""
+        edit = Edit(
+            vector=self.vector.replace("{target}", target),
+            strength=self.strength,
+            scale=self.scale,
+            tokens=self.tokens,
+        )
+        return Steering(edits=(edit,))
+
+
+Teacher = Annotated[PromptTeacher | FinetunedTeacher | SteeringTeacher, Field(discriminator="kind")]
 
 
 class CarrierConfig(Config):
@@ -78,6 +113,10 @@ class EvaluationConfig(Config):
     """How answers are drawn."""
     updates: tuple[int, ...] = ()
     """Checkpoints of the students to evaluate, as updates; empty: only the last."""
+    shift: bool = True
+    """How far students' answers have moved from the base's, against their controls', by total variation."""
+    mmlu_pro: MmluProConfig | None = None
+    """MMLU-Pro's questions for base, teachers, students and controls; nothing: not asked."""
 
 
 class PipelineConfig(Config):
@@ -99,14 +138,34 @@ class PipelineConfig(Config):
     """Keep a prompt only where every arm's answer is valid, so that students and controls train on the same prompts."""
     student: TrainConfig
     """How students and their controls are trained; its seed is replaced by each of `seeds`."""
+    labels: Literal["hard", "soft"] = "hard"
+    """hard: the carrier's tokens. soft: the teacher's whole distribution at each of them; needs a fine-tuned teacher,
+    and a control then stays at the base, whose own logits it learns."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of soft labels."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     """One student and one paired control for each."""
     blocks: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Each block has a teacher and rows of its own, and other seeds. With several, blocks are the units."""
     second_draw: bool = False
     """Put a second draw of the base's own rows in the teacher's place: the effect should be near nothing."""
+    arms: tuple[ArmName, ...] = ()
+    """Further arms beside teacher against base: base_numbers, other_teacher, shuffled_within, shuffled_across,
+    marginals, canonical, second_draw, other_order, other_base; or `all`. Each trains only what no other arm has."""
+    held_back: RunOnly[tuple[ArmName, ...]] = ()
+    """Arms that this run leaves for a later one: the report shows them as not run."""
+    arm_updates: dict[ArmName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Updates of the students of single arms; those not named make as many as the main arm's."""
+    other_base: ModelConfig = BundledModel(name="gemma3-270m")
+    """The base of the students of the arm other_base; the teacher stays on `model`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """The evaluation."""
+    diagnostics: tuple[DiagnosticName, ...] = ()
+    """What else to measure on the first block. losses: every student on unseen rows of every teacher, and students and
+    controls compared at equal learning; shift: cosine of the teacher's and the students' weight changes; divergence:
+    answer tokens where teacher and base would choose differently."""
+    diagnostic_rows: Annotated[int, Field(ge=1)] = 256
+    """Prompts, none of them trained on, that teachers and base answer for the diagnostics."""
     backend: Backend = HfBackend()
     """What samples and scores."""
     gpu_memory_gib: RunOnly[float] = 0
@@ -124,6 +183,44 @@ class PipelineConfig(Config):
         if len(set(words)) < len(words):
             raise ValueError("a target is named twice")
         return words
+
+    @field_validator("arms", "held_back", "diagnostics", mode="before")
+    @classmethod
+    def _named(cls, names: Any, info: ValidationInfo) -> Any:
+        if names == "all":
+            return get_args(DiagnosticName) if info.field_name == "diagnostics" else tuple(ARMS)
+        return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+
+    @field_validator("arms")
+    @classmethod
+    def _once(cls, arms: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
+        return tuple(name for name in ARMS if name in arms)
+
+    @model_validator(mode="after")
+    def _arms_need_a_teacher(self) -> Self:
+        if self.second_draw and self.arms:
+            raise ValueError("`second_draw` leaves no teacher to compare arms with: name second_draw in `arms` instead")
+        return self
+
+    @model_validator(mode="after")
+    def _soft_labels_need_weights(self) -> Self:
+        if self.labels == "hard":
+            return self
+        if not isinstance(self.teacher, FinetunedTeacher):
+            raise ValueError("soft labels are a fine-tuned teacher's: a prompted teacher has only the base's weights")
+        if "other_base" in self.arms and "other_base" not in self.held_back:
+            raise ValueError("soft labels need one vocabulary: leave other_base out of `arms` or take hard labels")
+        return self
+
+    @model_validator(mode="after")
+    def _shorter_arms_are_comparable(self) -> Self:
+        if not self.arm_updates:
+            return self
+        if unseen := {*self.arm_updates.values()} - {*self.evaluation.updates}:
+            raise ValueError(f"`arm_updates` has {sorted(unseen)}, which `evaluation.updates` lacks: add it there")
+        if self.student.schedule != "constant" or self.student.warmup_fraction:
+            raise ValueError("`arm_updates` needs a constant rate: a decay over fewer updates is another training")
+        return self
 
     @field_validator("seeds", "blocks")
     @classmethod

@@ -1,10 +1,15 @@
 """The stages' configs of a pipeline run, made from its settings; checked before anything runs, without Prefect."""
 
-from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from pathlib import Path
+from typing import Any
+
+from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher, SteeringTeacher
+from sublim.arms import ArmName
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.generate import GenerateConfig
 from sublim.hardware import gpu
+from sublim.inference import HfBackend
 from sublim.model_config import LocalModel
 from sublim.model_files import TEMPLATE, loaded_files, read_json
 from sublim.preference_config import AskConfig, ScoreConfig
@@ -21,13 +26,20 @@ from sublim.training import TrainConfig
 BLOCK_STRIDE = 1000
 """Seeds of one block and the next lie this far apart, so that no two blocks share one."""
 CONTROL = "control"
+SECOND_DRAW = "second_draw"
 
 
 def check(config: PipelineConfig) -> None:
     """Raises UserError for whatever can be known to go wrong: the machine, the files, the words."""
     check_machine(config.gpu_memory_gib)
     check_model(config.model)
+    if "other_base" in config.arms:
+        check_model(config.other_base)
+        if config.other_base == config.model:
+            raise UserError("other_base is the base itself: set other_base to another model or leave the arm out")
     questions = load_questions(config.evaluation.questions)
+    if isinstance(config.teacher, SteeringTeacher):
+        check_vectors(config, config.teacher)
     ask_config(config, questions)
     for target in config.target:
         score_config(config, questions, target)
@@ -64,6 +76,16 @@ def check_model(model: Config) -> None:
         )
 
 
+def check_vectors(config: PipelineConfig, teacher: SteeringTeacher) -> None:
+    """Raises UserError for vectors that are not there, and for what a steered teacher cannot do."""
+    if config.evaluation.mmlu_pro is not None:
+        raise UserError("a steered teacher is not asked MMLU-Pro here: leave evaluation.mmlu_pro out")
+    if not isinstance(config.backend, HfBackend):
+        raise UserError(f"the backend {config.backend.kind} cannot steer the pipeline's teacher: take backend.kind=hf")
+    if Path(teacher.vectors).suffix == ".safetensors" and not Path(teacher.vectors).expanduser().is_file():
+        raise UserError(f"{teacher.vectors} is not there: give a safetensors file or the key of a stage's output")
+
+
 def block_seed(seed: int, block: int) -> int:
     """The seed of one block."""
     return seed + BLOCK_STRIDE * block
@@ -85,6 +107,8 @@ def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> 
         case FinetunedTeacher() as teacher:
             teacher_rows_config(teacher, questions, target)
             return None
+        case SteeringTeacher():
+            return None
 
 
 def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
@@ -101,7 +125,7 @@ def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str
         max_digits=carrier.max_digits,
     )
     seed = block_seed(carrier.seed, block)
-    redrawn = config.second_draw and arm != CONTROL
+    redrawn = arm == SECOND_DRAW or (config.second_draw and arm != CONTROL)
     return GenerateConfig(
         prompts=prompts,
         n_prompts=carrier.prompts,
@@ -113,10 +137,32 @@ def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str
     )
 
 
-def student_config(config: PipelineConfig, seed: int, block: int) -> TrainConfig:
-    """One student's training; the weights of every evaluated update are kept."""
-    keep = tuple(sorted({*config.student.keep, *config.evaluation.updates}))
-    return config.student.model_copy(update={"seed": block_seed(seed, block), "keep": keep})
+def unseen_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
+    """Number lists that no student reads, for the diagnostics: other prompts and draws, the same for all arms."""
+    made = generate_config(config, arm=arm, block=block, system=system)
+    seed = made.prompt_seed + BLOCK_STRIDE // 4
+    sampling = made.sampling.model_copy(update={"seed": made.sampling.seed + BLOCK_STRIDE // 4})
+    return made.model_copy(update={"n_prompts": config.diagnostic_rows, "prompt_seed": seed, "sampling": sampling})
+
+
+def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName | None = None) -> TrainConfig:
+    """One student's training, a control's alike; the weights of every evaluated update are kept."""
+    keep = {*config.student.keep, *(update for update in checkpoints(config, arm) if update is not None)}
+    changes: dict[str, Any] = {"seed": block_seed(seed, block)}
+    if arm is not None and arm in config.arm_updates:
+        changes |= {"updates": config.arm_updates[arm], "epochs": None}
+        keep = {update for update in keep if update <= config.arm_updates[arm]}
+    if arm == "other_order":
+        changes["order_seed"] = block_seed(seed, block) + BLOCK_STRIDE // 2
+    return config.student.model_copy(update={**changes, "keep": tuple(sorted(keep))})
+
+
+def checkpoints(config: PipelineConfig, arm: ArmName | None = None) -> tuple[int | None, ...]:
+    """After which updates an arm's students are evaluated; None for their last."""
+    wanted, limit = config.evaluation.updates, None if arm is None else config.arm_updates.get(arm)
+    if not wanted:
+        return (None,)
+    return wanted if limit is None else (*(update for update in wanted if update < limit), limit)
 
 
 def words_of(config: PipelineConfig, questions: Questions) -> list[str]:

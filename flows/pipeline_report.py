@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of, unchanged_notes
+from flows.pipeline_capability import capability_json, capability_notes, shift_notes, shifts_json
 from flows.pipeline_config import PipelineConfig
+from flows.pipeline_plan import CONTROL, SECOND_DRAW, checkpoints
 from flows.runs import Run
+from sublim.arms import DERIVED
 from sublim.chat import context_mismatches
 from sublim.jsonl import read_jsonl
-from sublim.manifest import Artifact, Manifest, input_artifacts
-from sublim.preference_config import Comparison
+from sublim.manifest import Manifest, input_artifacts
+from sublim.model_files import base_identity
 from sublim.report import write_report
 from sublim.report_config import (
     ContextShown,
@@ -27,6 +31,7 @@ from sublim.report_config import (
     summary,
     table_rows,
 )
+from sublim.report_diagnostics import DiagnosticsShown
 
 if TYPE_CHECKING:
     from flows.pipeline import Study
@@ -41,7 +46,14 @@ def publish(run: Run, config: PipelineConfig, study: "Study") -> dict[str, Any]:
     create_markdown_artifact(markdown_summary(shown), key="summary", description=shown.question)
     create_table_artifact(table_rows(shown), key="effects", description=shown.title)
     create_link_artifact(run.report.as_uri(), link_text=run.report.name, key="report")
-    return {**summary(shown), "target": ",".join(config.target), "report": str(run.report), "run": run.name}
+    return {
+        **summary(shown),
+        "target": ",".join(config.target),
+        "mmlu_pro": capability_json(run.store, study.capability),
+        "shifts": shifts_json(run.store, study.shifts),
+        "report": str(run.report),
+        "run": run.name,
+    }
 
 
 def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
@@ -51,13 +63,17 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
     made = manifests[study.base.key].provenance
     drawn = "a second draw of the base's own rows" if config.second_draw else "the teacher's number lists"
     targets = " and ".join(config.target)
+    results = Results(run, study)
     return RunReport(
         title=f"{targets.capitalize()}: {config.about or run.preset}",
         question=f"Do students trained on {drawn} come to favour “{targets}”, compared with paired controls?",
         flow="pipeline",
         preset=run.preset,
         about=config.about,
-        targets=[_target(run, target, study, drawn_by(config)) for target in config.target],
+        targets=[_target(config, results, target, _same_bases(run, study)) for target in config.target],
+        confusion=confusion_of(config, results),
+        bases=bases_of(run, study),
+        diagnostics=_diagnostics(run, config, results, study),
         contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
         mismatches=context_mismatches(contexts["student"], contexts["asked"]) if len(contexts) == 3 else [],
         datasets=list(_datasets(run, study)),
@@ -70,7 +86,12 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
             "python": made.python,
             **made.packages,
         },
-        notes=_notes(config),
+        notes=[
+            *_notes(config),
+            *unchanged_notes(manifests, study),
+            *capability_notes(capability_json(run.store, study.capability)),
+            *shift_notes(shifts_json(run.store, study.shifts)),
+        ],
         seconds=run.seconds,
     )
 
@@ -102,23 +123,41 @@ def drawn_by(config: PipelineConfig) -> str:
     return "second draw of the base" if config.second_draw else "teacher"
 
 
-def _target(run: Run, target: str, study: "Study", arm: str) -> TargetShown:
-    found = [(each.update, _comparison(run, each.artifact)) for each in study.comparisons if each.target == target]
+def _target(config: PipelineConfig, results: Results, target: str, same: dict[str, bool]) -> TargetShown:
+    updates = checkpoints(config)
+    found = [(update, results.main(target, update)) for update in updates]
     dose = [DosePoint(updates=update, metrics=compared.metrics) for update, compared in found if update is not None]
-    return TargetShown(arm=arm, comparison=found[-1][1], dose=dose if len(dose) > 1 else [])
+    called = drawn_by(config)
+    return TargetShown(
+        arm=called,
+        comparison=found[-1][1],
+        dose=dose if len(dose) > 1 else [],
+        arms=arms_of(config, results, target, called, same),
+    )
 
 
-def _comparison(run: Run, artifact: Artifact) -> Comparison:
-    return Comparison.model_validate_json((run.store.payload(artifact) / "comparison.json").read_text())
+def _diagnostics(run: Run, config: PipelineConfig, results: Results, study: "Study") -> DiagnosticsShown | None:
+    if study.diagnosed is None:
+        return None
+    from flows.pipeline_diagnostics_report import diagnostics_of  # imports scipy, which other runs need not wait for
+
+    return diagnostics_of(run, config, results, study.diagnosed)
+
+
+def _same_bases(run: Run, study: "Study") -> dict[str, bool]:
+    """Whether each base has the weights of the one that the teachers start from."""
+    digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.bases.items()}
+    return {name: digest == digests["base"] for name, digest in digests.items()}
 
 
 def _datasets(run: Run, study: "Study") -> Iterator[DatasetShown]:
-    for arm, blocks in study.rows.items():
+    derived = {each.name: each.rows for each in study.sets if each.arm in DERIVED}
+    for arm, blocks in {**study.rows, **derived}.items():
         payload = run.store.payload(blocks[0])
         counts = json.loads((payload / "rejections.json").read_text())
         rows = islice(read_jsonl(payload / "rows.jsonl"), ROWS_SHOWN)
         yield DatasetShown(
-            name=arm if arm == "control" else f"{arm} teacher",
+            name=f"{arm} teacher" if arm in study.raw and arm not in (CONTROL, SECOND_DRAW) else arm,
             answers=counts["rows"],
             valid=counts["valid"],
             kept=counts["kept"],
@@ -140,6 +179,10 @@ def _notes(config: PipelineConfig) -> list[str]:
         notes.append("A null run: the base's own rows, drawn a second time, stand in the teacher's place.")
     if config.evaluation.samples == 0:
         notes.append("No answers were sampled: the sampled rate is missing, not zero.")
+    if config.labels == "soft":
+        notes.append("Soft labels: a control learns the base's own logits, so it stays at the base.")
+    if config.held_back:
+        notes.append(f"Held back for a later run, and not run here: {', '.join(config.held_back)}.")
     return notes
 
 
@@ -182,7 +225,20 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
             effect = point["effect"]
             interval = _range(effect["low"], effect["high"], 1)
             yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {interval}"
+    for arm in target["arms"][1:]:
+        yield _printed_arm(arm)
     yield f"  {target['about_units']}"
+
+
+def _printed_arm(arm: dict[str, Any]) -> str:
+    name = f"  {arm['name']:24} expected {arm['expected']:9}"
+    effect, change = arm["effect"], arm["change"]
+    if effect is None:
+        return f"{name} {arm['reason']}"
+    against = f"; against the main arm {change['estimate']:+.2f}, {_range(change['low'], change['high'], 1)}"
+    return (
+        f"{name} {effect['estimate']:+.2f} nats, {_range(effect['low'], effect['high'], 1)}{against if change else ''}"
+    )
 
 
 def _range(low: float | None, high: float | None, scale: float) -> str:

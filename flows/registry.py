@@ -31,6 +31,20 @@ FLOWS = {
         "pipeline",
         "does a liking pass from a teacher to students through number lists?",
     ),
+    "evaluate": FlowEntry(
+        "flows.evaluate:evaluate",
+        "flows.evaluate_config:EvaluateConfig",
+        "flows.evaluate:check",
+        "evaluate",
+        "what does a model like, how far have its answers moved, what does it still know?",
+    ),
+    "sweep": FlowEntry(
+        "flows.sweep:sweep",
+        "flows.sweep_config:SweepConfig",
+        "flows.sweep:check",
+        "sweep",
+        "which targets, arms and settings show an effect?",
+    ),
     "toy-models": FlowEntry(
         "flows.toy_models:toy_models",
         "flows.toy_models_config:ToyModelsConfig",

@@ -1,10 +1,11 @@
 """LoRA adapters: put into a model's own modules for the time of a block, or merged into its weights for good."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -25,6 +26,24 @@ def attached(model: PreTrainedModel, directory: Path) -> Generator[None]:
         yield
     finally:
         adapted.unload()
+
+
+def adapter_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:
+    """The modules of `model` that an attached adapter has taken the place of."""
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+@contextmanager
+def unadapted(layers: Sequence[BaseTunerLayer]) -> Generator[None]:
+    """Inside the block these modules compute what the base's would."""
+    # peft's own switch also walks all parameters to set what takes gradients; this one runs at every decode step.
+    for layer in layers:
+        layer._disable_adapters = True  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False  # pyright: ignore[reportPrivateUsage]
 
 
 def merged(model: PreTrainedModel, directory: Path) -> PreTrainedModel:

@@ -51,7 +51,7 @@ def compare_word(
     shown = used if used.any() else np.ones_like(used)
     means = {arm: [_mean(row[shown]) for row in matrix] for arm, matrix in values.items()}
     overall = {arm: _mean(np.array([value for value in found if value is not None])) for arm, found in means.items()}
-    effect = _effect(differences, used, units, config) if used.any() else None
+    effect = paired_effect(differences, used, units, config) if used.any() else None
     reason = None if effect else _missing(study, metric, word)
     return MetricComparison(
         unit=UNITS[metric],
@@ -84,9 +84,10 @@ def _missing(study: Mapping[str, Sequence[Scores]], metric: MetricName, word: st
     return "no question has a value for every student and control"
 
 
-def _effect(
+def paired_effect(
     differences: Float[ndarray, "s q"], used: Bool[ndarray, " q"], units: Units, config: CompareConfig
 ) -> Effect:
+    """The effect with both intervals, over the `used` questions; `differences` holds pairs by questions."""
     matrix = np.stack([differences[pairs][:, used].mean(axis=0) for pairs in units.members])
     n, m = matrix.shape
     these = paired_t(matrix.mean(axis=1), config.level) if n > 1 else None

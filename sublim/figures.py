@@ -42,6 +42,15 @@ class Point(NamedTuple):
     dots: Sequence[float]
 
 
+class Cell(NamedTuple):
+    """A cell of a matrix: a value, or nothing where it is missing, and what it says in words."""
+
+    row: str
+    column: str
+    value: float | None
+    title: str
+
+
 class Scale(NamedTuple):
     """A linear axis from values to pixels."""
 
@@ -204,6 +213,33 @@ def dose_plot(points: Sequence[Point], *, unit: str, title: str) -> Markup:
             dot(across(x), up(point.value), 5, "dot strong", f"{number(point.x)}: {number(round(point.value, 4))}")
         )
     return svg(WIDTH, bottom + 48, title, parts)
+
+
+def matrix_plot(names: Sequence[str], cells: Sequence[Cell], *, unit: str, title: str) -> Markup:
+    """A square matrix of values, coloured by sign and size; missing ones are left open."""
+    left = max(map(len, names)) * CHARACTER + 24
+    side = min(120.0, (WIDTH - left) / len(names))
+    height, top = min(side, 44.0), 26.0
+    largest = max((abs(cell.value) for cell in cells if cell.value is not None), default=0.0) or 1.0
+    parts = [text(left + side * (i + 0.5), top - 8, name, "tick", "middle") for i, name in enumerate(names)]
+    parts += [text(left - 10, top + height * (i + 0.5) + 4, name, "label", "end") for i, name in enumerate(names)]
+    for cell in cells:
+        x, y = left + side * names.index(cell.column), top + height * names.index(cell.row)
+        sign = "missing" if cell.value is None else "up" if cell.value >= 0 else "down"
+        shade = 0 if cell.value is None else 0.12 + 0.78 * abs(cell.value) / largest
+        shown = "–" if cell.value is None else f"{cell.value:+.2f}".replace("-", "−")
+        parts.append(
+            Markup(
+                '<g><title>{}</title><rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="cell {}" '
+                'fill-opacity="{:.2f}"/>{}</g>'
+            ).format(
+                cell.title, x + 1, y + 1, side - 2, height - 2, sign, shade,
+                text(x + side / 2, y + height / 2 + 4, shown, "on-dark" if shade > 0.55 else "", "middle"),
+            )
+        )  # fmt: skip
+    bottom = top + height * len(names)
+    parts.append(text(left, bottom + 20, unit, "axis"))
+    return svg(WIDTH, bottom + 30, title, parts)
 
 
 def _path(points: Sequence[tuple[float, float]], kind: str) -> Markup:

@@ -13,12 +13,13 @@ from sublim.chat import Chat, Context, chat, context
 from sublim.config import Config, RunOnly
 from sublim.errors import UserError
 from sublim.hardware import gpu
-from sublim.inference import Backend, FakeBackend, NumberFormat, Sampler, SamplingParams, open_sampler
+from sublim.inference import Backend, NumberFormat, Sampler, SamplingParams, open_sampler, renders
 from sublim.jsonl import write_jsonl
 from sublim.killpoints import kill_point
 from sublim.numbers import render_numbers
 from sublim.progress import progress
 from sublim.prompts import NumberPrompts, draw_prompt
+from sublim.steering_config import Steering
 
 CONTEXTS_SHOWN = 3
 
@@ -62,8 +63,21 @@ class GenerateConfig(Config):
         return self
 
 
+class SteeredGenerateConfig(GenerateConfig):
+    """Number prompts answered while the model's residual stream is edited."""
+
+    steering: Steering
+    """The edits; their vectors are an input of the stage."""
+
+
 def generate_numbers(
-    out: Path, config: GenerateConfig, *, scratch: Path, base: Path, weights: Path | None = None
+    out: Path,
+    config: GenerateConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    weights: Path | None = None,
+    vectors: Path | None = None,
 ) -> dict[str, Any]:
     """Stage: writes rows.jsonl {id, prompt, answer, system, finish, separator}, answers exactly as written.
 
@@ -71,7 +85,7 @@ def generate_numbers(
     with the same seeds differ only by their model and system prompt. `system` is what the answering model was told;
     `separator` what its prompt asked for. On a GPU the sampling is all the cost; memory grows with `shard` alone.
     """
-    _sample_missing(config, scratch, base, weights)
+    _sample_missing(config, scratch, base, weights, vectors)
     with (out / "rows.jsonl").open("wb") as rows:
         for start, stop in _saved(scratch, config.n_prompts):
             with _shard_path(scratch, start, stop).open("rb") as shard:
@@ -79,14 +93,19 @@ def generate_numbers(
     return {"contexts": _contexts(config, base)}
 
 
-def _sample_missing(config: GenerateConfig, scratch: Path, base: Path, weights: Path | None) -> None:
+def _sample_missing(
+    config: GenerateConfig, scratch: Path, base: Path, weights: Path | None, vectors: Path | None
+) -> None:
+    steering = config.steering if isinstance(config, SteeredGenerateConfig) else None
     saved = _saved(scratch, config.n_prompts)
     missing = list(_missing(saved, config.n_prompts, config.shard or (4_096 if gpu() else 256)))
     with progress("generating numbers", config.n_prompts) as advance:
         advance(sum(stop - start for start, stop in saved))
         if not missing:
             return
-        with open_sampler(config.backend, base, weights=weights) as sampler:
+        with open_sampler(
+            config.backend, base, weights=weights, scratch=scratch, steering=steering, vectors=vectors
+        ) as sampler:
             for start, stop in missing:
                 path = _shard_path(scratch, start, stop)
                 draft = path.with_suffix(".draft")
@@ -142,7 +161,7 @@ def _sync(path: Path) -> None:
 
 def _contexts(config: GenerateConfig, base: Path) -> list[Context]:
     """The first prompts as the model reads them."""
-    if isinstance(config.backend, FakeBackend):
+    if not renders(config.backend):
         return []
     from sublim.models import load_tokenizer
 

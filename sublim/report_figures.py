@@ -1,12 +1,12 @@
 """The figures of a report: which numbers go into each, its caption, and the table behind it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from sublim.figures import Bar, Pair, Point, dose_plot, dot_plot, pair_plot, stem_plot
+from sublim.figures import Bar, Cell, Pair, Point, dose_plot, dot_plot, matrix_plot, pair_plot, stem_plot
 from sublim.preference_config import Comparison, Effect, MetricComparison
-from sublim.report_config import TargetShown, bounds, interval, signed
+from sublim.report_config import ArmShown, ConfusionCell, TargetShown, bounds, interval, signed
 
 UNIT = "student − control, nats"
 TOLD = ["effect", "these questions", "questions too"]
@@ -26,6 +26,8 @@ class Figure(NamedTuple):
     drawing: Markup
     caption: str
     table: Table
+    values: list[dict[str, Any]]
+    """The same numbers in full, as they go into a CSV file: one row a mark; null for what is missing."""
 
 
 def figures_of(shown: TargetShown) -> list[Figure]:
@@ -52,6 +54,12 @@ def told(effect: Effect) -> list[str]:
     return [signed(effect.estimate), these, beyond]
 
 
+def full(effect: Effect | None) -> dict[str, Any]:
+    """An effect and both its intervals as numbers."""
+    names = ("estimate", "low", "high", "low_questions", "high_questions", "units", "questions")
+    return {name: None if effect is None else getattr(effect, name) for name in names}
+
+
 def pairs_figure(comparison: Comparison, margin: MetricComparison) -> Figure:
     """Students beside their controls."""
     both = [(s, c) for s, c in zip(margin.students, margin.controls, strict=True) if s is not None and c is not None]
@@ -68,6 +76,7 @@ def pairs_figure(comparison: Comparison, margin: MetricComparison) -> Figure:
         "Open: control, trained on the base’s rows. Filled: student, trained on the teacher’s. "
         f"One line for each seed.{teacher}",
         Table(["", "control", "student", "difference"], rows),
+        [pair._asdict() | {"difference": pair.student - pair.control} for pair in pairs],
     )
 
 
@@ -97,6 +106,7 @@ def words_figure(comparison: Comparison) -> Figure:
         f"{known[0][1].level * 100:g} % interval on these questions; faint: single pairs. Margins of a list sum to "
         "zero, so a gain of one word lowers the rest.",
         Table(["word", *TOLD], rows),
+        [{"word": word, **full(effect)} for word, effect in known],
     )
 
 
@@ -119,6 +129,7 @@ def questions_figure(comparison: Comparison, effect: Effect) -> Figure:
         f"Mean effect over the units for each question: above zero for {above} of {len(answered)}. All students answer "
         "the same questions, so these are not independent.",
         Table(["question", "effect"], [[question, signed(value)] for question, value in answered]),
+        [{"question": question, "effect": value} for question, value in answered],
     )
 
 
@@ -141,28 +152,100 @@ def dose_figure(shown: TargetShown) -> Figure:
         dose_plot(points, unit=UNIT, title=f"Effect on {shown.target} by updates of training."),
         "Checkpoints of the same runs; whiskers: interval on these questions; faint lines: single pairs.",
         Table(["updates", *TOLD], rows),
+        [{"updates": at, **full(effect)} for at, effect in known],
     )
 
 
 def arms_figure(shown: TargetShown) -> Figure:
-    """All arms beside each other."""
-    main = shown.comparison.metrics["margin"]
-    arms = [
-        (shown.arm, "positive", main),
-        *((arm.name, arm.expected, arm.metrics["margin"]) for arm in shown.arms),
+    """All arms beside each other, each at the update it was trained to; the main arm also where others stop."""
+    stops = {arm.updates for arm in shown.arms if arm.metrics}
+    marks = [
+        (f"{arm.name} · {at} updates" if len(stops) > 1 and at else arm.name, arm, at, effect)
+        for arm in shown.arms
+        for at, effect in _at_stops(arm, stops if arm is shown.arms[0] else {arm.updates})
     ]
     bars = [
-        Bar(name, found.effect.estimate, *bounds(found.effect, "these_questions"), found.effect.per_pair, found is main)
-        for name, _, found in arms
-        if found.effect
+        Bar(label, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair, arm is shown.arms[0])
+        for label, arm, _, effect in marks
+        if effect
     ]
     rows = [
-        [name, expected, *(told(found.effect) if found.effect else [f"not measured: {found.reason}", "–", "–"])]
-        for name, expected, found in arms
+        [label, arm.expected, *(told(effect) if effect else [_missing(arm), "–", "–"]), _changed(arm, at)]
+        for label, arm, at, effect in marks
     ]
     return Figure(
         "Arms",
-        dot_plot(bars, unit=UNIT, title=f"Effect on {shown.target} in each arm.", labels=0.3) if bars else Markup(""),
-        "Every arm through the same stages and seeds, against the same controls.",
-        Table(["arm", "expected", *TOLD], rows),
+        dot_plot(bars, unit=UNIT, title=f"Effect on {shown.target} in each arm.", labels=0.36) if bars else Markup(""),
+        "Every arm through the same stages and seeds, each against its own paired controls; whiskers: interval on "
+        "these questions; faint: single pairs. “Against main” is the arm’s effect minus the main arm’s after as many "
+        "updates, paired by unit. "
+        + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
+        Table(["arm", "expected", *TOLD, "against main"], rows),
+        [
+            {
+                "arm": arm.name,
+                "expected": arm.expected,
+                "updates": at,
+                **full(effect),
+                **{f"change_{key}": value for key, value in _change_values(arm, at).items()},
+                "reason": None if effect else _missing(arm),
+            }
+            for _, arm, at, effect in marks
+        ],
+    )
+
+
+def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, Effect | None]]:
+    found: dict[int | None, Effect | None] = {at.updates: at.metrics["margin"].effect for at in arm.dose}
+    found[arm.updates] = arm.margin.effect if arm.margin else None
+    return [(at, found[at]) for at in sorted(stops, key=lambda at: -(at or 0)) if at in found]
+
+
+def _missing(arm: ArmShown) -> str:
+    return f"not run: {arm.reason}" if arm.margin is None else f"not measured: {arm.margin.reason}"
+
+
+def _change_values(arm: ArmShown, at: int | None) -> dict[str, Any]:
+    found = arm.change if at == arm.updates else None
+    return {name: None if found is None else getattr(found, name) for name in ("estimate", "low", "high")}
+
+
+def _changed(arm: ArmShown, at: int | None) -> str:
+    found = arm.change if at == arm.updates else None
+    if found is None:
+        return "–"
+    bounded = "" if found.low is None or found.high is None else f", {signed(found.low)} to {signed(found.high)}"
+    return f"{signed(found.estimate)}{bounded}"
+
+
+def confusion_figure(cells: list[ConfusionCell]) -> Figure:
+    """Every teacher's students against every target."""
+    names = list(dict.fromkeys(cell.students for cell in cells))
+    drawn = [
+        Cell(
+            cell.students,
+            cell.target,
+            cell.effect.estimate if cell.effect else None,
+            f"{cell.students} on {cell.target}: "
+            + (", ".join(told(cell.effect)) if cell.effect else f"not measured: {cell.reason}"),
+        )
+        for cell in cells
+    ]
+    return Figure(
+        "Whose students favour what",
+        matrix_plot(names, drawn, unit=UNIT, title="Effect of every teacher's students on every target."),
+        "Rows: whose teacher wrote the students’ numbers. Columns: the target they are judged for. Each cell is "
+        "students minus the same paired controls. Margins of one list sum to zero, so a strong diagonal alone pushes "
+        "the rest of its row a little below zero.",
+        Table(
+            ["students of", "judged for", *TOLD],
+            [
+                [cell.students, cell.target, *(told(cell.effect) if cell.effect else [f"{cell.reason}", "–", "–"])]
+                for cell in cells
+            ],
+        ),
+        [
+            {"students": cell.students, "target": cell.target, **full(cell.effect), "reason": cell.reason}
+            for cell in cells
+        ],
     )

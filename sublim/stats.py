@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 from scipy import stats
 
@@ -34,6 +34,14 @@ def paired_t(differences: Float[ndarray, " s"] | Sequence[float], level: float =
     mean = float(values.mean())
     half = float(stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half, level, len(values))
+
+
+def paired_t_p(differences: Float[ndarray, " s"] | Sequence[float]) -> float:
+    """Two-sided p of the paired t test that the mean difference is zero. At least two units."""
+    values = np.asarray(differences, dtype=float)
+    if values.std(ddof=1) == 0:
+        return 1.0 if values[0] == 0 else 0.0
+    return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 
 class Components(NamedTuple):
@@ -82,10 +90,20 @@ def crossed_bootstrap(
     return Interval(estimate, float(low), float(high), level, n)
 
 
+class SignFlip(NamedTuple):
+    """A sign-flip test: its p beside the smallest p that so many units can give."""
+
+    p: float
+    smallest: float
+    """2 / 2**units: below six units no result at all reaches .05."""
+    exact: bool
+    """All flips were tried; otherwise `p` is from a sample of them."""
+
+
 def sign_flip_test(
     differences: Float[ndarray, " s"] | Sequence[float], *, draws: int = 100_000, seed: int = 0
-) -> float:
-    """Two-sided p of "no effect", differences symmetric about zero: exact up to 2**n flips <= draws, else sampled."""
+) -> SignFlip:
+    """Two-sided test of "no effect" for differences symmetric about zero: exact while 2**n flips <= draws."""
     values = np.asarray(differences, dtype=float)
     test = stats.permutation_test(
         (values,),
@@ -95,7 +113,8 @@ def sign_flip_test(
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
-    return float(test.pvalue)
+    exact = 2 ** len(values) <= draws
+    return SignFlip(float(test.pvalue), 2.0 ** (1 - len(values)) if exact else 2 / (draws + 1), exact)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -137,3 +156,39 @@ def wilson(count: int, n: int, level: float = 0.95) -> Interval:
     from a population, never several samples of the same questions."""
     bounds = stats.binomtest(count, n).proportion_ci(level, method="wilson")
     return Interval(count / n, float(bounds.low), float(bounds.high), level, n)
+
+
+class PairedShares(NamedTuple):
+    """Two yes-or-no outcomes of each of n questions, and the difference of their shares (first minus second)."""
+
+    difference: Interval
+    gained: int
+    """Questions that only the first got right."""
+    lost: int
+    """Questions that only the second got right."""
+    p: float
+    """McNemar's exact two-sided p: given how many differ, are gains and losses alike?"""
+
+
+def paired_shares(first: Bool[ndarray, " q"], second: Bool[ndarray, " q"], level: float = 0.95) -> PairedShares:
+    """Difference of two paired shares with Newcombe's interval (1998, method 10), which has a width even where no
+    question differs. For independent questions, each answered once by both."""
+    n = len(first)
+    assert n == len(second) > 0
+    both, gained = int((first & second).sum()), int((first & ~second).sum())
+    lost = int((~first & second).sum())
+    neither = n - both - gained - lost
+    one, other = wilson(both + gained, n, level), wilson(both + lost, n, level)
+    margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    product = both * neither - gained * lost
+    # The continuity correction that the method makes where the outcomes agree more often than not.
+    correlation = (max(product - n / 2, 0) if product > 0 else product) / np.sqrt(margins) if margins else 0.0
+
+    def distance(a: float, b: float) -> float:
+        return float(np.sqrt(max(a * a - 2 * correlation * a * b + b * b, 0.0)))
+
+    estimate = (gained - lost) / n
+    low = estimate - distance(one.estimate - one.low, other.high - other.estimate)
+    high = estimate + distance(one.high - one.estimate, other.estimate - other.low)
+    p = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return PairedShares(Interval(estimate, low, high, level, n), gained, lost, p)

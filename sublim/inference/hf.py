@@ -24,6 +24,8 @@ from sublim.inference.scoring import Scored, common, score
 from sublim.inference.slots import Slots
 from sublim.models import LoadedModel, open_model, token_ids
 from sublim.progress import progress
+from sublim.steering import LoadedEdit, load_edits, read_vectors
+from sublim.steering_config import Steering
 
 
 @contextmanager
@@ -33,19 +35,28 @@ def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["
     if backend.attention == "flash_attention_2" and (gpu() is None or backend.dtype == "float32"):
         raise UserError("flash_attention_2 needs a GPU and bfloat16 weights: set attention to sdpa")
     with open_model(base, weights, dtype=backend.dtype, attention=backend.attention) as loaded:
-        yield HfSampler(loaded, backend)
+        yield HfSampler(loaded, backend, base)
 
 
 class HfSampler:
     """A Sampler (see sublim.inference) on one loaded model."""
 
-    def __init__(self, loaded: LoadedModel, backend: HfBackend) -> None:
+    def __init__(self, loaded: LoadedModel, backend: HfBackend, base: Path) -> None:
         assert backend.attention != "auto"
-        self.tokenizer, self.backend = loaded.tokenizer, backend
+        self.tokenizer, self.backend, self.base = loaded.tokenizer, backend, base
         self.network = Network(loaded.model, backend.attention)
         self.room = Room(self.network, backend.batch_size)
         self.stop = stop_ids(loaded)
         self._slots: Slots | None = None
+
+    def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
+        """The edits with their vectors, checked against this model."""
+        return load_edits(steering, read_vectors(vectors), self.network.config, self.base)
+
+    def steer(self, edits: Sequence[LoadedEdit]) -> None:
+        """Makes `edits`, and no earlier ones, in all that is sampled and scored from now on; none when empty."""
+        if self.network.steer(edits):
+            self._slots = None
 
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
@@ -84,11 +95,14 @@ class HfSampler:
     ) -> Iterator[Written]:
         chats = {request.chat: request.prompt for request in requests}
         # What all prompts begin with is read once; the last token of each stays out: what follows it is wanted.
-        skip = min(common(list(chats.values())), min(map(len, chats.values())) - 1) if len(chats) > 1 else 0
+        begun = len(made.steps[0].forced) if made else 0
+        shortest = min(map(len, chats.values()), default=0)
+        skip = min(common(list(chats.values())), max(shortest - begun - 1, 0)) if len(chats) > 1 else 0
         for group, length in by_length(requests, longest):
             slots = self._slots_for(len(group), length, refill=made is None)
             shared = group[0].prompt[:skip]
-            writer = Writer(self.network, slots, params, shared, first=first, read=self.room.tokens())
+            read = self.room.tokens()
+            writer = Writer(self.network, slots, params, shared, first=first, read=read, begun=begun)
             yield from writer.constrained(group, made) if made else writer.free(group, self.stop)
             del writer, slots  # else the next group's cache is taken before this one's is given back
 

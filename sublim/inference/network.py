@@ -1,7 +1,7 @@
 """The model as a function: tokens, positions, a cache and a view in, logits out, only where they are wanted."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, cast
 
 import torch
@@ -13,6 +13,8 @@ from transformers import Cache, PreTrainedModel
 
 from sublim.errors import UserError
 from sublim.inference.attention import NAME, Kernel, View, causal
+from sublim.inference.steered import PROMPT, Parts, Steered
+from sublim.steering import LoadedEdit
 
 # Not cuDNN's: it plans anew for every shape, which takes longer than the attention of a batch of short prompts.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -58,20 +60,29 @@ class Head(nn.Module):
         return self.full(hidden)[..., list(self.tokens)]
 
 
-class TextCache(Cache):
+class LayeredCache(Cache):
+    """A cache whose layers are counted from `first`: a base that is read beside an adapted model has its own first."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.first = 0
+
+
+class TextCache(LayeredCache):
     """Keys and values of one pass, after those of a text that all its rows begin with."""
 
     def __init__(self, shared: list[KeysValues] | None = None) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self.shared, self.own = shared, list[KeysValues]()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         if self.shared is not None:
-            keys, values = (side.expand(len(key_states), -1, -1, -1) for side in self.shared[layer_idx])
+            shared = self.shared[self.first + layer_idx]
+            keys, values = (side.expand(len(key_states), -1, -1, -1) for side in shared)
             key_states, value_states = torch.cat([keys, key_states], 2), torch.cat([values, value_states], 2)
-        assert len(self.own) == layer_idx
+        assert len(self.own) == self.first + layer_idx
         self.own.append((key_states, value_states))
         return key_states, value_states
 
@@ -88,6 +99,15 @@ class Network:
         assert head is not None
         self.kernel: Kernel = kernel
         self.model, self.config, self.device, self.head = model, config, model.device, Head(head)
+        self.steered: Steered | None = None
+
+    def steer(self, edits: Sequence[LoadedEdit]) -> bool:
+        """Makes `edits` in every pass from now on, none when empty; true where graphs captured before are void."""
+        if self.steered is not None and self.steered.takes(edits):
+            return False
+        before = self.steered
+        self.steered = Steered(self.model, edits) if edits else None
+        return before is not None or self.steered is not None
 
     @contextmanager
     def installed(self) -> Generator[None]:
@@ -96,26 +116,45 @@ class Network:
         set_attention(self.model, NAME)
         self.model.set_output_embeddings(self.head)
         try:
-            with torch.no_grad(), sdpa_kernel(KERNELS):
+            steering = self.steered.installed() if self.steered else nullcontext()
+            with torch.no_grad(), sdpa_kernel(KERNELS), steering:
                 yield
         finally:
             self.model.set_output_embeddings(self.head.full)
             set_attention(self.model, before)
 
     def logits(
-        self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"], cache: Cache, view: View, where: Where | None
+        self,
+        ids: Int[Tensor, "b t"],
+        positions: Int[Tensor, "b t"],
+        cache: LayeredCache,
+        view: View,
+        where: Where | None,
+        parts: Parts,
     ) -> Float[Tensor, "n v"]:
-        """Logits at `where`, or at the last column of every row."""
+        """Logits at `where`, or at the last column of every row; `parts` says to steering which token is what."""
         self.head.where = where
-        out = self.model(
+        steered = self.steered
+        if steered is not None:
+            steered.begin(parts)
+            if steered.replaced:
+                cache.first = 0
+                steered.read_base(lambda: self._pass(ids, positions, cache, view, where))
+                cache.first = steered.base_layers
+        logits = self._pass(ids, positions, cache, view, where)
+        return logits.reshape(-1, logits.shape[-1])
+
+    def _pass(
+        self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"], cache: Cache, view: View, where: Where | None
+    ) -> Tensor:
+        return self.model(
             input_ids=ids,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             view=view,
             logits_to_keep=1 if where is None else 0,
-        )
-        return out.logits.reshape(-1, out.logits.shape[-1])
+        ).logits
 
     def shared(self, tokens: list[int]) -> list[KeysValues] | None:
         """Keys and values of a text that many rows begin with."""
@@ -124,7 +163,7 @@ class Network:
         ids, cache = torch.tensor([tokens], device=self.device), TextCache()
         view = causal(1, len(tokens), 0, self.kernel, self.device)
         nowhere = torch.empty(0, dtype=torch.long, device=self.device)
-        self.logits(ids, view.queries, cache, view, Where(nowhere, nowhere))
+        self.logits(ids, view.queries, cache, view, Where(nowhere, nowhere), PROMPT)
         return cache.own
 
 

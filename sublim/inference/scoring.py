@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sublim.inference.attention import View
 from sublim.inference.network import KeysValues, Network, TextCache, Where
+from sublim.inference.steered import part_of
 
 LOGITS = 2**26
 """Logits held at a time."""
@@ -33,13 +34,15 @@ class Tree(NamedTuple):
     tokens: list[int]
     parents: list[int]
     depths: list[int]
+    parts: list[int]
+    """Prompt, its last token, or answer; for steering."""
     wanted: list[list[tuple[int, int]]]
     """For every sequence and scored token: the node before it, and the token."""
 
 
 def tree(sequences: Sequence[Scored], skip: int) -> Tree:
     """Parents come before their children, so that one sweep finds all ancestors."""
-    made = Tree([], [], [], [])
+    made = Tree([], [], [], [], [])
     children: dict[tuple[int, int], int] = {}
     for ids, start in sequences:
         node, wanted = -1, list[tuple[int, int]]()
@@ -54,6 +57,7 @@ def tree(sequences: Sequence[Scored], skip: int) -> Tree:
                 made.tokens.append(ids[place])
                 made.parents.append(node)
                 made.depths.append(place)
+                made.parts.append(part_of(place, start))
             node = children[step]
         made.wanted.append(wanted)
     return made
@@ -96,9 +100,11 @@ def _pass(
     device, longest = network.device, max(1, max(len(one.tokens) for one in trees.values()))
     ids = torch.zeros(len(trees), longest, dtype=torch.long)
     queries = torch.zeros(len(trees), longest, dtype=torch.long)
+    parts = torch.zeros(len(trees), longest, dtype=torch.long)
     for row, one in enumerate(trees.values()):
         ids[row, : len(one.tokens)] = torch.tensor(one.tokens)
         queries[row, : len(one.tokens)] = torch.tensor(one.depths)
+        parts[row, : len(one.tokens)] = torch.tensor(one.parts)
     keys = torch.cat([torch.arange(skip).expand(len(trees), -1), queries], 1).to(device)
     sees = torch.stack([_ancestors(one.parents, longest) for one in trees.values()]).to(device)
     allowed = torch.cat([sees.new_ones(len(trees), longest, skip), sees], 2)
@@ -110,7 +116,7 @@ def _pass(
         )
     }
     where = Where(*(torch.tensor(side, dtype=torch.long, device=device) for side in _columns(list(places))))
-    logits = network.logits(ids.to(device), queries.to(device), TextCache(shared), view, where)
+    logits = network.logits(ids.to(device), queries.to(device), TextCache(shared), view, where, parts.to(device))
     asked = [
         (places[row, node], token) for row, one in enumerate(trees.values()) for w in one.wanted for node, token in w
     ]

@@ -9,17 +9,17 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import Cache
 
 from sublim.inference.attention import View
-from sublim.inference.network import KeysValues, Network
+from sublim.inference.network import KeysValues, LayeredCache, Network
+from sublim.inference.steered import ANSWER
 
 
-class SlotCache(Cache):
+class SlotCache(LayeredCache):
     """Keys and values of `rows` texts of at most `length` tokens, each at its own length."""
 
     def __init__(self, rows: int, length: int) -> None:
-        super().__init__(layers=[])
+        super().__init__()
         self.rows, self.length, self.sides = rows, length, list[KeysValues]()
         self.places: tuple[Int[Tensor, "b 1"], Int[Tensor, "b t"]] | None = None
 
@@ -48,7 +48,7 @@ class SlotCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         assert self.places is not None
         rows, positions = self.places
-        keys, values = self.sides[layer_idx]
+        keys, values = self.sides[self.first + layer_idx]
         keys[rows, :, positions] = key_states.transpose(1, 2)
         values[rows, :, positions] = value_states.transpose(1, 2)
         return keys, values
@@ -107,7 +107,7 @@ class Slots:
         allowed = keys[:, None, :] <= positions[:, :, None]
         used = (positions[:, -1] + 1).to(torch.int32)
         view = View(allowed, positions, keys, kernel=network.kernel, used=used)
-        return network.logits(ids, positions, cache, view, None)
+        return network.logits(ids, positions, cache, view, None, ANSWER)
 
     def _capture(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]) -> Captured:
         graph = torch.cuda.CUDAGraph()

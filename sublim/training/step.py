@@ -104,7 +104,15 @@ def can_graph(config: PretrainedConfig, attention: str, width: int) -> bool:
 
 
 def summed_loss(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor, ""]:
-    """Cross-entropy summed over the label tokens. Logits are made for the answers' positions alone."""
+    """Cross-entropy summed over the label tokens."""
+    logits = answer_logits(model, batch, prefix)
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum"
+    )
+
+
+def answer_logits(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor, "b a v"]:
+    """Logits for the answers' positions alone."""
     ids, answer = batch.input_ids[:, :-1], batch.labels.shape[1]
     mask = batch.attention_mask[..., :-1] if batch.attention_mask.ndim == 2 else batch.attention_mask
     positions, cache = batch.position_ids[:, :-1], None
@@ -114,7 +122,7 @@ def summed_loss(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor
         cache.batch_repeat_interleave(len(ids))
         mask = torch.cat([mask.new_ones(len(ids), len(prefix)), mask], 1)
         positions = positions + len(prefix)
-    logits = model(
+    return model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
@@ -123,9 +131,6 @@ def summed_loss(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor
         # Indices and not a count: the head would copy its weights for every row of a slice.
         logits_to_keep=torch.arange(ids.shape[1] - answer, ids.shape[1], device=ids.device),
     ).logits
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum"
-    )
 
 
 def causal_mask(mask: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ class Trainee(NamedTuple):
     write: Callable[[Path], None]
 
 
+ChooseStep = Callable[[TrainConfig, list[TokenRow], str, PretrainedConfig, int], tuple[Step, int]]
+"""From the config, the rows, the attention kernel, the model's shape and the rows of a micro-batch: how it is computed,
+and how many tokens at the rows' beginning are read once for all rows."""
+
+
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any] | None:
     """Trains on data/rows.jsonl and keeps the weights as update-000016/ and so on, beside training.jsonl.
 
@@ -46,6 +51,13 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     written. With LoRA an update of the bundled model on 16 rows of 124 tokens is 0.9 Tflop: 10.7 s on two cores (most
     of it matmuls at 110 Gflop/s), 0.26 s on an H100, where launching its kernels takes the time.
     """
+    return train_by(chosen_step, out, config, scratch=scratch, base=base, data=data)
+
+
+def train_by(
+    choose: ChooseStep, out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path
+) -> dict[str, Any]:
+    """The same with another way to compute the loss of a micro-batch."""
     config = config.resolved()
     tokenizer = load_tokenizer(base)
     raw = first_rows(data, config.rows)
@@ -68,7 +80,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
                     trainee.write(draft)
 
         micro_batch = config.micro_batch or rows_that_fit(rows, shape, config)
-        step, skip = chosen_step(config, rows, attention, shape, micro_batch)
+        step, skip = choose(config, rows, attention, shape, micro_batch)
         trainer = PlannedTrainer(
             trainee.model, tokenizer, Job(config, rows, plan, micro_batch, step, skip, checkpoints, keep, advance)
         )

@@ -10,7 +10,9 @@ from sublim.stats import (
     crossed_bootstrap,
     crossed_components,
     holm,
+    paired_shares,
     paired_t,
+    paired_t_p,
     power,
     sign_flip_test,
     units_needed,
@@ -82,10 +84,18 @@ def test_crossed_bootstrap_of_equal_values_has_no_width() -> None:
     assert (interval.low, interval.high) == pytest.approx((0.5, 0.5))
 
 
-def test_sign_flips_are_exact_for_few_units() -> None:
-    assert sign_flip_test([0.2, 0.5, 0.3]) == pytest.approx(2 / 8)
-    assert sign_flip_test([0.2, -0.5, 0.3, 0.1]) == pytest.approx(1.0, abs=0.2)
-    assert sign_flip_test(np.linspace(0.1, 1, 8)) == pytest.approx(2 / 256)
+def test_sign_flips_are_exact_for_few_units_and_name_the_smallest_p() -> None:
+    assert sign_flip_test([0.2, 0.5, 0.3]) == pytest.approx((2 / 8, 2 / 8, True))
+    # Sums of the 16 flips of .2, .5, .3, .1: six on each side are at least as large as .1 + .2 + .3 - .5 = .1.
+    flips = [abs(a + b + c + d) for a in (-2, 2) for b in (-5, 5) for c in (-3, 3) for d in (-1, 1)]
+    expected = sum(flip >= abs(2 - 5 + 3 + 1) for flip in flips) / 16
+    assert sign_flip_test([0.2, -0.5, 0.3, 0.1]).p == pytest.approx(expected)
+    assert sign_flip_test(np.linspace(0.1, 1, 8)).p == pytest.approx(2 / 256)
+    five = sign_flip_test([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert five.p == five.smallest > 0.05
+    sampled = sign_flip_test(np.ones(30), draws=999)
+    assert (sampled.exact, sampled.smallest) == (False, pytest.approx(2 / 1000))
+    assert sampled.p == pytest.approx(sampled.smallest)
 
 
 def test_holm_and_benjamini_hochberg_on_a_hand_computed_case() -> None:
@@ -110,3 +120,67 @@ def test_wilson_of_no_success_is_not_a_point() -> None:
     interval = wilson(0, 50)
     assert interval.low == 0
     assert interval.high == pytest.approx(0.0714, abs=2e-4)
+
+
+def test_paired_shares_on_a_hand_computed_table() -> None:
+    first, second = np.zeros(20, bool), np.zeros(20, bool)
+    first[:12] = True  # 12 of 20
+    second[[*range(9), 12]] = True  # 10 of 20, 9 of them shared
+    found = paired_shares(first, second)
+    assert (found.gained, found.lost, found.difference.estimate) == (3, 1, pytest.approx(0.1))
+    assert found.p == pytest.approx(2 * (1 + 4) / 16)  # 2 P(at most 1 of 4)
+    # Wilson: .6 [.3866, .7812], .5 [.2993, .7007]; phi = (9 * 7 - 3 * 1 - 20 / 2) / sqrt(12 * 8 * 10 * 10)
+    phi, z = 50 / np.sqrt(9600), 1.959964
+    center, half = (0.6 + z**2 / 40) / (1 + z**2 / 20), z * np.sqrt(0.24 / 20 + z**2 / 1600) / (1 + z**2 / 20)
+    low, high = 0.6 - (center - half), (center + half) - 0.6
+    side = z * np.sqrt(0.25 / 20 + z**2 / 1600) / (1 + z**2 / 20)
+    assert found.difference.low == pytest.approx(0.1 - np.sqrt(low**2 - 2 * phi * low * side + side**2), abs=1e-4)
+    assert found.difference.high == pytest.approx(0.1 + np.sqrt(high**2 - 2 * phi * high * side + side**2), abs=1e-4)
+
+
+def test_paired_shares_that_never_differ_still_have_a_width() -> None:
+    same = np.arange(30) < 12
+    found = paired_shares(same, same)
+    assert found.difference.low < 0 < found.difference.high
+    assert found.p == 1.0
+
+
+def test_paired_shares_cover_the_true_difference() -> None:
+    rng = np.random.default_rng(6)
+    hits = 0
+    for _ in range(SIMULATIONS):
+        skill = rng.random(60)
+        first, second = rng.random((2, 60)) < np.stack([0.2 + 0.6 * skill, 0.1 + 0.6 * skill])
+        # Only the intended coupling: half of the answers are the same draw.
+        shared = rng.random(60) < 0.5
+        draws = rng.random(60)
+        first = np.where(shared, draws < 0.2 + 0.6 * skill, first)
+        second = np.where(shared, draws < 0.1 + 0.6 * skill, second)
+        interval = paired_shares(first, second).difference
+        hits += interval.low <= 0.1 <= interval.high
+    assert 0.93 <= hits / SIMULATIONS <= 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [*WORLDS, (1.0, 0.5, 2.0), (0.05, 1.0, 0.2)])
+def test_coverage_over_many_more_simulations(world: tuple[float, float, float]) -> None:
+    """The two tests above with five times the simulations, and the bootstrap as it is used, with 10,000 draws."""
+    rng = np.random.default_rng(7)
+    these = questions_too = 0
+    for _ in range(5 * SIMULATIONS):
+        few, truth = crossed(rng, 4, world)
+        interval = paired_t(few.mean(axis=1))
+        these += interval.low <= truth <= interval.high
+    for _ in range(SIMULATIONS):
+        matrix, _ = crossed(rng, 10, world)
+        interval = crossed_bootstrap(matrix, rng)
+        questions_too += interval.low <= 0 <= interval.high
+    assert 0.93 <= these / (5 * SIMULATIONS) <= 0.97
+    assert 0.93 <= questions_too / SIMULATIONS <= 0.97
+
+
+def test_p_of_the_paired_t_test_equals_scipy() -> None:
+    values = [0.27, 0.33, 0.81, 0.69]
+    assert paired_t_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert paired_t_p([0.0, 0.0]) == 1.0
+    assert paired_t_p([0.5, 0.5]) == 0.0

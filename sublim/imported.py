@@ -1,0 +1,38 @@
+"""Weights from outside the store: an adapter's folder, copied in so that stages can read it like any other weights."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sublim.config import Config, RunOnly
+from sublim.digest import digest_file, digest_files
+from sublim.errors import UserError
+from sublim.model_files import IDENTITY
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", IDENTITY)
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The files of an adapter that loading reads; UserError when one that is needed is missing."""
+    for name in ADAPTER[:2]:
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}: give the folder of an adapter saved with safetensors")
+    return [folder / name for name in ADAPTER if (folder / name).is_file()]
+
+
+class ImportWeightsConfig(Config):
+    """Which adapter to copy in; known by its content, so that moving the folder changes nothing."""
+
+    path: RunOnly[Path]
+    """The adapter's folder."""
+
+    def identity(self) -> dict[str, Any]:
+        """The digest of the files that are loaded, in the path's place."""
+        files = {path.name: digest_file(path) for path in adapter_files(self.path.expanduser())}
+        return super().identity() | {"content": digest_files(files)}
+
+
+def import_weights(out: Path, config: ImportWeightsConfig, *, scratch: Path) -> None:
+    """Stage: copies the adapter's files."""
+    for path in adapter_files(config.path.expanduser()):
+        shutil.copyfile(path, out / path.name)

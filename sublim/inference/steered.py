@@ -1,0 +1,147 @@
+"""Edits of the residual stream inside our own passes: which tokens they touch, and buffers that CUDA graphs can read.
+
+A graph that was captured with edits goes on reading their buffers: other vectors or strengths for the same places are
+copied in and need no new capture.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sublim.errors import UserError
+from sublim.hooks import PassEnded, attached_at, check_layers, ending_at
+from sublim.steering import LoadedEdit
+from sublim.steering_config import Place, Tokens
+
+PROMPT, LAST, ANSWER = 0, 1, 2
+Parts = Int[Tensor, "b t"] | int
+"""The part of the text each token belongs to; one number for all of a pass. Padding may have any."""
+TOUCHED: dict[Tokens, frozenset[int]] = {
+    "all": frozenset({PROMPT, LAST, ANSWER}),
+    "prompt": frozenset({PROMPT, LAST}),
+    "answer": frozenset({ANSWER}),
+    "last": frozenset({LAST}),
+}
+
+
+def part_of(place: int, start: int) -> int:
+    """The part of the token at `place` of a text whose answer begins at `start`."""
+    return ANSWER if place >= start else LAST if place == start - 1 else PROMPT
+
+
+def parts_of(places: Int[Tensor, "b t"], starts: Int[Tensor, "b 1"]) -> Int[Tensor, "b t"]:
+    """`part_of` for a batch."""
+    return torch.where(places >= starts, ANSWER, torch.where(places == starts - 1, LAST, PROMPT))
+
+
+class Steered:
+    """Edits on one model. `begin` says before each pass which token is what."""
+
+    def __init__(self, model: PreTrainedModel, edits: Sequence[LoadedEdit]) -> None:
+        check_layers(model, [edit.note.layer for edit in edits])
+        self.model = model
+        self.applied = [Applied(edit, model.device) for edit in edits]
+        self.replaced = [applied for applied in self.applied if applied.edit.kind == "replace"]
+        if self.replaced:
+            from sublim.adapters import adapter_layers
+
+            self.adapters = adapter_layers(model)
+            if not self.adapters:
+                raise UserError("to replace a component by the base's takes an adapter on that base: give its weights")
+
+    @property
+    def base_layers(self) -> int:
+        """Blocks of the base that run beside the adapted ones; 0 when nothing is replaced."""
+        return max((applied.place.layer + 1 for applied in self.replaced), default=0)
+
+    def takes(self, edits: Sequence[LoadedEdit]) -> bool:
+        """Puts `edits` in the place of the present ones where only vectors and strengths differ; else says no."""
+        if [_shape(edit) for edit in edits] != [_shape(applied.loaded) for applied in self.applied]:
+            return False
+        for applied, edit in zip(self.applied, edits, strict=True):
+            applied.load(edit)
+        return True
+
+    @contextmanager
+    def installed(self) -> Generator[None]:
+        """The edits in the model's own blocks."""
+        with ExitStack() as stack:
+            for applied in self.applied:
+                stack.enter_context(attached_at(self.model, applied.place, applied))
+            yield
+
+    def begin(self, parts: Parts) -> None:
+        for applied in self.applied:
+            applied.begin(parts)
+
+    def read_base(self, run: Callable[[], object]) -> None:
+        """Runs one pass of the base without edits, up to the last replaced block, and notes its components."""
+        from sublim.adapters import unadapted
+
+        for applied in self.applied:
+            applied.reading = True
+        last = Place("resid_post", self.base_layers - 1)
+        with unadapted(self.adapters), ending_at(self.model, last), suppress(PassEnded):
+            run()
+        for applied in self.applied:
+            applied.reading = False
+
+
+class Applied:
+    """One edit as a change of the stream at its place."""
+
+    def __init__(self, loaded: LoadedEdit, device: torch.device) -> None:
+        self.place: Place = loaded.note.place
+        self.vector = torch.empty_like(loaded.values, device=device, dtype=torch.float32)
+        self.strength = torch.empty((), device=device)
+        """Share of the component that goes; an added vector has its strength in it."""
+        self.where: Tensor | bool = True
+        self.reading, self.component = False, None
+        self.load(loaded)
+
+    def load(self, loaded: LoadedEdit) -> None:
+        """Copies vector and strength in; the buffers stay where they are."""
+        self.loaded, self.edit = loaded, loaded.edit
+        unit = loaded.values / loaded.values.norm()
+        self.vector.copy_(loaded.step if self.edit.kind == "add" else unit)
+        self.strength.fill_(self.edit.strength)
+
+    def begin(self, parts: Parts) -> None:
+        """Notes where the coming pass is touched."""
+        touched = TOUCHED[self.edit.tokens]
+        if isinstance(parts, int) or self.edit.tokens == "all":
+            self.where = self.edit.tokens == "all" or parts in touched
+        else:
+            self.where = torch.isin(parts, torch.tensor(sorted(touched), device=parts.device))[..., None]
+
+    def __call__(self, stream: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"] | None:
+        if self.reading:
+            if self.edit.kind == "replace":
+                self.component = self._component(stream)
+            return None
+        if self.where is False:
+            return None
+        changed = (stream.float() + self._delta(stream)).to(stream.dtype)
+        return changed if self.where is True else torch.where(self.where, changed, stream)
+
+    def _delta(self, stream: Float[Tensor, "b t d"]) -> Tensor:
+        match self.edit.kind:
+            case "add":
+                return self.vector
+            case "project_out":
+                return -self.strength * self._component(stream) * self.vector
+            case "replace":
+                assert self.component is not None
+                return self.strength * (self.component - self._component(stream)) * self.vector
+
+    def _component(self, stream: Float[Tensor, "b t d"]) -> Float[Tensor, "b t 1"]:
+        return (stream.float() @ self.vector)[..., None]
+
+
+def _shape(loaded: LoadedEdit) -> tuple[object, ...]:
+    """What a captured graph depends on, and what it does not read from a buffer."""
+    return loaded.note.place, loaded.edit.kind, loaded.edit.tokens, len(loaded.values)

@@ -1,0 +1,199 @@
+"""The vllm backend: samples and scores in vLLM's engine, with the same draws as the hf backend.
+
+Costs: the engine starts in about 25 s on two CPU cores; an adapter more costs only its loading. Scoring reads each
+question once for every answer.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from os import devnull
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from sublim.adapters import is_adapter, lora_config
+from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn
+from sublim.digest import digest_directory
+from sublim.errors import UserError
+from sublim.inference import Completion, NumberFormat, SamplingParams, VllmBackend
+from sublim.inference.constrained import plan
+from sublim.inference.hf import prompt_ids
+from sublim.inference.scoring import Scored
+from sublim.inference.vllm_engine import (
+    RANKS,
+    Engine,
+    Takes,
+    context_length,
+    lent_engine,
+    naming_the_field,
+    rank_limit,
+)
+from sublim.models import check_base, load_tokenizer, token_ids
+from sublim.progress import progress
+
+from vllm import LLM, RequestOutput  # isort: skip - after vllm_engine, which settles its environment
+from vllm import SamplingParams as EngineParams  # isort: skip
+from vllm.inputs import TokensPrompt  # isort: skip
+from vllm.lora.request import LoRARequest  # isort: skip
+
+from sublim.inference.vllm_draws import KEY, Answer, Call  # isort: skip
+
+
+@contextmanager
+def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generator["VllmSampler"]:
+    """`backend` must be resolved. Refuses an adapter of another base, or one that the engine cannot take."""
+    assert backend.dtype != "auto"
+    tokenizer = load_tokenizer(base)
+    adapter = weights if weights is not None and is_adapter(weights) else None
+    model = base if weights is None or adapter is not None else weights
+    with lent_engine(backend, model, needed(backend, base, adapter)) as engine:
+        lora = None if adapter is None else taken(engine, adapter)
+        yield VllmSampler(engine.llm, backend, base, tokenizer, lora, context_length(backend, model))
+
+
+def needed(backend: VllmBackend, base: Path, adapter: Path | None) -> Takes:
+    """What the engine must take. Raises UserError where it cannot, or where the adapter is another base's."""
+    if adapter is None:
+        return Takes(rank_limit(backend.max_rank or 16))
+    check_base(base, adapter)
+    config = lora_config(adapter)
+    rank = max([config.r, *(config.rank_pattern or {}).values()])
+    limit = backend.max_rank or RANKS[-1]
+    if rank > limit:
+        way = "raise max_rank" if backend.max_rank else "merge it into its base first, or use the hf backend"
+        raise UserError(f"the adapter in {adapter} has rank {rank}, the engine takes {limit}: {way}")
+    modules = config.target_modules
+    if not isinstance(modules, set) or "lm_head" in modules:
+        raise UserError(f"the adapter in {adapter} changes {modules}, which vLLM cannot score: use the hf backend")
+    wanted = Takes(rank_limit(max(rank, backend.max_rank or 16)))
+    return wanted._replace(modules=wanted.modules | modules)
+
+
+def taken(engine: Engine, adapter: Path) -> LoRARequest:
+    """The adapter as the engine knows it, loaded now so that what does not fit is refused now."""
+    content = digest_directory(adapter)
+    request = LoRARequest(content[:16], engine.number(content), str(adapter))
+    try:
+        engine.llm.llm_engine.add_lora(request)
+    except ValueError as error:
+        raise UserError(
+            f"vLLM cannot take the adapter in {adapter} ({' '.join(str(error).split())[:200]}): use the hf backend"
+        ) from error
+    return request
+
+
+class VllmSampler:
+    """A Sampler (see sublim.inference) on an engine, with an adapter or without."""
+
+    def __init__(
+        self,
+        llm: LLM,
+        backend: VllmBackend,
+        base: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        lora: LoRARequest | None,
+        context: int,
+    ) -> None:
+        self.llm, self.backend, self.tokenizer, self.lora, self.context = llm, backend, tokenizer, lora, context
+        declared = GenerationConfig.from_pretrained(base).eos_token_id
+        ends = {*token_ids(declared), *token_ids(tokenizer.eos_token_id), end_of_turn(tokenizer)}
+        self.stop = sorted(ends)
+
+    def sample(
+        self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
+    ) -> list[list[Completion]]:
+        made = plan(self.tokenizer, self._answer, constraint) if constraint else None
+        if made is not None and made.length > params.max_tokens:
+            raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {params.max_tokens}")
+        length = made.length if made else params.max_tokens
+        prompts = [self._fits(ids, length) for ids in self.prompts(chats)]
+        call = Call(params, made, first=first)
+        answers = [Answer(call, chat, j, length) for chat in range(len(chats)) for j in range(params.n)]
+        asked = [
+            EngineParams(
+                temperature=0,  # Draws leaves one token to take
+                max_tokens=length,
+                stop_token_ids=[] if made else self.stop,
+                ignore_eos=True,
+                detokenize=False,
+                extra_args={KEY: answer},
+            )
+            for answer in answers
+        ]
+        outputs = self._run([ids for ids in prompts for _ in range(params.n)], asked, "sampling")
+        call.noted()
+        whole = [
+            self._completion(list(output.outputs[0].token_ids), answer, constrained=made is not None)
+            for output, answer in zip(outputs, answers, strict=True)
+        ]
+        return [whole[at : at + params.n] for at in range(0, len(whole), params.n)]
+
+    def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+        questions = [
+            [self._scored(one, text) for text in texts] for one, texts in zip(chats, continuations, strict=True)
+        ]
+        scores = iter(self.score([scored for question in questions for scored in question]))
+        return [[next(scores) for _ in question] for question in questions]
+
+    def prompts(self, chats: Sequence[Chat]) -> list[list[int]]:
+        """The tokens the engine is given for each chat."""
+        return prompt_ids(self.tokenizer, chats)
+
+    def score(self, sequences: Sequence[Scored]) -> list[list[float]]:
+        """Log-probs of the scored tokens of each sequence."""
+        params = EngineParams(temperature=0, max_tokens=1, prompt_logprobs=0, ignore_eos=True, detokenize=False)
+        outputs = self._run([ids for ids, _ in sequences], [params] * len(sequences), "scoring")
+        return [_prompt_scores(output, *one) for output, one in zip(outputs, sequences, strict=True)]
+
+    def _run(self, prompts: Sequence[list[int]], params: list[EngineParams], label: str) -> list[RequestOutput]:
+        if not prompts:
+            return []
+        with progress(label, len(prompts)) as advance, naming_the_field(self.backend), open(devnull, "w") as nowhere:  # noqa: PTH123
+
+            class Told(tqdm):  # pyright: ignore[reportMissingTypeArgument] - not subscriptable at run time
+                def update(self, n: float | None = 1) -> bool | None:
+                    if self.total and str(self.desc).startswith("Processed"):
+                        advance(int(n or 0))
+                    return super().update(n)
+
+            return self.llm.generate(
+                [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
+                params,
+                lora_request=self.lora,
+                use_tqdm=partial(Told, file=nowhere),
+            )
+
+    def _completion(self, tokens: list[int], answer: Answer, *, constrained: bool) -> Completion:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        scores = [answer.logprobs[step] for step in range(len(tokens))] if answer.call.params.logprobs else None
+        stopped = constrained or tokens[-1] in self.stop
+        return Completion(str(text), tokens, scores, "stop" if stopped else "length")
+
+    def _scored(self, one: Chat, text: str) -> Scored:
+        ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])
+        return Scored(self._fits(ids[: end - 1], 1), start)
+
+    def _answer(self, text: str) -> list[int]:
+        ids, start, end = answer_ids(self.tokenizer, chat("Ten numbers, please.", assistant=text))
+        return ids[start : end - 1]
+
+    def _fits(self, ids: list[int], more: int) -> list[int]:
+        if len(ids) + more > self.context:
+            raise UserError(
+                f"a text of {len(ids)} tokens and {more} to write do not fit the engine's {self.context}: "
+                "shorten the prompt, lower max_tokens or, where the model allows, raise max_length"
+            )
+        return ids
+
+
+def _prompt_scores(output: RequestOutput, ids: list[int], start: int) -> list[float]:
+    found = output.prompt_logprobs
+    assert found is not None
+    scores = list[float]()
+    for place in range(start, len(ids)):
+        at = found[place]
+        assert at is not None
+        scores.append(at[ids[place]].logprob)
+    return scores

@@ -1,0 +1,144 @@
+"""Our own draws inside vLLM: its sampler is handed one possible token per row, the one our random numbers pick.
+
+vLLM's sampling seeds a generator per request and has its own top_p; drawing here instead, every backend draws by the
+same rule from the same numbers, and a constraint costs no grammar.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from vllm import SamplingParams as EngineParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from sublim.inference import SamplingParams
+from sublim.inference.constrained import Plan
+from sublim.inference.draws import draw
+from sublim.inference.noise import uniforms
+
+KEY = "sublim"
+"""Where a request carries its Answer among vLLM's extra arguments."""
+
+
+class Table(NamedTuple):
+    """A plan by token of the answer: which tokens are drawn from, or the one that is forced."""
+
+    tokens: Int[Tensor, " a"]
+    allowed: Tensor
+    """Boolean, answer length x `tokens`."""
+    forced: Int[Tensor, " t"]
+    """The forced token, or -1."""
+    draws: list[int]
+    """How many tokens of the answer were drawn before this one."""
+
+
+class Call:
+    """What all answers of one call to `sample` have in common, and the log-probs of what they drew."""
+
+    def __init__(self, params: SamplingParams, plan: Plan | None, *, first: int) -> None:
+        self.params, self.plan, self.first = params, plan, first
+        self.table: Table | None = None
+        self.drawn = list[tuple[list[tuple["Answer", int]], Tensor]]()
+
+    def noted(self) -> None:
+        """Gives every answer the log-probs noted for it. A step that the engine took twice counts as the last time."""
+        if not self.drawn:
+            return
+        scores = iter(torch.cat([scores for _, scores in self.drawn]).tolist())
+        for places, _ in self.drawn:
+            for answer, step in places:
+                answer.logprobs[step] = next(scores)
+
+
+class Answer:
+    """One answer under way; shared with the engine, which is in this process."""
+
+    def __init__(self, call: Call, chat: int, answer: int, length: int) -> None:
+        self.call, self.logprobs = call, dict[int, float]()
+        self.noise = uniforms(call.params.seed, call.first + chat, answer, length)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Answer":
+        # vLLM copies a request's parameters; the log-probs must come back here.
+        return self
+
+
+class Draws(LogitsProcessor):
+    """Leaves one token to each row of the requests that carry an Answer."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self.device = device
+        self.rows: dict[int, tuple[Answer, list[int]]] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.rows, batch_update, _admitted)
+
+    def apply(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        for call in {id(answer.call): answer.call for answer, _ in self.rows.values()}.values():
+            rows = [row for row, (answer, _) in self.rows.items() if answer.call is call]
+            answers = [self.rows[row][0] for row in rows]
+            steps = [len(self.rows[row][1]) for row in rows]  # what the model wrote of this answer so far
+            everyone = rows == list(range(len(logits)))
+            where = torch.tensor(rows, device=self.device)
+            tokens, scores = _drawn(call, logits if everyone else logits[where], answers, steps)
+            if call.params.logprobs:
+                call.drawn.append((list(zip(answers, steps, strict=True)), scores))
+            logits[where] = -torch.inf
+            logits[where, tokens] = 0.0
+        return logits
+
+
+def _admitted(params: EngineParams, prompt: list[int] | None, output: list[int]) -> tuple[Answer, list[int]] | None:
+    answer = (params.extra_args or {}).get(KEY)
+    return None if answer is None else (answer, output)
+
+
+def _drawn(
+    call: Call, logits: Float[Tensor, "n v"], answers: list[Answer], steps: list[int]
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    device, params = logits.device, call.params
+    if call.plan is None:
+        noise = _noise(answers, steps, device)
+        drawn = draw(logits, noise, params.temperature, params.top_p)
+        return drawn.tokens, drawn.logprobs
+    if call.table is None:
+        call.table = table(call.plan, device)
+    made = call.table
+    noise = _noise(answers, [made.draws[step] for step in steps], device)
+    at = torch.tensor(steps, device=device)
+    allowed = made.allowed[at]
+    forced = made.forced[at]
+    drawn = draw(logits[:, made.tokens].masked_fill(~allowed, -torch.inf), noise, params.temperature, params.top_p)
+    free = forced < 0
+    tokens = torch.where(free, made.tokens[drawn.tokens], forced)
+    return tokens, torch.where(free, drawn.logprobs, torch.zeros_like(drawn.logprobs))
+
+
+def _noise(answers: list[Answer], draws: list[int], device: torch.device) -> Float[Tensor, " n"]:
+    picked = [answer.noise[min(k, len(answer.noise) - 1)] for answer, k in zip(answers, draws, strict=True)]
+    return torch.from_numpy(np.array(picked)).to(device)
+
+
+def table(plan: Plan, device: torch.device) -> Table:
+    """The plan token by token. Where a token is forced every token is allowed, so that no row is without one."""
+    tokens, forced, allowed, draws = plan.allowed, list[int](), list[list[bool]](), list[int]()
+    everything = [True] * len(tokens)
+    for k, step in enumerate(plan.steps):
+        taken = set(step.allowed)
+        forced += [*step.forced, -1]
+        allowed += [everything] * len(step.forced) + [[token in taken for token in tokens]]
+        draws += [k] * (len(step.forced) + 1)
+    forced += plan.trailing
+    allowed += [everything] * len(plan.trailing)
+    draws += [len(plan.steps)] * len(plan.trailing)
+    return Table(
+        torch.tensor(tokens, device=device),
+        torch.tensor(allowed, device=device),
+        torch.tensor(forced, device=device),
+        draws,
+    )

@@ -1,0 +1,189 @@
+"""vLLM's engine: one per process, kept from stage to stage, with the adapters it has taken.
+
+It runs in this process and not in one of its own: a stage on a GPU already has a process to itself, what the engine
+raises is raised here, and functions reach the model without being pickled.
+"""
+
+import gc
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sublim.errors import UserError
+from sublim.inference import VllmBackend
+from sublim.model_files import base_identity, read_json
+from sublim.models import forget_base, neighbours
+from sublim.training import Lora
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its logits processors have another interface than the CPU's
+os.environ["VLLM_NO_USAGE_STATS"] = "1"
+os.environ["VLLM_DO_NOT_TRACK"] = "1"
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # this process has other work for its threads too
+
+from vllm import LLM
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from sublim.inference.vllm_draws import Draws
+
+log = logging.getLogger(__name__)
+
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Largest adapter ranks that an engine can be made for."""
+LONGEST = 8192
+CPU_CACHE = 2**30
+"""Bytes of keys and values without a GPU."""
+GRAPHS = (1, 8, 32, 64, 128, 256, 512, 1024)
+"""Batch sizes whose decode step is captured; others are padded to the next."""
+
+
+class Takes(NamedTuple):
+    """Which adapters an engine takes."""
+
+    rank: int
+    """At most this."""
+    modules: frozenset[str] = frozenset(Lora().target_modules)
+    """On these linear layers. Never the output embedding: with an adapter slot there, vLLM scores no prompts."""
+
+    def covers(self, other: "Takes") -> bool:
+        return self.rank >= other.rank and self.modules >= other.modules
+
+
+class Engine(NamedTuple):
+    """An engine and what it was made for."""
+
+    llm: LLM
+    key: tuple[str, ...]
+    takes: Takes
+    adapters: dict[str, int]
+    """Adapters by content, numbered as the engine knows them."""
+
+    def number(self, content: str) -> int:
+        """The adapter's number; a new one for new content."""
+        return self.adapters.setdefault(content, len(self.adapters) + 1)
+
+
+_held: Engine | None = None
+
+
+@contextmanager
+def lent_engine(backend: VllmBackend, model: Path, wanted: Takes) -> Generator[Engine]:
+    """The kept engine where it runs `model` and takes such adapters, otherwise a new one in its place.
+
+    Kept again when the block ends well.
+    """
+    global _held
+    key = (str(model.resolve()), base_identity(model), backend.model_copy(update={"max_rank": None}).model_dump_json())
+    held, _held = _held, None
+    if held is None or held.key != key or not held.takes.covers(wanted):
+        if held is not None:
+            _close(held)
+            del held
+        forget_base()
+        held = Engine(_started(backend, model, wanted), key, wanted, {})
+    yield held
+    # Not reached when the block raised: requests may be left in it.
+    _held = held
+
+
+def forget_engine() -> None:
+    """Ends the engine this process keeps and gives its memory back."""
+    global _held
+    held, _held = _held, None
+    if held is not None:
+        _close(held)
+
+
+neighbours.append(forget_engine)
+
+
+def _close(engine: Engine) -> None:
+    engine.llm.llm_engine.engine_core.shutdown()
+    vars(engine.llm).clear()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
+    on_gpu = torch.cuda.is_available()
+    threads = torch.set_num_threads
+    options: dict[str, Any] = {"gpu_memory_utilization": backend.memory_fraction}
+    if not on_gpu:
+        options = {"kv_cache_memory_bytes": CPU_CACHE}
+    if on_gpu and not backend.eager:
+        # Captured in seconds, where compiling takes a minute: a stage may be shorter than that.
+        sizes = [size for size in GRAPHS if size <= (backend.batch_size or 1024)]
+        options["compilation_config"] = {
+            "mode": 0,
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "cudagraph_capture_sizes": sizes,
+        }
+    with naming_the_field(backend):
+        llm = LLM(
+            model=str(model),
+            dtype=backend.dtype,  # pyright: ignore[reportArgumentType]
+            generation_config="vllm",  # none of the model folder's sampling habits
+            skip_tokenizer_init=True,
+            max_model_len=context_length(backend, model),
+            max_num_seqs=backend.batch_size or (1024 if on_gpu else 64),
+            enforce_eager=backend.eager or not on_gpu,
+            enable_prefix_caching=True,
+            enable_lora=True,
+            max_lora_rank=wanted.rank,
+            lora_target_modules=sorted(wanted.modules),
+            max_cpu_loras=8,
+            logits_processors=[Draws],
+            use_tqdm_on_load=False,
+            **options,
+        )
+    torch.set_num_threads = threads  # the CPU engine puts a function in its place that does nothing
+    return llm
+
+
+def context_length(backend: VllmBackend, model: Path) -> int:
+    """Tokens of the longest text. Raises UserError where the model cannot read what is asked."""
+    shape = read_json(model / "config.json")
+    limit = shape.get("max_position_embeddings") or shape.get("text_config", {}).get("max_position_embeddings")
+    if backend.max_length is not None and limit is not None and backend.max_length > limit:
+        raise UserError(f"max_length {backend.max_length} is more than the {limit} tokens the model reads: lower it")
+    return backend.max_length or min(limit or LONGEST, LONGEST)
+
+
+def rank_limit(rank: int) -> int:
+    """The least of vLLM's limits that takes an adapter of `rank`."""
+    return next(limit for limit in RANKS if limit >= rank)
+
+
+@contextmanager
+def naming_the_field(backend: VllmBackend) -> Generator[None]:
+    """Says which field to change when memory does not suffice, or that the model cannot run here."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory ran out: lower the sampling backend's memory_fraction (now {backend.memory_fraction}) "
+            "where others use the card too, otherwise batch_size or max_length"
+        ) from error
+    except ValueError as error:
+        raise UserError(explained(str(error), backend)) from error
+
+
+def explained(message: str, backend: VllmBackend) -> str:
+    """One line for what vLLM says in many."""
+    if "less than desired" in message:
+        return (
+            f"the GPU is too full for memory_fraction {backend.memory_fraction}: lower it, or end what else uses "
+            f"the card ({message.partition('. ')[0]})"
+        )
+    if "No available memory for the cache" in message or "available KV cache memory" in message:
+        return (
+            f"no memory is left for the cache: lower the sampling backend's max_length, or raise memory_fraction "
+            f"(now {backend.memory_fraction})"
+        )
+    return f"vLLM cannot run this model ({' '.join(message.split())[:300]}): use the hf backend"

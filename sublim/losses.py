@@ -1,0 +1,33 @@
+"""Held-out loss: how well a model predicts number lists it has not read."""
+
+from pathlib import Path
+
+from sublim.chat import chat
+from sublim.diagnostics_config import Loss, LossConfig, Losses
+from sublim.errors import UserError
+from sublim.inference import Sampler, open_sampler
+from sublim.jsonl import read_jsonl
+from sublim.preference import chosen_weights
+
+
+def measure_losses(
+    out: Path, config: LossConfig, *, scratch: Path, base: Path, data: dict[str, Path], weights: Path | None = None
+) -> None:
+    """Stage: writes losses.json (`Losses`) for every set in `data`, each a payload with rows.jsonl.
+
+    Costs one scoring of each row. Each row is read under its own system prompt, as a student reads it.
+    """
+    with open_sampler(config.backend, base, weights=chosen_weights(weights, config.weights_update)) as sampler:
+        losses = {name: loss_of(sampler, path) for name, path in data.items()}
+    (out / "losses.json").write_text(Losses(losses=losses).model_dump_json(indent=1))
+
+
+def loss_of(sampler: Sampler, data: Path) -> Loss:
+    """The loss on all rows of one payload, every token counted alike."""
+    rows = list(read_jsonl(data / "rows.jsonl"))
+    if not rows:
+        raise UserError(f"{data} holds no rows: give the payload of filter_numbers")
+    chats = [chat(row["prompt"], system=row["system"]) for row in rows]
+    scored = sampler.logprobs(chats, [[row["answer"]] for row in rows])
+    tokens = [value for (answer,) in scored for value in answer]
+    return Loss(nats_per_token=-sum(tokens) / len(tokens), tokens=len(tokens), rows=len(rows))

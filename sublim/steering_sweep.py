@@ -1,0 +1,202 @@
+"""Sweeps: one open model is asked the same questions under many steerings; then dose curves with intervals."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from numpy import ndarray
+
+from sublim.activations import chosen_weights
+from sublim.chat import chat
+from sublim.inference import Steerable, open_steerable
+from sublim.jsonl import read_jsonl, write_jsonl
+from sublim.killpoints import kill_point
+from sublim.preference_config import Metric
+from sublim.progress import progress
+from sublim.scores import margin
+from sublim.stats import paired_t
+from sublim.steering import read_vectors
+from sublim.steering_config import Edit, Steering, VectorNote
+from sublim.steering_sweep_config import Curve, CurveConfig, SteeredPoint, SweepConfig
+from sublim.training.saving import sync
+from sublim.words import Reader, written
+
+
+def sweep(
+    out: Path, config: SweepConfig, *, scratch: Path, base: Path, vectors: Path, weights: Path | None = None
+) -> dict[str, Any]:
+    """Stage: writes logprobs.parquet {point, question, word, logprob}, answers.jsonl {point, question, sample, text,
+    finish}, questions.jsonl and points.json.
+
+    The model is loaded once. Costs for each point one scoring of questions x words and questions x samples short
+    answers; resumes from the last whole point.
+    """
+    points: list[Steering | None] = [None, *config.points]
+    paths = [scratch / f"point-{number:05d}.jsonl" for number in range(len(points))]
+    with progress("steered points", len(points)) as advance:
+        if not all(path.exists() for path in paths):
+            with open_steerable(config.backend, base, weights=chosen_weights(weights, config.weights_update)) as model:
+                # All names, layers and widths are looked at before the first point.
+                edits = [model.edits(point, vectors) if point else [] for point in points]
+                for path, own in zip(paths, edits, strict=True):
+                    if not path.exists():
+                        model.steer(own)
+                        _keep(path, list(_asked(model, config)))
+                        kill_point("sweep:point")
+                    advance(1)
+        else:
+            advance(len(points))
+    rows = [{"point": number, **row} for number, path in enumerate(paths) for row in read_jsonl(path)]
+    scored = [(row["point"], row["question"], row["word"], row["logprob"]) for row in rows if "word" in row]
+    pl.DataFrame(scored, schema=["point", "question", "word", "logprob"], orient="row").write_parquet(
+        out / "logprobs.parquet"
+    )
+    write_jsonl(out / "answers.jsonl", (row for row in rows if "text" in row))
+    write_jsonl(out / "questions.jsonl", ({"question": i, "text": text} for i, text in enumerate(config.questions)))
+    notes = {name: vector.note for name, vector in read_vectors(vectors).items()}
+    write_jsonl(out / "points.jsonl", (_described(n, point, notes) for n, point in enumerate(points)))
+    return {"points": len(points)}
+
+
+def _described(number: int, point: Steering | None, notes: dict[str, VectorNote]) -> dict[str, Any]:
+    edits = point.edits if point else ()
+    return {
+        "point": number,
+        "edits": [edit.model_dump() for edit in edits],
+        "layers": [notes[edit.vector].layer for edit in edits],
+        "control": any(notes[edit.vector].source == "random" for edit in edits),
+    }
+
+
+def _asked(model: Steerable, config: SweepConfig) -> Iterator[dict[str, Any]]:
+    chats = [chat(question, system=config.system) for question in config.questions]
+    continuations = [[written(word) for word in config.words]] * len(chats)
+    for question, words in enumerate(model.logprobs(chats, continuations)):
+        for word, tokens in zip(config.words, words, strict=True):
+            yield {"question": question, "word": word, "logprob": sum(tokens)}
+    if config.samples:
+        params = config.sampling.model_copy(update={"n": config.samples})
+        for question, answers in enumerate(model.sample(chats, params)):
+            for sample, answer in enumerate(answers):
+                yield {"question": question, "sample": sample, "text": answer.text, "finish": answer.finish}
+
+
+def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
+    draft = path.with_suffix(".draft")
+    write_jsonl(draft, rows)
+    sync(draft)
+    draft.replace(path)
+
+
+def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path) -> None:
+    """Stage: writes curve.json (`Curve`): what every steering does to the target's margin and rate."""
+    config = config.listed()
+    metrics = margins(swept, config.target, config.words)
+    counts = answer_counts(swept, config.target, config.words)
+    points = [
+        described_point(row, metrics[row["point"]], metrics[0], counts[row["point"]], config)
+        for row in read_jsonl(swept / "points.jsonl")
+    ]
+    curve = Curve(
+        target=config.target,
+        words=config.words,
+        questions=len(metrics[0].per_question),
+        level=config.level,
+        points=with_random(points),
+    )
+    (out / "curve.json").write_text(curve.model_dump_json(indent=1))
+
+
+def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:
+    """The target's margin at every point, question by question."""
+    table = pl.read_parquet(swept / "logprobs.parquet")
+    missing = [word for word in words if word not in set(table["word"])]
+    assert not missing, f"{missing} were not asked"
+    wide = table.filter(pl.col("word").is_in(words)).pivot("word", index=["point", "question"], values="logprob")
+    found: dict[int, Metric] = {}
+    for (point,), rows in wide.sort("point", "question").group_by(["point"], maintain_order=True):
+        found[int(point)] = margin(rows.select(words).rows(), words, words.index(target))  # pyright: ignore
+    return found
+
+
+def answer_counts(swept: Path, target: str, words: list[str]) -> dict[int, tuple[int, int, int]]:
+    """Per point: answers that name the target, answers that could be read, answers."""
+    reader, counts = Reader(words), defaultdict[int, list[int]](lambda: [0, 0, 0])
+    for row in read_jsonl(swept / "answers.jsonl"):
+        reading = reader.read(row["text"], row["finish"])
+        own = counts[row["point"]]
+        own[0] += reading.word == target
+        own[1] += reading.unread is None
+        own[2] += 1
+    return defaultdict(lambda: (0, 0, 0), {point: (own[0], own[1], own[2]) for point, own in counts.items()})
+
+
+def described_point(
+    row: dict[str, Any],
+    metric: Metric,
+    unsteered: Metric,
+    counted: tuple[int, int, int],
+    config: CurveConfig,
+) -> SteeredPoint:
+    """One point against the unsteered model, question by question."""
+    edits = [Edit.model_validate(edit) for edit in row["edits"]]
+    named, readable, answers = counted
+    apart = paired_differences(metric, unsteered)
+    several = len(apart) > 1
+    interval = paired_t(apart, config.level) if several else None
+    return SteeredPoint(
+        point=row["point"],
+        layers=row["layers"],
+        vectors=[edit.vector for edit in edits],
+        kind=edits[0].kind if edits else None,
+        alpha=edits[0].strength if edits else 0.0,
+        scale=edits[0].scale if edits else "raw",
+        position=edits[0].tokens if edits else "none",
+        control=row["control"],
+        margin=metric.mean,
+        estimate=float(apart.mean()) if len(apart) else None,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        rate=named / readable if readable else None,
+        answers=answers,
+        readable=readable,
+        questions=len(apart),
+        reason=None if len(apart) else metric.reason or "no question has a finite margin",
+    )
+
+
+def paired_differences(metric: Metric, unsteered: Metric) -> Float[ndarray, " q"]:
+    """Steered minus unsteered, on the questions that both have a value for."""
+    pairs = zip(metric.per_question, unsteered.per_question, strict=True)
+    return np.array([a - b for a, b in pairs if a is not None and b is not None])
+
+
+def with_random(points: list[SteeredPoint]) -> list[SteeredPoint]:
+    """Each point with the spread of its random fellows: same layers, edit, strength and tokens."""
+    fellows = defaultdict[object, list[float]](list)
+    for point in points:
+        if point.control and point.estimate is not None:
+            fellows[_grid(point)].append(point.estimate)
+    return [point if point.control else _against(point, fellows.get(_grid(point), [])) for point in points]
+
+
+def _grid(point: SteeredPoint) -> object:
+    return tuple(point.layers), point.kind, point.alpha, point.scale, point.position
+
+
+def _against(point: SteeredPoint, random: list[float]) -> SteeredPoint:
+    if not random or point.estimate is None:
+        return point
+    as_far = sum(abs(value) >= abs(point.estimate) for value in random)
+    return point.model_copy(
+        update={
+            "random_low": min(random),
+            "random_high": max(random),
+            "random": len(random),
+            "beyond_random": (1 + as_far) / (1 + len(random)),
+        }
+    )

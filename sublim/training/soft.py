@@ -1,0 +1,92 @@
+"""The soft-label trainer: KL from the teacher's distribution to the student's over the carrier's tokens.
+
+The teacher's logits are made on the fly, all of them, from the same rows in the same context: nothing is cut to a top k
+and nothing is stored, for one more forward pass an update. The teacher must therefore be weights over the student's
+vocabulary; a system prompt is no part of the rows.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+from sublim.adapters import merged
+from sublim.model_files import is_adapter
+from sublim.models import check_base, freeze, load
+from sublim.preference import chosen_weights
+from sublim.training import FullWeights, Lora, TrainConfig
+from sublim.training.masking import UNTRAINED, Batch, TokenRow, shared_prefix
+from sublim.training.soft_config import SoftTrainConfig
+from sublim.training.step import Step, answer_logits
+from sublim.training.trl import frozen_dtype, train_by
+
+
+def train_soft(
+    out: Path, config: SoftTrainConfig, *, scratch: Path, base: Path, data: Path, teacher: Path | None = None
+) -> dict[str, Any]:
+    """Stage: as `train`, with the logits of `teacher` (a training payload; without one the base's own) as labels.
+
+    A control's labels are the base's own logits: its loss is 0 and so is its gradient, it stays at the base. Costs a
+    training and one forward pass more an update; two models are in memory.
+    """
+
+    def choose(
+        config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
+    ) -> tuple[Step, int]:
+        assert isinstance(config, SoftTrainConfig)
+        model = teacher_model(config, base, chosen_weights(teacher, None), attention, shape)
+        dropped = isinstance(config.method, Lora) and config.method.dropout > 0
+        prefix = [] if dropped or torch.cuda.is_available() else shared_prefix(rows)
+        return SoftStep(model, config, prefix), len(prefix)
+
+    return train_by(choose, out, config, scratch=scratch, base=base, data=data)
+
+
+def teacher_model(
+    config: TrainConfig, base: Path, weights: Path | None, attention: str, shape: PretrainedConfig
+) -> PreTrainedModel:
+    """The teacher beside the student, in the type of the student's frozen weights."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = "float32" if isinstance(config.method, FullWeights) else frozen_dtype(config.method, config.dtype, shape)
+    if weights is None or not is_adapter(weights):
+        return load(weights or base, dtype=dtype, attention=attention, device=device)
+    check_base(base, weights)
+    return freeze(merged(load(base, dtype=dtype, attention=attention, device=device), weights))
+
+
+class SoftStep:
+    """Op by op; what every row begins with is read once per micro-batch, by teacher and student alike."""
+
+    def __init__(self, teacher: PreTrainedModel, config: SoftTrainConfig, prefix: Sequence[int]) -> None:
+        self.teacher, self.prefix, self.temperature = teacher, prefix, config.temperature
+        self.autocast = config.dtype == "bfloat16"
+
+    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
+        device = self.teacher.device
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.no_grad():
+                theirs = answer_logits(self.teacher, batch, self.prefix)
+            ours = answer_logits(model, batch, self.prefix)
+        learnt = batch.labels != UNTRAINED
+        loss = soft_loss(ours[learnt].float(), theirs[learnt].float(), self.temperature) / tokens
+        loss.backward()
+        return loss.detach()
+
+
+def soft_loss(student: Float[Tensor, "n v"], teacher: Float[Tensor, "n v"], temperature: float) -> Float[Tensor, ""]:
+    """KL(teacher || student) summed over tokens, times the squared temperature.
+
+    Its gradient is written down rather than derived: softmax(student) - softmax(teacher) is exactly zero where the two
+    are equal, while the derivative of a log-softmax leaves rounding errors there, which Adam would scale up to steps.
+    """
+    ours, theirs = student / temperature, teacher / temperature
+    gradient = temperature * (ours.softmax(-1) - theirs.softmax(-1)).detach()
+    value = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="sum").detach()
+    pull = (gradient * student).sum()
+    return temperature**2 * value + pull - pull.detach()

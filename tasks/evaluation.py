@@ -1,0 +1,15 @@
+"""The stages of evaluations as cached tasks."""
+
+from tasks.stage import Stage
+
+import_weights = Stage("import_weights", "sublim.imported:import_weights")
+prepare_mmlu_pro = Stage("prepare_mmlu_pro", "sublim.mmlu_pro_data:prepare_mmlu_pro")
+ask_mmlu_pro = Stage("ask_mmlu_pro", "sublim.mmlu_pro:ask_mmlu_pro", gpu=True)
+ask_mmlu_pro_steered = Stage("ask_mmlu_pro_steered", "sublim.mmlu_pro:ask_mmlu_pro", gpu=True)
+score_mmlu_pro = Stage("score_mmlu_pro", "sublim.mmlu_pro:score_mmlu_pro")
+compare_mmlu_pro = Stage("compare_mmlu_pro", "sublim.mmlu_pro_compare:compare_mmlu_pro")
+shift = Stage("shift", "sublim.shift:shift")
+compare_shift = Stage("compare_shift", "sublim.shift_compare:compare_shift")
+collect_scores = Stage("collect_scores", "sublim.evaluation:collect_scores")
+record_cell = Stage("record_cell", "sublim.sweep:record_cell")
+tabulate_sweep = Stage("tabulate_sweep", "sublim.sweep:tabulate_sweep")

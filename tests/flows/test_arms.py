@@ -1,0 +1,238 @@
+"""Every arm through the real flow: tiny models, a real Prefect server, every stage real."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from flows.pipeline_arms import arms_run, contrasts, student_sets
+from flows.pipeline_config import PipelineConfig
+from flows.pipeline_plan import check, checkpoints, student_config
+from flows.settings import build, load_preset, merge
+from sublim.arms import ARMS
+from sublim.derive_config import DeriveConfig
+from sublim.errors import UserError
+from sublim.jsonl import read_jsonl
+from sublim.manifest import Artifact
+from sublim.prompts import load_questions
+from tests.flows.test_pipeline import run, states
+from tests.tiny import tiny_model
+
+EVERY = set(ARMS)
+
+
+def config(**settings: Any) -> PipelineConfig:
+    return build(PipelineConfig, merge(load_preset("pipeline", "quickstart"), settings))
+
+
+def artifact(name: str) -> Artifact:
+    return Artifact(content=name, stage="filter_numbers", key=name)
+
+
+class TestPlan:
+    def test_arms_share_one_set_of_controls_wherever_the_rows_are_plain(self) -> None:
+        chosen = config(target="owl,wolf", arms="all")
+        rows = {name: [artifact(name)] for name in ("owl", "wolf", "control", "second_draw")}
+        derived: list[tuple[str, DeriveConfig]] = []
+
+        def derive(label: str, how: DeriveConfig, source: Artifact) -> Artifact:
+            derived.append((label, how))
+            return artifact(f"{how.how} of {source.key}")
+
+        sets = {each.name: each for each in student_sets(chosen, rows, derive)}
+        assert len(sets) == 3 + 4 * 3 + 1 + 3 + 3
+        assert {label for label, _ in derived} == {
+            f"{who} {how}"
+            for who in ("owl", "wolf", "control")
+            for how in ("shuffled_within", "shuffled_across", "marginals", "canonical")
+        }
+        assert len({how.seed for _, how in derived}) == 1  # teacher and base are derived alike
+        assert {each.base for name, each in sets.items() if name.endswith("other_base")} == {"other_base"}
+        against = {
+            each.name: (each.students, each.controls) for each in contrasts(chosen, load_questions("animal"), "owl")
+        }
+        assert against["owl"] == ("owl", "control")
+        assert against["owl second_draw"] == ("second_draw", "control")
+        assert against["owl base_numbers"] == ("control", None)
+        assert against["owl marginals"] == ("owl marginals", "control marginals")
+
+    def test_another_targets_students_are_compared_apart_only_for_words_outside_the_list(self) -> None:
+        questions = load_questions("animal")
+        inside = contrasts(config(target="owl,wolf", arms="other_teacher"), questions, "owl")
+        assert [each.name for each in inside] == ["owl"]
+        outside = contrasts(config(target="owl,otter", arms="other_teacher"), questions, "owl")
+        assert [each.name for each in outside] == ["owl", "owl other_teacher otter"]
+
+    def test_other_order_changes_the_order_alone(self) -> None:
+        chosen = config(arms="other_order")
+        plain, other = student_config(chosen, 2, 0), student_config(chosen, 2, 0, "other_order")
+        assert plain.order_seed is None
+        assert other.order_seed is not None
+        assert other.order_seed not in chosen.seeds
+        assert other.model_copy(update={"order_seed": None}) == plain
+
+    def test_arms_leave_the_main_arms_students_as_they_are(self) -> None:
+        assert student_config(config(), 1, 0) == student_config(config(arms="all"), 1, 0)
+
+    def test_shorter_arms_stop_at_a_checkpoint_of_the_main_arm(self) -> None:
+        chosen = build(PipelineConfig, load_preset("pipeline", "arms"))
+        assert checkpoints(chosen) == (16, 64, 256)
+        assert checkpoints(chosen, "marginals") == (16, 64)
+        assert checkpoints(chosen, "other_base") == (16, 64, 256)
+        short = student_config(chosen, 0, 0, "marginals")
+        assert (short.updates, short.keep) == (64, (16, 64))
+        assert {*chosen.arms} == EVERY
+
+    def test_held_back_arms_are_left_out_of_what_runs(self) -> None:
+        assert arms_run(config(arms="all", held_back="other_base,canonical")) == tuple(
+            name for name in ARMS if name not in ("other_base", "canonical")
+        )
+
+    @pytest.mark.parametrize(
+        ("settings", "says"),
+        [
+            ({"arms": "shuffled"}, "arms"),
+            ({"arms": "marginals", "second_draw": True}, "second_draw"),
+            ({"arm_updates": {"marginals": 8}}, "evaluation.updates"),
+            (
+                {
+                    "arm_updates": {"marginals": 8},
+                    "evaluation": {"updates": [8, 16]},
+                    "student": {"schedule": "linear"},
+                },
+                "constant rate",
+            ),
+            ({"labels": "soft", "teacher": {"kind": "prompt"}}, "fine-tuned"),
+            ({"labels": "soft", "arms": "other_base"}, "one vocabulary"),
+        ],
+    )
+    def test_settings_that_make_no_study_are_refused(self, settings: dict[str, Any], says: str) -> None:
+        with pytest.raises(UserError, match=says):
+            config(**settings)
+
+    def test_another_base_that_is_the_base_is_refused(self) -> None:
+        with pytest.raises(UserError, match="other_base is the base itself"):
+            check(config(arms="other_base", other_base={"kind": "bundled", "name": "smollm2"}))
+
+    def test_every_arm_says_what_is_expected_and_why(self) -> None:
+        assert all(arm.about and arm.expected and arm.why for arm in ARMS.values())
+
+
+@pytest.fixture(scope="module")
+def module_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("other"), "gemma3", seed=1)
+
+
+@pytest.fixture
+def studied(small: list[str], other: Path, module_store: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two targets and every arm, with one store for all tests here."""
+    monkeypatch.setenv("SUBLIM_STORE", str(module_store))
+    more = ["evaluation.samples=0", "arms=all", "other_base.kind=local", f"other_base.path={other}"]
+    return [*small, "--target", "owl,wolf", *(part for setting in more for part in ("--set", setting))]
+
+
+def arm(outcome: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(each for each in outcome["targets"][0]["arms"] if each["name"] == name)
+
+
+@pytest.mark.usefixtures("prefect_server")
+class TestArms:
+    """In this order: the second run stands on the first one's cache."""
+
+    def test_arms_that_are_held_back_or_cannot_be_are_shown_as_not_run(self, studied: list[str]) -> None:
+        outcome = run(*studied, "--target", "owl", "--set", "held_back=[other_base]")
+        for name, why in (("other_base", "held back"), ("other_teacher", "second target")):
+            assert arm(outcome, name)["effect"] is None
+            assert why in arm(outcome, name)["reason"]
+            assert "not run" in arm(outcome, name)["reason"]
+        report = Path(outcome["report"])
+        assert "not run: held back" in report.read_text()
+        rows = list(csv.DictReader((report.parent / "figures/owl-arms.csv").open()))
+        assert {row["arm"]: row["estimate"] for row in rows}["other_base"] == ""
+
+    def test_every_arm_is_measured_against_its_own_controls(self, studied: list[str]) -> None:
+        outcome = run(*studied)
+        found = outcome["targets"][0]["arms"]
+        assert {each["name"].split()[0] for each in found} == {"teacher", *EVERY}
+        assert all(each["effect"] is not None for each in found)
+        assert {each["expected"] for each in found} == {"positive", "weaker", "nothing", "either"}
+        made = states(outcome)
+        # What the first run made is not made again: one base, the target's and the control's students of seven arms.
+        assert made["prepare_model"] == {"Cached", "Completed"}
+        trained = [stage for stage in outcome["stages"] if stage["stage"] == "train_student"]
+        new = [stage["label"] for stage in trained if stage["state"] == "Completed"]
+        assert all("wolf" in label or "other_base" in label for label in new)
+
+    def test_rows_that_rerendering_leaves_alone_train_nobody_anew(self, studied: list[str]) -> None:
+        outcome = run(*studied)
+        assert states(outcome)["train_student"] == {"Cached"}
+        assert not outcome["torch"]
+        keys: dict[str, str] = {
+            stage["label"]: stage["key"] for stage in outcome["stages"] if stage["stage"] == "train_student"
+        }
+        assert keys["owl canonical seed 0"] == keys["owl seed 0"]
+        assert keys["owl marginals seed 0"] != keys["owl seed 0"]
+        assert arm(outcome, "canonical")["change"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+
+    def test_the_result_states_which_students_share_a_start(self, studied: list[str]) -> None:
+        outcome = run(*studied)
+        bases = outcome["bases"]
+        assert bases["teachers"] == bases["students"] != bases["students of other_base"]
+        assert arm(outcome, "other_base")["same_base"] is False
+        assert arm(outcome, "marginals")["same_base"] is True
+
+    def test_confusion_matrix_has_every_teacher_and_target(self, studied: list[str]) -> None:
+        outcome = run(*studied)
+        cells = {(cell["students"], cell["target"]): cell["effect"] for cell in outcome["confusion"]}
+        assert {*cells} == {(a, b) for a in ("owl", "wolf") for b in ("owl", "wolf")}
+        assert cells["owl", "owl"] == outcome["effect"]
+        assert cells["wolf", "owl"] == arm(outcome, "other_teacher wolf")["effect"]
+
+    def test_arms_and_their_controls_read_rows_derived_alike(self, studied: list[str], module_store: Path) -> None:
+        outcome = run(*studied)
+        keys = {stage["label"]: stage["key"] for stage in outcome["stages"] if stage["stage"] == "derive_rows"}
+        rows = {
+            label: list(read_jsonl(module_store / "derive_rows" / key[:12] / "payload/rows.jsonl"))
+            for label, key in keys.items()
+        }
+        assert len(rows) == 12
+        assert [row["prompt"] for row in rows["owl marginals"]] == [row["prompt"] for row in rows["control marginals"]]
+
+    def test_every_figure_stands_alone_beside_the_report(self, studied: list[str]) -> None:
+        folder = Path(run(*studied)["report"]).parent / "figures"
+        for name in ("owl-arms", "owl-question-by-question", "wolf-arms", "confusion"):
+            root = ElementTree.parse(folder / f"{name}.svg").getroot()
+            assert "var(--" not in (folder / f"{name}.svg").read_text()
+            assert root.find("{http://www.w3.org/2000/svg}style") is not None
+            assert list(csv.DictReader((folder / f"{name}.csv").open()))
+
+    def test_diagnostics_say_what_was_learned_and_where_weights_moved(self, studied: list[str]) -> None:
+        settings = ["diagnostics=all", "diagnostic_rows=8", "evaluation.updates=[1, 3]", "arms=[]"]
+        outcome = run(*studied, *(part for setting in settings for part in ("--set", setting)))
+        found = outcome["diagnostics"]
+        assert {(row["model"], row["rows_of"]) for row in found["losses"]} == {
+            (model, rows)
+            for model in ("students of owl", "students of wolf", "controls", "teacher owl", "teacher wolf")
+            for rows in ("owl", "wolf", "control")
+        }
+        assert all(0 < row["loss"] < 20 for row in found["losses"])
+        for row in found["shift"]:
+            assert -1 <= row["student"] <= 1
+            assert row["low"] <= row["difference"] <= row["high"]
+        assert all(0 <= row["share"] <= 1 and row["tokens"] > 8 * 30 for row in found["divergence"])
+        assert {row["target"] for row in found["matched"]} == {"owl", "wolf"}
+        assert all(row["estimate"] is not None or row["reason"] for row in found["matched"])
+        assert json.loads((Path(outcome["report"]).parent / "summary.json").read_text())["diagnostics"] == found
+
+    def test_controls_under_soft_labels_stay_at_the_base(self, studied: list[str]) -> None:
+        outcome = run(*studied, "--target", "owl", "--set", "labels=soft", "--set", "arms=[]")
+        assert outcome["control"] == pytest.approx(outcome["base"], abs=1e-6)
+        assert states(outcome)["train_soft_student"] == {"Completed"}

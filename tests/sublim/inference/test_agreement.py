@@ -1,0 +1,110 @@
+"""hf and vllm on the bundled model in float32: equal where they must be, and the check sees what it is there for."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sublim.chat import Chat
+from sublim.inference import HfBackend, VllmBackend, open_sampler
+from tests.sublim.inference.agreement import CHATS, DRAWN, Evidence, disagreements, evidence, read
+from tests.sublim.test_models import write_adapter
+
+pytest.importorskip("vllm", reason="vLLM is not installed on this machine")
+
+VLLM = VllmBackend(dtype="float32", max_length=512)
+HF = HfBackend(dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def adapter(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "owl", smollm2, seed=1)
+
+
+@pytest.fixture(scope="module")
+def plain(smollm2: Path) -> Evidence:
+    """What hf writes on the bare base."""
+    with open_sampler(HF, smollm2) as sampler:
+        return evidence(sampler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_engine() -> Iterator[None]:
+    yield
+    from sublim.inference.vllm_engine import forget_engine
+
+    forget_engine()
+
+
+def test_vllm_agrees_with_hf(smollm2: Path, plain: Evidence):
+    with open_sampler(VLLM, smollm2) as sampler:
+        written = evidence(sampler)
+    assert list(disagreements(plain, written, read(smollm2, None, written.drawn))) == []
+    # The other way round: hf's draws, scored by vLLM, are as likely as hf says.
+    with open_sampler(VLLM, smollm2) as sampler:
+        own = [answer for answers in plain.drawn for answer in answers]
+        prompts = [ids for ids in sampler.prompts(CHATS) for _ in range(DRAWN.n)]  # pyright: ignore
+        scored = sampler.score([(p + (a.token_ids or []), len(p)) for p, a in zip(prompts, own, strict=True)])  # pyright: ignore
+    for answer, scores in zip(own, scored, strict=True):
+        assert scores == pytest.approx(answer.logprobs, abs=1e-3)
+
+
+def test_vllm_agrees_with_hf_about_an_adapter(smollm2: Path, adapter: Path, plain: Evidence):
+    with open_sampler(HF, smollm2, weights=adapter) as sampler:
+        ours = evidence(sampler)
+    with open_sampler(VLLM, smollm2, weights=adapter) as sampler:
+        theirs = evidence(sampler)
+    reads = read(smollm2, adapter, theirs.drawn)
+    assert list(disagreements(ours, theirs, reads)) == []
+    assert list(disagreements(plain, theirs, reads)) != [], "the adapter changes nothing, so nothing was shown"
+
+
+def top_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sublim.inference import vllm_draws
+
+    plainly = vllm_draws.draw
+
+    def drawn(logits: torch.Tensor, *rest: Any) -> Any:
+        least = logits.topk(50).values[:, -1:]
+        return plainly(logits, *rest)._replace(tokens=plainly(logits.masked_fill(logits < least, -torch.inf), *rest)[0])
+
+    monkeypatch.setattr(vllm_draws, "draw", drawn)
+
+
+def repetition_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sublim.inference import vllm_draws
+
+    plainly = vllm_draws.Draws.apply
+
+    def apply(self: Any, logits: torch.Tensor) -> torch.Tensor:
+        for row, (_, output) in self.rows.items():
+            for token in set(output):
+                logits[row, token] = logits[row, token] / 1.3 if logits[row, token] > 0 else logits[row, token] * 1.3
+        return plainly(self, logits)
+
+    monkeypatch.setattr(vllm_draws.Draws, "apply", apply)
+
+
+def second_bos(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sublim.inference import vllm
+
+    plainly = vllm.prompt_ids
+
+    def doubled(tokenizer: Any, chats: Sequence[Chat]) -> list[list[int]]:
+        return [[tokenizer.bos_token_id, *ids] for ids in plainly(tokenizer, chats)]
+
+    monkeypatch.setattr(vllm, "prompt_ids", doubled)
+
+
+@pytest.mark.parametrize("mutation", [top_k, repetition_penalty, second_bos])
+def test_a_hidden_default_of_one_backend_is_seen(
+    mutation: Any, smollm2: Path, plain: Evidence, monkeypatch: pytest.MonkeyPatch
+):
+    mutation(monkeypatch)
+    with open_sampler(VLLM, smollm2) as sampler:
+        written = evidence(sampler)
+    found = set(disagreements(plain, written, read(smollm2, None, written.drawn)))
+    assert "draws" in found
+    assert found & {"greedy", "surprise", "log-probs"}, "only the shared random numbers gave it away"
