@@ -26,8 +26,6 @@ from sublim.search_config import (
 from sublim.store import open_store
 from sublim.training import TrainConfig
 
-NOT_OF_A_TRIAL = ("trials", "confirm", "study", "storage", "workers")
-
 
 class ConfirmConfig(Config):
     """The best trial against the student as it is set, on rows that the search never saw."""
@@ -62,7 +60,8 @@ class LoraSearchConfig(PipelineConfig):
     """Trials to make. A finished study goes on when this is raised."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("loss",)
     """loss: held-out loss of the student on its teacher's rows; effect: student minus its paired control, trained with
-    the same parameters. With both, the best is the front's best in the first."""
+    the same parameters; cost: what the student has lost of the base's share right on MMLU-Pro (`evaluation.mmlu_pro`).
+    With several, a Pareto front, and the best is the front's best in the first."""
     metric: Literal["margin", "rate"] = "margin"
     """Metric of the effect."""
     space: dict[str, Range | None] = KNOWN_SPACE
@@ -90,6 +89,12 @@ class LoraSearchConfig(PipelineConfig):
             raise ValueError("confirm.blocks must be fresh: the search's own block is among them")
         if self.filter.held_out == 0 and ("loss" in self.objectives or self.pruning):
             raise ValueError("filter.held_out is 0: the held-out loss needs rows that nobody trains on")
+        if "effect" in self.objectives and self.metric == "rate" and self.evaluation.samples == 0:
+            raise ValueError("the sampled rate needs answers: raise evaluation.samples or take the metric margin")
+        if "cost" in self.objectives and self.evaluation.mmlu_pro is None:
+            raise ValueError("the cost needs questions: set evaluation.mmlu_pro")
+        if self.labels != "hard" or self.arms or self.diagnostics or self.evaluation.updates:
+            raise ValueError("a search trains one arm on hard labels: leave labels, arms, diagnostics and updates out")
         return self
 
     def pipeline(self) -> PipelineConfig:

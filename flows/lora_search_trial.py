@@ -6,12 +6,15 @@ from typing import NamedTuple
 import optuna
 
 from flows.lora_search_config import LoraSearchConfig, searched
-from flows.pipeline import TeacherModel, filter_block, make_teacher, write_numbers
-from flows.pipeline_plan import CONTROL, ask_config, score_config, student_config
+from flows.pipeline import filter_block
+from flows.pipeline_capability import Examined, examine, questions_of
+from flows.pipeline_plan import CONTROL, ask_config, generate_config, score_config, student_config
+from flows.pipeline_teachers import BASE_ITSELF, make_teacher, write_numbers
 from sublim.heldout_config import HeldoutConfig, HeldoutLoss
 from sublim.inference import HfBackend
 from sublim.jsonl import read_jsonl
 from sublim.manifest import Artifact
+from sublim.mmlu_pro_config import MmluProScores, ScoreMmluProConfig
 from sublim.preference_config import CompareConfig, Comparison
 from sublim.prompts import Questions
 from sublim.search_config import SIGN, Objective, RungConfig
@@ -21,6 +24,7 @@ from sublim.search_study import Asked, Measured, Unmeasurable
 from sublim.store import Store
 from sublim.training import TrainConfig
 from sublim.training.plan import planned_updates
+from tasks.evaluation import score_mmlu_pro
 from tasks.pipeline import ask, compare, score, train_student
 from tasks.processes import OutOfDeviceMemory, one_process
 from tasks.search import heldout_loss, train_rung
@@ -68,8 +72,9 @@ def make_block(lab: Lab, base: Artifact, number: int) -> Block:
     rows: dict[str, list[Artifact]] = {}
     with one_process():
         for arm in (CONTROL, lab.target) if paired else (lab.target,):
-            writer = TeacherModel(None, None) if arm == CONTROL else teacher
-            raw[arm] = [write_numbers(config, base, arm, writer, number)]
+            writer = BASE_ITSELF if arm == CONTROL else teacher
+            generate = generate_config(config, arm=arm, block=number, system=writer.system)
+            raw[arm] = [write_numbers(generate, arm, base, writer)]
     filter_block(config, raw, rows)
     return Block(number, base, {arm: made[0] for arm, made in rows.items()})
 
@@ -143,6 +148,8 @@ def measure(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values
             train_student(run, label=f"{label} control", base=block.base, data=block.rows[CONTROL]) for run in runs
         ]
         found["effect"], notes = effect(lab, block, students, controls, label=label)
+    if "cost" in lab.config.objectives:
+        found["cost"] = cost(lab, block, students, label=label)
     return Values(found, notes)
 
 
@@ -181,3 +188,24 @@ def effect(
     if metric.effect is None or metric.student is None or metric.control is None:
         raise Unmeasurable(f"the effect is missing: {metric.reason}")
     return metric.effect.estimate, {"student": metric.student, "control": metric.control}
+
+
+def cost(lab: Lab, block: Block, students: list[Artifact], *, label: str) -> float:
+    """What the students have lost on MMLU-Pro: the base's share right minus theirs, the letter read by log-prob."""
+    models = {f"{label} {place}": Examined(block.base, student) for place, student in enumerate(students)}
+    shares = {
+        name: share_right(lab, answered, name)
+        for name, answered in examine(lab.config, {"base": Examined(block.base), **models}).items()
+    }
+    base = shares.pop("base")
+    return base - sum(shares.values()) / len(shares)
+
+
+def share_right(lab: Lab, answered: Artifact, label: str) -> float:
+    """One model's share of right answers."""
+    made = score_mmlu_pro(ScoreMmluProConfig(), label=label, asked=answered, questions=questions_of(lab.config))
+    found = MmluProScores.model_validate_json((lab.store.payload(made) / "scores.json").read_bytes())
+    read = found.metrics["letter_logprob"]
+    if read is None or read.overall.estimate is None:
+        raise Unmeasurable(f"MMLU-Pro could not be scored: {read and read.overall.reason}")
+    return read.overall.estimate

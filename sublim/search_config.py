@@ -9,9 +9,9 @@ from sublim.config import Config, RunOnly
 from sublim.training import TrainConfig
 
 Value = bool | int | float | str | None
-Objective = Literal["loss", "effect"]
-UNITS: dict[Objective, str] = {"loss": "nats a token", "effect": "nats"}
-SIGN: dict[Objective, int] = {"loss": -1, "effect": 1}
+Objective = Literal["loss", "effect", "cost"]
+UNITS: dict[Objective, str] = {"loss": "nats a token", "effect": "nats", "cost": "share of questions"}
+SIGN: dict[Objective, int] = {"loss": -1, "effect": 1, "cost": -1}
 """1 where more is better."""
 
 

@@ -109,7 +109,7 @@ class TestSearch:
         assert {stage["state"] for stage in found["stages"] if stage["stage"] == "train_student"} == {"Cached"}
         assert found["effect"]["estimate"] == pytest.approx(outcome["best"]["values"]["effect"])
 
-    def test_diverging_trial_fails_with_its_reason_and_the_search_goes_on(self, small: list[str]) -> None:
+    def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stands(self, small: list[str]) -> None:
         """A learning rate that overflows: a real loss that is no number, not a value and not a crash."""
         space = "space={lr: {kind: choice, values: [1.0e-3, 1.0e+38]}, dropout: null, rank: null, alpha: null}"
         outcome = run(
@@ -133,6 +133,8 @@ class TestSearch:
         assert failed["values"] is None
         assert "not finite" in failed["reason"]
         assert outcome["best"]["student"]["lr"] == 1e-3
+        cost = outcome["best"]["values"]["cost"]
+        assert abs(cost * 14) == pytest.approx(round(abs(cost * 14)), abs=1e-6)  # one question of each category
         assert outcome["difference"] is None
         assert any("Not confirmed" in line for line in outcome["findings"])
 
@@ -162,9 +164,12 @@ def test_space_of_the_issue_is_the_default_and_every_preset_is_sound() -> None:
         ("objectives=[loss, effect]", "single objective"),
         ("filter.held_out=0", "held_out is 0"),
         ("target=[owl, wolf]", "one target"),
+        ("objectives=[cost]", r"evaluation\.mmlu_pro"),
+        ("objectives=[effect]\nmetric=rate", r"evaluation\.samples"),
+        ("arms=[second_draw]", "one arm"),
         ("storage={kind: postgres, url: 'postgresql://me:secret@db/s'}", "PGPASSWORD"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_what_to_do(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        check(config_of(text))
+        check(config_of(*text.split("\n")))
