@@ -112,21 +112,16 @@ class TestSearch:
     def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stands(self, small: list[str]) -> None:
         """A learning rate that overflows: a real loss that is no number, not a value and not a crash."""
         space = "space={lr: {kind: choice, values: [1.0e-3, 1.0e+38]}, dropout: null, rank: null, alpha: null}"
-        outcome = run(
-            *small,
-            "--set",
-            space,
-            "--set",
-            "objectives=[loss, effect]",
-            "--set",
+        settings = [
+            "space={lr: {kind: choice, values: [1.0e-3, 1.0e+38]}, dropout: null, rank: null, alpha: null}",
+            "objectives=[loss, effect, cost]",
+            "evaluation.mmlu_pro={per_category: 1, generate: false}",
             "pruning=null",
-            "--set",
             "trials=4",
-            "--set",
             "confirm=null",
-            "--set",
             "sampler={kind: random, seed: 3}",
-        )
+        ]
+        outcome = run(*small, *(part for setting in settings for part in ("--set", setting)))
         states = {trial["params"]["lr"]: trial["state"] for trial in outcome["trials"]}
         assert states == {1e-3: "complete", 1e38: "failed"}
         failed = next(trial for trial in outcome["trials"] if trial["state"] == "failed")
