@@ -111,7 +111,6 @@ class TestSearch:
 
     def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stands(self, small: list[str]) -> None:
         """A learning rate that overflows: a real loss that is no number, not a value and not a crash."""
-        space = "space={lr: {kind: choice, values: [1.0e-3, 1.0e+38]}, dropout: null, rank: null, alpha: null}"
         settings = [
             "space={lr: {kind: choice, values: [1.0e-3, 1.0e+38]}, dropout: null, rank: null, alpha: null}",
             "objectives=[loss, effect, cost]",
