@@ -115,9 +115,10 @@ def joined(parts: list[Part], store: Store, label: str) -> Artifact:
     pairs = [part.block for part, manifest in zip(parts, manifests, strict=True) for _ in _listed(manifest, "students")]
     teachers = {each.key: each for manifest in manifests for each in _listed(manifest, "teacher")}
     shared = CompareConfig(blocks=tuple(pairs) if len({*pairs}) > 1 else ())
-    base = Artifact.model_validate(manifests[0].inputs["base"])
+    first = next(iter(manifests))
+    base = Artifact.model_validate(first.inputs["base"])
     if parts[0].artifact.stage == "compare_shift":
-        words = CompareShiftConfig.model_validate(manifests[0].config).words
+        words = CompareShiftConfig.model_validate(first.config).words
         config = CompareShiftConfig(words=words, compare=shared)
         return compare_shift(config, label=label, students=students, controls=controls, base=base)
     stage = compare if parts[0].artifact.stage == "compare" else compare_mmlu_pro

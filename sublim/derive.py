@@ -102,7 +102,7 @@ def _pool(source: Path) -> np.ndarray:
 
 def _pools_by_place(source: Path) -> list[np.ndarray]:
     """The numbers that stand first, second and so on, each in the order of the rows."""
-    counts = np.array([len(found) for found in _numbers(source)])
+    counts = np.array([len(found) for found in _numbers(source)], dtype=np.int64)
     pool = _pool(source)
     place = np.arange(len(pool)) - np.repeat(np.cumsum(counts) - counts, counts)
     return [pool[place == i] for i in range(int(counts.max(initial=0)))]

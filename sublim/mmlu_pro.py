@@ -147,7 +147,10 @@ def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, aske
         questions=list(rows),
         categories=[row["category"] for row in rows.values()],
         chance=math.fsum(1 / size for size in sizes) / len(sizes),
-        metrics={name: found and letter_scores(rows, found, config.level) for name, found in readings.items()},
+        metrics={
+            name: None if found is None else letter_scores(rows, found, config.level)
+            for name, found in readings.items()
+        },
     )
     (out / "scores.json").write_text(scores.model_dump_json(indent=1))
 

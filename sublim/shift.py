@@ -56,7 +56,8 @@ def shift(out: Path, config: ShiftConfig, *, scratch: Path, asked: Path, referen
     counts = [answer_counts(payload, words, len(questions)) for payload in (asked, reference)]
     whole, within = exact(*tables)
     reason = "the log-probs of some listed words are not finite"
-    sampled, floor, p = _sampled(*counts, config)
+    ours, theirs = counts
+    sampled, floor, p = _sampled(ours, theirs, config)
     metrics: dict[ShiftName, Metric] = {
         "tv_logprob": _metric(whole, reason),
         "tv_list": _metric(within, reason),

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from sublim.effects import Units, paired_effect, units_of
@@ -37,7 +38,7 @@ def _compared(
     config: CompareConfig,
 ) -> ShiftComparison:
     student, control = (np.stack([model[name] for model in arm]) for arm in arms)
-    used = np.isfinite(student - control).all(axis=0)
+    used = cast(Bool[ndarray, " q"], np.isfinite(student - control).all(axis=0))
     if not used.any():
         reason = "no answers were sampled (samples = 0)" if name == "tv_sampled" else "log-probs are not finite"
         return ShiftComparison(student=None, control=None, between=None, effect=None, reason=reason)

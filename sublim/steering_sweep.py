@@ -10,11 +10,11 @@ import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 
-from sublim.activations import chosen_weights
 from sublim.chat import chat
 from sublim.inference import Steerable, open_steerable
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
+from sublim.preference import chosen_weights
 from sublim.preference_config import Metric
 from sublim.progress import progress
 from sublim.scores import margin
@@ -22,7 +22,7 @@ from sublim.stats import paired_t
 from sublim.steering import read_vectors
 from sublim.steering_config import Edit, Steering, VectorNote
 from sublim.steering_sweep_config import Curve, CurveConfig, SteeredPoint, SweepConfig
-from sublim.training.saving import sync
+from sublim.tensor_files import sync
 from sublim.words import Reader, written
 
 

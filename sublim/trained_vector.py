@@ -15,12 +15,13 @@ from sublim.errors import UserError
 from sublim.hooks import attached_at, check_layers
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
-from sublim.means import with_random, write_whole
+from sublim.means import with_random
 from sublim.model_files import base_identity
 from sublim.models import open_model
 from sublim.progress import progress
 from sublim.steering import Vector, noted, write_vectors
 from sublim.steering_config import Place, VectorNote
+from sublim.tensor_files import write_whole
 from sublim.trained_vector_config import TrainVectorConfig
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, label_count, micro_batches, token_rows
 
@@ -116,7 +117,7 @@ def _backward(
         with attached_at(model, place, lambda stream: (stream.float() + vector).to(stream.dtype)):
             loss = _summed_loss(model, on_device) / count
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total
 
 

@@ -1,18 +1,25 @@
 """Trained weights as files that are a function of the weights alone, and directories that are whole or not there."""
 
-import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors.torch import save
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from sublim.adapters import CONFIG, WEIGHTS
-from sublim.model_files import IDENTITY, INDEX, base_identity, loaded_files, weights_digest, write_config, write_json
+from sublim.adapters import WEIGHTS
+from sublim.model_files import (
+    ADAPTER,
+    IDENTITY,
+    INDEX,
+    base_identity,
+    loaded_files,
+    weights_digest,
+    write_config,
+    write_json,
+)
+from sublim.tensor_files import sync, write_tensors
 
 
 @contextmanager
@@ -29,23 +36,6 @@ def whole(directory: Path) -> Generator[Path]:
     sync(directory.parent)
 
 
-def sync(path: Path) -> None:
-    """Waits until a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors as safetensors, in the order of their names."""
-    # Through memory: safetensors makes files that only their owner can read, and a store may be shared.
-    path.write_bytes(
-        save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, {"format": "pt"})
-    )
-
-
 def write_adapter(directory: Path, adapted: PeftModel, base: Path) -> None:
     """The adapter as peft reads it, without the paths, versions and model card that peft would add."""
     write_tensors(directory / WEIGHTS, get_peft_model_state_dict(adapted))
@@ -54,7 +44,7 @@ def write_adapter(directory: Path, adapted: PeftModel, base: Path) -> None:
     described = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     unwanted = {"peft_version", "base_model_name_or_path"}
     kept = {key: value for key, value in described.items() if key not in unwanted}
-    write_json(directory / CONFIG, kept | {"base_model_name_or_path": None, "inference_mode": True})
+    write_json(directory / ADAPTER, kept | {"base_model_name_or_path": None, "inference_mode": True})
     write_json(directory / IDENTITY, {"base": base_identity(base)})
 
 
