@@ -28,11 +28,11 @@ from sublim.inference.room import Room
 from sublim.jsonl import read_jsonl
 from sublim.killpoints import kill_point
 from sublim.models import DTYPES, open_model
+from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.reading import StreamReader, Text
+from sublim.tensor_files import sync, write_tensors
 from sublim.token_places import Marked, marked_row, picks
-from sublim.training import checkpoint
-from sublim.training.saving import sync, write_tensors
 
 SCHEMA = {
     "row": pl.Int64,
@@ -48,7 +48,7 @@ SCHEMA = {
 class Shard(NamedTuple):
     """A part of a payload: the index of its entries, and their values by place, as in `resid_post/14`."""
 
-    index: pl.DataFrame
+    entries: pl.DataFrame
     tensors: dict[str, Float[Tensor, "n d"]]
 
 
@@ -67,15 +67,6 @@ def open_reader(config: Reading, base: Path, weights: Path | None) -> Generator[
         network = Network(model, config.attention)
         tokens = config.tokens or Room(network, None).tokens()
         yield OpenReader(StreamReader(network, config.places, tokens), tokenizer)
-
-
-def chosen_weights(weights: Path | None, update: int | None) -> Path | None:
-    """What a training payload kept after `update`, by default its last; any other directory as it is."""
-    if weights is not None and any(weights.glob("update-*")):
-        return checkpoint(weights, update)
-    if update is not None:
-        raise UserError(f"update {update} needs the payload of a training run: give one, or leave it out")
-    return weights
 
 
 def read_activations(
@@ -160,7 +151,7 @@ def _write_shard(folder: Path, number: int, shard: Shard, config: ActivationsCon
         if path == tensors:
             write_tensors(draft, shard.tensors)
         else:
-            shard.index.write_parquet(draft)
+            shard.entries.write_parquet(draft)
         sync(draft)
         draft.replace(path)
     sync(folder)

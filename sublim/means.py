@@ -19,19 +19,20 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import AutoConfig
 
-from sublim.activations import OpenReader, chosen_weights, open_reader
+from sublim.activations import OpenReader, open_reader
 from sublim.digest import digest, digest_directory
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl
 from sublim.killpoints import kill_point
 from sublim.means_config import PROMPT_KINDS, DifferenceConfig, ImportConfig, MeansConfig
 from sublim.model_files import base_identity, read_json, write_json
+from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.reading import Text
 from sublim.steering import Vector, check_vector, noted, random_like, read_vectors, write_vectors
 from sublim.steering_config import VectorNote
+from sublim.tensor_files import write_tensors, write_whole
 from sublim.token_places import marked_row, picks
-from sublim.training.saving import sync, write_tensors
 
 CHUNK = 512
 """Rows read between two saves: memory grows with it and with nothing else."""
@@ -128,6 +129,8 @@ def paired(rows: Path, partner: Path | None) -> Iterator[tuple[Row, ...]]:
         if (row["prompt"], row["system"]) != (other["prompt"], other["system"]):
             raise UserError(f"row {row['id']} has another prompt or system prompt on the two sides: pair equal ones")
         yield row, other
+    for _ in others:  # in order to the end
+        pass
 
 
 def _ascending(payload: Path) -> Iterator[Row]:
@@ -142,14 +145,6 @@ def _ascending(payload: Path) -> Iterator[Row]:
 def _text(row: Row) -> list[Any]:
     """What of a row is read."""
     return [row["prompt"], row["answer"], row["system"]]
-
-
-def write_whole(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors so that `path` is there whole or not at all."""
-    draft = path.with_suffix(".draft")
-    write_tensors(draft, tensors)
-    sync(draft)
-    draft.replace(path)
 
 
 def read_side(payload: Path, name: str = "rows") -> Side:

@@ -15,12 +15,13 @@ from sublim.errors import UserError
 from sublim.hooks import attached_at, check_layers
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
-from sublim.means import with_random, write_whole
-from sublim.model_files import base_identity
+from sublim.means import with_random
+from sublim.model_files import base_identity, write_json
 from sublim.models import open_model
 from sublim.progress import progress
 from sublim.steering import Vector, noted, write_vectors
 from sublim.steering_config import Place, VectorNote
+from sublim.tensor_files import write_whole
 from sublim.trained_vector_config import TrainVectorConfig
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, label_count, micro_batches, token_rows
 
@@ -71,6 +72,7 @@ def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: P
             records += [{"vector": name, "update": i, "loss": loss} for i, loss in enumerate(found["losses"].tolist())]
             advance(config.updates)
     write_vectors(out, with_random(made, config.random, config.seed))
+    write_json(out / "vectors.json", {name: vector.note.model_dump(mode="json") for name, vector in made.items()})
     write_jsonl(out / "training.jsonl", records)
     return {"losses": {name: [own[0], own[-1]] for name, own in _by_vector(records).items()}}
 
@@ -116,7 +118,7 @@ def _backward(
         with attached_at(model, place, lambda stream: (stream.float() + vector).to(stream.dtype)):
             loss = _summed_loss(model, on_device) / count
         loss.backward()
-        total += float(loss)
+        total += float(loss.detach())
     return total
 
 

@@ -1,14 +1,11 @@
 """Trained weights as files that are a function of the weights alone, and directories that are whole or not there."""
 
-import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
-from safetensors.torch import save
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from sublim.adapters import WEIGHTS
@@ -22,6 +19,7 @@ from sublim.model_files import (
     write_config,
     write_json,
 )
+from sublim.tensor_files import sync, write_tensors
 
 
 @contextmanager
@@ -36,23 +34,6 @@ def whole(directory: Path) -> Generator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
     draft.replace(directory)
     sync(directory.parent)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors as safetensors, in the order of their names."""
-    # Through memory: safetensors makes files that only their owner can read, and a store may be shared.
-    path.write_bytes(
-        save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, {"format": "pt"})
-    )
 
 
 def write_adapter(directory: Path, adapted: PeftModel, base: Path) -> None:

@@ -153,8 +153,9 @@ class TestSweep:
         assert outcome["cached"] == outcome["cells"] == 2
         stages = [stage["stage"] for stage in outcome["stages"]]
         assert stages.count("record_cell") == 2
-        # One comparison joins the seeds' likings and one their marks; one stage makes the table.
-        assert sorted(stages) == ["compare", "compare_mmlu_pro", "record_cell", "record_cell", "tabulate_sweep"]
+        # One stage joins the seeds' likings, one their marks and one their shifts; one makes the table.
+        joined = ["compare", "compare_mmlu_pro", "compare_shift"]
+        assert sorted(stages) == [*joined, "record_cell", "record_cell", "tabulate_sweep"]
         assert {stage["state"] for stage in outcome["stages"]} == {"Cached"}
 
     def test_looking_up_runs_nothing(self, published: Path) -> None:
@@ -179,11 +180,11 @@ class TestSweep:
         assert "missing: " in printed(outcome)
 
     def test_a_damaged_result_is_found_out_and_its_cell_runs_again(self, published: Path, module_store: Path) -> None:
-        store = Store(module_store)
-        compared = next(
-            m for m in store.manifests() if m.artifact.stage == "compare" and len(m.inputs["students"]) == 2
-        )
-        path = store.payload(compared.artifact) / "comparison.json"
+        tree = {"settings": fast(published), "target": "owl", "seeds": [0, 1]}
+        (cell,) = cells_of(load_config("quickstart", None, tree))
+        found = looked_up(cell)
+        assert found is not None
+        path = Store(module_store).payload(found.effects[0].artifact) / "comparison.json"
         kept = path.read_bytes()
         path.write_bytes(kept[:-2])
         outcome = ran(published)
@@ -327,7 +328,8 @@ def test_cell_results_are_read_as_comparisons(published: Path) -> None:
 
 
 def test_what_a_cell_cannot_run_is_named(published: Path) -> None:
-    config = build(SweepConfig, {"settings": fast(published), "preset": "gemma-2-9b-a6000"})
+    settings = {"model": {"kind": "local", "path": str(published)}}
+    config = build(SweepConfig, {"settings": settings, "preset": "gemma-2-9b-a6000"})
     cells = cells_of(config)
     with pytest.raises(UserError, match="cell owl, teacher, block 0"):
         check_cells(cells)
