@@ -85,6 +85,8 @@ class Study(NamedTuple):
     """The same contrasts by total variation from the base."""
     diagnosed: Diagnosed | None
     """The diagnostics that were asked for."""
+    students: dict[str, list[Artifact]]
+    """By set: one for each block and seed."""
 
     @property
     def base(self) -> Artifact:
@@ -150,7 +152,7 @@ def conduct(config: PipelineConfig) -> Study:
     capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
     shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
     diagnosed = diagnose(config, bases["base"], teachers, students) if config.diagnostics else None
-    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, shifts, diagnosed)
+    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, shifts, diagnosed, students)
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:

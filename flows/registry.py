@@ -45,6 +45,13 @@ FLOWS = {
         "sweep",
         "which targets, arms and settings show an effect?",
     ),
+    "steering": FlowEntry(
+        "flows.steering:steering",
+        "flows.steering_config:SteeringFlowConfig",
+        "flows.steering_plan:check",
+        "steering",
+        "what does a vector for a target do, and did students learn what it says?",
+    ),
     "toy-models": FlowEntry(
         "flows.toy_models:toy_models",
         "flows.toy_models_config:ToyModelsConfig",
@@ -58,6 +65,13 @@ FLOWS = {
         "flows.mnist_config:check",
         "mnist",
         "does a student learn digits from auxiliary logits on noise?",
+    ),
+    "lora-search": FlowEntry(
+        "flows.lora_search:lora_search",
+        "flows.lora_search_config:LoraSearchConfig",
+        "flows.lora_search_config:check",
+        "lora_search",
+        "which parameters make a student learn most from its teacher's numbers?",
     ),
 }
 

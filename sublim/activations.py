@@ -48,7 +48,7 @@ SCHEMA = {
 class Shard(NamedTuple):
     """A part of a payload: the index of its entries, and their values by place, as in `resid_post/14`."""
 
-    index: pl.DataFrame
+    entries: pl.DataFrame
     tensors: dict[str, Float[Tensor, "n d"]]
 
 
@@ -151,7 +151,7 @@ def _write_shard(folder: Path, number: int, shard: Shard, config: ActivationsCon
         if path == tensors:
             write_tensors(draft, shard.tensors)
         else:
-            shard.index.write_parquet(draft)
+            shard.entries.write_parquet(draft)
         sync(draft)
         draft.replace(path)
     sync(folder)

@@ -1,13 +1,14 @@
-"""Steering vectors: kept as safetensors with a note each, checked against the model they are for, made ready to apply.
+"""Steering vectors: kept as safetensors with a note each, checked against the model they are for, ready to apply.
 
-A file holds named vectors. Our own carry a note (site, layer, source, norm) in the metadata, one JSON text per name; a
-stranger's file with a single tensor may carry `site` and `layer` alone. Reading one runs no code.
+A file holds named vectors. Our own carry their notes (site, layer, source, norm) by name as one JSON text, `vectors`,
+in the metadata; a stranger's file may carry `site` and `layer` alone. Reading one runs no code.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
 import torch
 from jaxtyping import Float
 from pydantic import ValidationError
@@ -64,11 +65,11 @@ def noted(values: Float[Tensor, " d"], note: VectorNote) -> Vector:
 
 
 def write_vectors(folder: Path, vectors: Mapping[str, Vector]) -> None:
-    """Writes vectors.safetensors: tensors in order of their names, each note as JSON in the metadata."""
+    """Writes vectors.safetensors; the metadata have all notes in one entry, as several have no order."""
     named = {name: vectors[name] for name in sorted(vectors)}
-    metadata = {name: vector.note.model_dump_json() for name, vector in named.items()}
+    notes = orjson.dumps({name: vector.note.model_dump(mode="json") for name, vector in named.items()}).decode()
     tensors = {name: vector.values.contiguous() for name, vector in named.items()}
-    (folder / FILE).write_bytes(save(tensors, metadata))
+    (folder / FILE).write_bytes(save(tensors, {"vectors": notes}))
 
 
 def read_vectors(path: Path, stated: Mapping[str, Any] | None = None) -> dict[str, Vector]:
@@ -81,16 +82,17 @@ def read_vectors(path: Path, stated: Mapping[str, Any] | None = None) -> dict[st
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             names = list(file.keys())
-            given = {**stated} if stated and len(names) == 1 else {}
-            return {name: _vector(path, name, metadata | given, file.get_tensor(name)) for name in names}
-    except (OSError, SafetensorError) as error:
+            notes = orjson.loads(metadata.get("vectors", "{}"))
+            given = {**metadata, **(stated or {})}
+            return {name: _vector(path, name, notes.get(name), given, file.get_tensor(name)) for name in names}
+    except (OSError, SafetensorError, orjson.JSONDecodeError) as error:
         raise UserError(f"{path} is no safetensors file of vectors ({error}): give one") from error
 
 
-def _vector(path: Path, name: str, metadata: Mapping[str, Any], values: Tensor) -> Vector:
+def _vector(path: Path, name: str, note: dict[str, Any] | None, metadata: Mapping[str, Any], values: Tensor) -> Vector:
     try:
-        if name in metadata:
-            return noted(values, VectorNote.model_validate_json(metadata[name]))
+        if note is not None:
+            return noted(values, VectorNote.model_validate(note))
         known = {key: metadata[key] for key in ("site", "layer", "residual_norm", "base") if key in metadata}
         if not {"site", "layer"} <= known.keys():
             raise UserError(f"{path}: vector {name!r} does not say its site and layer: write both into the metadata")

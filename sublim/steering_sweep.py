@@ -14,6 +14,8 @@ from sublim.chat import chat
 from sublim.inference import Steerable, open_steerable
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
+from sublim.mmlu_pro import likeliest, question_text
+from sublim.mmlu_pro_config import LETTERS
 from sublim.preference import chosen_weights
 from sublim.preference_config import Metric
 from sublim.progress import progress
@@ -27,25 +29,37 @@ from sublim.words import Reader, written
 
 
 def sweep(
-    out: Path, config: SweepConfig, *, scratch: Path, base: Path, vectors: Path, weights: Path | None = None
+    out: Path,
+    config: SweepConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    vectors: Path,
+    weights: Path | None = None,
+    exam: Path | None = None,
 ) -> dict[str, Any]:
     """Stage: writes logprobs.parquet {point, question, word, logprob}, answers.jsonl {point, question, sample, text,
-    finish}, questions.jsonl and points.json.
+    finish}, letters.jsonl {point, right}, questions.jsonl and points.jsonl.
 
     The model is loaded once. Costs for each point one scoring of questions x words and questions x samples short
-    answers; resumes from the last whole point.
+    answers, and at points without random vectors one reading of every MMLU-Pro question in `exam`; resumes from the
+    last whole point.
     """
     points: list[Steering | None] = [None, *config.points]
+    notes = {name: vector.note for name, vector in read_vectors(vectors).items()}
+    described = [_described(number, point, notes) for number, point in enumerate(points)]
+    questions = list(read_jsonl(exam / "questions.jsonl")) if exam else []
     paths = [scratch / f"point-{number:05d}.jsonl" for number in range(len(points))]
     with progress("steered points", len(points)) as advance:
         if not all(path.exists() for path in paths):
             with open_steerable(config.backend, base, weights=chosen_weights(weights, config.weights_update)) as model:
                 # All names, layers and widths are looked at before the first point.
                 edits = [model.edits(point, vectors) if point else [] for point in points]
-                for path, own in zip(paths, edits, strict=True):
+                for path, own, about in zip(paths, edits, described, strict=True):
                     if not path.exists():
                         model.steer(own)
-                        _keep(path, list(_asked(model, config)))
+                        rows = [*_asked(model, config), *([] if about["control"] else _examined(model, questions))]
+                        _keep(path, rows)
                         kill_point("sweep:point")
                     advance(1)
         else:
@@ -57,8 +71,8 @@ def sweep(
     )
     write_jsonl(out / "answers.jsonl", (row for row in rows if "text" in row))
     write_jsonl(out / "questions.jsonl", ({"question": i, "text": text} for i, text in enumerate(config.questions)))
-    notes = {name: vector.note for name, vector in read_vectors(vectors).items()}
-    write_jsonl(out / "points.jsonl", (_described(n, point, notes) for n, point in enumerate(points)))
+    write_jsonl(out / "letters.jsonl", (row for row in rows if "right" in row))
+    write_jsonl(out / "points.jsonl", described)
     return {"points": len(points)}
 
 
@@ -85,6 +99,15 @@ def _asked(model: Steerable, config: SweepConfig) -> Iterator[dict[str, Any]]:
                 yield {"question": question, "sample": sample, "text": answer.text, "finish": answer.finish}
 
 
+def _examined(model: Steerable, questions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Whether the likeliest of the offered letters is the right one; null where no letter is."""
+    chats = [chat(question_text(row["question"], row["options"])) for row in questions]
+    offered = [list(LETTERS[: len(row["options"])]) for row in questions]
+    for row, letters in zip(questions, model.logprobs(chats, offered) if questions else [], strict=True):
+        place, _ = likeliest([sum(tokens) for tokens in letters])
+        yield {"right": None if place is None else place == row["answer"]}
+
+
 def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
     draft = path.with_suffix(".draft")
     write_jsonl(draft, rows)
@@ -97,8 +120,15 @@ def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path
     config = config.listed()
     metrics = margins(swept, config.target, config.words)
     counts = answer_counts(swept, config.target, config.words)
+    letters = defaultdict[int, list[bool]](list)
+    for row in read_jsonl(swept / "letters.jsonl"):
+        letters[row["point"]] += [] if row["right"] is None else [row["right"]]
     points = [
-        described_point(row, metrics[row["point"]], metrics[0], counts[row["point"]], config)
+        described_point(row, metrics[row["point"]], metrics[0], counts[row["point"]], config).model_copy(
+            update={"mmlu_pro": float(np.mean(right)), "mmlu_pro_read": len(right)}
+            if (right := letters.get(row["point"]))
+            else {}
+        )
         for row in read_jsonl(swept / "points.jsonl")
     ]
     curve = Curve(

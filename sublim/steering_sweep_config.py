@@ -91,7 +91,9 @@ class SteeredPoint(Config):
     beyond_random: float | None = None
     """Share of the random vectors that move the margin at least as far, this one counted in: a permutation p."""
     mmlu_pro: float | None = None
-    """Accuracy on MMLU-Pro questions; null when they were not asked."""
+    """Share of MMLU-Pro questions whose likeliest letter is right; null when none were asked."""
+    mmlu_pro_read: int = 0
+    """Questions it is of."""
     reason: str | None = None
     """Why the difference is missing."""
 

@@ -16,7 +16,7 @@ from sublim.hooks import attached_at, check_layers
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.means import with_random
-from sublim.model_files import base_identity
+from sublim.model_files import base_identity, write_json
 from sublim.models import open_model
 from sublim.progress import progress
 from sublim.steering import Vector, noted, write_vectors
@@ -72,6 +72,7 @@ def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: P
             records += [{"vector": name, "update": i, "loss": loss} for i, loss in enumerate(found["losses"].tolist())]
             advance(config.updates)
     write_vectors(out, with_random(made, config.random, config.seed))
+    write_json(out / "vectors.json", {name: vector.note.model_dump(mode="json") for name, vector in made.items()})
     write_jsonl(out / "training.jsonl", records)
     return {"losses": {name: [own[0], own[-1]] for name, own in _by_vector(records).items()}}
 

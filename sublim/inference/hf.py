@@ -154,17 +154,17 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> lis
 
 def by_length(requests: Sequence[Request], longest: int) -> Iterator[tuple[list[Request], int]]:
     """Requests of like length, longest first, with the cache length (a multiple of 32) that all of them fit."""
-    group, length = list[Request](), 0
+    group, most = list[Request](), 0
     for request in sorted(requests, key=lambda request: len(request.prompt), reverse=True):
         need = len(request.prompt) + longest
-        if group and need < 0.75 * length:
-            yield group, length
+        if group and need < 0.75 * most:
+            yield group, -(-most // 32) * 32
             group = []
         if not group:
-            length = -(-need // 32) * 32
+            most = need
         group.append(request)
     if group:
-        yield group, length
+        yield group, -(-most // 32) * 32
 
 
 def stop_ids(loaded: LoadedModel) -> list[int]:

@@ -1,10 +1,8 @@
 """Reading the stream: the right tensor, the right tokens, in batches that leave no mark. Mistakes 1 to 5 of others."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +70,7 @@ def test_entries_are_what_a_plain_pass_over_each_row_gives(family: str, tiny_mod
                 "last_prompt": [start - 1],
                 "last_answer": [end - 2],
             }
-            entries = shard.index.filter(pl.col("row") == number)
+            entries = shard.entries.filter(pl.col("row") == number)
             assert entries["read_at"].to_list() == [*kinds]
             assert entries["tokens"].to_list() == [len(places) for places in hand.values()]
             assert entries["position"].to_list() == [None, None, start - 1, end - 2]
@@ -91,7 +89,7 @@ def test_every_token_of_a_row_is_kept_with_its_id(family: str, tiny_models: dict
     with open_model(tiny_models[family], dtype="float32", attention="eager") as (model, tokenizer):
         for number, row in enumerate(ROWS):
             ids, _, end = answer_ids(tokenizer, row_chat(row))
-            entries = shard.index.filter(pl.col("row") == number)
+            entries = shard.entries.filter(pl.col("row") == number)
             assert entries["token"].to_list() == ids[: end - 1]
             assert entries["position"].to_list() == [*range(end - 1)]
             expected = plain_streams(model, ids[: end - 1])["resid_post/0"]
@@ -214,7 +212,7 @@ def test_entries_do_not_depend_on_what_is_read_beside_them(family: str, tiny_mod
         settings = config(sites=("resid_post", "mlp_out"), read_at=kinds, tokens=tokens)
         with open_reader(settings, base, None) as opened:
             shard = read_shard(opened, settings, rows, 0)
-        first = shard.index.filter(pl.col("row") < 2)["place"].to_list()
+        first = shard.entries.filter(pl.col("row") < 2)["place"].to_list()
         found.append({name: values[first] for name, values in shard.tensors.items()})
     for other in found[1:]:
         for name, values in found[0].items():
@@ -272,18 +270,9 @@ def test_plain_texts_are_all_prompt(tiny_models: dict[str, Path]):
         picks(marked, "mean_answer")
 
 
-DRIVER = """
-import sys, json
-from pathlib import Path
-from sublim.activations import read_activations
-from sublim.activations_config import ActivationsConfig
-out, scratch, base, rows, settings = sys.argv[1:]
-config = ActivationsConfig.model_validate(json.loads(settings))
-read_activations(Path(out), config, scratch=Path(scratch), base=Path(base), rows=Path(rows))
-"""
-
-
-def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(tiny_models: dict[str, Path], tmp_path: Path):
+def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     base = tiny_models["qwen2"]
     for name in ("rows", "whole", "resumed", "scratch-whole", "scratch"):
         (tmp_path / name).mkdir()
@@ -293,21 +282,27 @@ def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(tiny_model
     notes = read_activations(
         tmp_path / "whole", whole, scratch=tmp_path / "scratch-whole", base=base, rows=tmp_path / "rows"
     )
-    arguments = [str(tmp_path / "resumed"), str(tmp_path / "scratch"), str(base), str(tmp_path / "rows")]
-    command = [sys.executable, "-c", DRIVER, *arguments, json.dumps(settings)]
-    killed = subprocess.run(command, env={**os.environ, "SUBLIM_KILL_AT": "activations:shard"})
-    assert killed.returncode == -signal.SIGKILL
+
+    def read(kill_at: str) -> None:
+        os.environ["SUBLIM_KILL_AT"] = kill_at
+        read_activations(tmp_path / "resumed", whole, scratch=tmp_path / "scratch", base=base, rows=tmp_path / "rows")
+
+    killed = get_context("fork").Process(target=read, args=("activations:shard",))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert len(list((tmp_path / "scratch").glob("index-*"))) == 1
     marker = tmp_path / "scratch" / "activations-00000.safetensors"
     written = marker.stat().st_mtime_ns
-    subprocess.run(command, check=True)
+    monkeypatch.setenv("SUBLIM_KILL_AT", "")
+    read("")
     assert marker.stat().st_mtime_ns == written
     assert digest_directory(tmp_path / "resumed") == digest_directory(tmp_path / "whole")
     shards = list(read_shards(tmp_path / "whole"))
-    assert [len(shard.index["row"].unique()) for shard in shards] == [5, 5, 2]
+    assert [len(shard.entries["row"].unique()) for shard in shards] == [5, 5, 2]
     assert notes is not None
-    assert sum(len(shard.index) for shard in shards) == notes["entries"]
-    assert load_file(marker)["resid_post/1"].shape == (len(shards[0].index), 32)
+    assert sum(len(shard.entries) for shard in shards) == notes["entries"]
+    assert load_file(marker)["resid_post/1"].shape == (len(shards[0].entries), 32)
 
 
 @pytest.mark.parametrize(
