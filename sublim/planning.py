@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
+from scipy.optimize import brentq
 
 from sublim.errors import UserError
 from sublim.stats import power, units_needed
@@ -128,6 +129,15 @@ def _crossed_units(spread: Spread, effect: float, questions: int, wanted: float,
     return None
 
 
-def power_table(effect: float, sd: float, units: Sequence[int], level: float = 0.95) -> list[tuple[int, float]]:
-    """Power of the paired t interval for each number of units."""
-    return [(n, power(n, effect, sd, level)) for n in units]
+def detectable(units: int, sd: float, *, wanted: float = 0.8, level: float = 0.95) -> float | None:
+    """The smallest true effect that so many units show with power `wanted`; None where there is no spread to tell."""
+    if units < 2 or sd <= 0:
+        return None
+
+    def lacking(size: float) -> float:
+        return power(units, size, 1.0, level) - wanted
+
+    highest = 1.0
+    while lacking(highest) < 0:
+        highest *= 2
+    return sd * float(brentq(lacking, 0.0, highest, xtol=1e-9))
