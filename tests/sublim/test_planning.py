@@ -82,4 +82,9 @@ def test_a_detectable_effect_is_the_one_that_needs_so_many_units() -> None:
     assert power(34, found, 1.0) == pytest.approx(0.8)
     assert found == pytest.approx(0.5, abs=0.01)
     assert detectable(4, 0.2) == pytest.approx(0.2 * (detectable(4, 1.0) or 0))
+    # Two units: scipy's own noncentral t is NaN there.
+    two = detectable(2, 1.0)
+    assert two is not None
+    drawn = np.random.default_rng(4).normal(two, 1.0, size=(20_000, 2))
+    assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.012)
     assert detectable(1, 1.0) is detectable(5, 0.0) is None
