@@ -145,7 +145,7 @@ def _other_teachers(config: SweepConfig, outcomes: list[Outcome], comparisons: d
     expected = ARMS["other_teacher"].expected
     if len(config.target) < 2:
         reason = "it needs a second target"
-        return [SweepRow(target=config.target[0], arm="other_teacher", expected=expected, reason=reason)]
+        return [SweepRow(target=next(iter(config.target)), arm="other_teacher", expected=expected, reason=reason)]
     rows: list[SweepRow] = []
     main = [group for group in groups(outcomes) if group.arm == TEACHER]
     for group in main:

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
 from sublim.mmlu_pro_config import LetterComparison, MmluProComparison
+from sublim.planning import detectable
 from sublim.preference_config import METRICS, UNITS, Comparison, Effect, MetricComparison
 from sublim.shift_config import ShiftComparison, ShiftComparisons
 from sublim.stats import benjamini_hochberg, holm, paired_t_p, sign_flip_test
@@ -20,7 +22,7 @@ TEXT = ("expected", "metric", "unit", "reason", "corrected")
 WHOLE = ("units", "pairs", "questions")
 REAL = (
     *("base", "teacher", "student", "control", "estimate", "low", "high", "low_questions", "high_questions"),
-    *("p", "p_corrected", "p_flips", "p_flips_smallest"),
+    *("p", "p_corrected", "p_flips", "p_flips_smallest", "detectable"),
 )
 
 
@@ -48,6 +50,9 @@ def tabulate_sweep(
     shifts: Mapping[str, Path],
 ) -> None:
     """Stage: writes table.parquet and .csv (a row for each effect and metric), pairs.parquet, effects.svg, cost.svg.
+
+    `detectable` is the true effect that these units, with the spread they had, show with 80 % power: beside an effect
+    that was not seen it says what could have been.
 
     `comparisons` are payloads of `compare`, `capability` of `compare_mmlu_pro`, `shifts` of `compare_shift`, by the
     names that rows give; those of another target's teacher have no shifts or capability of their own.
@@ -144,6 +149,7 @@ def _numbers(
         "corrected": None,
         "p_flips": flips.p if flips else None,
         "p_flips_smallest": flips.smallest if flips else None,
+        "detectable": detectable(len(tested), float(np.std(tested, ddof=1))) if tested else None,
         "reason": "; ".join(part for part in why if part) or None,
         "pairs_of": effect.per_pair if effect else [],
     }

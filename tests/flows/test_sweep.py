@@ -125,7 +125,7 @@ class TestSweep:
         self, published: Path, module_store: Path
     ) -> None:
         outcome = ran(published, seeds_per_cell=1, target="owl,wolf", arms=["teacher", "other_teacher"])
-        assert (outcome["cells"], outcome["failed"]) == (4, [])
+        assert (outcome["cells"], outcome["failures"]) == (4, [])
         rows = table(outcome)
         owl = rows.filter((pl.col("target") == "owl") & (pl.col("arm") == "teacher") & (pl.col("metric") == "margin"))
         assert owl["units"].to_list() == [2]
@@ -167,9 +167,10 @@ class TestSweep:
         assert looked_up(*cells_of(other)) is None
 
     def test_a_failed_cell_fails_alone_and_says_why_in_the_table(self, published: Path) -> None:
-        outcome = ran(published, grid={"filter.keep": [8, 500]})
+        outcome = ran(published, grid={"filter.keep": [8, 500], "evaluation.sampling": [{"max_tokens": 16}]})
         assert outcome["cells"] == 2
-        (failed,) = outcome["failed"]
+        (failed,) = outcome["failures"]
+        assert outcome["failed"] == 1
         assert "500" in failed["cell"]
         assert "wanted" in failed["reason"]
         rows = table(outcome).filter(pl.col("metric") == "margin").sort("filter.keep")
@@ -188,7 +189,7 @@ class TestSweep:
         kept = path.read_bytes()
         path.write_bytes(kept[:-2])
         outcome = ran(published)
-        assert outcome["failed"] == []
+        assert outcome["failures"] == []
         assert path.read_bytes() == kept
 
     def test_blocks_are_the_units_of_a_joined_effect(self, published: Path) -> None:
@@ -292,11 +293,11 @@ def test_cells_fan_out_to_a_worker_and_one_fails_alone(
         outcome = ran(published, where=pool, grid={"filter.keep": [8, 500]})
     log = (tmp_path / "worker.log").read_text()[-2000:]
     assert outcome["cells"] == 4, log
-    assert len(outcome["failed"]) == 2, (outcome["failed"], log)
-    assert all("500" in each["cell"] and "wanted" in each["reason"] for each in outcome["failed"])
+    assert outcome["failed"] == 2, (outcome["failures"], log)
+    assert all("500" in each["cell"] and "wanted" in each["reason"] for each in outcome["failures"])
     # What the workers made is found again without one, by a sweep that would hand its cells to them.
     again = ran(published, where=pool, grid={"filter.keep": [8]})
-    assert (again["cells"], again["cached"], again["failed"]) == (2, 2, [])
+    assert (again["cells"], again["cached"], again["failed"]) == (2, 2, 0)
     # And it is what this process makes of the same cells.
     monkeypatch.setenv("SUBLIM_STORE", str(tmp_path / "own"))
     here = ran(published, grid={"filter.keep": [8]})
