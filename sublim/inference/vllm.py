@@ -11,7 +11,7 @@ from os import devnull
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from sublim.adapters import is_adapter, lora_config
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn
@@ -32,6 +32,8 @@ from sublim.inference.vllm_engine import (
 )
 from sublim.models import check_base, load_tokenizer, token_ids
 from sublim.progress import progress
+from sublim.steering import LoadedEdit, load_edits, read_vectors
+from sublim.steering_config import Steering
 
 from vllm import LLM, RequestOutput  # isort: skip - after vllm_engine, which settles its environment
 from vllm import SamplingParams as EngineParams  # isort: skip
@@ -39,6 +41,7 @@ from vllm.inputs import TokensPrompt  # isort: skip
 from vllm.lora.request import LoRARequest  # isort: skip
 
 from sublim.inference.vllm_draws import KEY, Answer, Call  # isort: skip
+from sublim.inference.vllm_steered import EngineHooks, refuse_unsteerable  # isort: skip
 
 
 @contextmanager
@@ -50,7 +53,11 @@ def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generat
     model = base if weights is None or adapter is not None else weights
     with lent_engine(backend, model, needed(backend, base, adapter)) as engine:
         lora = None if adapter is None else taken(engine, adapter)
-        yield VllmSampler(engine.llm, backend, base, tokenizer, lora, context_length(backend, model))
+        sampler = VllmSampler(engine.llm, backend, base, tokenizer, lora, context_length(backend, model))
+        try:
+            yield sampler
+        finally:
+            sampler.steer([])  # the engine is kept
 
 
 def needed(backend: VllmBackend, base: Path, adapter: Path | None) -> Takes:
@@ -97,9 +104,21 @@ class VllmSampler:
         context: int,
     ) -> None:
         self.llm, self.backend, self.tokenizer, self.lora, self.context = llm, backend, tokenizer, lora, context
+        self.base, self.hooks = base, EngineHooks(llm)
         declared = GenerationConfig.from_pretrained(base).eos_token_id
         ends = {*token_ids(declared), *token_ids(tokenizer.eos_token_id), end_of_turn(tokenizer)}
         self.stop = sorted(ends)
+
+    def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
+        """The edits with their vectors, checked against this model and against what the engine can do."""
+        return refuse_unsteerable(
+            load_edits(steering, read_vectors(vectors), AutoConfig.from_pretrained(self.base), self.base)
+        )
+
+    def steer(self, edits: Sequence[LoadedEdit]) -> None:
+        """Makes `edits`, and no earlier ones, in all that is sampled and scored from now on; none when empty."""
+        assert not edits or self.backend.eager, "graphs that were captured without the edits would go on without them"
+        self.hooks.put(edits)
 
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
