@@ -33,7 +33,7 @@ def part_of(place: int, start: int) -> int:
     return ANSWER if place >= start else LAST if place == start - 1 else PROMPT
 
 
-def parts_of(places: Int[Tensor, "b t"], starts: Int[Tensor, "b 1"]) -> Int[Tensor, "b t"]:
+def parts_of(places: Int[Tensor, "*b t"], starts: Int[Tensor, "*b s"]) -> Int[Tensor, "*b t"]:
     """`part_of` for a batch."""
     return torch.where(places >= starts, ANSWER, torch.where(places == starts - 1, LAST, PROMPT))
 

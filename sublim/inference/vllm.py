@@ -41,7 +41,7 @@ from vllm.inputs import TokensPrompt  # isort: skip
 from vllm.lora.request import LoRARequest  # isort: skip
 
 from sublim.inference.vllm_draws import KEY, Answer, Call  # isort: skip
-from sublim.inference.vllm_steered import EngineHooks, refuse_unsteerable  # isort: skip
+from sublim.inference.vllm_steered import START, EngineHooks, refuse_unsteerable  # isort: skip
 
 
 @contextmanager
@@ -141,7 +141,8 @@ class VllmSampler:
             )
             for answer in answers
         ]
-        outputs = self._run([ids for ids in prompts for _ in range(params.n)], asked, "sampling")
+        repeated = [ids for ids in prompts for _ in range(params.n)]
+        outputs = self._run(repeated, asked, "sampling", [len(ids) for ids in repeated])
         call.noted()
         whole = [
             self._completion(list(output.outputs[0].token_ids), answer, constrained=made is not None)
@@ -162,11 +163,24 @@ class VllmSampler:
 
     def score(self, sequences: Sequence[Scored]) -> list[list[float]]:
         """Log-probs of the scored tokens of each sequence."""
-        params = EngineParams(temperature=0, max_tokens=1, prompt_logprobs=0, ignore_eos=True, detokenize=False)
-        outputs = self._run([ids for ids, _ in sequences], [params] * len(sequences), "scoring")
+        asked = [
+            EngineParams(
+                temperature=0,
+                max_tokens=1,
+                prompt_logprobs=0,
+                ignore_eos=True,
+                detokenize=False,
+                extra_args={START: start},
+            )
+            for _, start in sequences
+        ]
+        outputs = self._run([ids for ids, _ in sequences], asked, "scoring", [start for _, start in sequences])
         return [_prompt_scores(output, *one) for output, one in zip(outputs, sequences, strict=True)]
 
-    def _run(self, prompts: Sequence[list[int]], params: list[EngineParams], label: str) -> list[RequestOutput]:
+    def _run(
+        self, prompts: Sequence[list[int]], params: list[EngineParams], label: str, starts: Sequence[int]
+    ) -> list[RequestOutput]:
+        """`starts`: where each answer begins."""
         if not prompts:
             return []
         with progress(label, len(prompts)) as advance, naming_the_field(self.backend), open(devnull, "w") as nowhere:  # noqa: PTH123
@@ -178,11 +192,18 @@ class VllmSampler:
                     return super().update(n)
 
             return self.llm.generate(
-                [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
+                [self._prompt(ids, start) for ids, start in zip(prompts, starts, strict=True)],
                 params,
                 lora_request=self.lora,
                 use_tqdm=partial(Told, file=nowhere),
             )
+
+    def _prompt(self, ids: list[int], start: int) -> TokensPrompt:
+        """Where edits tell prompt from answer, texts share cached keys only if their answers begin at one place."""
+        prompt = TokensPrompt(prompt_token_ids=ids)
+        if self.hooks.by_part:
+            prompt["cache_salt"] = str(start)
+        return prompt
 
     def _completion(self, tokens: list[int], answer: Answer, *, constrained: bool) -> Completion:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -49,6 +49,10 @@ def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors:
         for site in get_args(Site)
         for layer, kind, strength in ((LAYERS[0], "add", 1), (LAYERS[1], "project_out", 1), (LAYERS[2], "add", -2))
     ]
+    steerings += [
+        Steering(edits=(Edit(vector=f"{site}/13", strength=2, tokens=tokens),))
+        for site, tokens in (("resid_post", "prompt"), ("resid_pre", "answer"), ("mlp_out", "last"))
+    ]
     steerings.append(Steering(edits=(Edit(vector="resid_post/0", strength=0.5), Edit(vector="mlp_out/29"))))
     params = SamplingParams(max_tokens=6, seed=3)
     for weights in (None, adapter):
@@ -60,6 +64,9 @@ def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors:
                 for steering in steerings if weights is None else steerings[-1:]:
                     sampler.steer(sampler.edits(steering, vectors))
                     own.append(sampler.logprobs(CHATS, WORDS))
+                    if any(edit.tokens != "all" for edit in steering.edits):
+                        drawn = sampler.sample(CHATS, params.model_copy(update={"logprobs": True}))
+                        own.append([[answer.logprobs for answer in each] for each in drawn])
                 own.append([answer.token_ids for each in sampler.sample(CHATS, params) for answer in each])
                 sampler.steer([])
                 assert flat(sampler.logprobs(CHATS, WORDS)) == pytest.approx(flat(plain), abs=1e-5)
@@ -83,10 +90,9 @@ def test_the_engine_goes_on_unsteered_and_refuses_what_it_cannot_do(smollm2: Pat
         assert sampler.logprobs(CHATS, WORDS) != plain
     with open_sampler(VLLM.model_copy(update={"eager": True}), smollm2) as sampler:
         assert flat(sampler.logprobs(CHATS, WORDS)) == pytest.approx(flat(plain), abs=1e-5)
-    for settings, message in (({"tokens": "answer"}, "steers all tokens"), ({"kind": "replace"}, "use the hf backend")):
-        steering = Steering(edits=(Edit.model_validate({"vector": "resid_post/13", **settings}),))
-        with (
-            pytest.raises(UserError, match=message),
-            open_sampler(VLLM, smollm2, steering=steering, vectors=vectors),
-        ):
-            pass
+    replacing = Steering(edits=(Edit(vector="resid_post/13", kind="replace"),))
+    with (
+        pytest.raises(UserError, match="use the hf backend"),
+        open_sampler(VLLM, smollm2, steering=replacing, vectors=vectors),
+    ):
+        pass
