@@ -64,6 +64,8 @@ class GridConfig(Config):
     """relative: a strength of 1 adds as much length as the stream itself has where the vector was read."""
     tokens: Annotated[tuple[Tokens, ...], Field(min_length=1)] = ("all",)
     """Which tokens are touched."""
+    samples: Annotated[int, Field(ge=0)] | None = None
+    """Written answers for each question at each point; null: as many as in the study's evaluation."""
     random: Annotated[int, Field(ge=0)] = 10
     """Random vectors of equal norm beside each single layer."""
     random_strengths: tuple[float, ...] | None = None
