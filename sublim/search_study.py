@@ -106,9 +106,7 @@ class Search:
                 self._tell(asked, notes={"stopped": True} if on_purpose else {}, state=TrialState.FAIL)
                 raise
             else:
-                kill_point(f"search:measured-{asked.slot}")
                 self._tell(asked, notes=measured.notes, values=list(measured.values))
-                kill_point(f"search:told-{asked.slot}")
 
     def _tell(
         self,
@@ -118,12 +116,14 @@ class Search:
         values: list[float] | None = None,
         state: TrialState | None = None,
     ) -> None:
+        kill_point(f"search:measured-{asked.slot}")
         try:
             for name, value in (notes or {}).items():
                 asked.trial.set_user_attr(name, value)
             self.study.tell(asked.trial, values, state, skip_if_finished=True)
         except UpdateFinishedTrialError:
             log.warning("trial %d took so long without a sign of life that another worker took it over", asked.slot)
+        kill_point(f"search:told-{asked.slot}")
 
     def _recover(self) -> None:
         """Fails the trials of dead workers and puts each up for another; what died in between is put up too."""
