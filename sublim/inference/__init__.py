@@ -12,6 +12,7 @@ from sublim.chat import Chat
 from sublim.config import Config, RunOnly
 from sublim.hardware import gpu
 from sublim.inference.device import start_context
+from sublim.inference.vllm_environment import settle
 from sublim.training import checkpoint
 
 
@@ -194,6 +195,7 @@ def open_sampler(
             with open_hf(backend.resolved(), base, weights) as sampler:
                 yield sampler
         case VllmBackend():
+            settle()
             from sublim.inference.vllm import open_vllm
 
             with open_vllm(backend.resolved(), base, weights) as sampler:

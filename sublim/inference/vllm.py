@@ -4,14 +4,18 @@ Costs: the engine starts in about 25 s on two CPU cores; an adapter more costs o
 question once for every answer.
 """
 
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from os import devnull
 from pathlib import Path
+from typing import Any, cast
 
-from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from vllm import LLM, RequestOutput
+from vllm import SamplingParams as EngineParams
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 
 from sublim.adapters import is_adapter, lora_config
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn
@@ -21,6 +25,7 @@ from sublim.inference import Completion, NumberFormat, SamplingParams, VllmBacke
 from sublim.inference.constrained import plan
 from sublim.inference.hf import prompt_ids
 from sublim.inference.scoring import Scored
+from sublim.inference.vllm_draws import KEY, Answer, Call
 from sublim.inference.vllm_engine import (
     RANKS,
     Engine,
@@ -32,13 +37,6 @@ from sublim.inference.vllm_engine import (
 )
 from sublim.models import check_base, load_tokenizer, token_ids
 from sublim.progress import progress
-
-from vllm import LLM, RequestOutput  # isort: skip - after vllm_engine, which settles its environment
-from vllm import SamplingParams as EngineParams  # isort: skip
-from vllm.inputs import TokensPrompt  # isort: skip
-from vllm.lora.request import LoRARequest  # isort: skip
-
-from sublim.inference.vllm_draws import KEY, Answer, Call  # isort: skip
 
 
 @contextmanager
@@ -150,19 +148,12 @@ class VllmSampler:
     def _run(self, prompts: Sequence[list[int]], params: list[EngineParams], label: str) -> list[RequestOutput]:
         if not prompts:
             return []
-        with progress(label, len(prompts)) as advance, naming_the_field(self.backend), open(devnull, "w") as nowhere:  # noqa: PTH123
-
-            class Told(tqdm):  # pyright: ignore[reportMissingTypeArgument] - not subscriptable at run time
-                def update(self, n: float | None = 1) -> bool | None:
-                    if self.total and str(self.desc).startswith("Processed"):
-                        advance(int(n or 0))
-                    return super().update(n)
-
+        with progress(label, len(prompts)) as advance, naming_the_field(self.backend):
             return self.llm.generate(
                 [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
                 params,
                 lora_request=self.lora,
-                use_tqdm=partial(Told, file=nowhere),
+                use_tqdm=cast(Any, partial(Bar, advance)),
             )
 
     def _completion(self, tokens: list[int], answer: Answer, *, constrained: bool) -> Completion:
@@ -186,6 +177,31 @@ class VllmSampler:
                 "shorten the prompt, lower max_tokens or, where the model allows, raise max_length"
             )
         return ids
+
+
+class Bar:
+    """What vLLM takes for a progress bar: hands on how many requests are done."""
+
+    def __init__(self, advance: Callable[[int], None], items: Sequence[Any] = (), **_: Any) -> None:
+        self.advance, self.items, self.started = advance, items, time.monotonic()
+        self.n, self.postfix = 0, ""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    @property
+    def format_dict(self) -> dict[str, float]:
+        return {"elapsed": max(time.monotonic() - self.started, 1e-6)}
+
+    def update(self, n: int) -> None:
+        self.n += n
+        self.advance(n)
+
+    def refresh(self) -> None:
+        """Nothing is drawn."""
+
+    def close(self) -> None:
+        """Nothing was drawn."""
 
 
 def _prompt_scores(output: RequestOutput, ids: list[int], start: int) -> list[float]:

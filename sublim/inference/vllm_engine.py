@@ -1,38 +1,21 @@
-"""vLLM's engine: one per process, kept from stage to stage, with the adapters it has taken.
-
-It runs in this process and not in one of its own: a stage on a GPU already has a process to itself, what the engine
-raises is raised here, and functions reach the model without being pickled.
-"""
+"""vLLM's engine: one per process, kept from stage to stage, with the adapters it has taken."""
 
 import gc
-import logging
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-from sublim.errors import UserError
-from sublim.inference import VllmBackend
-from sublim.model_files import base_identity, read_json
-from sublim.models import forget_base, neighbours
-from sublim.training import Lora
-
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its logits processors have another interface than the CPU's
-os.environ["VLLM_NO_USAGE_STATS"] = "1"
-os.environ["VLLM_DO_NOT_TRACK"] = "1"
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # this process has other work for its threads too
-
 from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
 
+from sublim.errors import UserError
+from sublim.inference import VllmBackend
 from sublim.inference.vllm_draws import Draws
-
-log = logging.getLogger(__name__)
+from sublim.model_files import base_identity, read_json
+from sublim.models import forget_base, neighbours
+from sublim.training import Lora
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Largest adapter ranks that an engine can be made for."""
