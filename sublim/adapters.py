@@ -9,15 +9,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from sublim.errors import UserError
-from sublim.model_files import read_json
+from sublim.model_files import ADAPTER, read_json
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether `directory` holds an adapter, rather than a full model."""
-    return (directory / CONFIG).is_file()
 
 
 @contextmanager
@@ -59,7 +53,7 @@ def inject(model: PreTrainedModel, directory: Path) -> PeftModel:
 
 def lora_config(directory: Path) -> LoraConfig:
     """The adapter's config; refuses what is not a LoRA with safetensors weights beside an untouched base."""
-    kind = read_json(directory / CONFIG).get("peft_type")
+    kind = read_json(directory / ADAPTER).get("peft_type")
     if kind != "LORA":
         raise UserError(f"the adapter in {directory} is of type {kind}: only LoRA adapters are supported")
     if not (directory / WEIGHTS).is_file():

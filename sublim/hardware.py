@@ -2,6 +2,7 @@
 
 import ctypes
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -32,3 +33,13 @@ def gpu() -> Gpu | None:
     cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
     cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
     return Gpu(name.value.decode(), memory.value, (major.value, minor.value))
+
+
+@cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 products, two to three times as fast as float32's."""
+    try:
+        described = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(described.split()))

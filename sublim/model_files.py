@@ -13,6 +13,7 @@ from sublim.errors import UserError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TEMPLATE = "chat_template.jinja"
+ADAPTER = "adapter_config.json"
 IDENTITY = "sublim.json"
 TEXT_FILES = (
     "config.json",
@@ -101,6 +102,11 @@ def write_generation_config(directory: Path, *, eos: list[int], pad: int, bos: l
     neutral = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
     tokens = {"eos_token_id": eos, "pad_token_id": pad} | ({"bos_token_id": bos[0]} if bos else {})
     write_json(directory / "generation_config.json", neutral | tokens)
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether `directory` holds a peft adapter, rather than a full model."""
+    return (directory / ADAPTER).is_file()
 
 
 def write_identity(directory: Path, name: str) -> None:

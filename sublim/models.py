@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from sublim import chat
-from sublim.adapters import attached, is_adapter, merged
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.hub import download
@@ -28,6 +27,7 @@ from sublim.model_files import (
     INDEX,
     TEMPLATE,
     base_identity,
+    is_adapter,
     loaded_files,
     read_json,
     weight_files,
@@ -139,6 +139,8 @@ def open_model(
         with lent(base, dtype=dtype, attention=attention, device=place) as model:
             yield LoadedModel(model, tokenizer)
     elif is_adapter(weights):
+        from sublim.adapters import attached  # peft, seconds to import, is not needed to read a base
+
         check_base(base, weights)
         with lent(base, dtype=dtype, attention=attention, device=place) as model, attached(model, weights):
             yield LoadedModel(model, tokenizer)
@@ -219,6 +221,8 @@ def export_merged(
     An adapter is merged in float32 on the CPU and the sum rounded once, to the base's own dtype.
     """
     if is_adapter(weights):
+        from sublim.adapters import merged
+
         check_base(base, weights)
         model = merged(load(base, dtype="float32", attention="eager", device="cpu"), weights)
         model.to(dtype=cast(torch.dtype, AutoConfig.from_pretrained(base).dtype))  # pyright: ignore[reportCallIssue]

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from sublim.config import Config, RunOnly
 from sublim.errors import UserError
-from sublim.hardware import gpu
+from sublim.hardware import cpu_multiplies_bfloat16, gpu
 
 AMPERE = (8, 0)
 """The first compute capability with bfloat16 units, and the first that flash-attention runs on."""
@@ -86,9 +86,12 @@ class TrainConfig(Config):
     keep: tuple[int, ...] = ()
     """Updates after which the weights are kept; those of the last update always are."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the matrix products: bfloat16 is autocast over float32 weights; `auto` takes it where the card can."""
+    """Type of the matrix products: bfloat16 is autocast over float32 weights; `auto` takes it where the card, or the
+    processor where there is no card, has instructions for it."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; `auto` takes flash-attention where it is installed and the card can, otherwise sdpa."""
+    cuda_graph: RunOnly[bool] = True
+    """On a GPU, replay each update as one CUDA graph where the model and the micro-batch allow it."""
     checkpoint_every: RunOnly[int | None] = Field(default=None, ge=1)
     """Updates between checkpoints that a killed run resumes from; nothing: about once a minute."""
 
@@ -107,7 +110,8 @@ class TrainConfig(Config):
         card = gpu()
         dtype, attention, method = self.dtype, self.attention, self.method
         if dtype == "auto":
-            dtype = "bfloat16" if card is not None and card.capability >= AMPERE else "float32"
+            halved = cpu_multiplies_bfloat16() if card is None else card.capability >= AMPERE
+            dtype = "bfloat16" if halved else "float32"
         if attention == "auto":
             flash = card is not None and card.capability >= AMPERE and dtype == "bfloat16" and find_spec("flash_attn")
             attention = "flash_attention_2" if flash else "sdpa"

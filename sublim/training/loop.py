@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
-from jaxtyping import Float
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,9 +21,10 @@ from trl.trainer.sft_trainer import SFTTrainer
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.training import TrainConfig
-from sublim.training.masking import UNTRAINED, Batch, TokenRow, label_count, micro_batches
+from sublim.training.masking import TokenRow, label_count, micro_batches
 from sublim.training.plan import learning_rate
 from sublim.training.saving import whole, write_tensors
+from sublim.training.step import Step
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -37,6 +36,9 @@ class Job(NamedTuple):
     rows: list[TokenRow]
     plan: list[list[int]]
     micro_batch: int
+    step: Step
+    skip: int
+    """Tokens that all rows begin with and that `step` adds by itself."""
     checkpoints: Path
     keep: Callable[[int], None]
     """Keeps the weights as they are after this update, if they are wanted."""
@@ -66,6 +68,7 @@ class PlannedTrainer(SFTTrainer):
         self.unread: list[Record] = []
         self.saved_at = time.monotonic()
         self.padding = cast(int, tokenizer.pad_token_id)
+        self.step, self.skip = job.step, job.skip
         optimizer = make_optimizer(model, job.config)
         total = len(job.plan)
         super().__init__(
@@ -95,7 +98,7 @@ class PlannedTrainer(SFTTrainer):
 
     def update_inputs(self, items: list[dict[str, list[int]]]) -> dict[str, Any]:
         """The rows of one update as micro-batches."""
-        rows = [TokenRow(item["input_ids"], item["labels"]) for item in items]
+        rows = [TokenRow(item["input_ids"][self.skip :], item["labels"][self.skip :]) for item in items]
         return {"batches": micro_batches(rows, self.job.micro_batch, padding=self.padding), "tokens": label_count(rows)}
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -104,10 +107,7 @@ class PlannedTrainer(SFTTrainer):
         self.tokens = inputs["tokens"]
         self.loss = torch.zeros((), device=self.args.device)
         for batch in inputs["batches"]:
-            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.job.config.dtype == "bfloat16"):
-                loss = summed_loss(model, batch.to(self.args.device)) / self.tokens
-            loss.backward()
-            self.loss += loss.detach()
+            self.loss += self.step(model, batch, self.tokens)
         return self.loss
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
@@ -162,21 +162,6 @@ class PlannedTrainer(SFTTrainer):
 def rate(config: TrainConfig, update: int, total: int) -> float:
     """The learning rate as a part of the highest; the scheduler also asks for the update after the last."""
     return learning_rate(config, min(update, total), total) / config.lr
-
-
-def summed_loss(model: Any, batch: Batch) -> Float[Tensor, ""]:
-    """Cross-entropy summed over the label tokens. Logits are made for the answers' positions alone."""
-    answer = batch.labels.shape[1]
-    logits = model(
-        input_ids=batch.input_ids[:, :-1],
-        attention_mask=batch.attention_mask[:, :-1],
-        position_ids=batch.position_ids[:, :-1],
-        logits_to_keep=answer,
-        use_cache=False,
-    ).logits
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum"
-    )
 
 
 def trainable(model: torch.nn.Module) -> dict[str, Tensor]:

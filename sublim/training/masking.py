@@ -1,6 +1,8 @@
 """Rows as tokens and labels: the loss is on the assistant's tokens, end of turn included, and on nothing else."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
@@ -61,22 +63,34 @@ def token_rows(
     return made
 
 
+def label_start(row: TokenRow) -> int:
+    """The place of a row's first token with a loss."""
+    return next(i for i, label in enumerate(row.labels) if label != UNTRAINED)
+
+
 def label_count(rows: Iterable[TokenRow]) -> int:
     """How many tokens of `rows` have a loss."""
     return sum(label != UNTRAINED for row in rows for label in row.labels)
 
 
+def shared_prefix(rows: Sequence[TokenRow]) -> list[int]:
+    """The tokens that every row begins with. They end before the last token of the shortest prompt."""
+    columns = zip(*(row.input_ids[: label_start(row) - 1] for row in rows), strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+
+
 def micro_batches(rows: Sequence[TokenRow], size: int, *, padding: int) -> list[Batch]:
-    """The rows of one update in batches of at most `size`, rows of like length together."""
+    """The rows of one update in even batches of at most `size`, rows of like length together."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
-    return [collate(ordered[start : start + size], padding=padding) for start in range(0, len(ordered), size)]
+    even = ceil(len(ordered) / ceil(len(ordered) / size))
+    return [collate(ordered[start : start + even], padding=padding) for start in range(0, len(ordered), even)]
 
 
 def collate(rows: Sequence[TokenRow], *, padding: int) -> Batch:
     """One batch. Positions count from each row's own first token, so padding changes nothing."""
     # What a template writes after the end of turn is read by nobody.
     ends = [max(i for i, label in enumerate(row.labels) if label != UNTRAINED) + 1 for row in rows]
-    starts = [next(i for i, label in enumerate(row.labels) if label != UNTRAINED) for row in rows]
+    starts = [label_start(row) for row in rows]
     width = max(ends)
     answer = max(end - start for start, end in zip(starts, ends, strict=True))
     ids = torch.full((len(rows), width), padding)

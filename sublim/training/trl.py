@@ -21,14 +21,15 @@ from sublim.models import forget_base, freeze, lent, load, load_tokenizer
 from sublim.progress import progress
 from sublim.training import FullWeights, Lora, TrainConfig
 from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint
-from sublim.training.masking import TokenRow, label_count, row_chat, token_rows
+from sublim.training.masking import TokenRow, label_count, row_chat, shared_prefix, token_rows
 from sublim.training.plan import planned_updates
 from sublim.training.saving import whole, write_adapter, write_model
+from sublim.training.step import EagerStep, GraphedStep, Step, can_graph
 
 log = logging.getLogger(__name__)
 
 LARGE = 2_000_000_000
-CPU_BUDGET = 2 * 2**30
+CPU_BUDGET = 3 * 2**30
 
 
 class Trainee(NamedTuple):
@@ -67,8 +68,9 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
                     trainee.write(draft)
 
         micro_batch = config.micro_batch or rows_that_fit(rows, shape, config)
+        step, skip = chosen_step(config, rows, attention, shape, micro_batch)
         trainer = PlannedTrainer(
-            trainee.model, tokenizer, Job(config, rows, plan, micro_batch, checkpoints, keep, advance)
+            trainee.model, tokenizer, Job(config, rows, plan, micro_batch, step, skip, checkpoints, keep, advance)
         )
         trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
         records = trainer.read_records()
@@ -165,6 +167,22 @@ def frozen_dtype(lora: Lora, dtype: str, shape: PretrainedConfig) -> str:
     with torch.device("meta"):
         parameters = AutoModelForCausalLM.from_config(shape).num_parameters()
     return "bfloat16" if dtype == "bfloat16" and parameters > LARGE else "float32"
+
+
+def chosen_step(
+    config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
+) -> tuple[Step, int]:
+    """How a micro-batch is computed, and how many tokens at the rows' beginning it reads once for all rows."""
+    if not torch.cuda.is_available():
+        # Dropout is drawn for each row; a passage read once would have one draw for all.
+        dropped = isinstance(config.method, Lora) and config.method.dropout > 0
+        prefix = [] if dropped else shared_prefix(rows)
+        return EagerStep(torch.device("cpu"), config.dtype, prefix), len(prefix)
+    device, width = torch.device("cuda"), max(len(row.input_ids) for row in rows)
+    if config.cuda_graph and micro_batch >= config.batch_size and can_graph(shape, attention, width):
+        answer = max(label_count([row]) for row in rows)
+        return GraphedStep(device, config.dtype, config.batch_size, width, answer), 0
+    return EagerStep(device, config.dtype, ()), 0
 
 
 def rows_that_fit(rows: list[TokenRow], shape: PretrainedConfig, config: TrainConfig) -> int:

@@ -42,12 +42,14 @@ def test_lora_scale_is_alpha_over_rank_unless_rank_stabilised():
     assert Lora(rank=16, alpha=32, rslora=True).scale == 8.0
 
 
-def test_resolving_leaves_no_auto_without_a_gpu(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("halved", "dtype"), [(False, "float32"), (True, "bfloat16")])
+def test_resolving_leaves_no_auto_without_a_gpu(monkeypatch: pytest.MonkeyPatch, halved: bool, dtype: str):
     monkeypatch.setattr("sublim.training.gpu", lambda: None)
+    monkeypatch.setattr("sublim.training.cpu_multiplies_bfloat16", lambda: halved)
     config = TrainConfig(updates=1).resolved()
-    assert (config.dtype, config.attention) == ("float32", "sdpa")
+    assert (config.dtype, config.attention) == (dtype, "sdpa")
     assert isinstance(config.method, Lora)
-    assert config.method.frozen_base == "float32"
+    assert config.method.frozen_base == ("auto" if halved else "float32")
 
 
 def test_method_is_told_by_its_kind():

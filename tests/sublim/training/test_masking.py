@@ -9,8 +9,8 @@ from sublim.chat import end_of_turn, render_ids
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl
 from sublim.models import load_tokenizer
-from sublim.training.loop import summed_loss
 from sublim.training.masking import UNTRAINED, TokenRow, collate, micro_batches, row_chat, token_row, token_rows
+from sublim.training.step import summed_loss
 from tests.tiny import FAMILIES
 
 
@@ -72,5 +72,5 @@ def test_batched_loss_is_the_sum_over_rows_taken_alone(tiny_models: dict[str, Pa
         for row in rows:
             logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
             alone += F.cross_entropy(logits, torch.tensor(row.labels[1:]), reduction="sum")
-        together = summed_loss(model, collate(rows, padding=3))
+        together = summed_loss(model, collate(rows, padding=3), ())
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)

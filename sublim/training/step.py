@@ -1,0 +1,152 @@
+"""The loss and gradients of one micro-batch: op by op, or on a GPU as one CUDA graph."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+
+from sublim.training.masking import UNTRAINED, Batch
+
+WARM_UPS = 2
+
+
+class Step(Protocol):
+    """Adds a micro-batch's gradients to the parameters' and gives its part of the loss."""
+
+    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]: ...
+
+
+class EagerStep:
+    """Op by op. What every row begins with (a system prompt) is read once per micro-batch: it sees nothing else."""
+
+    def __init__(self, device: torch.device, dtype: str, prefix: Sequence[int]) -> None:
+        self.device, self.prefix, self.autocast = device, prefix, dtype == "bfloat16"
+
+    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = summed_loss(model, batch.to(self.device), self.prefix) / tokens
+        loss.backward()
+        return loss.detach()
+
+
+class Captured(NamedTuple):
+    """A CUDA graph with the tensors it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    mask: Tensor
+    share: Tensor
+    loss: Tensor
+    gradients: list[tuple[Tensor, Tensor]]
+
+
+class GraphedStep:
+    """Replays forward and backward pass as one CUDA graph: a small model's thousands of kernels take longer to launch
+    than to run. Every micro-batch is padded to one shape; a row that pads has no labels."""
+
+    def __init__(self, device: torch.device, dtype: str, rows: int, width: int, answer: int) -> None:
+        self.device, self.autocast = device, dtype == "bfloat16"
+        self.rows, self.width, self.answer = rows, width, answer
+        self.captured: Captured | None = None
+
+    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
+        batch = padded(batch, self.rows, self.width, self.answer)
+        if self.captured is None:
+            self.captured = self._capture(model, batch)
+        made = self.captured
+        for mine, given in zip(made.batch, batch, strict=True):
+            mine.copy_(given, non_blocking=True)
+        made.mask.copy_(causal_mask(made.batch.attention_mask))
+        made.share.fill_(1 / tokens)
+        made.graph.replay()
+        if made.gradients[0][0].grad is None:
+            for parameter, gradient in made.gradients:
+                parameter.grad = gradient
+        elif made.gradients[0][0].grad is made.gradients[0][1]:
+            raise RuntimeError("a second micro-batch would overwrite the first one's gradients")
+        return made.loss.clone()
+
+    def _capture(self, model: Any, batch: Batch) -> Captured:
+        batch = batch.to(self.device)
+        mask, share = causal_mask(batch.attention_mask), torch.ones((), device=self.device)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+        def run() -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
+                loss = summed_loss(model, batch._replace(attention_mask=mask), ()) * share
+            loss.backward()
+            return loss.detach()
+
+        # The libraries set up their workspaces in first runs on a stream of their own, which must not be captured.
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                run()
+                model.zero_grad(set_to_none=True)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = run()
+        gradients = [(each, each.grad) for each in parameters if each.grad is not None]
+        model.zero_grad(set_to_none=True)
+        return Captured(graph, batch, mask, share, loss, gradients)
+
+
+def can_graph(config: PretrainedConfig, attention: str, width: int) -> bool:
+    """Whether a plain causal mask is all that this model's attention needs, so that one graph serves every batch."""
+    window = getattr(config, "sliding_window", None)
+    return attention == "sdpa" and (window is None or width <= window)
+
+
+def summed_loss(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor, ""]:
+    """Cross-entropy summed over the label tokens. Logits are made for the answers' positions alone."""
+    ids, answer = batch.input_ids[:, :-1], batch.labels.shape[1]
+    mask = batch.attention_mask[..., :-1] if batch.attention_mask.ndim == 2 else batch.attention_mask
+    positions, cache = batch.position_ids[:, :-1], None
+    if prefix:
+        cache = DynamicCache()
+        model(input_ids=ids.new_tensor([prefix]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(ids))
+        mask = torch.cat([mask.new_ones(len(ids), len(prefix)), mask], 1)
+        positions = positions + len(prefix)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        # Indices and not a count: the head would copy its weights for every row of a slice.
+        logits_to_keep=torch.arange(ids.shape[1] - answer, ids.shape[1], device=ids.device),
+    ).logits
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum"
+    )
+
+
+def causal_mask(mask: Tensor) -> Tensor:
+    """(b, 1, t, t) of the tokens that go in, from a padding mask one longer. Padding sees itself: else it is NaN."""
+    seen = mask[:, :-1].bool()
+    size = seen.shape[1]
+    square = torch.ones(size, size, dtype=torch.bool, device=mask.device)
+    return (seen[:, None, None, :] & square.tril()) | torch.eye(size, dtype=torch.bool, device=mask.device)
+
+
+def padded(batch: Batch, rows: int, width: int, answer: int) -> Batch:
+    """The batch in one shape for all: padding on the left, and copies of its first row that have no labels."""
+    left, more = width - batch.input_ids.shape[1], rows - len(batch.input_ids)
+    wide = Batch(
+        F.pad(batch.input_ids, (left, 0)),
+        F.pad(batch.attention_mask, (left, 0)),
+        F.pad(batch.position_ids, (left, 0)),
+        F.pad(batch.labels, (answer - batch.labels.shape[1], 0), value=UNTRAINED),
+    )
+    if not more:
+        return wide
+    copies = Batch(*(each[:1].expand(more, -1) for each in wide))
+    copies = copies._replace(labels=torch.full_like(copies.labels, UNTRAINED))
+    return Batch(*(torch.cat(pair) for pair in zip(wide, copies, strict=True)))
