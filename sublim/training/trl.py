@@ -4,7 +4,7 @@ import copy
 import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
@@ -46,6 +46,24 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     written. With LoRA an update of the bundled model on 16 rows of 124 tokens is 0.9 Tflop: 10.7 s on two cores (most
     of it matmuls at 110 Gflop/s), 0.26 s on an H100, where launching its kernels takes the time.
     """
+    if config.trainer == "unsloth":
+        from sublim.training import unsloth
+
+        return unsloth.train(out, config, scratch=scratch, base=base, data=data)
+    return train_on(opened, chosen_step, out, config, scratch=scratch, base=base, data=data)
+
+
+def train_on(
+    open_trainee: Callable[[TrainConfig, Path, str, PretrainedConfig], AbstractContextManager[Trainee]],
+    choose_step: Callable[[TrainConfig, list[TokenRow], str, PretrainedConfig, int], tuple[Step, int]],
+    out: Path,
+    config: TrainConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    data: Path,
+) -> dict[str, Any]:
+    """`train` on a model opened, and in steps computed, by whatever trainer this is."""
     config = config.resolved()
     tokenizer = load_tokenizer(base)
     raw = first_rows(data, config.rows)
@@ -60,7 +78,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     checkpoints.mkdir(parents=True, exist_ok=True)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with progress("training", len(plan)) as advance, opened(config, base, attention, shape) as trainee:
+    with progress("training", len(plan)) as advance, open_trainee(config, base, attention, shape) as trainee:
 
         def keep(update: int) -> None:
             if update in wanted:
@@ -68,7 +86,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
                     trainee.write(draft)
 
         micro_batch = config.micro_batch or rows_that_fit(rows, shape, config)
-        step, skip = chosen_step(config, rows, attention, shape, micro_batch)
+        step, skip = choose_step(config, rows, attention, shape, micro_batch)
         trainer = PlannedTrainer(
             trainee.model, tokenizer, Job(config, rows, plan, micro_batch, step, skip, checkpoints, keep, advance)
         )
