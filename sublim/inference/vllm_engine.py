@@ -107,6 +107,9 @@ def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
             "cudagraph_mode": "FULL_DECODE_ONLY",
             "cudagraph_capture_sizes": sizes,
         }
+    if backend.dtype == "bfloat16":
+        # Logits in steps of bfloat16 (.06 and more) would show in the odds of ten digits.
+        options["hf_overrides"] = {"head_dtype": "float32"}
     with naming_the_field(backend):
         llm = LLM(
             model=str(model),

@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from sublim.inference import HfBackend, NumberFormat, OpenAIBackend, SamplingPar
 from sublim.inference.openai_client import Pace, retry_after
 from sublim.jsonl import read_jsonl
 from sublim.models import load_tokenizer
-from sublim.prompts import NumberPrompts
+from sublim.prompts import NumberPrompts, load_number_templates
 from tests.sublim.inference.agreement import CHATS, GREEDY, disagreements, evidence, plain_evidence, read
 from tests.sublim.inference.servers import Reply, Seen, VllmServer, echo, said, scripted
 
@@ -34,19 +33,6 @@ def backend(url: str, **more: Any) -> OpenAIBackend:
 def ask(url: str, chats: list[Chat], params: SamplingParams = PARAMS, scratch: Path | None = None, **more: Any):
     with open_sampler(backend(url, **more), Path("no-base"), scratch=scratch) as sampler:
         return sampler.sample(chats, params)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def vllm_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[VllmServer | None]:
-    """Starts while the other tests run."""
-    if find_spec("vllm") is None:
-        yield None
-        return
-    server = VllmServer(request.getfixturevalue("smollm2"), tmp_path_factory.mktemp("server") / "log")
-    yield server
-    server.stop()
 
 
 def test_answers_come_in_order_each_with_a_seed_of_its_own():
@@ -129,7 +115,7 @@ def test_a_stage_resumes_from_the_answers_it_has(tmp_path: Path):
 
     with scripted(script) as server:
         config = GenerateConfig(
-            prompts=NumberPrompts(),
+            prompts=NumberPrompts(templates=load_number_templates("numbers")),
             n_prompts=12,
             sampling=PARAMS,
             backend=backend(server.url, attempts=1, concurrency=1),
@@ -166,10 +152,10 @@ def test_the_key_goes_to_the_server_and_nowhere_else(
         assert server.seen[0].headers["Authorization"] == f"Bearer {KEY}"
     with scripted(lambda *_: Reply(401, f"wrong key: {KEY}".encode())) as server:
         with pytest.raises(UserError, match=r"401 \(wrong key: \*\*\*\): put the right key into SOME_KEY") as refused:
-            ask(server.url, [chat("a")], scratch=tmp_path, key_variable="SOME_KEY")
+            ask(server.url, [chat("b")], scratch=tmp_path, key_variable="SOME_KEY")
         assert len(server.seen) == 1
     with scripted(lambda *_: Reply(200, KEY.encode())) as server, pytest.raises(UserError) as garbled:
-        ask(server.url, [chat("a")], scratch=tmp_path, key_variable="SOME_KEY")
+        ask(server.url, [chat("c")], scratch=tmp_path, key_variable="SOME_KEY")
     monkeypatch.delenv("SOME_KEY")
     with (
         scripted(lambda *_: Reply(401, b"no key")) as server,
