@@ -4,8 +4,10 @@ Costs: a model of 135M parameters needs about 50 billion operations for a list o
 cores write a few lists a second.
 """
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +27,8 @@ from sublim.inference.slots import Slots
 from sublim.models import LoadedModel, open_model, token_ids
 from sublim.progress import progress
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["HfSampler"]:
@@ -32,6 +36,8 @@ def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["
     assert backend.dtype != "auto"
     if backend.attention == "flash_attention_2" and (gpu() is None or backend.dtype == "float32"):
         raise UserError("flash_attention_2 needs a GPU and bfloat16 weights: set attention to sdpa")
+    if gpu() is not None and backend.attention == "sdpa" and find_spec("flash_attn") is None:
+        log.info("attention is sdpa: flash-attn is not installed (see `sublim doctor`)")
     with open_model(base, weights, dtype=backend.dtype, attention=backend.attention) as loaded:
         yield HfSampler(loaded, backend)
 
