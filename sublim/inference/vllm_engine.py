@@ -53,26 +53,31 @@ class Engine(NamedTuple):
 
 
 _held: Engine | None = None
+_users = 0
 
 
 @contextmanager
 def lent_engine(backend: VllmBackend, model: Path, wanted: Takes) -> Generator[Engine]:
     """The kept engine where it runs `model` and takes such adapters, otherwise a new one in its place.
 
-    Kept again when the block ends well.
+    Blocks on the same engine may be nested.
     """
-    global _held
+    global _held, _users
     key = (str(model.resolve()), base_identity(model), backend.model_copy(update={"max_rank": None}).model_dump_json())
-    held, _held = _held, None
-    if held is None or held.key != key or not held.takes.covers(wanted):
-        if held is not None:
-            _close(held)
-            del held
+    if _held is None or _held.key != key or not _held.takes.covers(wanted):
+        if _users:
+            raise RuntimeError("another vLLM engine is in use in this process: close its sampler first")
+        forget_engine()
         forget_base()
-        held = Engine(_started(backend, model, wanted), key, wanted, {})
-    yield held
-    # Not reached when the block raised: requests may be left in it.
-    _held = held
+        _held = Engine(_started(backend, model, wanted), key, wanted, {})
+    engine = _held
+    _users += 1
+    try:
+        yield engine
+    finally:
+        _users -= 1
+        if engine.llm.llm_engine.has_unfinished_requests():  # whatever went wrong, they would run in the next block
+            forget_engine()
 
 
 def forget_engine() -> None:
@@ -80,17 +85,14 @@ def forget_engine() -> None:
     global _held
     held, _held = _held, None
     if held is not None:
-        _close(held)
+        held.llm.llm_engine.engine_core.shutdown()
+        vars(held.llm).clear()
+        del held
+        gc.collect()
+        cleanup_dist_env_and_memory()
 
 
 neighbours.append(forget_engine)
-
-
-def _close(engine: Engine) -> None:
-    engine.llm.llm_engine.engine_core.shutdown()
-    vars(engine.llm).clear()
-    gc.collect()
-    cleanup_dist_env_and_memory()
 
 
 def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
