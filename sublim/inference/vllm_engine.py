@@ -76,8 +76,8 @@ def lent_engine(backend: VllmBackend, model: Path, wanted: Takes) -> Generator[E
         yield engine
     finally:
         _users -= 1
-        if engine.llm.llm_engine.has_unfinished_requests():  # whatever went wrong, they would run in the next block
-            forget_engine()
+        if _held is engine and engine.llm.llm_engine.has_unfinished_requests():
+            forget_engine()  # whatever went wrong, they would run in the next block
 
 
 def forget_engine() -> None:
