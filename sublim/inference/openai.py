@@ -102,6 +102,8 @@ class OpenAISampler:
             self._common() | {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 1} for ids, _ in sequences
         ]
         answers = self._ask(bodies, self._echo, "scoring")
+        if any(len(echoed) <= len(one.ids) - 1 for echoed, one in zip(answers, sequences, strict=True)):
+            self.server.nonsense("fewer log-probs than tokens")
         scores = iter([echoed[one.start : len(one.ids)] for echoed, one in zip(answers, sequences, strict=True)])
         return [[next(scores) for _ in question] for question in questions]
 
@@ -161,12 +163,13 @@ class OpenAISampler:
             case _:
                 self.server.nonsense(answer)
 
-    def _echo(self, answer: dict[str, Any]) -> list[float | None]:
+    def _echo(self, answer: dict[str, Any]) -> list[float]:
+        """Log-probs by place; the first token has none, and 0 stands there."""
         match answer:
             case {"choices": [{"logprobs": {"token_logprobs": [None, *scores]}}]} if all(
                 isinstance(score, float | int) for score in scores
             ):
-                return [None, *scores]
+                return [0.0, *scores]
             case {"choices": [{"logprobs": None}]}:
                 raise UserError(f"the server {self.backend.base_url} echoes no log-probs: use the hf or vllm backend")
             case _:
