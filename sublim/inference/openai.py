@@ -19,7 +19,7 @@ from sublim.chat import Chat, Message, answer_ids, end_of_turn, render_ids
 from sublim.digest import digest
 from sublim.errors import UserError
 from sublim.inference import Completion, NumberFormat, OpenAIBackend, SamplingParams
-from sublim.inference.openai_client import Server
+from sublim.inference.openai_client import Server, Stopped
 from sublim.inference.scoring import Scored
 from sublim.models import load_tokenizer, token_ids
 from sublim.progress import progress
@@ -132,7 +132,11 @@ class OpenAISampler:
             advance(len(bodies) - len(missing))
 
             def fetch(key: str, body: dict[str, Any]) -> None:
-                self.kept.add(key, read(self.server.post(path, body)))
+                try:
+                    self.kept.add(key, read(self.server.post(path, body)))
+                except UserError:
+                    self.server.pace.stopped.set()  # now, so that no other request begins
+                    raise
 
             self._all(fetch, missing, advance)
         return [self.kept.answers[key] for key in keys]
@@ -145,7 +149,8 @@ class OpenAISampler:
             try:
                 under_way = [pool.submit(fetch, key, body) for key, body in missing.items()]
                 for done in as_completed(under_way):
-                    done.result()
+                    if not isinstance(done.exception(), Stopped):  # the failure that stopped it is among the others
+                        done.result()
                     advance(1)
             finally:
                 self.server.pace.stopped.set()
