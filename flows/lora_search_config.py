@@ -1,5 +1,6 @@
 """Everything a parameter search can be told, on top of what a pipeline run can; checked before anything runs."""
 
+import difflib
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
@@ -133,7 +134,17 @@ def field_of_student(name: str) -> str:
     try:
         return full_path(TrainConfig, name)
     except UserError as error:
-        raise UserError(f"space: {error}".replace("no setting", "no field of the student")) from error
+        by_name = {spelling: field.path for field in walk(TrainConfig) for spelling in (field.path, leaf(field.path))}
+        alike = [by_name[one] for one in difflib.get_close_matches(name, by_name, n=4)]
+        told = [field.path for field in walk(TrainConfig) if name.replace("_", " ") in field.meaning.lower()]
+        near = dict.fromkeys([*told, *alike])
+        hint = f": did you mean {' or '.join(near)}?" if near else f" (has: {', '.join(sorted({*by_name.values()}))})"
+        raise UserError(f"space: a student has no field {name!r}{hint}") from error
+
+
+def leaf(path: str) -> str:
+    """The last part of a dotted name."""
+    return path.rpartition(".")[2]
 
 
 def study_config(config: LoraSearchConfig, updates: int) -> StudyConfig:

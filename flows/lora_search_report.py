@@ -27,6 +27,7 @@ from sublim.store import write_synced
 from sublim.toy_report import FigureFile, Table, ToyReport, bounded, write_toy_report
 from tasks.search import draw_search
 
+NOT_DRAWN = "not_drawn.json"
 CAPTIONS = {
     "history": "Every trial in its order, and the best so far",
     "importance": "How much of the objective's spread each parameter explains (functional ANOVA on a random forest)",
@@ -99,7 +100,7 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
         title=f"Parameter search, {config.target[0]}: {config.about or run.preset}",
         question="Which parameters make a student learn most from its teacher's numbers?",
         findings=said,
-        tables=list(tables(config, found)),
+        tables=[*tables(config, found), *not_drawn(figures)],
         figures=[FigureFile(path, caption(path.stem)) for path in sorted(figures.glob("*.svg"))],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
@@ -210,6 +211,13 @@ def tables(config: LoraSearchConfig, found: Found) -> Iterator[Table]:
             for block, best, default in zip(config.confirm.blocks, each.best, each.default, strict=True)
         ]
         yield Table(f"Fresh blocks, {each.objective}", ["block", "best", "default", "difference"], rows)
+
+
+def not_drawn(figures: Path) -> Iterator[Table]:
+    """Figures that are missing, and why."""
+    missing = json.loads((figures / NOT_DRAWN).read_text())
+    if missing:
+        yield Table("Figures that could not be drawn", ["figure", "reason"], [*map(list, missing.items())])
 
 
 def shown(value: Value) -> str:

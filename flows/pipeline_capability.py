@@ -160,18 +160,20 @@ def shifts_json(store: Store, found: Iterable[Capability]) -> list[dict[str, Any
 
 
 def shift_notes(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """A sentence on the exact shift of each contrast, for the report."""
+    """A sentence on the exact shift of each target's students at their last update, for the report."""
+    last = {row["target"]: row for row in rows if row["metric"] == "tv_logprob" and row["arm"] == "teacher"}
     notes: list[str] = []
-    for row in rows:
+    for row in last.values():
         effect = row["effect"]
-        if row["metric"] == "tv_logprob" and effect is not None:
-            low, high = effect["low"], effect["high"]
-            interval = "no interval" if low is None else f"{low:+.3f} to {high:+.3f}"
-            after = f" after {row['updates']} updates" if row["updates"] else ""
-            notes.append(
-                f"Total variation from the base, {row['target']}, {row['arm']}{after}: student {row['student']:.3f}, "
-                f"control {row['control']:.3f}, difference {effect['estimate']:+.3f} ({interval})."
-            )
+        if effect is None:
+            continue
+        low, high = effect["low"], effect["high"]
+        interval = "no interval" if low is None else f"{low:+.3f} to {high:+.3f}"
+        after = f" after {row['updates']} updates" if row["updates"] else ""
+        notes.append(
+            f"Total variation from the base over the listed words and the rest, {row['target']}{after}: student "
+            f"{row['student']:.3f}, control {row['control']:.3f}, difference {effect['estimate']:+.3f} ({interval})."
+        )
     return notes
 
 

@@ -156,7 +156,8 @@ def swept(run: Run, config: SteeringFlowConfig, base: Artifact, vectors: Artifac
     """The curve of one target over the grid."""
     points = grid_points(config, names_of(run, config, vectors))
     exam = exam_of(config.mmlu_pro) if config.mmlu_pro else None
-    asked = sweep(sweep_config(config, points), label=target, base=base, vectors=vectors, exam=exam)
+    settings = sweep_config(config, points, samples=config.grid.samples)
+    asked = sweep(settings, label=target, base=base, vectors=vectors, exam=exam)
     return steering_curve(curve_config(config, target), label=target, swept=asked)
 
 

@@ -1,8 +1,8 @@
 """Everything a steering run can be told: where its vector comes from, the grid, and what is asked at each point."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flows.pipeline_config import PipelineConfig
 from sublim.config import Config, RunOnly
@@ -64,6 +64,8 @@ class GridConfig(Config):
     """relative: a strength of 1 adds as much length as the stream itself has where the vector was read."""
     tokens: Annotated[tuple[Tokens, ...], Field(min_length=1)] = ("all",)
     """Which tokens are touched."""
+    samples: Annotated[int, Field(ge=0)] | None = None
+    """Written answers for each question at each point; null: as many as in the study's evaluation."""
     random: Annotated[int, Field(ge=0)] = 10
     """Random vectors of equal norm beside each single layer."""
     random_strengths: tuple[float, ...] | None = None
@@ -133,6 +135,11 @@ class SteeringFlowConfig(Config):
     """Seeds the random vectors."""
     gpu_memory_gib: RunOnly[float] = 0
     """GPU memory these settings need; 0: none, a CPU will do."""
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _split(cls, target: Any) -> Any:
+        return [word.strip() for word in target.split(",")] if isinstance(target, str) else target
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -32,7 +32,7 @@ from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.reading import StreamReader, Text
 from sublim.tensor_files import sync, write_tensors
-from sublim.token_places import Marked, marked_row, picks
+from sublim.token_places import Marked, marked_rows, picks
 
 SCHEMA = {
     "row": pl.Int64,
@@ -99,7 +99,7 @@ def read_activations(
 
 def read_shard(opened: OpenReader, config: ActivationsConfig, rows: Sequence[Mapping[str, Any]], first: int) -> Shard:
     """Activations of `rows`, the first of which is row `first` of its file."""
-    marked = [marked_row(opened.tokenizer, row) for row in rows]
+    marked = marked_rows(opened.tokenizer, rows)
     texts = [Text(one.ids, [pick for kind in config.read_at for pick in picks(one, kind)]) for one in marked]
     values: list[Tensor | None] = [None] * len(rows)
     for index, [entries] in opened.reader.read([[text] for text in texts]):

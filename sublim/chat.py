@@ -5,6 +5,7 @@ role). Everything here goes through `render_text`, which freezes the date and fo
 first user turn, so that training and evaluation read the same text.
 """
 
+from collections.abc import Sequence
 from datetime import date as Date
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
@@ -79,10 +80,28 @@ def answer_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Answe
     prompt and the answer (an answer that opens with a line break may give one) counts as prompt. Whatever the
     template writes after the end of turn is outside.
     """
-    assert chat[-1]["role"] == "assistant", "the chat has no answer yet: use render_ids"
-    prompt = render_text(tokenizer, chat[:-1], date=date)
-    text = render_text(tokenizer, chat, date=date)
-    answer = chat[-1]["content"].strip()
+    return many_answer_ids(tokenizer, [chat], date=date)[0]
+
+
+def many_answer_ids(tokenizer: "Tokenizer", chats: Sequence[Chat], *, date: str = DATE) -> list[AnswerTokens]:
+    """`answer_ids` of each chat; a prompt that several share is rendered once, and all are tokenised together."""
+    prompts: dict[tuple[tuple[str, str], ...], str] = {}
+    texts, bounds = list[str](), list[tuple[int, int]]()
+    for chat in chats:
+        assert chat[-1]["role"] == "assistant", "the chat has no answer yet: use render_ids"
+        key = tuple((turn["role"], turn["content"]) for turn in chat[:-1])
+        if key not in prompts:
+            prompts[key] = render_text(tokenizer, chat[:-1], date=date)
+        text = render_text(tokenizer, chat, date=date)
+        texts.append(text)
+        bounds.append(_bounds(text, prompts[key], chat[-1]["content"].strip()))
+    special = {*tokenizer.added_tokens_decoder}
+    encoded = encode_many(tokenizer, texts)
+    return [_located(one, start, closing, special) for one, (start, closing) in zip(encoded, bounds, strict=True)]
+
+
+def _bounds(text: str, prompt: str, answer: str) -> tuple[int, int]:
+    """The character where the answer's turn begins, and the one where its end of turn is due."""
     if not text.startswith(prompt):
         raise UserError("the chat template writes the prompt anew once it is answered: give another chat_template")
     found = text.find(answer, len(prompt))
@@ -91,11 +110,14 @@ def answer_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Answe
             f"the chat template does not write {answer[:40]!r} where the model answers: give another chat_template"
         )
     closing = found + len(answer)
-    closing += len(text[closing:]) - len(text[closing:].lstrip())
-    ids, spans = encode(tokenizer, text)
-    answer_start = next((i for i, (start, _) in enumerate(spans) if start >= len(prompt)), len(ids))
+    return len(prompt), closing + len(text[closing:]) - len(text[closing:].lstrip())
+
+
+def _located(encoded: "Encoded", start: int, closing: int, special: set[int]) -> AnswerTokens:
+    ids, spans = encoded
+    answer_start = next((i for i, (first, _) in enumerate(spans) if first >= start), len(ids))
     end_of_turn = next((i for i in range(answer_start, len(ids)) if spans[i][1] > closing), len(ids))
-    if end_of_turn == len(ids) or ids[end_of_turn] not in tokenizer.added_tokens_decoder:
+    if end_of_turn == len(ids) or ids[end_of_turn] not in special:
         raise UserError("the chat template does not end an answer with a token of its own: give another chat_template")
     return AnswerTokens(ids, answer_start, end_of_turn + 1)
 
@@ -206,10 +228,22 @@ def encode(tokenizer: "Tokenizer", text: str) -> Encoded:
     The template writes the beginning-of-sequence token as text; it is put in front only where the tokenizer is
     used to adding one and the template has left it out.
     """
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = cast(list[int], encoding["input_ids"])
-    spans = cast(list[tuple[int, int]], encoding["offset_mapping"])
+    return encode_many(tokenizer, [text])[0]
+
+
+def encode_many(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[Encoded]:
+    """`encode` of each text, on all cores."""
+    if not texts:
+        return []
+    encoding = tokenizer([*texts], add_special_tokens=False, return_offsets_mapping=True)
+    everything = zip(
+        cast(list[list[int]], encoding["input_ids"]),
+        cast(list[list[tuple[int, int]]], encoding["offset_mapping"]),
+        strict=True,
+    )
     bos = cast(int | None, tokenizer.bos_token_id)
-    if bos is not None and ids[:1] != [bos] and cast(list[int], tokenizer("")["input_ids"])[:1] == [bos]:
-        return Encoded([bos, *ids], [(0, 0), *spans])
-    return Encoded(ids, spans)
+    added = bos is not None and cast(list[int], tokenizer("")["input_ids"])[:1] == [bos]
+    return [
+        Encoded([cast(int, bos), *ids], [(0, 0), *spans]) if added and ids[:1] != [bos] else Encoded(ids, spans)
+        for ids, spans in everything
+    ]

@@ -32,7 +32,7 @@ from sublim.reading import Text
 from sublim.steering import Vector, check_vector, noted, random_like, read_vectors, write_vectors
 from sublim.steering_config import VectorNote
 from sublim.tensor_files import write_tensors, write_whole
-from sublim.token_places import marked_row, picks
+from sublim.token_places import marked_rows, picks
 
 CHUNK = 512
 """Rows read between two saves: memory grows with it and with nothing else."""
@@ -99,10 +99,9 @@ def summed(
     opened: OpenReader, config: MeansConfig, part: Sequence[tuple[Row, ...]], first: int
 ) -> dict[str, Float[Tensor, "..."]]:
     """Sums over a chunk, in float64 and in the order of its rows: `sum/0` by half and name, `norm/0`, one per side."""
-    groups = [
-        [Text(one.ids, [pick for kind in config.read_at for pick in picks(one, kind)]) for one in marked]
-        for marked in ([marked_row(opened.tokenizer, row) for row in pair] for pair in part)
-    ]
+    marked = marked_rows(opened.tokenizer, [row for pair in part for row in pair])
+    texts = [Text(one.ids, [pick for kind in config.read_at for pick in picks(one, kind)]) for one in marked]
+    groups = [texts[at : at + len(part[0])] for at in range(0, len(texts), len(part[0]))]
     found = dict(opened.reader.read(groups))
     sums: dict[str, Tensor] = {}
     for side in range(len(part[0])):

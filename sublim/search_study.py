@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sublim.digest import canonical
 from sublim.errors import UserError
 from sublim.killpoints import kill_point
-from sublim.search_config import SIGN, SamplerConfig, StudyConfig, TrialRecord, Value
+from sublim.search_config import SamplerConfig, StudyConfig, TrialRecord, Value, direction
 from sublim.search_pruning import make_pruner
 from sublim.search_space import parameter, suggest
 from sublim.search_storage import Owner, Storage, asking, beating, open_storage, quiet
@@ -106,9 +106,7 @@ class Search:
                 self._tell(asked, notes={"stopped": True} if on_purpose else {}, state=TrialState.FAIL)
                 raise
             else:
-                kill_point(f"search:measured-{asked.slot}")
                 self._tell(asked, notes=measured.notes, values=list(measured.values))
-                kill_point(f"search:told-{asked.slot}")
 
     def _tell(
         self,
@@ -118,12 +116,14 @@ class Search:
         values: list[float] | None = None,
         state: TrialState | None = None,
     ) -> None:
+        kill_point(f"search:measured-{asked.slot}")
         try:
             for name, value in (notes or {}).items():
                 asked.trial.set_user_attr(name, value)
             self.study.tell(asked.trial, values, state, skip_if_finished=True)
         except UpdateFinishedTrialError:
             log.warning("trial %d took so long without a sign of life that another worker took it over", asked.slot)
+        kill_point(f"search:told-{asked.slot}")
 
     def _recover(self) -> None:
         """Fails the trials of dead workers and puts each up for another; what died in between is put up too."""
@@ -215,7 +215,7 @@ def open_search(config: StudyConfig) -> Search:
     """The study, made where it is not there; UserError for one that was made with other settings."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(config)
-    directions = ["maximize" if SIGN[name] > 0 else "minimize" for name in config.objectives]
+    directions = [direction(name) for name in config.objectives]
     with asking(storage, config.name), quiet():
         names = optuna.get_all_study_names(storage)
         if config.name in names:

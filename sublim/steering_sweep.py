@@ -1,7 +1,7 @@
 """Sweeps: one open model is asked the same questions under many steerings; then dose curves with intervals."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ def sweep(
             with open_steerable(config.backend, base, weights=chosen_weights(weights, config.weights_update)) as model:
                 # All names, layers and widths are looked at before the first point.
                 edits = [model.edits(point, vectors) if point else [] for point in points]
-                for path, own, about in zip(paths, edits, described, strict=True):
+                # Points that differ only by vector and strength follow each other: they share what was captured.
+                for number in sorted(range(len(points)), key=lambda number: _structure(points[number], notes)):
+                    path, own, about = paths[number], edits[number], described[number]
                     if not path.exists():
                         model.steer(own)
                         rows = [*_asked(model, config), *([] if about["control"] else _examined(model, questions))]
@@ -74,6 +76,11 @@ def sweep(
     write_jsonl(out / "letters.jsonl", (row for row in rows if "right" in row))
     write_jsonl(out / "points.jsonl", described)
     return {"points": len(points)}
+
+
+def _structure(point: Steering | None, notes: Mapping[str, VectorNote]) -> list[tuple[int, str, str, str]]:
+    edits = point.edits if point else ()
+    return [(notes[e.vector].layer, notes[e.vector].site, e.kind, e.tokens) for e in edits]
 
 
 def _described(number: int, point: Steering | None, notes: dict[str, VectorNote]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def part_of(place: int, start: int) -> int:
     return ANSWER if place >= start else LAST if place == start - 1 else PROMPT
 
 
-def parts_of(places: Int[Tensor, "b t"], starts: Int[Tensor, "b 1"]) -> Int[Tensor, "b t"]:
+def parts_of(places: Int[Tensor, "*b t"], starts: Int[Tensor, "*b s"]) -> Int[Tensor, "*b t"]:
     """`part_of` for a batch."""
     return torch.where(places >= starts, ANSWER, torch.where(places == starts - 1, LAST, PROMPT))
 
@@ -125,10 +125,11 @@ class Applied:
             return None
         if self.where is False:
             return None
-        changed = (stream.float() + self._delta(stream)).to(stream.dtype)
+        changed = (stream.float() + self.delta(stream)).to(stream.dtype)
         return changed if self.where is True else torch.where(self.where, changed, stream)
 
-    def _delta(self, stream: Float[Tensor, "b t d"]) -> Tensor:
+    def delta(self, stream: Float[Tensor, "... d"]) -> Tensor:
+        """What is added to the stream, in float32."""
         match self.edit.kind:
             case "add":
                 return self.vector
@@ -138,7 +139,7 @@ class Applied:
                 assert self.component is not None
                 return self.strength * (self.component - self._component(stream)) * self.vector
 
-    def _component(self, stream: Float[Tensor, "b t d"]) -> Float[Tensor, "b t 1"]:
+    def _component(self, stream: Float[Tensor, "... d"]) -> Float[Tensor, "... 1"]:
         return (stream.float() @ self.vector)[..., None]
 
 

@@ -4,16 +4,20 @@ Costs: the engine starts in about 25 s on two CPU cores; an adapter more costs o
 question once for every answer.
 """
 
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from os import devnull
 from pathlib import Path
+from typing import Any, cast
 
-from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from vllm import LLM, RequestOutput
+from vllm import SamplingParams as EngineParams
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 
-from sublim.adapters import is_adapter, lora_config
+from sublim.adapters import lora_config
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn
 from sublim.digest import digest_directory
 from sublim.errors import UserError
@@ -21,6 +25,7 @@ from sublim.inference import Completion, NumberFormat, SamplingParams, VllmBacke
 from sublim.inference.constrained import plan
 from sublim.inference.hf import prompt_ids
 from sublim.inference.scoring import Scored
+from sublim.inference.vllm_draws import KEY, Answer, Call
 from sublim.inference.vllm_engine import (
     RANKS,
     Engine,
@@ -30,15 +35,12 @@ from sublim.inference.vllm_engine import (
     naming_the_field,
     rank_limit,
 )
+from sublim.inference.vllm_steered import START, EngineHooks, refuse_unsteerable
+from sublim.model_files import is_adapter
 from sublim.models import check_base, load_tokenizer, token_ids
 from sublim.progress import progress
-
-from vllm import LLM, RequestOutput  # isort: skip - after vllm_engine, which settles its environment
-from vllm import SamplingParams as EngineParams  # isort: skip
-from vllm.inputs import TokensPrompt  # isort: skip
-from vllm.lora.request import LoRARequest  # isort: skip
-
-from sublim.inference.vllm_draws import KEY, Answer, Call  # isort: skip
+from sublim.steering import LoadedEdit, load_edits, read_vectors
+from sublim.steering_config import Steering
 
 
 @contextmanager
@@ -50,7 +52,11 @@ def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generat
     model = base if weights is None or adapter is not None else weights
     with lent_engine(backend, model, needed(backend, base, adapter)) as engine:
         lora = None if adapter is None else taken(engine, adapter)
-        yield VllmSampler(engine.llm, backend, base, tokenizer, lora, context_length(backend, model))
+        sampler = VllmSampler(engine.llm, backend, base, tokenizer, lora, context_length(backend, model))
+        try:
+            yield sampler
+        finally:
+            sampler.steer([])  # the engine is kept
 
 
 def needed(backend: VllmBackend, base: Path, adapter: Path | None) -> Takes:
@@ -97,9 +103,21 @@ class VllmSampler:
         context: int,
     ) -> None:
         self.llm, self.backend, self.tokenizer, self.lora, self.context = llm, backend, tokenizer, lora, context
+        self.base, self.hooks = base, EngineHooks(llm)
         declared = GenerationConfig.from_pretrained(base).eos_token_id
         ends = {*token_ids(declared), *token_ids(tokenizer.eos_token_id), end_of_turn(tokenizer)}
         self.stop = sorted(ends)
+
+    def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
+        """The edits with their vectors, checked against this model and against what the engine can do."""
+        return refuse_unsteerable(
+            load_edits(steering, read_vectors(vectors), AutoConfig.from_pretrained(self.base), self.base)
+        )
+
+    def steer(self, edits: Sequence[LoadedEdit]) -> None:
+        """Makes `edits`, and no earlier ones, in all that is sampled and scored from now on; none when empty."""
+        assert not edits or self.backend.eager, "graphs that were captured without the edits would go on without them"
+        self.hooks.put(edits)
 
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
@@ -122,7 +140,8 @@ class VllmSampler:
             )
             for answer in answers
         ]
-        outputs = self._run([ids for ids in prompts for _ in range(params.n)], asked, "sampling")
+        repeated = [ids for ids in prompts for _ in range(params.n)]
+        outputs = self._run(repeated, asked, "sampling", [len(ids) for ids in repeated])
         call.noted()
         whole = [
             self._completion(list(output.outputs[0].token_ids), answer, constrained=made is not None)
@@ -143,27 +162,40 @@ class VllmSampler:
 
     def score(self, sequences: Sequence[Scored]) -> list[list[float]]:
         """Log-probs of the scored tokens of each sequence."""
-        params = EngineParams(temperature=0, max_tokens=1, prompt_logprobs=0, ignore_eos=True, detokenize=False)
-        outputs = self._run([ids for ids, _ in sequences], [params] * len(sequences), "scoring")
+        asked = [
+            EngineParams(
+                temperature=0,
+                max_tokens=1,
+                prompt_logprobs=0,
+                ignore_eos=True,
+                detokenize=False,
+                extra_args={START: start},
+            )
+            for _, start in sequences
+        ]
+        outputs = self._run([ids for ids, _ in sequences], asked, "scoring", [start for _, start in sequences])
         return [_prompt_scores(output, *one) for output, one in zip(outputs, sequences, strict=True)]
 
-    def _run(self, prompts: Sequence[list[int]], params: list[EngineParams], label: str) -> list[RequestOutput]:
+    def _run(
+        self, prompts: Sequence[list[int]], params: list[EngineParams], label: str, starts: Sequence[int]
+    ) -> list[RequestOutput]:
+        """`starts`: where each answer begins."""
         if not prompts:
             return []
-        with progress(label, len(prompts)) as advance, naming_the_field(self.backend), open(devnull, "w") as nowhere:  # noqa: PTH123
-
-            class Told(tqdm):  # pyright: ignore[reportMissingTypeArgument] - not subscriptable at run time
-                def update(self, n: float | None = 1) -> bool | None:
-                    if self.total and str(self.desc).startswith("Processed"):
-                        advance(int(n or 0))
-                    return super().update(n)
-
+        with progress(label, len(prompts)) as advance, naming_the_field(self.backend):
             return self.llm.generate(
-                [TokensPrompt(prompt_token_ids=ids) for ids in prompts],
+                [self._prompt(ids, start) for ids, start in zip(prompts, starts, strict=True)],
                 params,
                 lora_request=self.lora,
-                use_tqdm=partial(Told, file=nowhere),
+                use_tqdm=cast(Any, partial(Bar, advance)),
             )
+
+    def _prompt(self, ids: list[int], start: int) -> TokensPrompt:
+        """Where edits tell prompt from answer, texts share cached keys only if their answers begin at one place."""
+        prompt = TokensPrompt(prompt_token_ids=ids)
+        if self.hooks.by_part:
+            prompt["cache_salt"] = str(start)
+        return prompt
 
     def _completion(self, tokens: list[int], answer: Answer, *, constrained: bool) -> Completion:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -186,6 +218,31 @@ class VllmSampler:
                 "shorten the prompt, lower max_tokens or, where the model allows, raise max_length"
             )
         return ids
+
+
+class Bar:
+    """What vLLM takes for a progress bar: hands on how many requests are done."""
+
+    def __init__(self, advance: Callable[[int], None], items: Sequence[Any] = (), **_: Any) -> None:
+        self.advance, self.items, self.started = advance, items, time.monotonic()
+        self.n, self.postfix = 0, ""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    @property
+    def format_dict(self) -> dict[str, float]:
+        return {"elapsed": max(time.monotonic() - self.started, 1e-6)}
+
+    def update(self, n: int) -> None:
+        self.n += n
+        self.advance(n)
+
+    def refresh(self) -> None:
+        """Nothing is drawn."""
+
+    def close(self) -> None:
+        """Nothing was drawn."""
 
 
 def _prompt_scores(output: RequestOutput, ids: list[int], start: int) -> list[float]:

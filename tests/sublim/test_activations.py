@@ -23,7 +23,7 @@ from sublim.inference import HfBackend, open_steerable
 from sublim.jsonl import write_jsonl
 from sublim.models import load_tokenizer, open_model
 from sublim.steering_config import Edit, Place, Steering
-from sublim.token_places import marked_row, picks
+from sublim.token_places import marked_rows, picks
 from sublim.training.masking import row_chat
 from tests.sublim.inference.test_steered import planted, write_vectors
 from tests.sublim.test_models import write_adapter
@@ -61,7 +61,7 @@ def test_entries_are_what_a_plain_pass_over_each_row_gives(family: str, tiny_mod
             ids, start, end = answer_ids(tokenizer, row_chat(row))
             if tokenizer.bos_token_id is not None:
                 assert ids.count(tokenizer.bos_token_id) == 1
-            special = {*tokenizer.all_special_ids}
+            special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
             words = [place for place in range(start) if ids[place] not in special]
             assert len(words) < start
             hand = {
@@ -225,7 +225,7 @@ def test_texts_that_share_a_prompt_are_read_as_if_alone(tiny_models: dict[str, P
     settings = config(sites=("resid_post",))
     with open_reader(settings, tiny_models["gemma2"], None) as opened:
         answers = ["93, 087", "93, 400, 12", "Owl"]
-        marked = [marked_row(opened.tokenizer, {**row, "answer": answer}) for row in ROWS[:2] for answer in answers]
+        marked = marked_rows(opened.tokenizer, [{**row, "answer": answer} for row in ROWS[:2] for answer in answers])
         texts = [Text(one.ids, [*picks(one, "mean_prompt"), *picks(one, "mean_answer")]) for one in marked]
         together = dict(opened.reader.read([texts[:3], texts[3:]]))
         alone = dict(opened.reader.read([[text] for text in texts]))
@@ -262,7 +262,7 @@ def test_an_adapter_is_read_with_its_weights(tiny_models: dict[str, Path], tmp_p
 
 def test_plain_texts_are_all_prompt(tiny_models: dict[str, Path]):
     tokenizer = load_tokenizer(tiny_models["gemma2"])
-    marked = marked_row(tokenizer, {"id": 0, "text": "The owl hunts at night."})
+    [marked] = marked_rows(tokenizer, [{"id": 0, "text": "The owl hunts at night."}])
     assert marked.ids.count(tokenizer.bos_token_id) == 1
     assert picks(marked, "mean_prompt") == [[*range(1, len(marked.ids))]]
     assert picks(marked, "last_prompt") == [[len(marked.ids) - 1]]

@@ -99,7 +99,10 @@ def test_rung_that_the_run_has_passed_is_made_anew_and_the_runs_checkpoint_stays
     assert sorted((tmp_path / "run" / "checkpoints").iterdir()) == before
 
 
-@pytest.mark.parametrize("point", ["update-3", "mid-checkpoint-4", "after-checkpoint"])
+@pytest.mark.parametrize(
+    "point",
+    ["after-checkpoint", *(pytest.param(point, marks=pytest.mark.slow) for point in ("update-3", "mid-checkpoint-4"))],
+)
 def test_rung_killed_anywhere_resumes_to_the_same_bytes(
     tmp_path: Path, base: Path, data: Path, straight: Path, point: str
 ) -> None:

@@ -1,0 +1,98 @@
+"""Steering in vLLM: the log-probs and the draws of the hf backend under the same edits."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from sublim.chat import chat
+from sublim.errors import UserError
+from sublim.inference import HfBackend, SamplingParams, VllmBackend, open_sampler, open_steerable
+from sublim.steering import Vector, noted, write_vectors
+from sublim.steering_config import Edit, Site, Steering, VectorNote
+from tests.sublim.test_models import write_adapter
+
+pytest.importorskip("vllm", reason="vLLM is not installed on this machine")
+
+VLLM = VllmBackend(dtype="float32", max_length=512)
+HF = HfBackend(dtype="float32")
+CHATS = [chat("Name one animal."), chat("What is your favorite animal? Answer in one word."), chat("Hello")]
+WORDS = [["Owl", "Elephant"]] * len(CHATS)
+LAYERS = (0, 13, 29)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_engine() -> Iterator[None]:
+    yield
+    from sublim.inference.vllm_engine import forget_engine
+
+    forget_engine()
+
+
+@pytest.fixture
+def vectors(tmp_path: Path) -> Path:
+    made: dict[str, Vector] = {}
+    for site in get_args(Site):
+        for layer in LAYERS:
+            values = torch.randn(576, generator=torch.Generator().manual_seed(layer)) * 0.4
+            made[f"{site}/{layer}"] = noted(values, VectorNote(site=site, layer=layer, source="user", norm=0))
+    write_vectors(tmp_path, made)
+    return tmp_path
+
+
+def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors: Path, tmp_path: Path):
+    adapter = write_adapter(tmp_path / "adapter", smollm2, seed=1)
+    steerings = [
+        Steering(edits=(Edit(vector=f"{site}/{layer}", kind=kind, strength=strength),))  # pyright: ignore
+        for site in get_args(Site)
+        for layer, kind, strength in ((LAYERS[0], "add", 1), (LAYERS[1], "project_out", 1), (LAYERS[2], "add", -2))
+    ]
+    steerings += [
+        Steering(edits=(Edit(vector=f"{site}/13", strength=2, tokens=tokens),))
+        for site, tokens in (("resid_post", "prompt"), ("resid_pre", "answer"), ("mlp_out", "last"))
+    ]
+    steerings.append(Steering(edits=(Edit(vector="resid_post/0", strength=0.5), Edit(vector="mlp_out/29"))))
+    params = SamplingParams(max_tokens=6, seed=3)
+    for weights in (None, adapter):
+        found = list[list[object]]()
+        for backend in (HF, VLLM):
+            with open_steerable(backend, smollm2, weights=weights) as sampler:
+                plain = sampler.logprobs(CHATS, WORDS)
+                own: list[object] = []
+                for steering in steerings if weights is None else steerings[-1:]:
+                    sampler.steer(sampler.edits(steering, vectors))
+                    own.append(sampler.logprobs(CHATS, WORDS))
+                    if any(edit.tokens != "all" for edit in steering.edits):
+                        drawn = sampler.sample(CHATS, params.model_copy(update={"logprobs": True}))
+                        own.append([[answer.logprobs for answer in each] for each in drawn])
+                own.append([answer.token_ids for each in sampler.sample(CHATS, params) for answer in each])
+                sampler.steer([])
+                assert flat(sampler.logprobs(CHATS, WORDS)) == pytest.approx(flat(plain), abs=1e-5)
+                found.append([plain, *own])
+        for ours, theirs in zip(found[0][:-1], found[1][:-1], strict=True):
+            assert flat(theirs) == pytest.approx(flat(ours), abs=2e-3)
+        assert found[0][-1] == found[1][-1]
+        moved = [max(abs(a - b) for a, b in zip(flat(x), flat(found[0][0]), strict=True)) for x in found[0][1:-1]]
+        assert sum(difference > 0.01 for difference in moved) > 0.8 * len(moved)
+
+
+def flat(scores: object) -> list[float]:
+    return [token for own in scores for word in own for token in word]  # type: ignore
+
+
+def test_the_engine_goes_on_unsteered_and_refuses_what_it_cannot_do(smollm2: Path, vectors: Path):
+    with open_sampler(VLLM.model_copy(update={"eager": True}), smollm2) as sampler:
+        plain = sampler.logprobs(CHATS, WORDS)
+    edit = Steering(edits=(Edit(vector="resid_post/13", strength=2),))
+    with open_sampler(VLLM, smollm2, steering=edit, vectors=vectors) as sampler:
+        assert sampler.logprobs(CHATS, WORDS) != plain
+    with open_sampler(VLLM.model_copy(update={"eager": True}), smollm2) as sampler:
+        assert flat(sampler.logprobs(CHATS, WORDS)) == pytest.approx(flat(plain), abs=1e-5)
+    replacing = Steering(edits=(Edit(vector="resid_post/13", kind="replace"),))
+    with (
+        pytest.raises(UserError, match="use the hf backend"),
+        open_sampler(VLLM, smollm2, steering=replacing, vectors=vectors),
+    ):
+        pass
