@@ -42,7 +42,8 @@ class Cell(NamedTuple):
         """As it is called in tables and in the UI."""
         axes = [f"{name.rpartition('.')[2]} {value}" for name, value in self.grid.items()]
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
-        return ", ".join([self.target, self.arm, *axes, f"block {self.block}", seeds])
+        name = ", ".join([self.target, self.arm, *axes, f"block {self.block}", seeds])
+        return name.replace("{", "(").replace("}", ")")  # Prefect would fill in a name's braces
 
 
 class Measured(NamedTuple):

@@ -76,9 +76,7 @@ def _outcome(store: Store, name: str, cell: Cell, run_id: str, state: State[Any]
 
 def _here(config: SweepConfig, cells: list[Cell]) -> Iterator[tuple[Cell, str, State[Any]]]:
     for cell in cells:
-        # Prefect fills in a name's braces, which a grid's value may have.
-        name = f"cell {cell.name}".replace("{", "(").replace("}", ")")
-        named = pipeline.with_options(flow_run_name=name)
+        named = pipeline.with_options(flow_run_name=f"cell {cell.name}")
         state: State[Any] = named(preset=config.preset, settings=cell.settings, return_state=True)
         yield cell, str(state.state_details.flow_run_id), state
 

@@ -31,7 +31,7 @@ GOLDEN = {
     "compare_shift": (1, "ed4341e391153ddd"),
     "collect_scores": (1, "11ac1d3342b714fa"),
     "record_cell": (1, "ea6a05534c9e804a"),
-    "tabulate_sweep": (1, "0f58c4fd0255eed7"),
+    "tabulate_sweep": (2, "c77fc36a119b4223"),
 }
 
 
