@@ -48,7 +48,7 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     assert [p["estimate"] for p in true[:4]] == [0, 0, 0, 0]
     assert all(p["estimate"] != 0 for p in true[4:])
     assert [p["random"] for p in true] == [0, 0, 0, 0, 3, 3, 0]
-    assert {p["answers"] for p in points} == {50}
+    assert {p["answers"] for p in true} == {50}
     assert {p["mmlu_pro_read"] for p in true} == {14}
     assert {p["mmlu_pro_read"] for p in points if p["control"]} == {0}
     found = outcome["mechanism"]
