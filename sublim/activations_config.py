@@ -9,8 +9,9 @@ from sublim.inference import HfBackend
 from sublim.steering_config import Place, Site
 
 ReadAt = Literal["mean_prompt", "mean_answer", "last_prompt", "last_answer", "all"]
-"""Means leave special tokens out (Llama's first token alone is hundreds of times longer than the others); an answer is
-its own words, without the end of turn; last_prompt is the token after which the answer begins, special or not."""
+"""A prompt's mean leaves special tokens out (Llama's first token alone is hundreds of times longer than the others); an
+answer is all its own tokens, without the end of turn; last_prompt is the token after which the answer begins, special
+or not."""
 
 
 class Reading(Config):

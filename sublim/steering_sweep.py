@@ -41,9 +41,9 @@ def sweep(
     """Stage: writes logprobs.parquet {point, question, word, logprob}, answers.jsonl {point, question, sample, text,
     finish}, letters.jsonl {point, right}, questions.jsonl and points.jsonl.
 
-    The model is loaded once. Costs for each point one scoring of questions x words and questions x samples short
-    answers, and at points without random vectors one reading of every MMLU-Pro question in `exam`; resumes from the
-    last whole point.
+    The model is loaded once. Costs for each point one scoring of questions x words and, where its vectors are no random
+    ones, questions x samples short answers and one reading of every MMLU-Pro question in `exam`; resumes from the last
+    whole point.
     """
     points: list[Steering | None] = [None, *config.points]
     notes = {name: vector.note for name, vector in read_vectors(vectors).items()}
@@ -60,7 +60,9 @@ def sweep(
                     path, own, about = paths[number], edits[number], described[number]
                     if not path.exists():
                         model.steer(own)
-                        rows = [*_asked(model, config), *([] if about["control"] else _examined(model, questions))]
+                        rows = [*_scored(model, config)]
+                        if not about["control"]:
+                            rows += [*_answered(model, config), *_examined(model, questions)]
                         _keep(path, rows)
                         kill_point("sweep:point")
                     advance(1)
@@ -93,17 +95,22 @@ def _described(number: int, point: Steering | None, notes: dict[str, VectorNote]
     }
 
 
-def _asked(model: Steerable, config: SweepConfig) -> Iterator[dict[str, Any]]:
+def _scored(model: Steerable, config: SweepConfig) -> Iterator[dict[str, Any]]:
     chats = [chat(question, system=config.system) for question in config.questions]
     continuations = [[written(word) for word in config.words]] * len(chats)
     for question, words in enumerate(model.logprobs(chats, continuations)):
         for word, tokens in zip(config.words, words, strict=True):
             yield {"question": question, "word": word, "logprob": sum(tokens)}
-    if config.samples:
-        params = config.sampling.model_copy(update={"n": config.samples})
-        for question, answers in enumerate(model.sample(chats, params)):
-            for sample, answer in enumerate(answers):
-                yield {"question": question, "sample": sample, "text": answer.text, "finish": answer.finish}
+
+
+def _answered(model: Steerable, config: SweepConfig) -> Iterator[dict[str, Any]]:
+    if not config.samples:
+        return
+    chats = [chat(question, system=config.system) for question in config.questions]
+    params = config.sampling.model_copy(update={"n": config.samples})
+    for question, answers in enumerate(model.sample(chats, params)):
+        for sample, answer in enumerate(answers):
+            yield {"question": question, "sample": sample, "text": answer.text, "finish": answer.finish}
 
 
 def _examined(model: Steerable, questions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ class SweepConfig(Config):
     points: tuple[Steering, ...]
     """The steerings; the unsteered model is asked first, as point 0, and these count from 1."""
     samples: Annotated[int, Field(ge=0)] = 0
-    """Written answers for each question at each point; 0 leaves the sampled rate out."""
+    """Written answers for each question at each point that is no random control; 0 leaves the sampled rate out."""
     sampling: SamplingParams = SamplingParams(max_tokens=16)
     """How answers are drawn; `n` is replaced by `samples`."""
     weights_update: int | None = None

@@ -58,7 +58,7 @@ def picks(marked: Marked, read_at: ReadAt) -> list[list[int]]:
         case "mean_prompt":
             chosen = [place for place in range(marked.start) if not marked.special[place]]
         case "mean_answer":
-            chosen = [place for place in answer if not marked.special[place]]
+            chosen = [*answer]
         case "last_prompt":
             chosen = [marked.start - 1]
         case "last_answer":

@@ -38,7 +38,7 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     settings = small(published, mechanism={"layers": [0, 1], "rows": 8}, mmlu_pro={"per_category": 1})
     outcome = steering(preset="quickstart", target="owl", settings=settings)
     assert outcome["flow"] == "steering"
-    assert {stage["state"] for stage in outcome["stages"]} == {"Completed"}
+    assert {stage["state"] for stage in outcome["stages"]} <= {"Completed", "Cached"}  # the pipeline's own, twice
     points = outcome["curve"]
     assert {"layers", "alpha", "position", "estimate", "low", "high"} <= points[0].keys()
     true = [point for point in points if not point["control"]]
@@ -48,7 +48,7 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     assert [p["estimate"] for p in true[:4]] == [0, 0, 0, 0]
     assert all(p["estimate"] != 0 for p in true[4:])
     assert [p["random"] for p in true] == [0, 0, 0, 0, 3, 3, 0]
-    assert {p["answers"] for p in points} == {50}
+    assert {p["answers"] for p in true} == {50}
     assert {p["mmlu_pro_read"] for p in true} == {14}
     assert {p["mmlu_pro_read"] for p in points if p["control"]} == {0}
     found = outcome["mechanism"]

@@ -295,7 +295,8 @@ def test_a_curve_shows_every_point_against_the_unsteered_model_and_its_random_fe
     random = [point.estimate for point in curve.points[5:7]]
     assert (strong.random_low, strong.random_high, strong.random) == (min(random), max(random), 2)  # pyright: ignore
     assert strong.beyond_random == (1 + sum(abs(value or 0) >= abs(strong.estimate) for value in random)) / 3
-    assert {point.answers for point in curve.points} == {9}
+    assert {point.answers for point in curve.points} == {9, 0}
+    assert all(point.answers == 0 for point in curve.points if point.control)
     assert curve.points[-1].random == 0
 
 
