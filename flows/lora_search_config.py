@@ -135,7 +135,9 @@ def field_of_student(name: str) -> str:
         return full_path(TrainConfig, name)
     except UserError as error:
         by_name = {spelling: field.path for field in walk(TrainConfig) for spelling in (field.path, leaf(field.path))}
-        near = dict.fromkeys(by_name[one] for one in difflib.get_close_matches(name, by_name, n=4))
+        alike = [by_name[one] for one in difflib.get_close_matches(name, by_name, n=4)]
+        told = [field.path for field in walk(TrainConfig) if name.replace("_", " ") in field.meaning.lower()]
+        near = dict.fromkeys([*told, *alike])
         hint = f": did you mean {' or '.join(near)}?" if near else f" (has: {', '.join(sorted({*by_name.values()}))})"
         raise UserError(f"space: a student has no field {name!r}{hint}") from error
 

@@ -155,9 +155,9 @@ def measure(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values
 
 def loss(lab: Lab, block: Block, weights: Artifact, *, label: str) -> float:
     """Held-out loss in nats a token on the teacher's rows."""
-    backend = lab.config.backend
-    how = {"dtype": backend.dtype, "attention": backend.attention} if isinstance(backend, HfBackend) else {}
-    config = HeldoutConfig(max_length=lab.config.student.max_length, **how)
+    backend, config = lab.config.backend, HeldoutConfig(max_length=lab.config.student.max_length)
+    if isinstance(backend, HfBackend):
+        config = config.model_copy(update={"dtype": backend.dtype, "attention": backend.attention})
     made = heldout_loss(config, label=label, base=block.base, data=block.rows[lab.target], weights=weights)
     found = HeldoutLoss.model_validate_json((lab.store.payload(made) / "heldout.json").read_bytes())
     if found.loss is None:

@@ -15,6 +15,11 @@ SIGN: dict[Objective, int] = {"loss": -1, "effect": 1, "cost": -1}
 """1 where more is better."""
 
 
+def direction(objective: Objective) -> Literal["maximize", "minimize"]:
+    """As Optuna has it."""
+    return "maximize" if SIGN[objective] > 0 else "minimize"
+
+
 class FloatRange(Config):
     """A real number between two bounds, both included."""
 

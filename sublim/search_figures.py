@@ -15,7 +15,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sublim.figure_files import SETTINGS
 from sublim.search_config import (
-    SIGN,
     UNITS,
     Choice,
     DrawSearchConfig,
@@ -25,6 +24,7 @@ from sublim.search_config import (
     Objective,
     Range,
     TrialRecord,
+    direction,
 )
 from sublim.search_space import parameter
 
@@ -69,7 +69,7 @@ def draw_search(out: Path, config: DrawSearchConfig, *, scratch: Path) -> None:
 def rebuilt(config: DrawSearchConfig) -> Study:
     """The study in memory, from its records."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=["maximize" if SIGN[name] > 0 else "minimize" for name in config.objectives])
+    study = optuna.create_study(directions=[direction(name) for name in config.objectives])
     distributions = {parameter(path, searched): distribution(searched) for path, searched in config.space.items()}
     for record in config.trials:
         if record.state in ("complete", "pruned"):

@@ -19,6 +19,7 @@ from optuna.storages._heartbeat import BaseHeartbeat  # pyright: ignore[reportPr
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # pyright: ignore[reportPrivateUsage]
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import OperationalError
 
 from sublim.errors import UserError
 from sublim.locks import locked, try_lock, unlock
@@ -109,7 +110,7 @@ def open_postgres(url: str, config: StudyConfig) -> RDBStorage:
         engine.dispose()
     except ImportError as error:
         raise UserError(f"PostgreSQL needs psycopg ({error}): pip install psycopg psycopg-binary") from error
-    except (sqlalchemy.exc.OperationalError, StorageInternalError) as error:
+    except (OperationalError, StorageInternalError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise UserError(f"{url} cannot be reached: start the server or mend storage.url ({reason[:200]})") from error
     return storage

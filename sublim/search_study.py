@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sublim.digest import canonical
 from sublim.errors import UserError
 from sublim.killpoints import kill_point
-from sublim.search_config import SIGN, SamplerConfig, StudyConfig, TrialRecord, Value
+from sublim.search_config import SamplerConfig, StudyConfig, TrialRecord, Value, direction
 from sublim.search_pruning import make_pruner
 from sublim.search_space import parameter, suggest
 from sublim.search_storage import Owner, Storage, asking, beating, open_storage, quiet
@@ -215,7 +215,7 @@ def open_search(config: StudyConfig) -> Search:
     """The study, made where it is not there; UserError for one that was made with other settings."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(config)
-    directions = ["maximize" if SIGN[name] > 0 else "minimize" for name in config.objectives]
+    directions = [direction(name) for name in config.objectives]
     with asking(storage, config.name), quiet():
         names = optuna.get_all_study_names(storage)
         if config.name in names:

@@ -161,7 +161,7 @@ def test_space_of_the_issue_is_the_default_and_every_preset_is_sound() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("space.learning_rate={kind: float, low: 0.1, high: 0.2}", "did you mean"),
+        ("space.learning_rate={kind: float, low: 0.1, high: 0.2}", r"did you mean lr"),
         ("space.rnk={kind: int, low: 8, high: 16}", r"method\.rank"),
         ("space.dropout.high=1.5", "less than 1"),
         ("space.micro_batch={kind: int, low: 1, high: 4}", "how fast"),
