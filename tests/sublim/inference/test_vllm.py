@@ -132,6 +132,7 @@ def test_refuses_adapters_it_cannot_take_before_the_first_prompt(
             pass
 
 
+@pytest.mark.slow  # two more engines
 def test_an_engine_too_small_for_an_adapter_makes_room_for_one_that_is_not(smollm2: Path, tmp_path: Path):
     high = ranked(tmp_path / "high", smollm2, 24)
     with open_sampler(VLLM, smollm2, weights=high) as sampler, open_sampler(HF, smollm2) as plain:
