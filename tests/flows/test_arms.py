@@ -251,6 +251,7 @@ class TestArms:
         assert all(row["estimate"] is not None or row["reason"] for row in found["matched"])
         assert json.loads((Path(outcome["report"]).parent / "summary.json").read_text())["diagnostics"] == found
 
+    @pytest.mark.slow  # what a soft label is, tests/sublim/training/test_soft.py holds to
     @pytest.mark.usefixtures("made")
     def test_controls_under_soft_labels_stay_at_the_base(self, options: list[str]) -> None:
         outcome = run(*options, "--set", "target=[owl]", "--set", "labels=soft")
