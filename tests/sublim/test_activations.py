@@ -1,6 +1,5 @@
 """Reading the stream: the right tensor, the right tokens, in batches that leave no mark. Mistakes 1 to 5 of others."""
 
-import os
 import signal
 from multiprocessing import get_context
 from pathlib import Path
@@ -270,6 +269,10 @@ def test_plain_texts_are_all_prompt(tiny_models: dict[str, Path]):
         picks(marked, "mean_answer")
 
 
+def read_resumed(folder: Path, whole: ActivationsConfig, base: Path) -> None:
+    read_activations(folder / "resumed", whole, scratch=folder / "scratch", base=base, rows=folder / "rows")
+
+
 def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(
     tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -283,19 +286,17 @@ def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(
         tmp_path / "whole", whole, scratch=tmp_path / "scratch-whole", base=base, rows=tmp_path / "rows"
     )
 
-    def read(kill_at: str) -> None:
-        os.environ["SUBLIM_KILL_AT"] = kill_at
-        read_activations(tmp_path / "resumed", whole, scratch=tmp_path / "scratch", base=base, rows=tmp_path / "rows")
-
-    killed = get_context("fork").Process(target=read, args=("activations:shard",))
+    # A new interpreter: a fork of this one would wait for the threads that other tests have left.
+    monkeypatch.setenv("SUBLIM_KILL_AT", "activations:shard")
+    killed = get_context("spawn").Process(target=read_resumed, args=(tmp_path, whole, base))
     killed.start()
-    killed.join()
+    killed.join(120)
     assert killed.exitcode == -signal.SIGKILL
     assert len(list((tmp_path / "scratch").glob("index-*"))) == 1
     marker = tmp_path / "scratch" / "activations-00000.safetensors"
     written = marker.stat().st_mtime_ns
     monkeypatch.setenv("SUBLIM_KILL_AT", "")
-    read("")
+    read_resumed(tmp_path, whole, base)
     assert marker.stat().st_mtime_ns == written
     assert digest_directory(tmp_path / "resumed") == digest_directory(tmp_path / "whole")
     shards = list(read_shards(tmp_path / "whole"))
