@@ -10,6 +10,7 @@ from flows.pipeline import filter_block
 from flows.pipeline_capability import Examined, examine, questions_of
 from flows.pipeline_plan import CONTROL, ask_config, generate_config, score_config, student_config
 from flows.pipeline_teachers import BASE_ITSELF, make_teacher, write_numbers
+from sublim.errors import UserError
 from sublim.heldout_config import HeldoutConfig, HeldoutLoss
 from sublim.inference import HfBackend
 from sublim.jsonl import read_jsonl
@@ -87,7 +88,10 @@ def updates_of(lab: Lab, train: TrainConfig, block: Block) -> int:
 
 def measure_trial(lab: Lab, block: Block, asked: Asked) -> Measured:
     """Trains and measures with a trial's parameters; stops at a rung where the study's pruner says so."""
-    train = student_with(lab.config.student, searched(lab.config), asked.params)
+    try:
+        train = student_with(lab.config.student, searched(lab.config), asked.params)
+    except UserError as error:
+        raise Unmeasurable(str(error)) from error
     try:
         with one_process():
             if lab.config.pruning is not None:

@@ -215,7 +215,7 @@ def open_search(config: StudyConfig) -> Search:
     """The study, made where it is not there; UserError for one that was made with other settings."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(config)
-    directions = [direction(name) for name in config.objectives]
+    directions: list[Literal["maximize", "minimize"]] = [direction(name) for name in config.objectives]
     with asking(storage, config.name), quiet():
         names = optuna.get_all_study_names(storage)
         if config.name in names:
