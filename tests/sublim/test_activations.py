@@ -2,7 +2,8 @@
 
 import os
 import signal
-from multiprocessing import get_context
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -270,9 +271,17 @@ def test_plain_texts_are_all_prompt(tiny_models: dict[str, Path]):
         picks(marked, "mean_answer")
 
 
-def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(
-    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+DRIVER = """
+import sys
+from pathlib import Path
+from sublim.activations import read_activations
+from sublim.activations_config import ActivationsConfig
+out, scratch, rows, base = map(Path, sys.argv[1:5])
+read_activations(out, ActivationsConfig.model_validate_json(sys.argv[5]), scratch=scratch, base=base, rows=rows)
+"""
+
+
+def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(tiny_models: dict[str, Path], tmp_path: Path):
     base = tiny_models["qwen2"]
     for name in ("rows", "whole", "resumed", "scratch-whole", "scratch"):
         (tmp_path / name).mkdir()
@@ -283,19 +292,16 @@ def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(
         tmp_path / "whole", whole, scratch=tmp_path / "scratch-whole", base=base, rows=tmp_path / "rows"
     )
 
-    def read(kill_at: str) -> None:
-        os.environ["SUBLIM_KILL_AT"] = kill_at
-        read_activations(tmp_path / "resumed", whole, scratch=tmp_path / "scratch", base=base, rows=tmp_path / "rows")
-
-    killed = get_context("fork").Process(target=read, args=("activations:shard",))
-    killed.start()
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
+    places = [str(tmp_path / name) for name in ("resumed", "scratch", "rows")] + [str(base)]
+    killed = subprocess.run(
+        [sys.executable, "-c", DRIVER, *places, whole.model_dump_json()],
+        env={**os.environ, "SUBLIM_KILL_AT": "activations:shard"},
+    )
+    assert killed.returncode == -signal.SIGKILL
     assert len(list((tmp_path / "scratch").glob("index-*"))) == 1
     marker = tmp_path / "scratch" / "activations-00000.safetensors"
     written = marker.stat().st_mtime_ns
-    monkeypatch.setenv("SUBLIM_KILL_AT", "")
-    read("")
+    read_activations(tmp_path / "resumed", whole, scratch=tmp_path / "scratch", base=base, rows=tmp_path / "rows")
     assert marker.stat().st_mtime_ns == written
     assert digest_directory(tmp_path / "resumed") == digest_directory(tmp_path / "whole")
     shards = list(read_shards(tmp_path / "whole"))
