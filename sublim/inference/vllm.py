@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
-from sublim.adapters import is_adapter, lora_config
+from sublim.adapters import lora_config
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn
 from sublim.digest import digest_directory
 from sublim.errors import UserError
@@ -30,6 +30,7 @@ from sublim.inference.vllm_engine import (
     naming_the_field,
     rank_limit,
 )
+from sublim.model_files import is_adapter
 from sublim.models import check_base, load_tokenizer, token_ids
 from sublim.progress import progress
 from sublim.steering import LoadedEdit, load_edits, read_vectors
