@@ -63,7 +63,7 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
     """The base with an adapter, both as unsloth makes them; the adapter in float32."""
     lora = config.method
     assert isinstance(lora, Lora)
-    model, _ = unsloth.FastLanguageModel.from_pretrained(
+    model, _ = unsloth.FastLanguageModel.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue] - takes our module for it
         model_name=str(base),
         max_seq_length=config.max_length,
         dtype=DTYPES[frozen_dtype(lora, config.dtype, shape)],
@@ -74,7 +74,7 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
         local_files_only=True,
     )
     torch.manual_seed(config.seed)
-    adapted = unsloth.FastLanguageModel.get_peft_model(
+    adapted = unsloth.FastLanguageModel.get_peft_model(  # pyright: ignore[reportAttributeAccessIssue] - takes our module for it
         model,
         r=lora.rank,
         target_modules=list(lora.target_modules),
