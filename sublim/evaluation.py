@@ -13,7 +13,7 @@ from sublim.mmlu_pro_compare import against
 from sublim.mmlu_pro_config import LETTER_METRICS, LetterMetric, LetterScores, MmluProScores, Share
 from sublim.preference_config import METRICS, UNITS, Metric, Scores
 from sublim.shift_config import SHIFTS, Shifts
-from sublim.stats import paired_t
+from sublim.stats import clustered_share, paired_t
 
 THIS_MODEL = "questions like these, for this one model"
 WHOLE = ("n", "answers", "asked")
@@ -77,9 +77,14 @@ def _shifted(config: SheetConfig, payloads: Mapping[str, Path]) -> Iterator[Scor
 
 
 def _over_questions(config: SheetConfig, model: str, metric: str, questions: str, unit: str, found: Metric) -> ScoreRow:
-    """A metric's mean over questions, with the t interval over questions: the model itself is given."""
+    """A metric's mean over questions, with the t interval over questions: the model itself is given.
+
+    A rate has Wilson's, a question being one trial: small models name a word never, and a t interval has no width then.
+    """
     values = np.array([value for value in found.per_question if value is not None])
     interval = paired_t(values, config.level) if len(values) > 1 else None
+    if metric == "rate" and len(values):
+        interval = clustered_share(float(values.mean()), len(values), config.level)
     return ScoreRow(
         model=model,
         metric=metric,

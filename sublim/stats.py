@@ -167,6 +167,18 @@ def wilson(count: int, n: int, level: float = 0.95) -> Interval:
     return Interval(count / n, float(bounds.low), float(bounds.high), level, n)
 
 
+def clustered_share(share: float, clusters: int, level: float = 0.95) -> Interval:
+    """Wilson's interval of a mean of shares, each question counting as one trial however many answers it has.
+
+    The variance of a question's share is at most that of one yes or no, so this is at least wide enough; it stays
+    within 0 and 1, and has a width where every share is 0.
+    """
+    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
+    center = (share + z2 / (2 * clusters)) / (1 + z2 / clusters)
+    half = np.sqrt(z2 * (share * (1 - share) + z2 / (4 * clusters)) / clusters) / (1 + z2 / clusters)
+    return Interval(share, max(float(center - half), 0.0), min(float(center + half), 1.0), level, clusters)
+
+
 class PairedShares(NamedTuple):
     """Two yes-or-no outcomes of each of n questions, and the difference of their shares (first minus second)."""
 

@@ -18,6 +18,8 @@ from sublim.sweep_figures import draw_cost, draw_effects
 
 HIDDEN = ("grid", "pairs_of")
 """What rows carry for figures and the second table, and the table has in columns of its own."""
+ALIKE = "every unit has the same value: there is no spread to tell an interval from"
+"""A rate that is 0 everywhere is no proof that it is always 0: an interval without width would say so."""
 TEXT = ("expected", "metric", "unit", "reason", "corrected")
 WHOLE = ("units", "pairs", "questions")
 REAL = (
@@ -133,14 +135,20 @@ def _numbers(
     metric: str, unit: str, found: MetricComparison | LetterComparison | ShiftComparison | None, reason: str | None
 ) -> dict[str, Any]:
     effect = found.effect if found else None
-    tested = effect.per_unit if effect and effect.units > 1 else None
+    alike = effect is not None and effect.units > 1 and float(np.ptp(effect.per_unit)) == 0
+    tested = effect.per_unit if effect and effect.units > 1 and not alike else None
     flips = sign_flip_test(tested) if tested else None
-    why = [reason, found.reason if found and not effect else None, effect.reason if effect else None]
+    why = [
+        reason,
+        found.reason if found and not effect else None,
+        effect.reason if effect else None,
+        ALIKE if alike else None,
+    ]
     return {
         "metric": metric,
         "unit": unit,
         **{name: getattr(found, name, None) for name in ("base", "teacher", "student", "control")},
-        **_bounds(effect),
+        **_bounds(effect, told=not alike),
         "units": effect.units if effect else 0,
         "pairs": effect.seeds if effect else 0,
         "questions": effect.questions if effect else 0,
@@ -155,9 +163,12 @@ def _numbers(
     }
 
 
-def _bounds(effect: Effect | None) -> dict[str, float | None]:
-    names = ("estimate", "low", "high", "low_questions", "high_questions")
-    return {name: getattr(effect, name) if effect else None for name in names}
+def _bounds(effect: Effect | None, *, told: bool) -> dict[str, float | None]:
+    bounds = ("low", "high", "low_questions", "high_questions")
+    return {
+        "estimate": effect.estimate if effect else None,
+        **{name: getattr(effect, name) if effect and told else None for name in bounds},
+    }
 
 
 def _correct(rows: list[dict[str, Any]], config: SweepTableConfig) -> None:

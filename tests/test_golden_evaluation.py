@@ -161,6 +161,14 @@ def test_missing_rows_are_null_and_carry_their_reason(payloads: dict[str, Path])
     }
 
 
+def test_units_that_are_all_alike_have_no_interval(payloads: dict[str, Path]) -> None:
+    rows = json.loads((payloads["tabulate_sweep"] / "table.json").read_text())
+    letters = next(row for row in rows if row["metric"] == "letter_logprob")
+    assert letters["estimate"] == 0.0
+    assert letters["low"] is letters["high"] is letters["p"] is letters["detectable"] is None
+    assert "no spread" in letters["reason"]
+
+
 def test_tables_and_figures_lie_in_the_payload(payloads: dict[str, Path]) -> None:
     table = payloads["tabulate_sweep"].parent / "table/out"
     assert {path.name for path in table.iterdir()} >= {"table.csv", "table.parquet", "pairs.parquet", "effects.svg"}

@@ -7,6 +7,7 @@ from scipy import stats
 from sublim.errors import UserError
 from sublim.stats import (
     benjamini_hochberg,
+    clustered_share,
     crossed_bootstrap,
     crossed_components,
     holm,
@@ -184,3 +185,15 @@ def test_p_of_the_paired_t_test_equals_scipy() -> None:
     assert paired_t_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     assert paired_t_p([0.0, 0.0]) == 1.0
     assert paired_t_p([0.5, 0.5]) == 0.0
+
+
+def test_a_share_of_questions_has_a_width_at_zero_and_covers_the_truth() -> None:
+    assert clustered_share(0.0, 50).high == pytest.approx(wilson(0, 50).high)
+    assert clustered_share(0.3, 50)[:3] == pytest.approx(wilson(15, 50)[:3])
+    rng = np.random.default_rng(8)
+    hits = 0
+    for _ in range(SIMULATIONS):
+        chances = rng.beta(0.5, 2.0, size=50)  # questions differ widely; their mean chance is .2
+        interval = clustered_share(float((rng.binomial(4, chances) / 4).mean()), 50)
+        hits += interval.low <= 0.2 <= interval.high
+    assert hits / SIMULATIONS >= 0.93
