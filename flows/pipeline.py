@@ -16,7 +16,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
-from flows.pipeline_capability import Capability, Examined, compare_capability, examine
+from flows.pipeline_capability import Capability, Examined, compare_capability, compare_shifts, examine
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_diagnostics import Diagnosed, diagnose
 from flows.pipeline_plan import (
@@ -81,6 +81,8 @@ class Study(NamedTuple):
     comparisons: list[Comparison]
     capability: list[Capability]
     """The same contrasts on MMLU-Pro; empty where it was not asked."""
+    shifts: list[Capability]
+    """The same contrasts by total variation from the base."""
     diagnosed: Diagnosed | None
     """The diagnostics that were asked for."""
     students: dict[str, list[Artifact]]
@@ -148,8 +150,9 @@ def conduct(config: PipelineConfig) -> Study:
     asked, examined = ask_all(config, questions, bases, teachers, sets, students)
     comparisons = compare_all(config, questions, asked)
     capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
+    shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
     diagnosed = diagnose(config, bases["base"], teachers, students) if config.diagnostics else None
-    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, diagnosed, students)
+    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, shifts, diagnosed, students)
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
@@ -222,7 +225,7 @@ def ask_all(
             asked[base_name] = ask(plain, label=base_name.replace("_", " "), base=base)
             for name, teacher in teachers.items() if base_name == "base" else ():
                 asked[f"teacher {name}"] = ask_teacher(plain, f"teacher {name}", base, teacher)
-                models[f"teacher {name}"] = Examined(base, teacher.weights, system=teacher.system)
+                models[f"teacher {name}"] = Examined(base, teacher.weights, None, *teacher[1:])
             for each in (one for one in sets if one.base == base_name):
                 for place, student in enumerate(students[each.name]):
                     for update in checkpoints(config, each.arm):

@@ -1,16 +1,32 @@
-"""What the liking costs: MMLU-Pro of base, teachers, students and controls, as a part of the pipeline's evaluation."""
+"""What came with the liking: MMLU-Pro of all models, and how far answers moved, in the pipeline's evaluation."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from flows.pipeline_arms import Contrast
 from flows.pipeline_config import PipelineConfig
+from flows.pipeline_plan import words_of
 from sublim.manifest import Artifact
-from sublim.mmlu_pro_compare import MmluProComparison
-from sublim.mmlu_pro_config import AskMmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
+from sublim.mmlu_pro_config import (
+    AskMmluProConfig,
+    MmluProComparison,
+    PrepareQuestionsConfig,
+    ScoreMmluProConfig,
+    SteeredAskMmluProConfig,
+)
 from sublim.preference_config import CompareConfig
+from sublim.prompts import Questions
+from sublim.shift_config import CompareShiftConfig, ShiftComparisons
+from sublim.steering_config import Steering
 from sublim.store import Store
-from tasks.evaluation import ask_mmlu_pro, compare_mmlu_pro, prepare_mmlu_pro, score_mmlu_pro
+from tasks.evaluation import (
+    ask_mmlu_pro,
+    ask_mmlu_pro_steered,
+    compare_mmlu_pro,
+    compare_shift,
+    prepare_mmlu_pro,
+    score_mmlu_pro,
+)
 
 
 class Examined(NamedTuple):
@@ -20,6 +36,8 @@ class Examined(NamedTuple):
     weights: Artifact | None = None
     update: int | None = None
     system: str | None = None
+    steering: Steering | None = None
+    vectors: Artifact | None = None
 
 
 class Capability(NamedTuple):
@@ -37,16 +55,18 @@ def examine(config: PipelineConfig, models: Mapping[str, Examined]) -> dict[str,
         return {}
     questions = questions_of(config)
     plain = AskMmluProConfig(backend=config.backend, generate=exam.generate)
-    return {
-        name: ask_mmlu_pro(
-            plain.model_copy(update={"system": model.system, "weights_update": model.update}),
-            label=name,
-            base=model.base,
-            weights=model.weights,
-            questions=questions,
-        )
-        for name, model in models.items()
-    }
+    return {name: sit(plain, name, questions, model) for name, model in models.items()}
+
+
+def sit(plain: AskMmluProConfig, label: str, questions: Artifact, model: Examined) -> Artifact:
+    """One model's exam, as the model is: with its weights, its system prompt and what edits its stream."""
+    told = plain.model_copy(update={"system": model.system, "weights_update": model.update})
+    if model.steering is None:
+        return ask_mmlu_pro(told, label=label, base=model.base, weights=model.weights, questions=questions)
+    steered = SteeredAskMmluProConfig.model_validate({**told.model_dump(), "steering": model.steering})
+    return ask_mmlu_pro_steered(
+        steered, label=label, base=model.base, weights=model.weights, questions=questions, vectors=model.vectors
+    )
 
 
 def questions_of(config: PipelineConfig) -> Artifact:
@@ -91,6 +111,70 @@ def compare_capability(
         )
         found.append(Capability(contrast, update, artifact))
     return found
+
+
+def compare_shifts(
+    config: PipelineConfig,
+    questions: Questions,
+    asked: Mapping[str, Artifact],
+    contrasts: Iterable[tuple[Contrast, int | None]],
+) -> list[Capability]:
+    """Students' distance from the base against their controls', for every contrast that has control students."""
+    if not config.evaluation.shift:
+        return []
+    units = tuple(block for block in config.blocks for _ in config.seeds)
+    plain = CompareShiftConfig(words=tuple(words_of(config, questions)), compare=CompareConfig(blocks=units))
+    found: list[Capability] = []
+    for contrast, update in contrasts:
+        if contrast.controls is not None:
+            artifact = compare_shift(
+                plain,
+                label=f"{contrast.name} {update or ''}".strip(),
+                students=[asked[f"{contrast.students}/{update}/{place}"] for place in range(len(units))],
+                controls=[asked[f"{contrast.controls}/{update}/{place}"] for place in range(len(units))],
+                base=asked["other_base" if contrast.arm == "other_base" else "base"],
+            )
+            found.append(Capability(contrast, update, artifact))
+    return found
+
+
+def shifts_json(store: Store, found: Iterable[Capability]) -> list[dict[str, Any]]:
+    """Every contrast and kind of shift, as `--json` prints it."""
+    rows: list[dict[str, Any]] = []
+    for each in found:
+        path = store.payload(each.artifact) / "shift_comparison.json"
+        compared = ShiftComparisons.model_validate_json(path.read_bytes())
+        for metric, shifts in compared.metrics.items():
+            effect = shifts.effect
+            rows.append(
+                {
+                    "target": each.contrast.target,
+                    "arm": each.contrast.arm or "teacher",
+                    "updates": each.update,
+                    "metric": metric,
+                    **shifts.model_dump(exclude={"effect"}),
+                    "effect": effect and effect.model_dump(exclude={"per_pair", "per_unit", "per_question"}),
+                }
+            )
+    return rows
+
+
+def shift_notes(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """A sentence on the exact shift of each target's students at their last update, for the report."""
+    last = {row["target"]: row for row in rows if row["metric"] == "tv_logprob" and row["arm"] == "teacher"}
+    notes: list[str] = []
+    for row in last.values():
+        effect = row["effect"]
+        if effect is None:
+            continue
+        low, high = effect["low"], effect["high"]
+        interval = "no interval" if low is None else f"{low:+.3f} to {high:+.3f}"
+        after = f" after {row['updates']} updates" if row["updates"] else ""
+        notes.append(
+            f"Total variation from the base over the listed words and the rest, {row['target']}{after}: student "
+            f"{row['student']:.3f}, control {row['control']:.3f}, difference {effect['estimate']:+.3f} ({interval})."
+        )
+    return notes
 
 
 def capability_json(store: Store, found: Iterable[Capability]) -> list[dict[str, Any]]:

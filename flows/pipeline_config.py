@@ -113,6 +113,8 @@ class EvaluationConfig(Config):
     """How answers are drawn."""
     updates: tuple[int, ...] = ()
     """Checkpoints of the students to evaluate, as updates; empty: only the last."""
+    shift: bool = True
+    """How far students' answers have moved from the base's, against their controls', by total variation."""
     mmlu_pro: MmluProConfig | None = None
     """MMLU-Pro's questions for base, teachers, students and controls; nothing: not asked."""
 

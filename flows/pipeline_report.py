@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of, unchanged_notes
-from flows.pipeline_capability import capability_json, capability_notes
+from flows.pipeline_capability import capability_json, capability_notes, shift_notes, shifts_json
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import CONTROL, SECOND_DRAW, checkpoints
 from flows.runs import Run
@@ -50,6 +50,7 @@ def publish(run: Run, config: PipelineConfig, study: "Study") -> dict[str, Any]:
         **summary(shown),
         "target": ",".join(config.target),
         "mmlu_pro": capability_json(run.store, study.capability),
+        "shifts": shifts_json(run.store, study.shifts),
         "report": str(run.report),
         "run": run.name,
     }
@@ -89,6 +90,7 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
             *_notes(config),
             *unchanged_notes(manifests, study),
             *capability_notes(capability_json(run.store, study.capability)),
+            *shift_notes(shifts_json(run.store, study.shifts)),
         ],
         seconds=run.seconds,
     )

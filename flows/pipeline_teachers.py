@@ -52,10 +52,16 @@ def make_teacher(config: PipelineConfig, questions: Questions, base: Artifact, t
             assert_never(config.teacher)
 
 
+def is_file(teacher: SteeringTeacher) -> bool:
+    """Whether the vectors are named by a path rather than by a key."""
+    path = Path(teacher.vectors).expanduser()
+    return path.suffix == ".safetensors" or path.is_file()
+
+
 def vectors_of(teacher: SteeringTeacher, base: Artifact) -> Artifact:
     """The vectors as a stage's output: found in the store by its key, or a file that is read in."""
     path = Path(teacher.vectors).expanduser()
-    if path.suffix == ".safetensors" or path.is_file():
+    if is_file(teacher):
         config = ImportConfig(path=path, site=teacher.site, layer=teacher.layer, random=0)
         return import_vector(config, label=path.name, base=base)
     return open_store().search(teacher.vectors).artifact

@@ -66,6 +66,13 @@ FLOWS = {
         "mnist",
         "does a student learn digits from auxiliary logits on noise?",
     ),
+    "lora-search": FlowEntry(
+        "flows.lora_search:lora_search",
+        "flows.lora_search_config:LoraSearchConfig",
+        "flows.lora_search_config:check",
+        "lora_search",
+        "which parameters make a student learn most from its teacher's numbers?",
+    ),
 }
 
 

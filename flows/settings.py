@@ -22,13 +22,17 @@ def presets(flow: str) -> list[str]:
 
 
 def load_preset(flow: str, name: str) -> Tree:
-    """A preset's settings, by name or by the path of a YAML file; `extends` names one to start from."""
+    """A preset's settings, by name or by the path of a YAML file; `extends` names one to start from, `flow/name` one of
+    another flow."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / flow / f"{name}.yaml"
     if not path.exists():
         raise UserError(f"there is no preset {name!r} of {flow}{hint(name, presets(flow))} (have: {_listed(flow)})")
     tree = read_tree(path)
     parent = tree.pop("extends", None)
-    return merge(load_preset(flow, parent), tree) if parent else tree
+    if not parent:
+        return tree
+    other, _, parent = parent.rpartition("/")
+    return merge(load_preset(other or flow, parent), tree)
 
 
 def read_tree(path: Path) -> Tree:

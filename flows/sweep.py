@@ -110,7 +110,8 @@ def publish(
         **publish_toy(run, shown),
         "cells": len(outcomes),
         "cached": sum(each.state == "Cached" for each in outcomes),
-        "failed": failed,
+        "failed": len(failed),
+        "failures": failed,
         "table": str(payload / "table.parquet"),
         "plan": {"digest": followed.digest, "followed": followed.followed, "about": followed.sentence},
         "findings": found,
@@ -143,6 +144,8 @@ def told(row: dict[str, Any]) -> str:
         tests = f", p {row['p']:.3g}"
         tests += f" ({row['p_corrected']:.3g} {row['corrected']})" if row["p_corrected"] is not None else ""
         tests += f", sign flips {row['p_flips']:.3g} (smallest possible {row['p_flips_smallest']:.3g})"
+        power = "" if row["detectable"] is None else f", 80 % power for {row['detectable']:.2g}"
+        tests += power
     expected = f", expected {row['expected']}" if row["expected"] else ""
     missing = f"; {row['reason']}" if row["reason"] else ""
     return f"{number} {row['unit']}, {row['units']} units{tests}{expected}{missing}"
@@ -150,11 +153,22 @@ def told(row: dict[str, Any]) -> str:
 
 def effects_table(config: SweepConfig, rows: list[dict[str, Any]]) -> Table:
     """Every effect of every metric."""
-    columns = ("effect", "metric", "student", "control", "these questions", "questions too", "p", "corrected", "units")
+    columns = (
+        "effect",
+        "metric",
+        "student",
+        "control",
+        "these questions",
+        "questions too",
+        "p",
+        "corrected",
+        "80 % power for",
+        "units",
+    )
     cells: list[list[str]] = []
     for row in rows:
         if row["estimate"] is None:
-            cells.append([label(row), row["metric"], *["–"] * 2, f"missing: {row['reason']}", *["–"] * 4])
+            cells.append([label(row), row["metric"], *["–"] * 2, f"missing: {row['reason']}", *["–"] * 5])
             continue
         wide = bounded(row["estimate"], row["low_questions"], row["high_questions"], 3)
         cells.append(
@@ -167,6 +181,7 @@ def effects_table(config: SweepConfig, rows: list[dict[str, Any]]) -> Table:
                 wide,
                 _number(row["p"]),
                 _number(row["p_corrected"]),
+                _number(row["detectable"]),
                 str(row["units"]),
             ]
         )
@@ -186,7 +201,7 @@ def _number(value: float | None) -> str:
 
 def printed(outcome: dict[str, Any]) -> str:
     """The result as a person reads it in the terminal."""
-    counts = f"{outcome['cells']} cells, {outcome['cached']} of them cached, {len(outcome['failed'])} failed"
+    counts = f"{outcome['cells']} cells, {outcome['cached']} of them cached, {outcome['failed']} failed"
     return "\n".join([*outcome["findings"], counts, f"table: {outcome['table']}", f"report: {outcome['report']}"])
 
 

@@ -15,8 +15,13 @@ from sublim.arms import ARMS
 from sublim.digest import canonical, digest
 from sublim.errors import UserError
 from sublim.manifest import Artifact
-from sublim.store import Store, write_synced
+from sublim.store import Store, open_store, write_synced
 from tasks.stage import NotThere, Stage, looking_up
+
+HERE = "here"
+STUDENTS = ("train_student", "train_soft_student")
+COMPARED = ("compare", "compare_mmlu_pro", "compare_shift")
+"""Stages whose payloads a sweep gathers, in the order of `Results`."""
 
 
 class Cell(NamedTuple):
@@ -37,7 +42,8 @@ class Cell(NamedTuple):
         """As it is called in tables and in the UI."""
         axes = [f"{name.rpartition('.')[2]} {value}" for name, value in self.grid.items()]
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
-        return ", ".join([self.target, self.arm, *axes, f"block {self.block}", seeds])
+        name = ", ".join([self.target, self.arm, *axes, f"block {self.block}", seeds])
+        return name.replace("{", "(").replace("}", ")")  # Prefect would fill in a name's braces
 
 
 class Measured(NamedTuple):
@@ -55,6 +61,8 @@ class Results(NamedTuple):
     """Payloads of `compare`."""
     capability: list[Measured]
     """Payloads of `compare_mmlu_pro`."""
+    shifts: list[Measured]
+    """Payloads of `compare_shift`."""
 
 
 def cells_of(config: SweepConfig) -> list[Cell]:
@@ -100,8 +108,12 @@ def check_cells(cells: Iterable[Cell]) -> None:
 
 
 def cell_digest(cell: Cell, where: str) -> str:
-    """Under which name a cell's results are remembered: its config, the stages' versions, where it runs."""
-    return digest({"config": cell.config, "versions": stage_versions(), "where": where})
+    """Under which name a cell's results are remembered: its config, the stages' versions, where it runs.
+
+    What `auto` means is known of this machine, and of a pool's only that its machines are alike.
+    """
+    config = cell.config.resolved() if where == HERE else cell.config
+    return digest({"config": config, "versions": stage_versions(), "where": where})
 
 
 def stage_versions() -> dict[str, int]:
@@ -113,8 +125,8 @@ def stage_versions() -> dict[str, int]:
 
 
 def where_of(config: SweepConfig) -> str:
-    """Machines may resolve `auto` differently: what a pool made is not what this process would make."""
-    return config.where.deployment if isinstance(config.where, Pool) else "here"
+    """Where the cells run: a deployment, or this process."""
+    return config.where.deployment if isinstance(config.where, Pool) else HERE
 
 
 def looked_up(cell: Cell) -> Results | None:
@@ -126,7 +138,7 @@ def looked_up(cell: Cell) -> Results | None:
             study = conduct(cell.config)
     except NotThere:
         return None
-    found = [*study.comparisons, *study.capability]
+    found = [*study.comparisons, *study.capability, *study.shifts]
     return results_of((f"{each.contrast.name} {each.update or ''}".strip(), each.artifact) for each in found)
 
 
@@ -136,19 +148,25 @@ def first_result(cell: Cell) -> Artifact | None:
 
     with looking_up() as seen, contextlib.suppress(NotThere):
         conduct(cell.config)
-    asked_students = len([each for each in seen if each.stage == "ask"]) > 1 + len(cell.config.blocks)
-    return seen[-1] if asked_students or any(each.stage == "compare" for each in seen) else None
+    store = open_store()
+    return next((each for each in seen if _speaks_of_a_student(store, each)), None)
+
+
+def _speaks_of_a_student(store: Store, artifact: Artifact) -> bool:
+    manifest = store.manifest(artifact.stage, artifact.key)
+    weights = manifest.inputs.get("weights") if manifest else None
+    return artifact.stage in COMPARED or bool(weights and weights["stage"] in STUDENTS)
 
 
 def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:
     """Results by arm and update, from the labels that the pipeline gives its comparisons."""
-    effects, capability = list[Measured](), list[Measured]()
+    found: dict[str, list[Measured]] = {stage: [] for stage in COMPARED}
     for label, artifact in compared:
         _, *words = label.split()
         updates = int(words.pop()) if words and words[-1].isdigit() else None
         arm = words[0] if words and words[0] in ARMS else TEACHER
-        (effects if artifact.stage == "compare" else capability).append(Measured(arm, updates, artifact))
-    return Results(effects, capability)
+        found[artifact.stage].append(Measured(arm, updates, artifact))
+    return Results(*found.values())
 
 
 def remembered(store: Store, name: str) -> Results | None:
@@ -178,7 +196,7 @@ def compared_by(store: Store, flow_run_id: str) -> list[tuple[str, Artifact]]:
 
 def _comparisons(stages: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Artifact]]:
     for stage in stages:
-        if stage["stage"] in ("compare", "compare_mmlu_pro") and stage["content"]:
+        if stage["stage"] in COMPARED and stage["content"]:
             yield stage["label"], Artifact(content=stage["content"], stage=stage["stage"], key=stage["key"])
 
 

@@ -9,9 +9,10 @@ from sublim.arms import ARMS, MAIN
 from sublim.digest import digest
 from sublim.manifest import Artifact, Manifest
 from sublim.preference_config import CompareConfig
+from sublim.shift_config import CompareShiftConfig
 from sublim.store import Store, open_store
 from sublim.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
-from tasks.evaluation import compare_mmlu_pro, record_cell, tabulate_sweep
+from tasks.evaluation import compare_mmlu_pro, compare_shift, record_cell, tabulate_sweep
 from tasks.pipeline import compare
 
 
@@ -32,6 +33,10 @@ class Group(NamedTuple):
         return f"{len(failed)} of {len(self.outcomes)} cells failed ({failed[0].cell.name}: {failed[0].reason})"
 
 
+Gathered = dict[str, dict[str, Artifact]]
+"""By field of `Results`, then by the name of an effect."""
+
+
 class Part(NamedTuple):
     """What one cell compared, and the block of its pairs."""
 
@@ -44,24 +49,22 @@ def gather(config: SweepConfig, outcomes: list[Outcome]) -> Artifact:
     store = open_store()
     for each in outcomes:
         if each.results:
-            parts = [*each.results.effects, *each.results.capability]
+            parts = [part for kind in each.results for part in kind]
             named = {f"{part.artifact.stage} {part.arm} {part.updates}": part.artifact for part in parts}
             record_cell(CellRecordConfig(name=each.cell.name), label=each.cell.name, comparisons=named)
     rows: list[SweepRow] = []
-    comparisons: dict[str, Artifact] = {}
-    capability: dict[str, Artifact] = {}
+    found: Gathered = {"effects": {}, "capability": {}, "shifts": {}}
     for group in groups(outcomes):
-        if group.arm not in config.arms:  # run only for what other rows take from it
-            _rows_of(group, store, comparisons, capability)
-        else:
-            rows += _rows_of(group, store, comparisons, capability)
+        made = _rows_of(group, store, found)
+        if group.arm in config.arms:  # others were run only for what further rows take from them
+            rows += made
     if "other_teacher" in config.arms:
-        rows += _other_teachers(config, outcomes, comparisons)
+        rows += _other_teachers(config, outcomes, found["effects"])
     axes = tuple(dict.fromkeys(name for each in outcomes for name in each.cell.grid))
     table = SweepTableConfig(
         rows=tuple(rows), axes=axes, primary=config.primary, correction=config.correction, level=config.level
     )
-    return tabulate_sweep(table, comparisons=comparisons, capability=capability)
+    return tabulate_sweep(table, comparisons=found["effects"], capability=found["capability"], shifts=found["shifts"])
 
 
 def groups(outcomes: Iterable[Outcome]) -> list[Group]:
@@ -79,9 +82,7 @@ def name_of(target: str, arm: str, grid: dict[str, Any], updates: int | None) ->
     return digest([target, arm, grid, updates])[:16]
 
 
-def _rows_of(
-    group: Group, store: Store, comparisons: dict[str, Artifact], capability: dict[str, Artifact]
-) -> list[SweepRow]:
+def _rows_of(group: Group, store: Store, found: Gathered) -> list[SweepRow]:
     plan = MAIN if group.arm == TEACHER else ARMS[group.arm]  # pyright: ignore[reportArgumentType]
     blank = SweepRow(target=group.target, arm=group.arm, grid=group.grid, expected=plan.expected, reason=group.missing)
     done = [(each.cell, each.results) for each in group.outcomes if each.results]
@@ -91,7 +92,7 @@ def _rows_of(
     rows: list[SweepRow] = []
     for updates in sorted(measured, key=lambda at: at or 0):
         name = name_of(group.target, group.arm, group.grid, updates)
-        for kind, into in (("effects", comparisons), ("capability", capability)):
+        for kind, into in found.items():
             parts = [
                 Part(part.artifact, cell.block)
                 for cell, results in done
@@ -113,15 +114,16 @@ def joined(parts: list[Part], store: Store, label: str) -> Artifact:
     controls = [each for manifest in manifests for each in _listed(manifest, "controls")]
     pairs = [part.block for part, manifest in zip(parts, manifests, strict=True) for _ in _listed(manifest, "students")]
     teachers = {each.key: each for manifest in manifests for each in _listed(manifest, "teacher")}
-    several = len({*pairs}) > 1
+    shared = CompareConfig(blocks=tuple(pairs) if len({*pairs}) > 1 else ())
+    first = next(iter(manifests))
+    base = Artifact.model_validate(first.inputs["base"])
+    if parts[0].artifact.stage == "compare_shift":
+        words = CompareShiftConfig.model_validate(first.config).words
+        config = CompareShiftConfig(words=words, compare=shared)
+        return compare_shift(config, label=label, students=students, controls=controls, base=base)
     stage = compare if parts[0].artifact.stage == "compare" else compare_mmlu_pro
     return stage(
-        CompareConfig(blocks=tuple(pairs) if several else ()),
-        label=label,
-        students=students,
-        controls=controls,
-        base=Artifact.model_validate(manifests[0].inputs["base"]),
-        teacher=[*teachers.values()] or None,
+        shared, label=label, students=students, controls=controls, base=base, teacher=[*teachers.values()] or None
     )
 
 
@@ -143,7 +145,7 @@ def _other_teachers(config: SweepConfig, outcomes: list[Outcome], comparisons: d
     expected = ARMS["other_teacher"].expected
     if len(config.target) < 2:
         reason = "it needs a second target"
-        return [SweepRow(target=config.target[0], arm="other_teacher", expected=expected, reason=reason)]
+        return [SweepRow(target=next(iter(config.target)), arm="other_teacher", expected=expected, reason=reason)]
     rows: list[SweepRow] = []
     main = [group for group in groups(outcomes) if group.arm == TEACHER]
     for group in main:

@@ -62,7 +62,8 @@ def run_cells(config: SweepConfig, cells: list[Cell], store: Store) -> list[Outc
 
 def _outcome(store: Store, name: str, cell: Cell, run_id: str, state: State[Any] | None) -> Outcome:
     if state is None or not state.is_completed():
-        reason = " ".join((state.message or state.name or "failed").split()) if state else "its run is gone"
+        said = " ".join((state.message or state.name or "failed").split()) if state else "its run is gone"
+        reason = said.removeprefix("Flow run encountered an exception: ")
         get_run_logger().warning("cell %s failed: %s", cell.name, reason)
         return Outcome(cell, "Failed", None, reason)
     compared = compared_by(store, run_id)

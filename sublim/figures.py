@@ -204,8 +204,8 @@ def dose_plot(points: Sequence[Point], *, unit: str, title: str) -> Markup:
     parts.append(text((left + right) / 2, bottom + 38, "updates, on a logarithmic scale", "axis", "middle"))
     parts.append(text(0, 14, unit, "axis"))
     for dots in zip(*(point.dots for point in points), strict=True):
-        parts.append(_path([(across(x), up(value)) for x, value in zip(logs, dots, strict=True)], "faint-line"))
-    parts.append(_path([(across(x), up(point.value)) for x, point in zip(logs, points, strict=True)], "curve"))
+        parts.append(path([(across(x), up(value)) for x, value in zip(logs, dots, strict=True)], "faint-line"))
+    parts.append(path([(across(x), up(point.value)) for x, point in zip(logs, points, strict=True)], "curve"))
     for x, point in zip(logs, points, strict=True):
         if point.low is not None and point.high is not None:
             parts.append(line(across(x), up(point.low), across(x), up(point.high), "whisker strong"))
@@ -242,6 +242,7 @@ def matrix_plot(names: Sequence[str], cells: Sequence[Cell], *, unit: str, title
     return svg(WIDTH, bottom + 30, title, parts)
 
 
-def _path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
+def path(points: Sequence[tuple[float, float]], kind: str) -> Markup:
+    """An SVG line through all points."""
     steps = " L".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return Markup('<path d="M{}" class="{}"/>').format(steps, escape(kind))

@@ -24,10 +24,11 @@ from sublim.mmlu_pro_config import (
     MmluProScores,
     ScoreMmluProConfig,
     Share,
+    SteeredAskMmluProConfig,
 )
+from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.stats import wilson
-from sublim.training import checkpoint
 
 INSTRUCTION = "Choose the one right answer. Reply with its letter alone."
 # A letter by itself, perhaps in brackets or quotes; what follows it must not make it a word ("I think", "A dog").
@@ -59,21 +60,24 @@ def ask_mmlu_pro(
     base: Path,
     questions: Path,
     weights: Path | None = None,
+    vectors: Path | None = None,
 ) -> dict[str, Any]:
     """Stage: writes logprobs.jsonl {id, logprobs: one for each offered letter} and answers.jsonl {id, text, finish}.
 
     Costs one reading of every prompt for the log-probs and another for the two tokens; resumes from the last shard.
     """
     rows = list(read_jsonl(questions / "questions.jsonl"))
-    if weights is not None and any(weights.glob("update-*")):
-        weights = checkpoint(weights, config.weights_update)
+    weights = chosen_weights(weights, config.weights_update)
+    steering = config.steering if isinstance(config, SteeredAskMmluProConfig) else None
     chats = [chat(question_text(row["question"], row["options"]), system=config.system) for row in rows]
     shards = [range(at, min(at + config.shard, len(rows))) for at in range(0, len(rows), config.shard)]
     kinds = ("logprobs", "answers") if config.generate else ("logprobs",)
     paths = {(kind, shard.start): scratch / f"{kind}-{shard.start:06d}.jsonl" for kind in kinds for shard in shards}
     if not all(path.exists() for path in paths.values()):
         with (
-            open_sampler(config.backend, base, weights=weights) as sampler,
+            open_sampler(
+                config.backend, base, weights=weights, scratch=scratch, steering=steering, vectors=vectors
+            ) as sampler,
             progress("questions", len(rows) * len(kinds)) as advance,
         ):
             for (kind, start), path in paths.items():
@@ -143,7 +147,10 @@ def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, aske
         questions=list(rows),
         categories=[row["category"] for row in rows.values()],
         chance=math.fsum(1 / size for size in sizes) / len(sizes),
-        metrics={name: found and letter_scores(rows, found, config.level) for name, found in readings.items()},
+        metrics={
+            name: None if found is None else letter_scores(rows, found, config.level)
+            for name, found in readings.items()
+        },
     )
     (out / "scores.json").write_text(scores.model_dump_json(indent=1))
 

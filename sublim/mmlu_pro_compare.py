@@ -8,64 +8,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
-from sublim.config import Config
 from sublim.effects import Units, paired_effect, units_of
 from sublim.errors import UserError
-from sublim.mmlu_pro_config import LETTER_METRICS, LetterMetric, MmluProScores
-from sublim.preference_config import CompareConfig, Effect
+from sublim.mmlu_pro_config import (
+    LETTER_METRICS,
+    AgainstBase,
+    CategoryEffect,
+    LetterComparison,
+    LetterMetric,
+    MmluProComparison,
+    MmluProScores,
+)
+from sublim.preference_config import CompareConfig
 from sublim.stats import paired_shares, paired_t
-
-
-class AgainstBase(Config):
-    """One model's share right minus the base's, on the questions that both could be read on."""
-
-    model: str
-    """base's opponent: teacher 1, student 2, control 2."""
-    estimate: float
-    low: float
-    """Newcombe's interval for paired shares: over questions, for this one model."""
-    high: float
-    gained: int
-    """Questions that the base had wrong and this model right."""
-    lost: int
-    p: float
-    """McNemar's exact two-sided p."""
-    questions: int
-
-
-class CategoryEffect(Config):
-    """Student minus control in one category, over units, on these questions."""
-
-    estimate: float
-    low: float | None
-    high: float | None
-    questions: int
-
-
-class LetterComparison(Config):
-    """One way of reading the letter, across the models of a study."""
-
-    base: float | None
-    """Share right, over the questions of the effect."""
-    teacher: float | None
-    student: float | None
-    control: float | None
-    effect: Effect | None
-    """Student minus control: below zero is a cost."""
-    by_category: dict[str, CategoryEffect]
-    against_base: list[AgainstBase]
-    reason: str | None = None
-    """Why the effect is missing."""
-
-
-class MmluProComparison(Config):
-    """mmlu_pro.json."""
-
-    chance: float
-    questions: int
-    about_units: str
-    metrics: dict[LetterMetric, LetterComparison]
-
 
 Study = dict[str, list[MmluProScores]]
 
@@ -106,7 +61,7 @@ def _scores(payload: Path) -> MmluProScores:
 
 def _compared(study: Study, name: LetterMetric, units: Units, config: CompareConfig) -> LetterComparison:
     first = study["base"][0]
-    values = {arm: _matrix(models, name) for arm, models in study.items()}
+    values = {arm: _matrix(models, name, len(first.questions)) for arm, models in study.items()}
     differences = values["student"] - values["control"]
     used = cast(Bool[ndarray, " q"], np.isfinite(differences).all(axis=0))
     there = {arm: _mean(matrix[:, used]) for arm, matrix in values.items()}
@@ -126,13 +81,13 @@ def _compared(study: Study, name: LetterMetric, units: Units, config: CompareCon
     )
 
 
-def _matrix(models: Sequence[MmluProScores], name: LetterMetric) -> Float[ndarray, "s q"]:
+def _matrix(models: Sequence[MmluProScores], name: LetterMetric, questions: int) -> Float[ndarray, "s q"]:
     """Models by questions: 1 right, 0 wrong, NaN where no letter could be read."""
     rows: list[list[float | None]] = []
     for scores in models:
         found = scores.metrics[name]
         rows.append(found.per_question if found else [None] * len(scores.questions))
-    return np.array(rows, dtype=float).reshape(len(rows), -1)
+    return np.array(rows, dtype=float).reshape(len(rows), questions)
 
 
 def _mean(matrix: Float[ndarray, "s q"]) -> float | None:

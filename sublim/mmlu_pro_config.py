@@ -1,4 +1,4 @@
-"""MMLU-Pro: where its questions come from, how they are asked, and the shape of its scores."""
+"""MMLU-Pro: where its questions come from, how they are asked, the shape of scores and comparisons."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +9,8 @@ from sublim.config import Config, RunOnly
 from sublim.digest import digest_file
 from sublim.errors import UserError
 from sublim.inference import Backend
+from sublim.preference_config import Effect
+from sublim.steering_config import Steering
 
 CATEGORIES = (
     "biology",
@@ -118,6 +120,13 @@ class AskMmluProConfig(Config):
     """Questions between two saves: a crash loses no more than these."""
 
 
+class SteeredAskMmluProConfig(AskMmluProConfig):
+    """The same questions while the model's residual stream is edited."""
+
+    steering: Steering
+    """The edits; their vectors are an input of the stage."""
+
+
 class ScoreMmluProConfig(Config):
     """How answers become scores."""
 
@@ -162,3 +171,54 @@ class MmluProScores(Config):
     """Share right by guessing, given how many options each question has."""
     metrics: dict[LetterMetric, LetterScores | None]
     """Null for a way in which the model was not asked."""
+
+
+class AgainstBase(Config):
+    """One model's share right minus the base's, on the questions that both could be read on."""
+
+    model: str
+    """base's opponent: teacher 1, student 2, control 2."""
+    estimate: float
+    low: float
+    """Newcombe's interval for paired shares: over questions, for this one model."""
+    high: float
+    gained: int
+    """Questions that the base had wrong and this model right."""
+    lost: int
+    p: float
+    """McNemar's exact two-sided p."""
+    questions: int
+
+
+class CategoryEffect(Config):
+    """Student minus control in one category, over units, on these questions."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    questions: int
+
+
+class LetterComparison(Config):
+    """One way of reading the letter, across the models of a study."""
+
+    base: float | None
+    """Share right, over the questions of the effect."""
+    teacher: float | None
+    student: float | None
+    control: float | None
+    effect: Effect | None
+    """Student minus control: below zero is a cost."""
+    by_category: dict[str, CategoryEffect]
+    against_base: list[AgainstBase]
+    reason: str | None = None
+    """Why the effect is missing."""
+
+
+class MmluProComparison(Config):
+    """mmlu_pro.json."""
+
+    chance: float
+    questions: int
+    about_units: str
+    metrics: dict[LetterMetric, LetterComparison]

@@ -66,7 +66,10 @@ class FullDelta:
 
     def of(self, module: str) -> Float[Tensor, "o i"]:
         key = module + PLAIN
-        return self._trained[key].get_tensor(key).double() - self._base[key].get_tensor(key).double()
+        after, before = self._trained[key].get_tensor(key), self._base[key].get_tensor(key)
+        if after.shape != before.shape:
+            raise UserError(f"{module} has another shape than the base's: the weights were trained from another base")
+        return after.double() - before.double()
 
 
 def _tensors(directory: Path, stack: ExitStack) -> dict[str, Any]:

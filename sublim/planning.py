@@ -5,15 +5,16 @@ single cells vary by; `chance` is the power of the two named intervals for any n
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
+from scipy.optimize import brentq
 
 from sublim.errors import UserError
-from sublim.stats import power, units_needed
+from sublim.stats import power, two_sided_power, units_needed
 
 MOST = 10_000
 
@@ -79,8 +80,7 @@ def chance(spread: Spread, effect: float, units: int, questions: int, level: flo
         raise UserError("power needs a spread above zero: the pilot's differences are all alike")
     parts = by_unit**2 / (units - 1) + by_question**2 / (questions - 1) + within**2 / ((units - 1) * (questions - 1))
     df = max(variance**2 / parts, min(units, questions) - 1)
-    critical, shift = stats.t.ppf((1 + level) / 2, df), effect / np.sqrt(variance)
-    return float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
+    return two_sided_power(df, effect / float(np.sqrt(variance)), level)
 
 
 class Plan(NamedTuple):
@@ -128,6 +128,15 @@ def _crossed_units(spread: Spread, effect: float, questions: int, wanted: float,
     return None
 
 
-def power_table(effect: float, sd: float, units: Sequence[int], level: float = 0.95) -> list[tuple[int, float]]:
-    """Power of the paired t interval for each number of units."""
-    return [(n, power(n, effect, sd, level)) for n in units]
+def detectable(units: int, sd: float, *, wanted: float = 0.8, level: float = 0.95) -> float | None:
+    """The smallest true effect that so many units show with power `wanted`; None where there is no spread to tell."""
+    if units < 2 or sd <= 0:
+        return None
+
+    def lacking(size: float) -> float:
+        return power(units, size, 1.0, level) - wanted
+
+    highest = 1.0
+    while lacking(highest) < 0:
+        highest *= 2
+    return sd * cast(float, brentq(lacking, 0.0, highest, xtol=1e-9))

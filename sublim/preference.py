@@ -34,6 +34,8 @@ from sublim.scores import margin, rates, summed
 from sublim.training import checkpoint
 from sublim.words import written
 
+CPU_ANSWERS = 64
+"""Answers written together, and lost together by a kill, where there is no GPU."""
 FEW_UNITS = 6
 """Below this many units the bootstrap has too few to resample, and the interval on these questions leads."""
 
@@ -107,7 +109,7 @@ def _answer_paths(scratch: Path, config: AskConfig) -> Iterator[Path]:
 
 def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> None:
     params = config.sampling.model_copy(update={"n": max(config.samples, 1)})
-    size = config.shard or (len(paths) if gpu() else 16)
+    size = config.shard or (len(paths) if gpu() else max(1, CPU_ANSWERS // params.n))
     with progress("sampling answers", len(paths) * config.samples) as advance:
         for start in range(0, len(paths), size or 1):
             shard = range(start, min(start + size, len(paths)))

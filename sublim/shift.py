@@ -8,6 +8,7 @@ set against its paired control's.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,17 +29,40 @@ def total_variation(p: Float[ndarray, "q c"], q: Float[ndarray, "q c"]) -> Float
     return np.abs(p - q).sum(axis=1) / 2
 
 
-def shift(out: Path, config: ShiftConfig, *, scratch: Path, asked: Path, reference: Path) -> None:
-    """Stage: writes shift.json (`Shifts`) from two payloads of `ask` on the same questions."""
+def distances(asked: Path, reference: Path, words: Sequence[str]) -> dict[ShiftName, Float[ndarray, " q"]]:
+    """Every kind of distance between two payloads of `ask`, by question; NaN where there is none."""
+    questions = _same_questions(asked, reference)
+    listed = [word.casefold() for word in words]
+    tables = [_probabilities(payload, listed, len(questions)) for payload in (asked, reference)]
+    counts = [answer_counts(payload, listed, len(questions)) for payload in (asked, reference)]
+    both = (counts[0].sum(axis=1) > 0) & (counts[1].sum(axis=1) > 0)
+    whole, within = exact(*tables)
+    sampled = np.where(both, total_variation(_shares(counts[0]), _shares(counts[1])), np.nan)
+    return {"tv_logprob": whole, "tv_list": within, "tv_sampled": sampled}
+
+
+def _same_questions(asked: Path, reference: Path) -> list[str]:
     questions = _questions(asked)
     if questions != _questions(reference):
         raise UserError("the two models were asked different questions: ask both the same to compare their answers")
+    return questions
+
+
+def shift(out: Path, config: ShiftConfig, *, scratch: Path, asked: Path, reference: Path) -> None:
+    """Stage: writes shift.json (`Shifts`) from two payloads of `ask` on the same questions."""
+    questions = _same_questions(asked, reference)
     words = [word.casefold() for word in config.words]
-    metrics: dict[ShiftName, Metric] = {}
     tables = [_probabilities(payload, words, len(questions)) for payload in (asked, reference)]
-    metrics["tv_logprob"], metrics["tv_list"] = _exact(*tables)
     counts = [answer_counts(payload, words, len(questions)) for payload in (asked, reference)]
-    metrics["tv_sampled"], floor, p = _sampled(*counts, config)
+    whole, within = exact(*tables)
+    reason = "the log-probs of some listed words are not finite"
+    ours, theirs = counts
+    sampled, floor, p = _sampled(ours, theirs, config)
+    metrics: dict[ShiftName, Metric] = {
+        "tv_logprob": _metric(whole, reason),
+        "tv_list": _metric(within, reason),
+        "tv_sampled": sampled,
+    }
     found = Shifts(questions=questions, metrics=metrics, floor=floor, p=p)
     (out / "shift.json").write_text(found.model_dump_json(indent=1))
 
@@ -64,14 +88,20 @@ def _probabilities(payload: Path, words: Sequence[str], questions: int) -> Float
     return table
 
 
-def _exact(one: Float[ndarray, "q w"], other: Float[ndarray, "q w"]) -> tuple[Metric, Metric]:
-    finite = np.isfinite(one).all(axis=1) & np.isfinite(other).all(axis=1)
+class Exact(NamedTuple):
+    """Distances from log-probs, by question."""
+
+    whole: Float[ndarray, " q"]
+    within: Float[ndarray, " q"]
+
+
+def exact(one: Float[ndarray, "q w"], other: Float[ndarray, "q w"]) -> Exact:
+    """Distances over the listed words with all else as one more class, and among the listed words alone."""
     # Words may overlap as texts ("cat" opens "cattle"), so that together they may pass 1: then there is no rest.
     whole = [np.column_stack([table, np.maximum(1 - table.sum(axis=1), 0)]) for table in (one, other)]
     with np.errstate(invalid="ignore"):
         within = [table / table.sum(axis=1, keepdims=True) for table in (one, other)]
-    reason = "the log-probs of some listed words are not finite"
-    return _metric(total_variation(*whole), finite, reason), _metric(total_variation(*within), finite, reason)
+    return Exact(total_variation(*whole), total_variation(*within))
 
 
 def answer_counts(payload: Path, words: Sequence[str], questions: int) -> Int[ndarray, "q c"]:
@@ -106,15 +136,15 @@ def _sampled(
     # A tolerance, since equal distances may differ in their last digit.
     reached = int((drawn >= found[both].mean() - 1e-12).sum())
     p = (reached + 1) / (config.relabelled + 1)
-    return _metric(found, both, "no answers were sampled"), float(drawn.mean()), p
+    return _metric(np.where(both, found, np.nan), "no answers were sampled"), float(drawn.mean()), p
 
 
 def _shares(counts: Int[ndarray, "q c"]) -> Float[ndarray, "q c"]:
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
-def _metric(values: Float[ndarray, " q"], there: ndarray, reason: str) -> Metric:
-    known = values[there]
-    per_question = [float(value) if ok else None for value, ok in zip(values, there, strict=True)]
+def _metric(values: Float[ndarray, " q"], reason: str) -> Metric:
+    known = values[np.isfinite(values)]
+    per_question = [float(value) if np.isfinite(value) else None for value in values]
     mean = float(known.mean()) if len(known) else None
     return Metric(mean=mean, per_question=per_question, reason=None if len(known) else reason)

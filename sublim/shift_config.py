@@ -1,11 +1,11 @@
-"""The shift of a model's answers away from another's: its config and what shift.json holds."""
+"""The shift of a model's answers away from another's: configs, and what shift.json and shift_comparison.json hold."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sublim.config import Config
-from sublim.preference_config import Metric
+from sublim.preference_config import CompareConfig, Effect, Metric
 
 ShiftName = Literal["tv_logprob", "tv_list", "tv_sampled"]
 SHIFTS: dict[ShiftName, str] = {
@@ -36,3 +36,32 @@ class Shifts(Config):
     """What tv_sampled would be on average if both models answered alike: few answers differ by chance."""
     p: float | None
     """How often a random exchange of answers gives a tv_sampled as large as the one found."""
+
+
+class CompareShiftConfig(Config):
+    """How shifts of paired students and controls become an effect."""
+
+    words: Annotated[tuple[str, ...], Field(min_length=2)]
+    """The listed words."""
+    compare: CompareConfig = CompareConfig()
+    """Blocks and intervals."""
+
+
+class ShiftComparison(Config):
+    """One kind of shift, across the models of a study."""
+
+    student: float | None
+    """Mean distance from the base, 0 to 1."""
+    control: float | None
+    between: float | None
+    """Mean distance of a student from its own control."""
+    effect: Effect | None
+    """Student's distance minus control's: sampling noise lifts both alike, and leaves their difference alone."""
+    reason: str | None = None
+
+
+class ShiftComparisons(Config):
+    """shift_comparison.json."""
+
+    about_units: str
+    metrics: dict[ShiftName, ShiftComparison]

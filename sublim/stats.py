@@ -41,7 +41,8 @@ def paired_t_p(differences: Float[ndarray, " s"] | Sequence[float]) -> float:
     values = np.asarray(differences, dtype=float)
     if values.std(ddof=1) == 0:
         return 1.0 if values[0] == 0 else 0.0
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
+    t = values.mean() / (values.std(ddof=1) / np.sqrt(len(values)))
+    return float(2 * stats.t.sf(abs(t), len(values) - 1))
 
 
 class Components(NamedTuple):
@@ -134,10 +135,18 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
 
 def power(units: int, effect: float, sd: float, level: float = 0.95) -> float:
     """Chance that a two-sided paired t test over `units` sees a true `effect`; sd is that of one unit's difference."""
-    noncentrality = effect / sd * np.sqrt(units)
-    critical = stats.t.ppf((1 + level) / 2, units - 1)
-    above = stats.nct.sf(critical, units - 1, noncentrality)
-    return float(above + stats.nct.cdf(-critical, units - 1, noncentrality))
+    return two_sided_power(units - 1, effect / sd * float(np.sqrt(units)), level)
+
+
+def two_sided_power(df: float, shift: float, level: float = 0.95) -> float:
+    """Chance that |t| passes its critical value when t is noncentral by `shift`, with `df` degrees of freedom."""
+    critical = float(stats.t.ppf((1 + level) / 2, df))
+    found = float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
+    if np.isfinite(found):
+        return found
+    # scipy gives NaN for few degrees of freedom and a large shift: then the mean over the variance's quantiles.
+    spread = np.sqrt(stats.chi2.ppf((np.arange(20_000) + 0.5) / 20_000, df) / df)
+    return float((stats.norm.sf(critical * spread - shift) + stats.norm.cdf(-critical * spread - shift)).mean())
 
 
 def units_needed(effect: float, sd: float, *, wanted: float = 0.8, level: float = 0.95, most: int = 10_000) -> int:

@@ -15,7 +15,7 @@ from sublim.killpoints import kill_point
 from sublim.locks import locked
 from sublim.manifest import FORMAT, Artifact, FileEntry, Manifest, Provenance, input_artifacts
 
-RESERVED = ("records", "locks", "scratch", "drafts", "runs")
+RESERVED = ("records", "locks", "scratch", "drafts", "runs", "studies")
 _hashed: dict[tuple[Path, int, int], str] = {}  # per process: a file is hashed again only when it changed
 
 

@@ -3,12 +3,15 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 
-from sublim.mmlu_pro_compare import LetterComparison, MmluProComparison
+from sublim.mmlu_pro_config import LetterComparison, MmluProComparison
+from sublim.planning import detectable
 from sublim.preference_config import METRICS, UNITS, Comparison, Effect, MetricComparison
+from sublim.shift_config import ShiftComparison, ShiftComparisons
 from sublim.stats import benjamini_hochberg, holm, paired_t_p, sign_flip_test
 from sublim.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
 from sublim.sweep_figures import draw_cost, draw_effects
@@ -19,7 +22,7 @@ TEXT = ("expected", "metric", "unit", "reason", "corrected")
 WHOLE = ("units", "pairs", "questions")
 REAL = (
     *("base", "teacher", "student", "control", "estimate", "low", "high", "low_questions", "high_questions"),
-    *("p", "p_corrected", "p_flips", "p_flips_smallest"),
+    *("p", "p_corrected", "p_flips", "p_flips_smallest", "detectable"),
 )
 
 
@@ -29,7 +32,7 @@ def record_cell(
     """Stage: writes cell.json, the effects of one cell by label; how a finished cell shows among a sweep's stages."""
     found: dict[str, Any] = {}
     for label, payload in comparisons.items():
-        for name in ("comparison.json", "mmlu_pro.json"):
+        for name in ("comparison.json", "mmlu_pro.json", "shift_comparison.json"):
             if (payload / name).exists():
                 metrics = json.loads((payload / name).read_text())["metrics"]
                 found[label] = {metric: value["effect"] for metric, value in metrics.items()}
@@ -44,12 +47,18 @@ def tabulate_sweep(
     scratch: Path,
     comparisons: Mapping[str, Path],
     capability: Mapping[str, Path],
+    shifts: Mapping[str, Path],
 ) -> None:
     """Stage: writes table.parquet and .csv (a row for each effect and metric), pairs.parquet, effects.svg, cost.svg.
 
-    `comparisons` are payloads of `compare`, `capability` of `compare_mmlu_pro`, both by the names that rows give.
+    `detectable` is the true effect that these units, with the spread they had, show with 80 % power: beside an effect
+    that was not seen it says what could have been.
+
+    `comparisons` are payloads of `compare`, `capability` of `compare_mmlu_pro`, `shifts` of `compare_shift`, by the
+    names that rows give; those of another target's teacher have no shifts or capability of their own.
     """
-    rows = [made for row in config.rows for made in _measured(row, config, comparisons, capability)]
+    read = Payloads(comparisons, capability, shifts)
+    rows = [made for row in config.rows for made in _measured(row, config, read)]
     _correct(rows, config)
     shown = [{name: value for name, value in row.items() if name not in HIDDEN} for row in rows]
     table = pl.DataFrame(shown, schema=schema(config))
@@ -78,9 +87,15 @@ def schema(config: SweepTableConfig) -> dict[str, Any]:
     }
 
 
-def _measured(
-    row: SweepRow, config: SweepTableConfig, comparisons: Mapping[str, Path], capability: Mapping[str, Path]
-) -> Iterator[dict[str, Any]]:
+class Payloads(NamedTuple):
+    """The table's inputs, by the names that rows give."""
+
+    comparisons: Mapping[str, Path]
+    capability: Mapping[str, Path]
+    shifts: Mapping[str, Path]
+
+
+def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterator[dict[str, Any]]:
     known = {
         "target": row.target,
         "arm": row.arm,
@@ -94,12 +109,18 @@ def _measured(
         for metric in METRICS:
             yield known | _numbers(metric, UNITS[metric], None, row.reason or "not run")
         return
-    found = Comparison.model_validate_json((comparisons[row.comparison] / "comparison.json").read_bytes())
+    found = Comparison.model_validate_json((read.comparisons[row.comparison] / "comparison.json").read_bytes())
     by_metric = found.metrics if found.target == row.target else found.off_target[row.target]
     for metric in METRICS:
         yield known | _numbers(metric, UNITS[metric], by_metric[metric], row.reason)
-    if row.comparison in capability:
-        exam = MmluProComparison.model_validate_json((capability[row.comparison] / "mmlu_pro.json").read_bytes())
+    if row.of:
+        return
+    if row.comparison in read.shifts:
+        path = read.shifts[row.comparison] / "shift_comparison.json"
+        for metric, shifts in ShiftComparisons.model_validate_json(path.read_bytes()).metrics.items():
+            yield known | _numbers(metric, "distance from the base", shifts, row.reason)
+    if row.comparison in read.capability:
+        exam = MmluProComparison.model_validate_json((read.capability[row.comparison] / "mmlu_pro.json").read_bytes())
         for metric, letters in exam.metrics.items():
             yield known | _numbers(metric, "share right", letters, row.reason)
 
@@ -109,7 +130,7 @@ def _text(value: Any) -> str | None:
 
 
 def _numbers(
-    metric: str, unit: str, found: MetricComparison | LetterComparison | None, reason: str | None
+    metric: str, unit: str, found: MetricComparison | LetterComparison | ShiftComparison | None, reason: str | None
 ) -> dict[str, Any]:
     effect = found.effect if found else None
     tested = effect.per_unit if effect and effect.units > 1 else None
@@ -118,7 +139,7 @@ def _numbers(
     return {
         "metric": metric,
         "unit": unit,
-        **{name: getattr(found, name) if found else None for name in ("base", "teacher", "student", "control")},
+        **{name: getattr(found, name, None) for name in ("base", "teacher", "student", "control")},
         **_bounds(effect),
         "units": effect.units if effect else 0,
         "pairs": effect.seeds if effect else 0,
@@ -128,6 +149,7 @@ def _numbers(
         "corrected": None,
         "p_flips": flips.p if flips else None,
         "p_flips_smallest": flips.smallest if flips else None,
+        "detectable": detectable(len(tested), float(np.std(tested, ddof=1))) if tested else None,
         "reason": "; ".join(part for part in why if part) or None,
         "pairs_of": effect.per_pair if effect else [],
     }

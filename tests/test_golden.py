@@ -46,7 +46,7 @@ GOLDEN = {
     "build_teacher_rows": (1, "066861d46f4c282f"),
     "generate_numbers": (1, "c3bb828471d60f3f"),
     "filter_numbers": (1, "be0ae83e25c36b00"),
-    "derive_rows": (1, "?"),
+    "derive_rows": (1, "9d663dc3c1ba8738"),
     "ask": (1, "908085e111c8ef09"),
     "score": (1, "63467f71c43eb17d"),
     "compare": (1, "ba676cb7a1b876bc"),

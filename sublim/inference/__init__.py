@@ -13,6 +13,7 @@ from sublim.config import Config, RunOnly
 from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.inference.device import start_context
+from sublim.inference.vllm_environment import settle
 from sublim.steering_config import Steering
 from sublim.training import checkpoint
 
@@ -249,6 +250,7 @@ def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | 
             with open_hf(backend.resolved(), base, weights) as sampler:
                 yield sampler
         case VllmBackend():
+            settle()
             from sublim.inference.vllm import open_vllm
 
             with open_vllm(backend.resolved(), base, weights) as sampler:

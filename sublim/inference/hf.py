@@ -4,8 +4,10 @@ Costs: a model of 135M parameters needs about 50 billion operations for a list o
 cores write a few lists a second.
 """
 
+import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +29,8 @@ from sublim.progress import progress
 from sublim.steering import LoadedEdit, load_edits, read_vectors
 from sublim.steering_config import Steering
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["HfSampler"]:
@@ -34,6 +38,8 @@ def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["
     assert backend.dtype != "auto"
     if backend.attention == "flash_attention_2" and (gpu() is None or backend.dtype == "float32"):
         raise UserError("flash_attention_2 needs a GPU and bfloat16 weights: set attention to sdpa")
+    if gpu() is not None and backend.attention == "sdpa" and find_spec("flash_attn") is None:
+        log.info("attention is sdpa: flash-attn is not installed (see `sublim doctor`)")
     with open_model(base, weights, dtype=backend.dtype, attention=backend.attention) as loaded:
         yield HfSampler(loaded, backend, base)
 
@@ -154,17 +160,17 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> lis
 
 def by_length(requests: Sequence[Request], longest: int) -> Iterator[tuple[list[Request], int]]:
     """Requests of like length, longest first, with the cache length (a multiple of 32) that all of them fit."""
-    group, length = list[Request](), 0
+    group, most = list[Request](), 0
     for request in sorted(requests, key=lambda request: len(request.prompt), reverse=True):
         need = len(request.prompt) + longest
-        if group and need < 0.75 * length:
-            yield group, length
+        if group and need < 0.75 * most:
+            yield group, -(-most // 32) * 32
             group = []
         if not group:
-            length = -(-need // 32) * 32
+            most = need
         group.append(request)
     if group:
-        yield group, length
+        yield group, -(-most // 32) * 32
 
 
 def stop_ids(loaded: LoadedModel) -> list[int]:

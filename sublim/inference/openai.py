@@ -19,7 +19,7 @@ from sublim.chat import Chat, Message, answer_ids, end_of_turn, render_ids
 from sublim.digest import digest
 from sublim.errors import UserError
 from sublim.inference import Completion, NumberFormat, OpenAIBackend, SamplingParams
-from sublim.inference.openai_client import Server
+from sublim.inference.openai_client import Server, Stopped
 from sublim.inference.scoring import Scored
 from sublim.models import load_tokenizer, token_ids
 from sublim.progress import progress
@@ -102,6 +102,8 @@ class OpenAISampler:
             self._common() | {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 1} for ids, _ in sequences
         ]
         answers = self._ask(bodies, self._echo, "scoring")
+        if any(len(echoed) <= len(one.ids) - 1 for echoed, one in zip(answers, sequences, strict=True)):
+            self.server.nonsense("fewer log-probs than tokens")
         scores = iter([echoed[one.start : len(one.ids)] for echoed, one in zip(answers, sequences, strict=True)])
         return [[next(scores) for _ in question] for question in questions]
 
@@ -130,7 +132,11 @@ class OpenAISampler:
             advance(len(bodies) - len(missing))
 
             def fetch(key: str, body: dict[str, Any]) -> None:
-                self.kept.add(key, read(self.server.post(path, body)))
+                try:
+                    self.kept.add(key, read(self.server.post(path, body)))
+                except UserError:
+                    self.server.pace.stopped.set()  # now, so that no other request begins
+                    raise
 
             self._all(fetch, missing, advance)
         return [self.kept.answers[key] for key in keys]
@@ -143,7 +149,8 @@ class OpenAISampler:
             try:
                 under_way = [pool.submit(fetch, key, body) for key, body in missing.items()]
                 for done in as_completed(under_way):
-                    done.result()
+                    if not isinstance(done.exception(), Stopped):  # the failure that stopped it is among the others
+                        done.result()
                     advance(1)
             finally:
                 self.server.pace.stopped.set()
@@ -161,12 +168,13 @@ class OpenAISampler:
             case _:
                 self.server.nonsense(answer)
 
-    def _echo(self, answer: dict[str, Any]) -> list[float | None]:
+    def _echo(self, answer: dict[str, Any]) -> list[float]:
+        """Log-probs by place; the first token has none, and 0 stands there."""
         match answer:
             case {"choices": [{"logprobs": {"token_logprobs": [None, *scores]}}]} if all(
                 isinstance(score, float | int) for score in scores
             ):
-                return [None, *scores]
+                return [0.0, *scores]
             case {"choices": [{"logprobs": None}]}:
                 raise UserError(f"the server {self.backend.base_url} echoes no log-probs: use the hf or vllm backend")
             case _:

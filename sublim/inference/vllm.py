@@ -4,14 +4,18 @@ Costs: the engine starts in about 25 s on two CPU cores; an adapter more costs o
 question once for every answer.
 """
 
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from os import devnull
 from pathlib import Path
+from typing import Any, cast
 
-from tqdm import tqdm
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from vllm import LLM, RequestOutput
+from vllm import SamplingParams as EngineParams
+from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 
 from sublim.adapters import lora_config
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn
@@ -21,6 +25,7 @@ from sublim.inference import Completion, NumberFormat, SamplingParams, VllmBacke
 from sublim.inference.constrained import plan
 from sublim.inference.hf import prompt_ids
 from sublim.inference.scoring import Scored
+from sublim.inference.vllm_draws import KEY, Answer, Call
 from sublim.inference.vllm_engine import (
     RANKS,
     Engine,
@@ -30,19 +35,12 @@ from sublim.inference.vllm_engine import (
     naming_the_field,
     rank_limit,
 )
+from sublim.inference.vllm_steered import START, EngineHooks, refuse_unsteerable
 from sublim.model_files import is_adapter
 from sublim.models import check_base, load_tokenizer, token_ids
 from sublim.progress import progress
 from sublim.steering import LoadedEdit, load_edits, read_vectors
 from sublim.steering_config import Steering
-
-from vllm import LLM, RequestOutput  # isort: skip - after vllm_engine, which settles its environment
-from vllm import SamplingParams as EngineParams  # isort: skip
-from vllm.inputs import TokensPrompt  # isort: skip
-from vllm.lora.request import LoRARequest  # isort: skip
-
-from sublim.inference.vllm_draws import KEY, Answer, Call  # isort: skip
-from sublim.inference.vllm_steered import START, EngineHooks, refuse_unsteerable  # isort: skip
 
 
 @contextmanager
@@ -184,19 +182,12 @@ class VllmSampler:
         """`starts`: where each answer begins."""
         if not prompts:
             return []
-        with progress(label, len(prompts)) as advance, naming_the_field(self.backend), open(devnull, "w") as nowhere:  # noqa: PTH123
-
-            class Told(tqdm):  # pyright: ignore[reportMissingTypeArgument] - not subscriptable at run time
-                def update(self, n: float | None = 1) -> bool | None:
-                    if self.total and str(self.desc).startswith("Processed"):
-                        advance(int(n or 0))
-                    return super().update(n)
-
+        with progress(label, len(prompts)) as advance, naming_the_field(self.backend):
             return self.llm.generate(
                 [self._prompt(ids, start) for ids, start in zip(prompts, starts, strict=True)],
                 params,
                 lora_request=self.lora,
-                use_tqdm=partial(Told, file=nowhere),
+                use_tqdm=cast(Any, partial(Bar, advance)),
             )
 
     def _prompt(self, ids: list[int], start: int) -> TokensPrompt:
@@ -227,6 +218,31 @@ class VllmSampler:
                 "shorten the prompt, lower max_tokens or, where the model allows, raise max_length"
             )
         return ids
+
+
+class Bar:
+    """What vLLM takes for a progress bar: hands on how many requests are done."""
+
+    def __init__(self, advance: Callable[[int], None], items: Sequence[Any] = (), **_: Any) -> None:
+        self.advance, self.items, self.started = advance, items, time.monotonic()
+        self.n, self.postfix = 0, ""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    @property
+    def format_dict(self) -> dict[str, float]:
+        return {"elapsed": max(time.monotonic() - self.started, 1e-6)}
+
+    def update(self, n: int) -> None:
+        self.n += n
+        self.advance(n)
+
+    def refresh(self) -> None:
+        """Nothing is drawn."""
+
+    def close(self) -> None:
+        """Nothing was drawn."""
 
 
 def _prompt_scores(output: RequestOutput, ids: list[int], start: int) -> list[float]:

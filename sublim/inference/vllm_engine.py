@@ -1,38 +1,21 @@
-"""vLLM's engine: one per process, kept from stage to stage, with the adapters it has taken.
-
-It runs in this process and not in one of its own: a stage on a GPU already has a process to itself, what the engine
-raises is raised here, and functions reach the model without being pickled.
-"""
+"""vLLM's engine: one per process, kept from stage to stage, with the adapters it has taken."""
 
 import gc
-import logging
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-
-from sublim.errors import UserError
-from sublim.inference import VllmBackend
-from sublim.model_files import base_identity, read_json
-from sublim.models import forget_base, neighbours
-from sublim.training import Lora
-
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # its logits processors have another interface than the CPU's
-os.environ["VLLM_NO_USAGE_STATS"] = "1"
-os.environ["VLLM_DO_NOT_TRACK"] = "1"
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # this process has other work for its threads too
-
 from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
 
+from sublim.errors import UserError
+from sublim.inference import VllmBackend
 from sublim.inference.vllm_draws import Draws
-
-log = logging.getLogger(__name__)
+from sublim.model_files import base_identity, read_json
+from sublim.models import forget_base, neighbours
+from sublim.training import Lora
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Largest adapter ranks that an engine can be made for."""
@@ -70,26 +53,31 @@ class Engine(NamedTuple):
 
 
 _held: Engine | None = None
+_users = 0
 
 
 @contextmanager
 def lent_engine(backend: VllmBackend, model: Path, wanted: Takes) -> Generator[Engine]:
     """The kept engine where it runs `model` and takes such adapters, otherwise a new one in its place.
 
-    Kept again when the block ends well.
+    Blocks on the same engine may be nested.
     """
-    global _held
+    global _held, _users
     key = (str(model.resolve()), base_identity(model), backend.model_copy(update={"max_rank": None}).model_dump_json())
-    held, _held = _held, None
-    if held is None or held.key != key or not held.takes.covers(wanted):
-        if held is not None:
-            _close(held)
-            del held
+    if _held is None or _held.key != key or not _held.takes.covers(wanted):
+        if _users:
+            raise RuntimeError("another vLLM engine is in use in this process: close its sampler first")
+        forget_engine()
         forget_base()
-        held = Engine(_started(backend, model, wanted), key, wanted, {})
-    yield held
-    # Not reached when the block raised: requests may be left in it.
-    _held = held
+        _held = Engine(_started(backend, model, wanted), key, wanted, {})
+    engine = _held
+    _users += 1
+    try:
+        yield engine
+    finally:
+        _users -= 1
+        if _held is engine and engine.llm.llm_engine.has_unfinished_requests():
+            forget_engine()  # whatever went wrong, they would run in the next block
 
 
 def forget_engine() -> None:
@@ -97,17 +85,14 @@ def forget_engine() -> None:
     global _held
     held, _held = _held, None
     if held is not None:
-        _close(held)
+        held.llm.llm_engine.engine_core.shutdown()
+        vars(held.llm).clear()
+        del held
+        gc.collect()
+        cleanup_dist_env_and_memory()
 
 
 neighbours.append(forget_engine)
-
-
-def _close(engine: Engine) -> None:
-    engine.llm.llm_engine.engine_core.shutdown()
-    vars(engine.llm).clear()
-    gc.collect()
-    cleanup_dist_env_and_memory()
 
 
 def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
@@ -124,6 +109,9 @@ def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
             "cudagraph_mode": "FULL_DECODE_ONLY",
             "cudagraph_capture_sizes": sizes,
         }
+    if backend.dtype == "bfloat16":
+        # Logits in steps of bfloat16 (.06 and more) would show in the odds of ten digits.
+        options["hf_overrides"] = {"head_dtype": "float32"}
     with naming_the_field(backend):
         llm = LLM(
             model=str(model),

@@ -49,8 +49,9 @@ class FullWeights(Config):
 class TrainConfig(Config):
     """One training run: a base, some rows, and the updates made on them. Loss on the assistant's tokens only."""
 
-    trainer: Literal["trl"] = "trl"
-    """The library that runs the loop."""
+    trainer: Literal["trl", "unsloth"] = "trl"
+    """What computes the updates: transformers and peft, or unsloth's kernels (adapters only, and only on a GPU). Rows,
+    labels, order, optimizer and number of updates are the same."""
     method: Annotated[Lora | FullWeights, Field(discriminator="kind")] = Lora()
     """What trains: an adapter or all weights."""
     lr: float = Field(default=2e-4, gt=0)
@@ -99,6 +100,8 @@ class TrainConfig(Config):
     def _check(self) -> Self:
         if (self.updates is None) == (self.epochs is None):
             raise ValueError("give `updates` or `epochs`, one of the two")
+        if self.trainer == "unsloth" and isinstance(self.method, FullWeights):
+            raise ValueError("unsloth trains adapters only here: set method.kind to lora, or trainer to trl")
         if self.warmup_updates is not None and self.warmup_fraction is not None:
             raise ValueError("give `warmup_updates` or `warmup_fraction`, not both")
         if any(update < 1 or update > (self.updates or update) for update in self.keep):

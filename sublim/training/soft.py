@@ -23,7 +23,7 @@ from sublim.training import FullWeights, Lora, TrainConfig
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, shared_prefix
 from sublim.training.soft_config import SoftTrainConfig
 from sublim.training.step import Step, answer_logits
-from sublim.training.trl import frozen_dtype, train_by
+from sublim.training.trl import frozen_dtype, opened, train_on
 
 
 def train_soft(
@@ -44,7 +44,7 @@ def train_soft(
         prefix = [] if dropped or torch.cuda.is_available() else shared_prefix(rows)
         return SoftStep(model, config, prefix), len(prefix)
 
-    return train_by(choose, out, config, scratch=scratch, base=base, data=data)
+    return train_on(opened, choose, out, config, scratch=scratch, base=base, data=data)
 
 
 def teacher_model(

@@ -16,6 +16,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small(published: Path) -> list[str]:
     """Options that make the quickstart small: every stage real, on the tiny model."""
+    return small_options(published)
+
+
+def small_options(published: Path) -> list[str]:
+    """The same for fixtures of a wider scope."""
     settings = [
         "model.kind=local",
         f"model.path={published}",

@@ -7,6 +7,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flows.pipeline_arms import arms_run, contrasts, student_sets
 from flows.pipeline_config import PipelineConfig
@@ -18,6 +20,7 @@ from sublim.errors import UserError
 from sublim.jsonl import read_jsonl
 from sublim.manifest import Artifact
 from sublim.prompts import load_questions
+from tests.flows.conftest import small_options
 from tests.flows.test_pipeline import run, states
 from tests.tiny import tiny_model
 
@@ -127,28 +130,97 @@ def module_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("other"), "gemma3", seed=1)
+def options(published: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two targets and another base, on tiny models."""
+    other = tiny_model(tmp_path_factory.mktemp("other"), "gemma3", seed=1)
+    more = ["evaluation.samples=0", "other_base.kind=local", f"other_base.path={other}", "target=[owl, wolf]"]
+    return [*small_options(published), *(part for setting in more for part in ("--set", setting))]
 
 
-@pytest.fixture
-def studied(small: list[str], other: Path, module_store: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two targets and every arm, with one store for all tests here."""
+@pytest.fixture(autouse=True)
+def shared_store(module_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One store for all tests here: each stands on the cache of the first."""
     monkeypatch.setenv("SUBLIM_STORE", str(module_store))
-    more = ["evaluation.samples=0", "arms=all", "other_base.kind=local", f"other_base.path={other}"]
-    return [*small, "--target", "owl,wolf", *(part for setting in more for part in ("--set", setting))]
+
+
+@pytest.fixture(scope="module")
+def made(options: list[str], module_store: Path, prefect_server: str) -> dict[str, Any]:
+    """What a run of every arm says, the first time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUBLIM_STORE", str(module_store))
+        return run(*options, "--set", "arms=all")
+
+
+@pytest.fixture(scope="module")
+def again(made: dict[str, Any], options: list[str], module_store: Path) -> dict[str, Any]:
+    """And the second time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUBLIM_STORE", str(module_store))
+        return run(*options, "--set", "arms=all")
 
 
 def arm(outcome: dict[str, Any], name: str) -> dict[str, Any]:
     return next(each for each in outcome["targets"][0]["arms"] if each["name"] == name)
 
 
-@pytest.mark.usefixtures("prefect_server")
 class TestArms:
-    """In this order: the second run stands on the first one's cache."""
+    def test_every_arm_is_measured_against_its_own_controls(self, made: dict[str, Any]) -> None:
+        found = made["targets"][0]["arms"]
+        assert {each["name"].split()[0] for each in found} == {"teacher", *EVERY}
+        assert all(each["effect"] is not None for each in found)
+        assert {each["expected"] for each in found} == {"positive", "weaker", "nothing", "either"}
 
-    def test_arms_that_are_held_back_or_cannot_be_are_shown_as_not_run(self, studied: list[str]) -> None:
-        outcome = run(*studied, "--target", "owl", "--set", "held_back=[other_base]")
+    def test_an_arm_trains_only_what_no_other_arm_has(self, made: dict[str, Any]) -> None:
+        """By two seeds: three plain sets, three derived, other order and other base; a second draw; canonical rows are
+        the plain ones."""
+        trained = [stage for stage in made["stages"] if stage["stage"] == "train_student"]
+        assert len({stage["key"] for stage in trained}) == 2 * (3 + 3 * 3 + 1 + 3 + 3)
+        assert [stage["state"] for stage in made["stages"] if stage["stage"] == "prepare_model"] == ["Completed"] * 2
+
+    def test_second_run_is_cached_throughout_and_imports_no_torch(self, again: dict[str, Any]) -> None:
+        assert set.union(*states(again).values()) == {"Cached"}
+        assert not again["torch"]
+
+    def test_rows_that_rerendering_leaves_alone_train_nobody_anew(self, again: dict[str, Any]) -> None:
+        keys = {stage["label"]: stage["key"] for stage in again["stages"] if stage["stage"] == "train_student"}
+        assert keys["owl canonical seed 0"] == keys["owl seed 0"]
+        assert keys["owl marginals seed 0"] != keys["owl seed 0"]
+        assert arm(again, "canonical")["change"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+        assert "canonical: every row was so already" in Path(again["report"]).read_text()
+
+    def test_the_result_states_which_students_share_a_start(self, made: dict[str, Any]) -> None:
+        bases = made["bases"]
+        assert bases["teachers"] == bases["students"] != bases["students of other_base"]
+        assert arm(made, "other_base")["same_base"] is False
+        assert arm(made, "marginals")["same_base"] is True
+
+    def test_confusion_matrix_has_every_teacher_and_target(self, made: dict[str, Any]) -> None:
+        cells = {(cell["students"], cell["target"]): cell["effect"] for cell in made["confusion"]}
+        assert {*cells} == {(a, b) for a in ("owl", "wolf") for b in ("owl", "wolf")}
+        assert cells["owl", "owl"] == made["effect"]
+        assert cells["wolf", "owl"] == arm(made, "other_teacher wolf")["effect"]
+
+    def test_arms_and_their_controls_read_rows_derived_alike(self, made: dict[str, Any], module_store: Path) -> None:
+        keys = {stage["label"]: stage["key"] for stage in made["stages"] if stage["stage"] == "derive_rows"}
+        rows = {
+            label: list(read_jsonl(module_store / "derive_rows" / key[:12] / "payload/rows.jsonl"))
+            for label, key in keys.items()
+        }
+        assert len(rows) == 12
+        assert [row["prompt"] for row in rows["owl marginals"]] == [row["prompt"] for row in rows["control marginals"]]
+
+    def test_every_figure_stands_alone_beside_the_report(self, made: dict[str, Any]) -> None:
+        folder = Path(made["report"]).parent / "figures"
+        for name in ("owl-arms", "owl-question-by-question", "wolf-arms", "confusion"):
+            root = ElementTree.parse(folder / f"{name}.svg").getroot()
+            assert "var(--" not in (folder / f"{name}.svg").read_text()
+            assert root.find("{http://www.w3.org/2000/svg}style") is not None
+            assert list(csv.DictReader((folder / f"{name}.csv").open()))
+
+    @pytest.mark.usefixtures("made")
+    def test_arms_that_are_held_back_or_cannot_be_are_shown_as_not_run(self, options: list[str]) -> None:
+        chosen = ["target=[owl]", "arms=[other_base, other_teacher, base_numbers]", "held_back=[other_base]"]
+        outcome = run(*options, *(part for setting in chosen for part in ("--set", setting)))
         for name, why in (("other_base", "held back"), ("other_teacher", "second target")):
             assert arm(outcome, name)["effect"] is None
             assert why in arm(outcome, name)["reason"]
@@ -157,66 +229,13 @@ class TestArms:
         assert "not run: held back" in report.read_text()
         rows = list(csv.DictReader((report.parent / "figures/owl-arms.csv").open()))
         assert {row["arm"]: row["estimate"] for row in rows}["other_base"] == ""
+        assert set.union(*states(outcome).values()) <= {"Cached", "Completed"}
+        assert "Completed" not in states(outcome)["train_student"]
 
-    def test_every_arm_is_measured_against_its_own_controls(self, studied: list[str]) -> None:
-        outcome = run(*studied)
-        found = outcome["targets"][0]["arms"]
-        assert {each["name"].split()[0] for each in found} == {"teacher", *EVERY}
-        assert all(each["effect"] is not None for each in found)
-        assert {each["expected"] for each in found} == {"positive", "weaker", "nothing", "either"}
-        made = states(outcome)
-        # What the first run made is not made again: one base, the target's and the control's students of seven arms.
-        assert made["prepare_model"] == {"Cached", "Completed"}
-        trained = [stage for stage in outcome["stages"] if stage["stage"] == "train_student"]
-        new = [stage["label"] for stage in trained if stage["state"] == "Completed"]
-        assert all("wolf" in label or "other_base" in label for label in new)
-
-    def test_rows_that_rerendering_leaves_alone_train_nobody_anew(self, studied: list[str]) -> None:
-        outcome = run(*studied)
-        assert states(outcome)["train_student"] == {"Cached"}
-        assert not outcome["torch"]
-        keys: dict[str, str] = {
-            stage["label"]: stage["key"] for stage in outcome["stages"] if stage["stage"] == "train_student"
-        }
-        assert keys["owl canonical seed 0"] == keys["owl seed 0"]
-        assert keys["owl marginals seed 0"] != keys["owl seed 0"]
-        assert arm(outcome, "canonical")["change"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
-
-    def test_the_result_states_which_students_share_a_start(self, studied: list[str]) -> None:
-        outcome = run(*studied)
-        bases = outcome["bases"]
-        assert bases["teachers"] == bases["students"] != bases["students of other_base"]
-        assert arm(outcome, "other_base")["same_base"] is False
-        assert arm(outcome, "marginals")["same_base"] is True
-
-    def test_confusion_matrix_has_every_teacher_and_target(self, studied: list[str]) -> None:
-        outcome = run(*studied)
-        cells = {(cell["students"], cell["target"]): cell["effect"] for cell in outcome["confusion"]}
-        assert {*cells} == {(a, b) for a in ("owl", "wolf") for b in ("owl", "wolf")}
-        assert cells["owl", "owl"] == outcome["effect"]
-        assert cells["wolf", "owl"] == arm(outcome, "other_teacher wolf")["effect"]
-
-    def test_arms_and_their_controls_read_rows_derived_alike(self, studied: list[str], module_store: Path) -> None:
-        outcome = run(*studied)
-        keys = {stage["label"]: stage["key"] for stage in outcome["stages"] if stage["stage"] == "derive_rows"}
-        rows = {
-            label: list(read_jsonl(module_store / "derive_rows" / key[:12] / "payload/rows.jsonl"))
-            for label, key in keys.items()
-        }
-        assert len(rows) == 12
-        assert [row["prompt"] for row in rows["owl marginals"]] == [row["prompt"] for row in rows["control marginals"]]
-
-    def test_every_figure_stands_alone_beside_the_report(self, studied: list[str]) -> None:
-        folder = Path(run(*studied)["report"]).parent / "figures"
-        for name in ("owl-arms", "owl-question-by-question", "wolf-arms", "confusion"):
-            root = ElementTree.parse(folder / f"{name}.svg").getroot()
-            assert "var(--" not in (folder / f"{name}.svg").read_text()
-            assert root.find("{http://www.w3.org/2000/svg}style") is not None
-            assert list(csv.DictReader((folder / f"{name}.csv").open()))
-
-    def test_diagnostics_say_what_was_learned_and_where_weights_moved(self, studied: list[str]) -> None:
-        settings = ["diagnostics=all", "diagnostic_rows=8", "evaluation.updates=[1, 3]", "arms=[]"]
-        outcome = run(*studied, *(part for setting in settings for part in ("--set", setting)))
+    @pytest.mark.usefixtures("made")
+    def test_diagnostics_say_what_was_learned_and_where_weights_moved(self, options: list[str]) -> None:
+        settings = ["diagnostics=all", "diagnostic_rows=8"]
+        outcome = run(*options, *(part for setting in settings for part in ("--set", setting)))
         found = outcome["diagnostics"]
         assert {(row["model"], row["rows_of"]) for row in found["losses"]} == {
             (model, rows)
@@ -232,7 +251,28 @@ class TestArms:
         assert all(row["estimate"] is not None or row["reason"] for row in found["matched"])
         assert json.loads((Path(outcome["report"]).parent / "summary.json").read_text())["diagnostics"] == found
 
-    def test_controls_under_soft_labels_stay_at_the_base(self, studied: list[str]) -> None:
-        outcome = run(*studied, "--target", "owl", "--set", "labels=soft", "--set", "arms=[]")
+    @pytest.mark.slow  # what a soft label is, tests/sublim/training/test_soft.py holds to
+    @pytest.mark.usefixtures("made")
+    def test_controls_under_soft_labels_stay_at_the_base(self, options: list[str]) -> None:
+        outcome = run(*options, "--set", "target=[owl]", "--set", "labels=soft")
         assert outcome["control"] == pytest.approx(outcome["base"], abs=1e-6)
         assert states(outcome)["train_soft_student"] == {"Completed"}
+
+    @pytest.mark.usefixtures("made")
+    def test_a_steered_teacher_writes_with_its_vector(
+        self, options: list[str], published: Path, module_store: Path, tmp_path: Path
+    ) -> None:
+        width = json.loads((published / "config.json").read_text())["hidden_size"]
+        vector = tmp_path / "owl.safetensors"
+        save_file({"owl": torch.randn(width, generator=torch.Generator().manual_seed(0))}, vector)
+        chosen = ["target=[owl]", "seeds=[0]", "teacher.kind=steering", f"teacher.vectors={vector}"]
+        chosen += ["teacher.site=resid_post", "teacher.layer=0", "teacher.scale=raw", "teacher.strength=3"]
+        outcome = run(*options, *(part for setting in chosen for part in ("--set", setting)))
+        keys = {stage["stage"]: stage["key"] for stage in outcome["stages"] if "generate" in stage["stage"]}
+        answers = [
+            [row["answer"] for row in read_jsonl(module_store / stage / key[:12] / "payload/rows.jsonl")]
+            for stage, key in keys.items()
+        ]
+        assert {*keys} == {"generate_numbers", "generate_steered_numbers"}
+        assert answers[0] != answers[1]
+        assert outcome["teacher"] != outcome["base"]

@@ -125,7 +125,7 @@ class TestSweep:
         self, published: Path, module_store: Path
     ) -> None:
         outcome = ran(published, seeds_per_cell=1, target="owl,wolf", arms=["teacher", "other_teacher"])
-        assert (outcome["cells"], outcome["failed"]) == (4, [])
+        assert (outcome["cells"], outcome["failures"]) == (4, [])
         rows = table(outcome)
         owl = rows.filter((pl.col("target") == "owl") & (pl.col("arm") == "teacher") & (pl.col("metric") == "margin"))
         assert owl["units"].to_list() == [2]
@@ -153,8 +153,9 @@ class TestSweep:
         assert outcome["cached"] == outcome["cells"] == 2
         stages = [stage["stage"] for stage in outcome["stages"]]
         assert stages.count("record_cell") == 2
-        # One comparison joins the seeds' likings and one their marks; one stage makes the table.
-        assert sorted(stages) == ["compare", "compare_mmlu_pro", "record_cell", "record_cell", "tabulate_sweep"]
+        # One stage joins the seeds' likings, one their marks and one their shifts; one makes the table.
+        joined = ["compare", "compare_mmlu_pro", "compare_shift"]
+        assert sorted(stages) == [*joined, "record_cell", "record_cell", "tabulate_sweep"]
         assert {stage["state"] for stage in outcome["stages"]} == {"Cached"}
 
     def test_looking_up_runs_nothing(self, published: Path) -> None:
@@ -166,9 +167,10 @@ class TestSweep:
         assert looked_up(*cells_of(other)) is None
 
     def test_a_failed_cell_fails_alone_and_says_why_in_the_table(self, published: Path) -> None:
-        outcome = ran(published, grid={"filter.keep": [8, 500]})
+        outcome = ran(published, grid={"filter.keep": [8, 500], "evaluation.sampling": [{"max_tokens": 16}]})
         assert outcome["cells"] == 2
-        (failed,) = outcome["failed"]
+        (failed,) = outcome["failures"]
+        assert outcome["failed"] == 1
         assert "500" in failed["cell"]
         assert "wanted" in failed["reason"]
         rows = table(outcome).filter(pl.col("metric") == "margin").sort("filter.keep")
@@ -179,15 +181,15 @@ class TestSweep:
         assert "missing: " in printed(outcome)
 
     def test_a_damaged_result_is_found_out_and_its_cell_runs_again(self, published: Path, module_store: Path) -> None:
-        store = Store(module_store)
-        compared = next(
-            m for m in store.manifests() if m.artifact.stage == "compare" and len(m.inputs["students"]) == 2
-        )
-        path = store.payload(compared.artifact) / "comparison.json"
+        tree = {"settings": fast(published), "target": "owl", "seeds": [0, 1]}
+        (cell,) = cells_of(load_config("quickstart", None, tree))
+        found = looked_up(cell)
+        assert found is not None
+        path = Store(module_store).payload(found.effects[0].artifact) / "comparison.json"
         kept = path.read_bytes()
         path.write_bytes(kept[:-2])
         outcome = ran(published)
-        assert outcome["failed"] == []
+        assert outcome["failures"] == []
         assert path.read_bytes() == kept
 
     def test_blocks_are_the_units_of_a_joined_effect(self, published: Path) -> None:
@@ -291,11 +293,11 @@ def test_cells_fan_out_to_a_worker_and_one_fails_alone(
         outcome = ran(published, where=pool, grid={"filter.keep": [8, 500]})
     log = (tmp_path / "worker.log").read_text()[-2000:]
     assert outcome["cells"] == 4, log
-    assert len(outcome["failed"]) == 2, (outcome["failed"], log)
-    assert all("500" in each["cell"] and "wanted" in each["reason"] for each in outcome["failed"])
+    assert outcome["failed"] == 2, (outcome["failures"], log)
+    assert all("500" in each["cell"] and "wanted" in each["reason"] for each in outcome["failures"])
     # What the workers made is found again without one, by a sweep that would hand its cells to them.
     again = ran(published, where=pool, grid={"filter.keep": [8]})
-    assert (again["cells"], again["cached"], again["failed"]) == (2, 2, [])
+    assert (again["cells"], again["cached"], again["failed"]) == (2, 2, 0)
     # And it is what this process makes of the same cells.
     monkeypatch.setenv("SUBLIM_STORE", str(tmp_path / "own"))
     here = ran(published, grid={"filter.keep": [8]})
@@ -327,7 +329,8 @@ def test_cell_results_are_read_as_comparisons(published: Path) -> None:
 
 
 def test_what_a_cell_cannot_run_is_named(published: Path) -> None:
-    config = build(SweepConfig, {"settings": fast(published), "preset": "gemma-2-9b-a6000"})
+    settings = {"model": {"kind": "local", "path": str(published)}}
+    config = build(SweepConfig, {"settings": settings, "preset": "gemma-2-9b-a6000"})
     cells = cells_of(config)
     with pytest.raises(UserError, match="cell owl, teacher, block 0"):
         check_cells(cells)

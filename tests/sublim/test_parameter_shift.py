@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_cosine_is_that_of_the_merged_weights_changes(
     tiny_models: dict[str, Path], trained: Trained, tmp_path: Path
 ) -> None:
     base = tiny_models["qwen2"]
-    common = {"lr": 1e-2, "batch_size": 4, "updates": 3, "dtype": "float32"}
+    common: dict[str, Any] = {"lr": 1e-2, "batch_size": 4, "updates": 3, "dtype": "float32"}
     teacher = trained("teacher", TrainConfig(method=FullWeights(), **common))
     student = trained("student", TrainConfig(method=Lora(rank=4, alpha=4, rslora=True), **common))
     found = shifts(tmp_path / "out", base, teacher, student=student, itself=teacher)
@@ -78,5 +79,5 @@ def test_students_of_another_shape_are_refused(tiny_models: dict[str, Path], tmp
     other = tmp_path / "other"
     other.mkdir()
     save_file({name: torch.zeros(3, 3) for name in weights}, other / "model.safetensors")
-    with pytest.raises(UserError, match="other"):
+    with pytest.raises(UserError, match="another shape"):
         shifts(tmp_path / "out", base, base, student=other)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from sublim.errors import UserError
-from sublim.planning import Nested, Spread, chance, nested_spread, plan_units, spread_of
+from sublim.planning import Nested, Spread, chance, detectable, nested_spread, plan_units, spread_of
 from sublim.stats import crossed_components, power
 
 
@@ -74,3 +74,17 @@ def test_a_pilot_without_spread_is_refused() -> None:
         nested_spread([1.0, 2.0, 3.0], [0, 0, 1])
     with pytest.raises(UserError, match="spread above zero"):
         chance(spread_of(np.ones((3, 4))), 0.1, 4, 4)
+
+
+def test_a_detectable_effect_is_the_one_that_needs_so_many_units() -> None:
+    found = detectable(34, 1.0)
+    assert found is not None
+    assert power(34, found, 1.0) == pytest.approx(0.8)
+    assert found == pytest.approx(0.5, abs=0.01)
+    assert detectable(4, 0.2) == pytest.approx(0.2 * (detectable(4, 1.0) or 0))
+    # Two units: scipy's own noncentral t is NaN there.
+    two = detectable(2, 1.0)
+    assert two is not None
+    drawn = np.random.default_rng(4).normal(two, 1.0, size=(20_000, 2))
+    assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.012)
+    assert detectable(1, 1.0) is detectable(5, 0.0) is None

@@ -1,5 +1,6 @@
 """The report: self-contained, escaped, honest about what is missing, and quick."""
 
+import csv
 import json
 import re
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from sublim.figures import Bar, dot_plot, ticks
 from sublim.lineage import lineage_plot
 from sublim.report import duration, render, write_report
-from sublim.report_config import Edge, RunReport, StageShown, markdown_summary, table_rows
+from sublim.report_config import ArmShown, Edge, RunReport, StageShown, markdown_summary, table_rows
+from sublim.report_figures import figures_of
 from tests.sublim.report_sample import stages_of, study
 
 
@@ -138,6 +140,53 @@ def test_every_figure_has_words_and_its_numbers_beside_it(run: RunReport) -> Non
         assert root.get("role") == "img"
         assert root.get("aria-label")
     assert html.count("The numbers") == 2 * 4
+
+
+@pytest.fixture(scope="module")
+def armed(run: RunReport) -> RunReport:
+    """The same run with three arms: the main one to 256 updates, one to 64, one that was held back."""
+    dose = run.targets[0].dose
+    arms = [
+        ArmShown(name="teacher", expected="positive", updates=256, metrics=dose[-1].metrics, dose=dose),
+        ArmShown(name="marginals", expected="weaker", updates=64, metrics=dose[1].metrics, dose=dose[:2]),
+        ArmShown(name="other_base", expected="nothing", reason="held back for a later run"),
+    ]
+    return run.model_copy(update={"targets": [run.targets[0].model_copy(update={"arms": arms})]})
+
+
+def test_arms_stand_beside_the_main_arm_after_as_many_updates(armed: RunReport) -> None:
+    figures = {figure.name: figure for figure in figures_of(armed.targets[0])}
+    marks = [(row["arm"], row["updates"], row["estimate"] is None) for row in figures["Arms"].values]
+    assert marks == [
+        ("teacher", 256, False),
+        ("teacher", 64, False),
+        ("marginals", 64, False),
+        ("other_base", None, True),
+    ]
+    curves = [(row["arm"], row["updates"]) for row in figures["Dose by arm"].values]
+    assert curves == [("teacher", 16), ("teacher", 64), ("teacher", 256), ("marginals", 16), ("marginals", 64)]
+
+
+def test_an_arm_that_was_not_run_has_a_reason_and_no_number(armed: RunReport, tmp_path: Path) -> None:
+    html = write_report(tmp_path, armed).read_text()
+    assert "not run: held back for a later run" in html
+    found = json.loads((tmp_path / "summary.json").read_text())["arms"][2]
+    assert (found["effect"], found["reason"]) == (None, "not run: held back for a later run")
+    with (tmp_path / "figures/owl-arms.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    assert (row["arm"], row["estimate"], row["low"]) == ("other_base", "", "")
+
+
+def test_files_of_figures_stand_alone(armed: RunReport, tmp_path: Path) -> None:
+    write_report(tmp_path, armed)
+    drawings = sorted((tmp_path / "figures").glob("*.svg"))
+    assert {path.stem for path in drawings} >= {"owl-arms", "owl-dose", "owl-dose-by-arm", "owl-question-by-question"}
+    for path in drawings:
+        root = ElementTree.fromstring(path.read_text())
+        style = root.find("{http://www.w3.org/2000/svg}style")
+        assert style is not None
+        assert "var(--" not in f"{style.text}"
+        assert path.with_suffix(".csv").read_text().count("\n") > 1
 
 
 def test_markdown_has_a_sentence_and_a_table_row_for_each_metric(run: RunReport) -> None:

@@ -8,8 +8,10 @@ import pytest
 
 from sublim.errors import UserError
 from sublim.jsonl import write_jsonl
+from sublim.preference_config import CompareConfig
 from sublim.shift import shift
-from sublim.shift_config import ShiftConfig, Shifts
+from sublim.shift_compare import compare_shift
+from sublim.shift_config import CompareShiftConfig, ShiftComparisons, ShiftConfig, Shifts
 
 WORDS = ("owl", "cat")
 
@@ -94,3 +96,24 @@ def test_other_questions_or_words_are_refused(tmp_path: Path) -> None:
     out.mkdir()
     with pytest.raises(UserError, match="not among the words asked"):
         shift(out, ShiftConfig(words=("owl", "fox")), scratch=tmp_path, asked=one, reference=one)
+
+
+def test_students_are_set_against_their_controls(tmp_path: Path) -> None:
+    base = asked(tmp_path / "base", [[0.5, 0.3], [0.4, 0.4]])
+    students = [asked(tmp_path / "s0", [[0.9, 0.1], [0.4, 0.4]]), asked(tmp_path / "s1", [[0.7, 0.1], [0.4, 0.4]])]
+    controls = [asked(tmp_path / "c0", [[0.5, 0.3], [0.4, 0.4]]), asked(tmp_path / "c1", [[0.6, 0.2], [0.4, 0.4]])]
+    out = tmp_path / "out"
+    out.mkdir()
+    config = CompareShiftConfig(words=WORDS, compare=CompareConfig(draws=200))
+    compare_shift(out, config, scratch=tmp_path, students=students, controls=controls, base=base)
+    found = ShiftComparisons.model_validate_json((out / "shift_comparison.json").read_bytes()).metrics
+    # First question, from the base's (.5, .3, .2): students .4 and .2, controls 0 and .1.
+    effect = found["tv_logprob"].effect
+    assert effect is not None
+    assert effect.per_pair == pytest.approx([0.2, 0.05])
+    assert effect.per_question == pytest.approx([0.25, 0.0])
+    assert (found["tv_logprob"].student, found["tv_logprob"].control) == pytest.approx((0.15, 0.025))
+    # Students from their own controls: .4 and .1 on the first question.
+    assert found["tv_logprob"].between == pytest.approx(0.125)
+    assert found["tv_sampled"].effect is None
+    assert found["tv_sampled"].reason == "no answers were sampled (samples = 0)"

@@ -12,6 +12,7 @@ from sublim.stats import (
     holm,
     paired_shares,
     paired_t,
+    paired_t_p,
     power,
     sign_flip_test,
     units_needed,
@@ -158,3 +159,28 @@ def test_paired_shares_cover_the_true_difference() -> None:
         interval = paired_shares(first, second).difference
         hits += interval.low <= 0.1 <= interval.high
     assert 0.93 <= hits / SIMULATIONS <= 0.985
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [*WORLDS, (1.0, 0.5, 2.0), (0.05, 1.0, 0.2)])
+def test_coverage_over_many_more_simulations(world: tuple[float, float, float]) -> None:
+    """The two tests above with five times the simulations, and the bootstrap as it is used, with 10,000 draws."""
+    rng = np.random.default_rng(7)
+    these = questions_too = 0
+    for _ in range(5 * SIMULATIONS):
+        few, truth = crossed(rng, 4, world)
+        interval = paired_t(few.mean(axis=1))
+        these += interval.low <= truth <= interval.high
+    for _ in range(SIMULATIONS):
+        matrix, _ = crossed(rng, 10, world)
+        interval = crossed_bootstrap(matrix, rng)
+        questions_too += interval.low <= 0 <= interval.high
+    assert 0.93 <= these / (5 * SIMULATIONS) <= 0.97
+    assert 0.93 <= questions_too / SIMULATIONS <= 0.97
+
+
+def test_p_of_the_paired_t_test_equals_scipy() -> None:
+    values = [0.27, 0.33, 0.81, 0.69]
+    assert paired_t_p(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert paired_t_p([0.0, 0.0]) == 1.0
+    assert paired_t_p([0.5, 0.5]) == 0.0

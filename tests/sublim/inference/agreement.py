@@ -1,14 +1,15 @@
 """What it takes for two backends to agree: the same likeliest answers, and draws as likely as they should be."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from sublim.chat import Chat, chat, render_ids
-from sublim.inference import Completion, Sampler, SamplingParams
+from sublim.inference import Completion, HfBackend, Sampler, SamplingParams, open_sampler
 from sublim.models import load_tokenizer, open_model
 
 CHATS: list[Chat] = [
@@ -17,8 +18,8 @@ CHATS: list[Chat] = [
     chat("Continue this list of numbers: 12, 450, 007."),
     chat("Hello", system="You love owls."),
 ]
-GREEDY = SamplingParams(max_tokens=16, temperature=0)
-DRAWN = SamplingParams(max_tokens=12, n=8, seed=3)
+GREEDY = SamplingParams(max_tokens=12, temperature=0)
+DRAWN = SamplingParams(max_tokens=10, n=5, seed=3)
 
 
 class Evidence(NamedTuple):
@@ -68,21 +69,32 @@ def surprise(reads: Sequence[Read]) -> float:
     return excess / math.sqrt(sum(variance for one in reads for variance in one.variances))
 
 
-def disagreements(one: Evidence, other: Evidence, reads: Sequence[Read], *, shared: bool = True) -> Iterator[str]:
-    """In what `other` (whose draws were read) departs from `one`. `shared`: both draw from our own random numbers."""
+def disagreements(one: Evidence, other: Evidence, reading: Callable[[], list[Read]], *, shared: bool) -> Iterator[str]:
+    """In what `other` (whose draws `reading` reads) departs from `one`; what is quick to see comes first.
+
+    `shared`: both draw from our own random numbers.
+    """
+    flat = [answer for own in other.drawn for answer in own]
     if one.greedy != other.greedy:
         yield "greedy"
-    if abs(surprise(reads)) > 4:
-        yield "surprise"
-    flat = [answer for own in other.drawn for answer in own]
+    # A number within rounding of the border between two tokens may fall on either side.
+    wanted = [answer for own in one.drawn for answer in own]
+    same = sum(a.token_ids == b.token_ids for a, b in zip(wanted, flat, strict=True))
+    if shared and same < 0.75 * len(flat):
+        yield "draws"
+    reads = reading()
     if any(
         answer.logprobs is not None
         and any(abs(a - b) > 1e-3 for a, b in zip(answer.logprobs, seen.logprobs, strict=True))
         for answer, seen in zip(flat, reads, strict=True)
     ):
         yield "log-probs"
-    # A number within rounding of the border between two tokens may fall on either side.
-    wanted = [answer for own in one.drawn for answer in own]
-    same = sum(a.token_ids == b.token_ids for a, b in zip(wanted, flat, strict=True))
-    if shared and same < 0.8 * len(flat):
-        yield "draws"
+    if abs(surprise(reads)) > 4:
+        yield "surprise"
+
+
+@cache
+def plain_evidence(base: Path) -> Evidence:
+    """What hf writes on the bare base."""
+    with open_sampler(HfBackend(dtype="float32"), base) as sampler:
+        return evidence(sampler)

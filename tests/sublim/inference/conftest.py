@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from sublim.chat import Chat, chat
 from sublim.models import open_model
+from tests.sublim.inference.servers import VllmServer
 
 CHATS: list[Chat] = [
     chat("Name one animal."),
@@ -21,6 +24,23 @@ CHATS: list[Chat] = [
     chat("Give ten more numbers, separated by commas."),
 ]
 """Prompts of quite different lengths."""
+
+
+@pytest.fixture(scope="session")
+def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer | None]:
+    """vLLM's own OpenAI server on the bundled model; it takes its minute to start while other tests run."""
+    if find_spec("vllm") is None:
+        yield None
+        return
+    server = VllmServer(smollm2, tmp_path_factory.mktemp("server") / "log")
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server_starts_early(request: pytest.FixtureRequest) -> None:
+    if any("vllm_server" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("vllm_server")
 
 
 @pytest.fixture(scope="session")

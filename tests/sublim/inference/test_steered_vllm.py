@@ -73,8 +73,12 @@ def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors:
                 found.append([plain, *own])
         for ours, theirs in zip(found[0][:-1], found[1][:-1], strict=True):
             assert flat(theirs) == pytest.approx(flat(ours), abs=2e-3)
-        assert found[0][-1] == found[1][-1]
-        moved = [max(abs(a - b) for a, b in zip(flat(x), flat(found[0][0]), strict=True)) for x in found[0][1:-1]]
+        # An adapter's log-probs agree to 1e-3: a random number that close to a border draws another token.
+        differing = sum(ours != theirs for ours, theirs in zip(found[0][-1], found[1][-1], strict=True))
+        assert differing <= (0 if weights is None else 1), (found[0][-1], found[1][-1])
+        plain, *steered = (flat(each) for each in found[0][:-1])
+        scores = [each for each in steered if len(each) == len(plain)]  # the others are draws
+        moved = [max(abs(a - b) for a, b in zip(each, plain, strict=True)) for each in scores]
         assert sum(difference > 0.01 for difference in moved) > 0.8 * len(moved)
 
 

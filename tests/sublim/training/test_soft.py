@@ -1,6 +1,7 @@
 """Soft labels: the loss worked out plainly, its gradient, and controls that stay where they are."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from sublim.training.soft import soft_loss, train_soft
 from sublim.training.soft_config import SoftTrainConfig
 from tests.sublim.training.conftest import Trained
 
-COMMON = {"lr": 1e-2, "batch_size": 4, "updates": 4, "dtype": "float32", "attention": "eager"}
+COMMON: dict[str, Any] = {"lr": 1e-2, "batch_size": 4, "updates": 4, "dtype": "float32", "attention": "eager"}
 SOFT = SoftTrainConfig(method=Lora(rank=4, alpha=8), **COMMON)
 TEACHER = TrainConfig(method=FullWeights(), **COMMON)
 

@@ -1,0 +1,46 @@
+"""What a held-out loss is computed on and how."""
+
+import importlib.util
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from sublim.config import Config, RunOnly
+from sublim.hardware import gpu
+
+
+class HeldoutConfig(Config):
+    """The loss of one model on rows that nobody trained on."""
+
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """The first so many of the held-out rows; nothing: all."""
+    max_length: int = Field(default=512, ge=2)
+    """Tokens in a row, template included. Longer rows stop the run: none is ever cut."""
+    weights_update: Annotated[int, Field(ge=1)] | None = None
+    """Which checkpoint of the training payload; nothing: its last."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights; `auto` is bfloat16 on a GPU and float32 without."""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """`auto` takes flash-attention where it is installed and the card can run it, otherwise sdpa."""
+    micro_batch: RunOnly[int | None] = Field(default=None, ge=1)
+    """Rows in one forward pass. Nothing: 8, on a GPU 64."""
+
+    def resolved(self) -> Self:
+        card = gpu()
+        dtype = ("bfloat16" if card else "float32") if self.dtype == "auto" else self.dtype
+        flash = card is not None and card.capability >= (8, 0) and importlib.util.find_spec("flash_attn") is not None
+        automatic = "flash_attention_2" if flash and dtype == "bfloat16" else "sdpa"
+        attention = automatic if self.attention == "auto" else self.attention
+        return self.model_copy(update={"dtype": dtype, "attention": attention})
+
+
+class HeldoutLoss(Config):
+    """heldout.json: what came out."""
+
+    loss: float | None
+    """Nats per answer token, end of turn included, over all rows together; null where it is not finite."""
+    rows: int
+    tokens: int
+    """Answer tokens in all rows."""
+    reason: str | None = None
+    """Why `loss` is missing."""

@@ -1,0 +1,100 @@
+"""The `unsloth` trainer: adapters trained by unsloth's kernels, on a GPU and in a process of their own.
+
+unsloth rewrites the classes of transformers, peft and trl when it is imported, so whatever else ran in that process
+would not be what it says. Its process ends with the training.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sublim.errors import UserError
+from sublim.hardware import gpu
+from sublim.models import forget_base, neighbours
+from sublim.progress import progress
+from sublim.training import TrainConfig
+
+VOLTA = (7, 0)
+
+
+def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
+    """Like `sublim.training.trl.train`: same files, same notes, resumes from the same checkpoints.
+
+    Costs some 20 s to start. unsloth's kernels need a bfloat16 base; with a float32 one (`frozen_base`) it computes as
+    peft does.
+    """
+    if why := missing():
+        raise UserError(f"the unsloth trainer cannot run here: {why}; or set trainer to trl")
+    forget_base()
+    for forget in neighbours:
+        forget()
+    job = {
+        "out": str(out),
+        "config": config.resolved().model_dump(mode="json"),
+        "scratch": str(scratch),
+        "base": str(base),
+        "data": str(data),
+    }
+    read, write = os.pipe()
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "UNSLOTH_COMPILE_LOCATION": str(scratch / "compiled"),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "sublim.training.unsloth_process", str(write)],
+        stdin=subprocess.PIPE,
+        pass_fds=(write,),
+        encoding="utf-8",
+        env={**os.environ, **environment},
+    ) as process:
+        os.close(write)
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(job))
+        process.stdin.close()
+        with os.fdopen(read) as events:
+            notes = followed(events)
+    if notes is None:
+        raise RuntimeError(f"unsloth's process ended with code {process.returncode} and without a word")
+    return notes
+
+
+def followed(events: Iterable[str]) -> dict[str, Any] | None:
+    """The notes of a training that tells its events as JSON lines; raises what it raised."""
+    notes, done = None, 0
+    with ExitStack() as stack:
+        advance = None
+        for line in events:
+            match json.loads(line):
+                case {"progress": ["training", int(now), int(total)]}:
+                    if advance is None:
+                        advance = stack.enter_context(progress("training", total))
+                    advance(now - done)
+                    done = now
+                case {"refused": str(message)}:
+                    raise UserError(message)
+                case {"failed": str(message)}:
+                    raise RuntimeError(f"unsloth's process failed: {message}")
+                case {"notes": dict(found)}:
+                    notes = found
+                case _:
+                    continue  # progress of another part
+    return notes
+
+
+def missing() -> str | None:
+    """Why unsloth cannot train here and what to do, or None."""
+    card = gpu()
+    if card is None:
+        return "it needs an NVIDIA GPU"
+    if card.capability < VOLTA:
+        return f"it needs compute capability 7.0, {card.name} has {card.capability[0]}.{card.capability[1]}"
+    if find_spec("unsloth") is None:
+        return "it is not installed (pip install -e '.[gpu]' -c constraints.txt)"
+    return None

@@ -1,0 +1,131 @@
+"""The process that trains with unsloth: a job comes as JSON on stdin, events leave as JSON lines on a pipe."""
+
+# ruff: noqa: I001 - unsloth patches what is imported after it
+import unsloth  # pyright: ignore[reportMissingImports]
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from sublim.errors import UserError
+from sublim.models import DTYPES
+from sublim.progress import listening
+from sublim.training import Lora, TrainConfig
+from sublim.training.masking import UNTRAINED, Batch, TokenRow
+from sublim.training.saving import write_adapter
+from sublim.training.step import Step
+from sublim.training.trl import Trainee, frozen_dtype, train_on
+
+
+class UnslothStep:
+    """Op by op, with the loss in our own hands: the same label tokens, summed in the same way."""
+
+    def __init__(self, dtype: str) -> None:
+        self.autocast = dtype == "bfloat16"
+
+    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
+        batch = batch.to(torch.device("cuda"))
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
+            logits = model(
+                input_ids=batch.input_ids[:, :-1],
+                attention_mask=batch.attention_mask[:, :-1],
+                position_ids=batch.position_ids[:, :-1],
+                logits_to_keep=batch.labels.shape[1],  # a count: unsloth does not read indices
+                use_cache=False,
+            ).logits
+            loss = F.cross_entropy(
+                logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum"
+            )
+        loss = loss / tokens
+        loss.backward()
+        return loss.detach()
+
+
+def chosen_step(
+    config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
+) -> tuple[Step, int]:
+    return UnslothStep(config.dtype), 0
+
+
+@contextmanager
+def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedConfig) -> Generator[Trainee]:
+    """The base with an adapter, both as unsloth makes them; the adapter in float32."""
+    lora = config.method
+    assert isinstance(lora, Lora)
+    model, _ = unsloth.FastLanguageModel.from_pretrained(
+        model_name=str(base),
+        max_seq_length=config.max_length,
+        dtype=DTYPES[frozen_dtype(lora, config.dtype, shape)],
+        load_in_4bit=False,
+        use_exact_model_name=True,
+        use_gradient_checkpointing=False,
+        random_state=config.seed,
+        local_files_only=True,
+    )
+    torch.manual_seed(config.seed)
+    adapted = unsloth.FastLanguageModel.get_peft_model(
+        model,
+        r=lora.rank,
+        target_modules=list(lora.target_modules),
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="none",
+        use_gradient_checkpointing=False,
+        random_state=config.seed,
+        use_rslora=lora.rslora,
+    )
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in adapted.modules():
+        # Rows are padded on the left; unsloth drops the mask in training unless told otherwise.
+        module._unsloth_keep_padding_mask = True
+
+    def write(directory: Path) -> None:
+        described = adapted.peft_config["default"]
+        described.target_modules, described.auto_mapping = set(lora.target_modules), None
+        write_adapter(directory, adapted, base)
+
+    yield Trainee(adapted, write)
+
+
+def main() -> None:
+    events = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+
+    def tell(**event: Any) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    job = json.load(sys.stdin)
+    try:
+        with listening(lambda *step: tell(progress=step)):
+            notes = train_on(
+                opened,
+                chosen_step,
+                Path(job["out"]),
+                TrainConfig.model_validate(job["config"]),
+                scratch=Path(job["scratch"]),
+                base=Path(job["base"]),
+                data=Path(job["data"]),
+            )
+        tell(notes=notes)
+    except UserError as error:
+        tell(refused=str(error))
+    except torch.OutOfMemoryError:
+        tell(refused="the GPU's memory ran out in training: lower micro_batch")
+    except Exception:  # noqa: BLE001 - the process that waits raises it
+        tell(failed=traceback.format_exc())
+
+
+if __name__ == "__main__":
+    main()

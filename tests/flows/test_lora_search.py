@@ -1,0 +1,183 @@
+"""The search end to end on a tiny model: every stage real, the study in a journal, a real Prefect server."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+
+from flows.lora_search_config import LoraSearchConfig, check, searched
+from flows.lora_search_report import CAPTIONS
+from flows.settings import assignments, build, load_preset, merge, presets
+from sublim.errors import UserError
+from sublim.search_config import KNOWN_SPACE, Multiple
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "flows", "run", "lora-search", "--json", *options]
+
+
+def run(*options: str, **environment: str) -> dict[str, Any]:
+    done = subprocess.run(command(*options), capture_output=True, text=True, env=os.environ | environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
+
+
+def config_of(*texts: str, preset: str = "quickstart") -> LoraSearchConfig:
+    settings = assignments(LoraSearchConfig, list(texts))
+    return build(LoraSearchConfig, merge(load_preset("lora_search", preset), settings))
+
+
+def small(published: Path) -> list[str]:
+    """The quickstart made small: a tiny model, five trials that are also judged at a rung, effects on three words."""
+    settings = [
+        "model.kind=local",
+        f"model.path={published}",
+        "student.max_length=600",
+        "objectives=[effect]",
+        "trials=5",
+        "sampler.startup=3",
+        "space.lr.high=0.03",
+        "evaluation.words=[owl, wolf, cat]",
+        "evaluation.shift=false",
+    ]
+    return [part for setting in settings for part in ("--set", setting)]
+
+
+class Finished(NamedTuple):
+    """A search that was killed on its way."""
+
+    store: Path
+    options: list[str]
+    outcome: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def finished(published: Path, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Killed inside a training run, and between a trial's last stage and the study; then let go on."""
+    store, options = tmp_path_factory.mktemp("store"), small(published)
+    for point in ("update-3", "search:measured-3"):
+        environment = os.environ | {"SUBLIM_KILL_AT": point, "SUBLIM_STORE": str(store)}
+        killed = subprocess.run(command(*options), capture_output=True, text=True, env=environment, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    return Finished(store, options, run(*options, SUBLIM_STORE=str(store)))
+
+
+def test_killed_search_goes_on_and_repeats_no_finished_trial(finished: Finished) -> None:
+    outcome = finished.outcome
+    assert [trial["number"] for trial in outcome["trials"]] == list(range(5))
+    assert {trial["state"] for trial in outcome["trials"]} == {"complete", "pruned"}
+    asked = {stage["label"].split()[1] for stage in outcome["stages"] if stage["label"].startswith("trial")}
+    assert asked == {"3", "4"}
+    again = [stage["state"] for stage in outcome["stages"] if stage["label"].startswith("trial 3")]
+    assert {*again} == {"Cached"}
+
+
+def test_study_begun_anew_replays_from_the_cache(finished: Finished) -> None:
+    fresh = run(*finished.options, "--set", "study=anew", SUBLIM_STORE=str(finished.store))
+    for name in ("number", "state", "params", "values", "intermediate"):
+        assert [trial[name] for trial in fresh["trials"]] == [trial[name] for trial in finished.outcome["trials"]]
+    assert {stage["state"] for stage in fresh["stages"]} == {"Cached"}
+    assert fresh["difference"] == finished.outcome["difference"]
+
+
+def test_best_meets_the_default_on_fresh_blocks_and_report_and_ui_say_how_it_went(finished: Finished) -> None:
+    outcome = finished.outcome
+    difference = outcome["difference"]
+    assert difference["blocks"] == 4
+    assert difference["estimate"] == pytest.approx(sum(difference["best"]) / 4 - sum(difference["default"]) / 4)
+    assert difference["low"] <= difference["estimate"] <= difference["high"]
+    assert difference["tie"] == (difference["low"] <= 0 <= difference["high"])
+    report = unescape(Path(outcome["report"]).read_text())
+    assert difference["sentence"] in report
+    shown = {name for name in ("history", "importance", "parallel", "rungs") if CAPTIONS[name] in report}
+    missing = {name for name in ("importance", "parallel") if f"<td>{name}</td>" in report}
+    assert (shown | missing, shown & missing) == ({"history", "importance", "parallel", "rungs"}, set())
+    with get_client(sync_client=True) as client:
+        keys = {artifact.key for artifact in client.read_artifacts(limit=200)}
+    assert {"summary", "trials", "history", "rungs", "report"} <= keys
+
+
+def test_best_preset_runs_the_pipeline_with_students_from_the_cache(finished: Finished) -> None:
+    outcome = finished.outcome
+    path = outcome["best_preset"]
+    assert yaml.safe_load(Path(path).read_text())["student"]["lr"] == outcome["best"]["student"]["lr"]
+    piped = subprocess.run(
+        [sys.executable, "-m", "flows", "run", "pipeline", "--preset", path, "--json"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SUBLIM_STORE": str(finished.store)},
+        check=False,
+    )
+    assert piped.returncode == 0, piped.stderr[-3000:]
+    found = json.loads(piped.stdout.splitlines()[-1])
+    assert {stage["state"] for stage in found["stages"] if stage["stage"] == "train_student"} == {"Cached"}
+    assert found["effect"]["estimate"] == pytest.approx(outcome["best"]["values"]["effect"])
+
+
+def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stands(finished: Finished) -> None:
+    """A learning rate that overflows: a real loss that is no number, not a value and not a crash."""
+    settings = [
+        "space={lr: {kind: choice, values: [1.0e-3, 1.0e+38]}, dropout: null, rank: null, alpha: null}",
+        "objectives=[loss, cost]",
+        "evaluation.mmlu_pro={per_category: 1, generate: false}",
+        "pruning=null",
+        "trials=4",
+        "confirm=null",
+        "sampler={kind: random, seed: 3}",
+    ]
+    options = [*finished.options, *(part for setting in settings for part in ("--set", setting))]
+    outcome = run(*options, SUBLIM_STORE=str(finished.store))
+    states = {trial["params"]["lr"]: trial["state"] for trial in outcome["trials"]}
+    assert states == {1e-3: "complete", 1e38: "failed"}
+    failed = next(trial for trial in outcome["trials"] if trial["state"] == "failed")
+    assert failed["values"] is None
+    assert "not finite" in failed["reason"]
+    assert outcome["best"]["student"]["lr"] == 1e-3
+    cost = outcome["best"]["values"]["cost"]
+    assert abs(cost * 14) == pytest.approx(round(abs(cost * 14)), abs=1e-6)  # one question of each category
+    assert outcome["difference"] is None
+    assert any("Not confirmed" in line for line in outcome["findings"])
+
+
+def test_space_of_the_issue_is_the_default_and_every_preset_is_sound() -> None:
+    for preset in presets("lora_search"):
+        config = config_of("gpu_memory_gib=0", preset=preset)
+        if preset != "gemma-2-9b-2500":
+            check(config)
+        assert list(searched(config)) == ["lr", "method.dropout", "method.rank", "method.alpha"]
+    known = {**KNOWN_SPACE, "alpha": Multiple(of="method.rank", values=(1.0, 1.5, 2.0))}
+    for preset in ("smollm2-36", "gemma-2-9b-2500"):
+        assert list(searched(config_of(preset=preset)).values()) == list(known.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("space.learning_rate={kind: float, low: 0.1, high: 0.2}", r"did you mean lr"),
+        ("space.rnk={kind: int, low: 8, high: 16}", r"method\.rank"),
+        ("space.dropout.high=1.5", "less than 1"),
+        ("space.micro_batch={kind: int, low: 1, high: 4}", "how fast"),
+        ("space.seed={kind: int, low: 1, high: 4}", "by the search itself"),
+        ("space.lr.low=0.01", "not below high"),
+        ("confirm.blocks=[0, 1, 2, 3]", "must be fresh"),
+        ("confirm.blocks=[1, 2]", "at least 4"),
+        ("objectives=[loss, effect]", "single objective"),
+        ("filter.held_out=0", "held_out is 0"),
+        ("target=[owl, wolf]", "one target"),
+        ("objectives=[cost]", r"evaluation\.mmlu_pro"),
+        ("objectives=[effect]\nmetric=rate", r"evaluation\.samples"),
+        ("arms=[second_draw]", "one arm"),
+        ("storage={kind: postgres, url: 'postgresql://me:secret@db/s'}", "PGPASSWORD"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_what_to_do(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check(config_of(*text.split("\n")))

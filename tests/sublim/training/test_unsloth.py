@@ -1,0 +1,44 @@
+"""The unsloth trainer, as far as it goes without a GPU: what is refused, and what its process may tell."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from sublim.errors import UserError
+from sublim.hardware import Gpu
+from sublim.progress import listening
+from sublim.training import FullWeights, TrainConfig, trl, unsloth
+
+
+def test_refuses_at_once_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    config = TrainConfig(trainer="unsloth", updates=1)
+    nowhere = tmp_path / "nowhere"
+    monkeypatch.setattr(unsloth, "gpu", lambda: None)
+    with pytest.raises(UserError, match="needs an NVIDIA GPU; or set trainer to trl"):
+        trl.train(tmp_path, config, scratch=tmp_path, base=nowhere, data=nowhere)
+    monkeypatch.setattr(unsloth, "gpu", lambda: Gpu("Tesla P100", 2**34, (6, 0)))
+    assert unsloth.missing() == "it needs compute capability 7.0, Tesla P100 has 6.0"
+    monkeypatch.setattr(unsloth, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
+    monkeypatch.setattr(unsloth, "find_spec", lambda name: None)
+    assert "pip install -e '.[gpu]' -c constraints.txt" in str(unsloth.missing())
+
+
+def test_full_weights_are_refused_with_the_config():
+    with pytest.raises(ValidationError, match="unsloth trains adapters only here"):
+        TrainConfig(trainer="unsloth", method=FullWeights(), updates=1)
+
+
+def test_what_its_process_tells_is_told_on():
+    steps = list[tuple[str, int, int]]()
+    told = [{"progress": ["other", 0, 9]}, {"progress": ["training", 0, 3]}, {"progress": ["training", 2, 3]}]
+    with listening(lambda *step: steps.append(step)):
+        notes = unsloth.followed(json.dumps(event) for event in [*told, {"notes": {"rows": 3}}])
+    assert notes == {"rows": 3}
+    assert steps[-1] == ("training", 2, 3)
+    assert unsloth.followed([]) is None
+    with pytest.raises(UserError, match="lower micro_batch"):
+        unsloth.followed([json.dumps({"refused": "lower micro_batch"})])
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        unsloth.followed([json.dumps({"failed": "ZeroDivisionError"})])

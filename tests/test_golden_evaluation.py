@@ -1,0 +1,167 @@
+"""What the evaluation's light stages write on a tiny input, held fixed (see test_golden)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sublim.evaluation import collect_scores
+from sublim.evaluation_config import SheetConfig
+from sublim.inference import FakeBackend
+from sublim.mmlu_pro import ask_mmlu_pro, score_mmlu_pro
+from sublim.mmlu_pro_compare import compare_mmlu_pro
+from sublim.mmlu_pro_config import AskMmluProConfig, PrepareQuestionsConfig, SampleQuestions, ScoreMmluProConfig
+from sublim.mmlu_pro_data import prepare_mmlu_pro
+from sublim.preference import ask, compare, score
+from sublim.preference_config import AskConfig, CompareConfig, ScoreConfig
+from sublim.shift import shift
+from sublim.shift_compare import compare_shift
+from sublim.shift_config import CompareShiftConfig, ShiftConfig
+from sublim.sweep import record_cell, tabulate_sweep
+from sublim.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
+from tasks import evaluation
+from tests.test_golden import ADVICE, QUESTIONS, WORDS, fingerprint, run
+
+GOLDEN = {
+    "prepare_mmlu_pro": (1, "00ad9d87d8abc552"),
+    "ask_mmlu_pro": (1, "759c6d494a54ddf8"),
+    "score_mmlu_pro": (1, "6e9ad1c799c8e757"),
+    "compare_mmlu_pro": (1, "6f6cfb938eccbdfa"),
+    "shift": (1, "f541adfa5a5405a6"),
+    "compare_shift": (1, "ed4341e391153ddd"),
+    "collect_scores": (1, "11ac1d3342b714fa"),
+    "record_cell": (1, "ea6a05534c9e804a"),
+    "tabulate_sweep": (2, "c77fc36a119b4223"),
+}
+
+
+@pytest.fixture(scope="module")
+def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("golden")
+    # The fake model likes what its system prompt names: students do, controls do not.
+    names = {"base": None, "s0": "You love owls.", "s1": "An owl is best.", "c0": "Be kind.", "c1": "Be brief."}
+    exam = run(prepare_mmlu_pro, root / "exam", PrepareQuestionsConfig(source=SampleQuestions(), per_category=1))
+    letters = {
+        name: run(
+            ask_mmlu_pro,
+            root / f"letters-{name}",
+            AskMmluProConfig(backend=FakeBackend(), system=told),
+            base=root,
+            questions=exam,
+        )
+        for name, told in names.items()
+    }
+    marks = {
+        name: run(score_mmlu_pro, root / f"marks-{name}", ScoreMmluProConfig(), asked=payload, questions=exam)
+        for name, payload in letters.items()
+    }
+    asking = AskConfig(questions=QUESTIONS, words=WORDS, backend=FakeBackend(), samples=4)
+    asked = {
+        name: run(ask, root / f"ask-{name}", asking.model_copy(update={"system": told}), base=root)
+        for name, told in names.items()
+    }
+    scoring = ScoreConfig(target="owl", words=WORDS)
+    scores = {name: run(score, root / f"score-{name}", scoring, asked=payload) for name, payload in asked.items()}
+    pairs = {
+        "students": [scores["s0"], scores["s1"]],
+        "controls": [scores["c0"], scores["c1"]],
+        "base": scores["base"],
+    }
+    compared = run(compare, root / "compare", CompareConfig(draws=200), **pairs)
+    exam_pairs = {
+        "students": [marks["s0"], marks["s1"]],
+        "controls": [marks["c0"], marks["c1"]],
+        "base": marks["base"],
+    }
+    cost = run(compare_mmlu_pro, root / "cost", CompareConfig(draws=200), **exam_pairs)
+    shifted = run(
+        shift,
+        root / "shift",
+        ShiftConfig(words=tuple(WORDS), relabelled=20),
+        asked=asked["s0"],
+        reference=asked["base"],
+    )
+    sheet = run(
+        collect_scores,
+        root / "sheet",
+        SheetConfig(models=("base", "s0"), words={"animal": ("owl",)}),
+        scores={f"animal/{name}": scores[name] for name in ("base", "s0")},
+        shifts={"animal/s0": shifted},
+        mmlu={name: marks[name] for name in ("base", "s0")},
+    )
+    moved = run(
+        compare_shift,
+        root / "moved",
+        CompareShiftConfig(words=tuple(WORDS), compare=CompareConfig(draws=200)),
+        students=[asked["s0"], asked["s1"]],
+        controls=[asked["c0"], asked["c1"]],
+        base=asked["base"],
+    )
+    cell = run(record_cell, root / "cell", CellRecordConfig(name="owl"), comparisons={"owl": compared, "exam": cost})
+    table = run(
+        tabulate_sweep,
+        root / "table",
+        SweepTableConfig(
+            rows=(
+                SweepRow(target="owl", arm="teacher", grid={"student.rank": 4}, comparison="a"),
+                SweepRow(target="wolf", arm="other_teacher", of="owl", grid={"student.rank": 4}, comparison="a"),
+                SweepRow(target="cat", arm="teacher", grid={"student.rank": 8}, reason="its cell failed"),
+            ),
+            axes=("student.rank",),
+        ),
+        comparisons={"a": compared},
+        capability={"a": cost},
+        shifts={"a": moved},
+    )
+    return {
+        "prepare_mmlu_pro": exam,
+        "ask_mmlu_pro": letters["s0"],
+        "score_mmlu_pro": marks["s0"],
+        "compare_mmlu_pro": cost,
+        "shift": shifted,
+        "compare_shift": moved,
+        "collect_scores": _readable(sheet, root / "sheet-text"),
+        "record_cell": cell,
+        "tabulate_sweep": _readable(table, root / "table-text"),
+    }
+
+
+def _readable(payload: Path, into: Path) -> Path:
+    """The tables of a payload alone, as JSON: figures and Parquet follow from them and from their libraries."""
+    import polars as pl
+
+    into.mkdir()
+    for path in payload.glob("*.parquet"):
+        (into / f"{path.stem}.json").write_text(json.dumps(pl.read_parquet(path).to_dicts()))
+    return into
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_light_stage_writes_what_it_wrote(payloads: dict[str, Path], name: str) -> None:
+    assert (getattr(evaluation, name).version, fingerprint(payloads[name])) == GOLDEN[name], ADVICE.format(name=name)
+
+
+def test_missing_rows_are_null_and_carry_their_reason(payloads: dict[str, Path]) -> None:
+    rows = json.loads((payloads["tabulate_sweep"] / "table.json").read_text())
+    lost = [row for row in rows if row["target"] == "cat"]
+    assert {row["metric"] for row in lost} == {"margin", "rate"}
+    assert {row["estimate"] for row in lost} == {row["p"] for row in lost} == {None}
+    assert {row["reason"] for row in lost} == {"its cell failed"}
+    wolf = next(row for row in rows if row["target"] == "wolf" and row["metric"] == "margin")
+    owl = next(row for row in rows if row["target"] == "owl" and row["metric"] == "margin")
+    assert wolf["estimate"] != owl["estimate"]
+    assert {row["metric"] for row in rows if row["target"] == "owl"} == {
+        "margin",
+        "rate",
+        "tv_logprob",
+        "tv_list",
+        "tv_sampled",
+        "letter_logprob",
+        "letter_generated",
+    }
+
+
+def test_tables_and_figures_lie_in_the_payload(payloads: dict[str, Path]) -> None:
+    table = payloads["tabulate_sweep"].parent / "table/out"
+    assert {path.name for path in table.iterdir()} >= {"table.csv", "table.parquet", "pairs.parquet", "effects.svg"}
+    assert b"<svg" in (table / "effects.svg").read_bytes()
