@@ -157,7 +157,8 @@ class _Job:
             asset_deps=[asset_key(item.stage, item.key) for item in _flatten(self.inputs)],
             materialized_by="sublim",
             name=self.stage.name,
-            task_run_name=f"{self.stage.name} {label}".strip(),
+            # Prefect fills in what stands in braces.
+            task_run_name=f"{self.stage.name} {label}".strip().replace("{", "{{").replace("}", "}}"),
             version=str(self.stage.version),
             persist_result=True,
             result_storage=self.store.root / "records",

@@ -29,9 +29,9 @@ GOLDEN = {
     "compare_mmlu_pro": (1, "6f6cfb938eccbdfa"),
     "shift": (1, "f541adfa5a5405a6"),
     "compare_shift": (1, "ed4341e391153ddd"),
-    "collect_scores": (1, "11ac1d3342b714fa"),
+    "collect_scores": (2, "4301d009334d64e1"),
     "record_cell": (1, "ea6a05534c9e804a"),
-    "tabulate_sweep": (2, "c77fc36a119b4223"),
+    "tabulate_sweep": (2, "d5e19d52a35c401d"),
 }
 
 

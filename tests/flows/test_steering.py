@@ -115,4 +115,7 @@ def test_a_layer_that_the_model_lacks_is_named(published: Path) -> None:
     from flows.steering import steering
 
     with pytest.raises(UserError, match="the model has no layer 5: it has 2"):
-        steering(preset="quickstart", settings=small(published) | {"grid": {"layers": [0, 5], "strengths": [1]}})
+        steering(
+            preset="quickstart",
+            settings=small(published) | {"grid": {"layers": [0, 5], "strengths": [1], "random_strengths": [1]}},
+        )
