@@ -208,6 +208,11 @@ def test_forgotten_artifact_is_made_again_and_what_follows_stays_cached() -> Non
     assert states(in_flow(chain)[1]) == ["count Completed", "pick 2 Cached", "pick 3 Cached", "total Cached"]
 
 
+def test_label_with_braces_is_a_name_like_any_other() -> None:
+    label = "sampling {'max_tokens': 16}"
+    assert states(in_flow(lambda: count(CountConfig(), label=label))[1]) == [f"count {label} Completed"]
+
+
 def test_mistake_of_the_user_rises_as_it_was_and_is_logged_in_one_line(lines: Records, store_root: Path) -> None:
     def body() -> None:
         count(CountConfig())
