@@ -124,7 +124,7 @@ class Effect(Config):
 
     estimate: float
     low: float | None
-    """Interval on these questions: paired t over the units; null with a single unit."""
+    """Interval on these questions: paired t over the units; null with one unit and where all have one value."""
     high: float | None
     low_questions: float | None
     """Interval over questions like these too: crossed bootstrap of units and questions."""

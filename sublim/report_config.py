@@ -88,6 +88,8 @@ class Change(Config):
     low: float | None
     """Paired t interval over the units; null with a single one."""
     high: float | None
+    reason: str | None = None
+    """Why there is no interval."""
 
 
 class ArmShown(Config):

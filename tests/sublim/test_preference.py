@@ -191,6 +191,16 @@ def test_one_pair_has_an_estimate_and_no_interval(tmp_path: Path, base: Path) ->
     assert effect.reason == "one unit has no spread"
 
 
+def test_a_rate_that_is_zero_everywhere_has_no_interval(tmp_path: Path, base: Path) -> None:
+    never = [["Cat", "Cat"]] * 3
+    students = pair_scores(tmp_path / "s", [[1.0] * 3, [2.0] * 3], never)
+    controls = pair_scores(tmp_path / "c", [[0.0] * 3] * 2, never)
+    rate = compared(tmp_path, CompareConfig(), students=students, controls=controls, base=base).metrics["rate"].effect
+    assert rate is not None
+    assert (rate.estimate, rate.low, rate.high, rate.low_questions) == (0.0, None, None, None)
+    assert rate.reason == "all units have the same value"
+
+
 def test_questions_that_a_model_could_not_answer_leave_the_effect_and_are_counted(tmp_path: Path, base: Path) -> None:
     answers = [["Owl", "Cat"], ["", ""], ["Owl", "Owl"]]
     students = pair_scores(tmp_path / "s", [[1.0] * 3] * 2, answers)
