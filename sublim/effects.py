@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from sublim.errors import UserError
+from sublim.planning import detectable
 from sublim.preference_config import UNITS, CompareConfig, Effect, MetricComparison, MetricName, Scores
 from sublim.stats import crossed_bootstrap, paired_t
 
@@ -91,8 +92,9 @@ def paired_effect(
     matrix = np.stack([differences[pairs][:, used].mean(axis=0) for pairs in units.members])
     n, m = matrix.shape
     # A sampled rate that is zero everywhere is not known to be zero: equal values give no interval, not a width of 0.
-    alike = np.ptp(matrix.mean(axis=1)) == 0
-    these = None if n == 1 or alike else paired_t(matrix.mean(axis=1), config.level)
+    means = matrix.mean(axis=1)
+    alike = np.ptp(means) == 0
+    these = None if n == 1 or alike else paired_t(means, config.level)
     crossed = min(n, m) > 1 and np.ptp(matrix) > 0
     rng = np.random.default_rng(config.seed)
     beyond = crossed_bootstrap(matrix, rng, draws=config.draws, level=config.level) if crossed else None
@@ -109,10 +111,16 @@ def paired_effect(
         seeds=len(differences),
         units=n,
         per_pair=differences[:, used].mean(axis=1).tolist(),
-        per_unit=matrix.mean(axis=1).tolist(),
+        per_unit=means.tolist(),
         per_question=[float(value) if np.isfinite(value) else None for value in per_question],
+        detectable=_detectable(means, config.level) if these else None,
         reason=_no_spread(n, m, alike=bool(alike)),
     )
+
+
+def _detectable(means: Float[ndarray, " s"], level: float) -> float | None:
+    found = detectable(len(means), float(means.std(ddof=1)), level=level)
+    return None if found is None else round(found, 6)  # a root found by steps: later digits are the machine's
 
 
 def _no_spread(units: int, questions: int, *, alike: bool) -> str | None:

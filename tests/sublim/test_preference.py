@@ -16,7 +16,7 @@ from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.models import open_model
 from sublim.preference import ask, compare, score
 from sublim.preference_config import AskConfig, CompareConfig, Comparison, ScoreConfig, Scores
-from sublim.stats import paired_t
+from sublim.stats import paired_t, power
 from tests.tiny import tiny_model
 
 WORDS = ["wolf", "cat", "owl"]
@@ -178,6 +178,8 @@ def test_with_several_blocks_the_unit_is_the_block(tmp_path: Path, base: Path) -
     effect = result.metrics["margin"].effect
     assert effect is not None
     assert effect.per_unit == pytest.approx([2.0, 4.0])
+    assert effect.detectable is not None
+    assert power(2, effect.detectable, np.sqrt(2)) == pytest.approx(0.8, abs=1e-5)
     assert (effect.units, effect.seeds) == (2, 4)
     assert "2 blocks, each with its own teacher" in result.about_units
 
