@@ -77,6 +77,7 @@ def test_pools_give_their_runs_the_environment_that_is_declared_once(monkeypatch
     assert filled({"A": "{{ $SUBLIM_STORE }}/x", "B": "{{ $NO_SUCH_VARIABLE }}"}) == {"A": "/shared/store/x"}
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_deployment_overrides_single_variables_of_its_pool() -> None:
     import anyio
     from prefect.workers.process import ProcessJobConfiguration

@@ -14,7 +14,13 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+)
 from prefect.flows import Flow
 from prefect.states import Cancelling
 
@@ -134,13 +140,17 @@ def test_a_schedule_that_fires_while_a_run_goes_on_waits_for_it(lab: Lab) -> Non
         parameters={"journal": journal, "size": 23, "pieces": 24, "pause": 0.5},
     )
 
-    def runs() -> list[UUID]:
-        deployment = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[first]))
+    def runs(*names: str) -> list[UUID]:
+        which = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[first]),
+            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=[*names])),
+        )
         with get_client(sync_client=True) as client:
-            return [run.id for run in client.read_flow_runs(flow_run_filter=deployment)]
+            return [run.id for run in client.read_flow_runs(flow_run_filter=which)]
 
-    until(lambda: any("AwaitingConcurrencySlot" in states(run) for run in runs()), 60, lab.logs)
-    going = [run for run in runs() if lab.state(run) in ("Running", "Pending")]
+    until(lambda: runs("AwaitingConcurrencySlot"), 60, lab.logs)
+    until(lambda: bodies(Path(journal)), 30, lab.logs)
+    going = runs("Running", "Pending")
     with get_client(sync_client=True) as client:
         client.delete_deployment(first)
         for run in going:
