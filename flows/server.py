@@ -76,7 +76,8 @@ def start() -> Server:
         with (home() / "server.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
-                env=_environment(),
+                # Without it the UI of a server on another port asks port 4200, that is, nobody or somebody else's server.
+                env=_environment() | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

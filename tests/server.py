@@ -50,6 +50,7 @@ def starting_server(home: Path, *, port: int | None = None, ui: bool = False) ->
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_UI_ENABLED": str(ui).lower(),
+        "PREFECT_UI_API_URL": url,
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     environment.pop("PREFECT_API_URL", None)

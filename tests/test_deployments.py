@@ -162,6 +162,7 @@ def test_a_worker_on_a_good_card_sees_that_card_alone(driver: Path, tmp_path: Pa
     create("good-cards", Pool(about="for a test", card=A6000, env={"SUBLIM_STORE": str(tmp_path / "store")}))
     # Prefect's worker takes this script's place, to tell what it would start with.
     (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "__init__.py").touch()
     (tmp_path / "prefect" / "__main__.py").write_text(
         "import os, sys\nprint(*sys.argv[1:], os.environ['CUDA_VISIBLE_DEVICES'], os.environ['CUDA_DEVICE_ORDER'])"
     )
