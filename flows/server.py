@@ -76,7 +76,7 @@ def start() -> Server:
         with (home() / "server.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
-                # Without it the UI of a server on another port asks port 4200, that is, nobody or somebody else's server.
+                # Otherwise the UI asks port 4200, wherever its own server is.
                 env=_environment() | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

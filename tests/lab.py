@@ -50,9 +50,13 @@ class Lab:
         return done.stdout
 
     @contextmanager
-    def worker(self, pool: str, *, limit: int = 1, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
+    def worker(
+        self, pool: str, *arguments: str, limit: int = 1, name: str = "", **environment: str
+    ) -> Iterator["subprocess.Popen[bytes]"]:
         """`sublim worker` in a session of its own, ended as systemd would."""
-        command = [sys.executable, "-m", "flows", "worker", "--pool", pool, "--limit", str(limit)]
+        named = ("--name", name) if name else ()
+        own = ("--pool", pool, "--limit", str(limit), *named, *arguments)
+        command = [sys.executable, "-m", "flows", "worker", *own]
         log = self.folder / "workers.log"
         with log.open("ab") as file:
             process = subprocess.Popen(

@@ -43,11 +43,13 @@ def runs(lab: Lab) -> list[str]:
         "backend": {"kind": "fake", "invalid": 0.1},
     }
     wrong = settings | {"filter": {"keep": 500}}
-    with lab.worker("cpu"):
-        runs = [lab.hand_over("pipeline/cpu", target="owl", settings=each) for each in (settings, settings, wrong)]
-        for run, name in zip(runs, ("Completed", "Completed", "Failed"), strict=True):
-            lab.wait(run, name)
-    return [str(run) for run in runs]
+    with lab.worker("cpu", limit=2):
+        first, failed = (lab.hand_over("pipeline/cpu", target="owl", settings=each) for each in (settings, wrong))
+        lab.wait(first, "Completed")
+        again = lab.hand_over("pipeline/cpu", target="owl", settings=settings)
+        lab.wait(failed, "Failed")
+        lab.wait(again, "Completed")
+    return [str(run) for run in (first, again, failed)]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,10 @@ def visit(lab: Lab, page: Page, path: str) -> None:
     page.goto(lab.url.removesuffix("/api") + path)
 
 
+def open_tab(page: Page, name: str) -> None:
+    page.locator(".p-tab", has_text=name).click()
+
+
 def picture(page: Page, tmp_path: Path, name: str) -> None:
     folder = Path(os.environ.get("SUBLIM_SCREENSHOTS", tmp_path))
     page.screenshot(path=folder / f"{name}.png")
@@ -79,7 +85,7 @@ def test_a_run_s_page_tells_what_it_does_and_which_stages_it_ran(
         expect(page.get_by_text("owl · quickstart").first).to_be_visible(timeout=SECONDS)
         for tag in ("cpu", "pipeline", "owl", "quickstart"):
             expect(page.locator(".p-tag", has_text=tag).first).to_be_visible()
-        page.get_by_role("tab", name="Task Runs").click()
+        open_tab(page, "Task Runs")
         expect(page.get_by_text("train_student owl seed 0").first).to_be_visible(timeout=SECONDS)
         expect(page.locator(".state-badge", has_text=state).nth(1)).to_be_visible()
         picture(page, tmp_path, f"run-{state.lower()}")
@@ -89,7 +95,7 @@ def test_a_run_s_artifacts_are_its_findings_tables_figures_and_the_way_to_its_re
     lab: Lab, runs: list[str], page: Page, tmp_path: Path
 ) -> None:
     visit(lab, page, f"/runs/flow-run/{runs[1]}")
-    page.get_by_role("tab", name="Artifacts").click()
+    open_tab(page, "Artifacts")
     for key in ("summary", "effects", "report", "owl-pairs"):
         expect(page.get_by_text(key, exact=True).first).to_be_visible(timeout=SECONDS)
     picture(page, tmp_path, "artifacts")
@@ -103,7 +109,7 @@ def test_a_run_s_artifacts_are_its_findings_tables_figures_and_the_way_to_its_re
 
 def test_a_failed_run_s_page_says_what_to_do(lab: Lab, runs: list[str], page: Page, tmp_path: Path) -> None:
     visit(lab, page, f"/runs/flow-run/{runs[2]}")
-    page.get_by_role("tab", name="Logs").click()
+    open_tab(page, "Logs")
     expect(page.get_by_text("raise carrier.prompts", exact=False).first).to_be_visible(timeout=SECONDS)
     picture(page, tmp_path, "failed")
 
