@@ -96,7 +96,7 @@ def test_a_run_s_artifacts_are_its_findings_tables_figures_and_the_way_to_its_re
 ) -> None:
     visit(lab, page, f"/runs/flow-run/{runs[1]}")
     open_tab(page, "Artifacts")
-    for key in ("summary", "effects", "report", "owl-pairs"):
+    for key in ("summary", "effects", "report", "owl-each-student-and-its-control"):
         expect(page.get_by_text(key, exact=True).first).to_be_visible(timeout=SECONDS)
     picture(page, tmp_path, "artifacts")
     visit(lab, page, "/artifacts/key/effects")
