@@ -7,16 +7,19 @@ setting, a GPU whose memory does not suffice, a bug) is left alone: another try 
 
 from datetime import timedelta
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from prefect.automations import Automation
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import CancelFlowRun, ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 STARTS = 3
 """How often a run is started at most."""
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Cached", "Failed", "Crashed", "Cancelled")}
+
+Labels = dict[str, str | list[str]]
 
 
 class Patience(NamedTuple):
@@ -34,10 +37,11 @@ class Patience(NamedTuple):
 
 def automations(patience: Patience) -> list[Automation]:
     """The rules, by what they watch."""
-    runs = {"prefect.resource.id": "prefect.flow-run.*"}
-    deployed = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
+    runs: Labels = {"prefect.resource.id": "prefect.flow-run.*"}
+    deployed: Labels = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
     again: dict[str, Any] = {"state": StateType.SCHEDULED, "name": "AwaitingRetry"}
-    lost = ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: its worker or its machine was lost")
+    silent = "no sign of life: its worker or its machine was lost"
+    lost = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=silent, force=False)
     return [
         Automation(
             name="sublim: a silent run has crashed",
@@ -70,7 +74,7 @@ def automations(patience: Patience) -> list[Automation]:
                 posture=Posture.Reactive,
                 threshold=1,
             ),
-            actions=[ChangeFlowRunState(**again, message="it was lost: another worker goes on with it")],
+            actions=[ChangeFlowRunState(**again, message="lost: another worker goes on", force=False)],
         ),
         *(_overlong(tag, seconds) for tag, seconds in (("gpu", patience.gpu), ("cpu", patience.cpu))),
     ]
@@ -91,7 +95,7 @@ def _overlong(tag: str, seconds: float) -> Automation:
 
 
 def _within(
-    seconds: float, *, after: set[str], expect: set[str], match: dict[str, str], related: dict[str, str] | None = None
+    seconds: float, *, after: set[str], expect: set[str], match: Labels, related: Labels | None = None
 ) -> EventTrigger:
     """Fires for a run when, after one event, none of the expected ones comes in time."""
     return EventTrigger(
@@ -114,5 +118,8 @@ def install(patience: Patience = Patience()) -> list[str]:  # noqa: B008 - a nam
         response = client.request("POST", "/automations/filter", json={"limit": 200})
         for known in response.json():
             if str(known["name"]).startswith("sublim: "):
-                client.request("DELETE", "/automations/{id}", path_params={"id": known["id"]})
-    return [rule.create().name for rule in automations(patience)]
+                client.delete_automation(UUID(known["id"]))
+        rules = automations(patience)
+        for rule in rules:
+            client.create_automation(AutomationCore.model_validate(rule.model_dump(exclude={"id"})))
+    return [rule.name for rule in rules]

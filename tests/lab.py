@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Lab:
     @contextmanager
     def worker(
         self, pool: str, *arguments: str, limit: int = 1, name: str = "", **environment: str
-    ) -> Iterator["subprocess.Popen[bytes]"]:
+    ) -> Generator["subprocess.Popen[bytes]"]:
         """`sublim worker` in a session of its own, ended as systemd would."""
         named = ("--name", name) if name else ()
         own = ("--pool", pool, "--limit", str(limit), *named, *arguments)
@@ -119,7 +119,7 @@ def until(ask: Callable[[], Any], seconds: float = 60.0, told: Callable[[], str]
 
 
 @contextmanager
-def lab_at(folder: Path, *, ui: bool = False, port: int | None = None) -> Iterator[Lab]:
+def lab_at(folder: Path, *, ui: bool = False, port: int | None = None) -> Generator[Lab]:
     """A lab whose server this process uses, too."""
     with starting_server(folder / "server", ui=ui, port=port) as server:
         url = server.ready()

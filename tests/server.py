@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def starting_server(home: Path, *, port: int | None = None, ui: bool = False) -> Iterator[Starting]:
+def starting_server(home: Path, *, port: int | None = None, ui: bool = False) -> Generator[Starting]:
     """Starts `prefect server start` on 127.0.0.1, without waiting for it; ends it in any case."""
     home.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
@@ -72,7 +72,7 @@ def starting_server(home: Path, *, port: int | None = None, ui: bool = False) ->
 
 
 @contextmanager
-def running_server(home: Path) -> Iterator[str]:
+def running_server(home: Path) -> Generator[str]:
     """A server that answers; gives its API address."""
     with starting_server(home) as server:
         yield server.ready()

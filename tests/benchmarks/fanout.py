@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ def toy(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def watched_cards() -> Iterator[dict[str, list[float]]]:
+def watched_cards() -> Generator[dict[str, list[float]]]:
     """Utilisation of every card, once a second, for as long as this is open."""
     seen: dict[str, list[float]] = {}
     done = threading.Event()
