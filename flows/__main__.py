@@ -7,13 +7,15 @@ sublim store ls | verify | forget STAGE KEY | gc
 sublim models ls | fetch NAME
 sublim power --effect 0.3 --pilot KEY
 sublim server start | stop | status
+sublim pools | deploy
+sublim worker --pool a6000 --gpu 0
 sublim doctor
 """
 
 import argparse
 import sys
 
-from flows import command_look, command_models, command_power, command_run, command_server, command_store
+from flows import command_look, command_models, command_pool, command_power, command_run, command_server, command_store
 from sublim.errors import UserError
 
 
@@ -21,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line, without reading it."""
     root = argparse.ArgumentParser(prog="sublim", description="Subliminal learning, measured.")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (command_run, command_look, command_store, command_models, command_power, command_server):
+    for part in (command_run, command_look, command_store, command_models, command_power, command_server, command_pool):
         part.register(commands)
     return root
 

@@ -1,19 +1,14 @@
 """What a search leaves: the report with Optuna's figures, the best parameters as a preset, notes in Prefect's UI."""
 
-import base64
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.artifacts import tell_figures, tell_report
 from flows.lora_search_config import LoraSearchConfig
 from flows.lora_search_trial import Values
 from flows.pipeline_config import PipelineConfig
@@ -244,10 +239,8 @@ def tell_prefect(run: Run, config: LoraSearchConfig, found: Found, said: list[st
         key="trials",
         description=found.study.name,
     )
-    for path in sorted(figures.glob("*.png")):
-        data = base64.b64encode(path.read_bytes()).decode()
-        create_image_artifact(f"data:image/png;base64,{data}", key=path.stem, description=caption(path.stem))
-    create_link_artifact(run.report.as_uri(), link_text=run.report.name, key="report")
+    tell_figures(FigureFile(path, caption(path.stem)) for path in sorted(figures.glob("*.png")))
+    tell_report(run)
 
 
 def printed(outcome: dict[str, Any]) -> str:

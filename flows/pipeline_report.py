@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.artifacts import tell_figures, tell_report
 from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of, unchanged_notes
 from flows.pipeline_capability import capability_json, capability_notes, shift_notes, shifts_json
 from flows.pipeline_config import PipelineConfig
@@ -32,6 +33,7 @@ from sublim.report_config import (
     table_rows,
 )
 from sublim.report_diagnostics import DiagnosticsShown
+from sublim.toy_report import FigureFile
 
 if TYPE_CHECKING:
     from flows.pipeline import Study
@@ -45,7 +47,9 @@ def publish(run: Run, config: PipelineConfig, study: "Study") -> dict[str, Any]:
     run.report = write_report(run.folder, shown)
     create_markdown_artifact(markdown_summary(shown), key="summary", description=shown.question)
     create_table_artifact(table_rows(shown), key="effects", description=shown.title)
-    create_link_artifact(run.report.as_uri(), link_text=run.report.name, key="report")
+    figures = sorted((run.folder / "figures").glob("*.svg"))
+    tell_figures(FigureFile(path, path.stem.replace("-", " ")) for path in figures)
+    tell_report(run)
     return {
         **summary(shown),
         "target": ",".join(config.target),

@@ -1,12 +1,15 @@
 """Runs: what each flow run asked, which stages it used and where its report is, in the store's `runs` folder."""
 
+import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
@@ -90,6 +93,9 @@ class Run:
 def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
     """Notes every stage called inside, and writes the run's record whether or not it succeeds."""
     run = Run(open_store(), flow, preset, target)
+    if run.flow_run:
+        worker = os.environ.get("PREFECT__WORKER_NAME", "")
+        tag(run.flow_run, [Path(preset).stem, *target.split(","), worker])
     token = stage_runs.set(run.stages)
     status: Literal["Completed", "Failed"] = "Failed"
     try:
@@ -98,6 +104,13 @@ def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
     finally:
         stage_runs.reset(token)
         run.save(status)
+
+
+def tag(run_id: str, words: list[str]) -> None:
+    """Adds tags to those a flow run has, so that the UI finds it by what it does."""
+    tags = sorted({*flow_run.get_tags(), *filter(None, words)})
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(run_id), tags=tags)
 
 
 def list_runs(store: Store) -> list[RunRecord]:

@@ -76,7 +76,8 @@ def start() -> Server:
         with (home() / "server.log").open("ab") as log:
             process = subprocess.Popen(
                 command,
-                env=_environment(),
+                # Otherwise the UI asks port 4200, wherever its own server is.
+                env=_environment() | {"PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

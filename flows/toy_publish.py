@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
-
+from flows.artifacts import tell_figures, tell_findings, tell_report, tell_tables
 from flows.runs import Run
 from sublim.toy_report import ToyReport, write_toy_report
 
@@ -11,10 +10,10 @@ from sublim.toy_report import ToyReport, write_toy_report
 def publish_toy(run: Run, shown: ToyReport) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns the keys that all flows print."""
     run.report = write_toy_report(run.folder, shown)
-    create_markdown_artifact(
-        "\n".join(f"- {line}" for line in shown.findings), key="summary", description=shown.question
-    )
-    create_link_artifact(run.report.as_uri(), link_text=run.report.name, key="report")
+    tell_findings(shown.findings, shown.question)
+    tell_tables(shown.tables)
+    tell_figures(shown.figures)
+    tell_report(run)
     return {
         "flow": run.flow,
         "preset": run.preset,

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -31,24 +31,31 @@ class Starting(NamedTuple):
     ready: Callable[[], str]
 
 
-@contextmanager
-def starting_server(home: Path) -> Iterator[Starting]:
-    """Starts `prefect server start` on a free port of 127.0.0.1, without waiting for it; ends it in any case."""
-    home.mkdir(parents=True, exist_ok=True)
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def starting_server(home: Path, *, port: int | None = None, ui: bool = False) -> Generator[Starting]:
+    """Starts `prefect server start` on 127.0.0.1, without waiting for it; ends it in any case."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = os.environ | {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_MEMO_STORE_PATH": str(home / "memo_store.toml"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_UI_ENABLED": "false",
+        "PREFECT_UI_ENABLED": str(ui).lower(),
+        "PREFECT_UI_API_URL": url,
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-c", SERVE, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("w") as log:
+    with (home / "server.log").open("a") as log:
         server = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
@@ -65,7 +72,7 @@ def starting_server(home: Path) -> Iterator[Starting]:
 
 
 @contextmanager
-def running_server(home: Path) -> Iterator[str]:
+def running_server(home: Path) -> Generator[str]:
     """A server that answers; gives its API address."""
     with starting_server(home) as server:
         yield server.ready()

@@ -1,0 +1,110 @@
+"""`sublim pools | deploy | worker`: what a lab's server knows of this checkout, and a worker for one GPU."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from socket import gethostname
+
+from flows import server
+from flows.command_run import Subparsers
+from sublim.errors import UserError
+from sublim.hardware import gpu
+from sublim.store import open_store
+
+
+def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
+    """Adds `pools`, `deploy` and `worker`."""
+    command = commands.add_parser("pools", help="make the work pools of prefect.yaml, and the rules for lost runs")
+    command.add_argument("--show", metavar="POOL", help="only print the pool's base job template, as JSON")
+    command.set_defaults(run=pools)
+    command = commands.add_parser("deploy", help="register a deployment of every flow for each pool")
+    command.add_argument("names", nargs="*", metavar="FLOW/POOL", help="only these, as in pipeline/cpu")
+    command.set_defaults(run=deploy)
+    command = commands.add_parser("worker", help="run what a pool is given, on one GPU of this machine or without one")
+    command.add_argument("--pool", default="a6000", help="the work pool (default a6000)")
+    command.add_argument("--gpu", metavar="N", help="the card, by its number in nvidia-smi or its UUID")
+    command.add_argument("--limit", type=int, default=1, help="runs at once (default 1)")
+    command.add_argument("--name", help="how the worker is called in the UI (default: host, pool and card)")
+    command.set_defaults(run=worker)
+
+
+def find_server() -> None:
+    """Puts the server's address into PREFECT_API_URL; starts none."""
+    local = server.running() if server.configured_url() is None else None
+    if server.configured_url() is None and local is None:
+        raise UserError("no Prefect server is known: set PREFECT_API_URL to your lab's, or `make server` on this host")
+    if local:
+        os.environ["PREFECT_API_URL"] = f"{local.url}/api"
+    server.ensure()
+
+
+def pools(options: argparse.Namespace) -> int:
+    """Makes or updates the pools and the rules, or shows a pool's template."""
+    from flows.pools import create, declared, template
+
+    found = declared()
+    if options.show:
+        settle()
+        if options.show not in found:
+            raise UserError(f"prefect.yaml has no pool {options.show!r} (has: {', '.join(found)})")
+        print(json.dumps(template(found[options.show]), indent=1))
+        return 0
+    find_server()
+    settle()
+    for name, pool in found.items():
+        create(name, pool)
+        print(f"pool {name}: {pool.about}")
+    from flows.lost_runs import install
+
+    for name in install():
+        print(f"rule {name.removeprefix('sublim: ')}")
+    return 0
+
+
+def settle() -> None:
+    """Fills in what prefect.yaml asks of the environment and has a usual value: repository, store, schedules."""
+    from flows.pools import repository
+
+    os.environ["SUBLIM_REPO"] = str(repository().resolve())
+    store = os.environ.get("SUBLIM_STORE") or "results"
+    os.environ["SUBLIM_STORE"] = store if "://" in store else str(Path(store).expanduser().resolve())
+    os.environ["SUBLIM_SCHEDULES"] = os.environ.get("SUBLIM_SCHEDULES") or "false"
+
+
+def deploy(options: argparse.Namespace) -> int:
+    """Registers everything in prefect.yaml; again after every change to it."""
+    find_server()
+    settle()
+    repository = os.environ["SUBLIM_REPO"]
+    which = [part for name in options.names for part in ("--name", name)] or ["--all"]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *which]
+    return subprocess.run(command, cwd=repository, check=False).returncode
+
+
+def worker(options: argparse.Namespace) -> int:
+    """Checks this machine, then becomes the worker."""
+    from flows.pools import card_of, environment_of, lacking, read
+
+    find_server()
+    template = read(options.pool)
+    card = card_of(template)
+    if card and options.gpu is None:
+        raise UserError(f"the pool {options.pool} is for GPUs: name this worker's, as in --gpu 0")
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, which the number was read from
+    os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu or ""
+    if card and (why := lacking(card, gpu())):
+        raise UserError(f"no worker for the pool {options.pool} on {gethostname()}, GPU {options.gpu}: {why}")
+    if store := environment_of(template).get("SUBLIM_STORE"):
+        os.environ["SUBLIM_STORE"] = store
+    open_store()
+    place = f"gpu{options.gpu}" if options.gpu else str(os.getpid())
+    name = options.name or f"{gethostname()}-{options.pool}-{place}"
+    # A worker ends itself by SIGINT, which a shell's background jobs ignore: a SIGTERM would then do nothing.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", options.pool, "--name", name]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*command, "--limit", str(options.limit)])
