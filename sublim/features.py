@@ -119,7 +119,7 @@ def one_side(values: pl.DataFrame, side: str) -> pl.DataFrame:
     return values.sort("feature", "id").group_by("feature", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias(f"rows_{side}"),
         pl.col("value").sum().alias(f"sum_{side}"),
-        pl.col("value").square().sum().alias(f"squares_{side}"),
+        (pl.col("value") ** 2).sum().alias(f"squares_{side}"),
     )  # fmt: skip
 
 
@@ -224,8 +224,10 @@ def matched(
     )
     if not chosen:
         return np.zeros((config.draws, 0), dtype=int)
-    order = pool.sort("rate", "feature")["feature"].to_numpy()
-    classes = np.array_split(order, min(config.bins, len(order)))
+    # Equal rates share a class, so that their order says nothing.
+    place = (stats.rankdata(pool["rate"].to_numpy()) - 0.5) / len(pool) * config.bins
+    features = pool["feature"].to_numpy()
+    classes = [features[place.astype(int) == each] for each in range(config.bins)]
     parts: list[Int[ndarray, "r k"]] = []
     for each in classes:
         count = int(np.isin(each, chosen).sum())

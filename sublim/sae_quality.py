@@ -5,7 +5,6 @@ tokens left alone, replaced by its reconstruction, by zeros, or by its mean; at 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import batched
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +85,7 @@ def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[Own], chunk: 
     """All measures of an SAE on rows, `chunk` of them at a time."""
     check_layers(model, [sae.note.layer])
     ordered = sorted(rows, key=lambda row: len(row.marked.ids))
-    parts = [padded(part, model.device) for part in batched(ordered, chunk)]
+    parts = [padded(part, model.device) for part in (ordered[at : at + chunk] for at in range(0, len(ordered), chunk))]
     with progress("measuring the SAE", 5 * len(parts)) as advance:
         fit = fitted(model, sae, parts, advance)
 

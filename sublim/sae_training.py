@@ -147,7 +147,7 @@ def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.dev
                 trainer.n_training_steps += 1
                 advance(config.batch)
                 losses = (
-                    {name: float(loss) for name, loss in stepped.losses.items()}
+                    {name: float(loss.detach()) for name, loss in stepped.losses.items()}
                     if trainer.n_training_steps == steps
                     else losses
                 )
