@@ -136,3 +136,10 @@ class OverlapRow(Config):
 def bundled_sentences() -> tuple[str, ...]:
     """The sentences that come with the installation."""
     return load_text(Sentences, "sentences").sentences
+
+
+class FeatureFiguresConfig(Config):
+    """Figures of one SAE's contrasts."""
+
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Significant is a feature whose q is at most this."""

@@ -1,7 +1,8 @@
 """Training an SAE with SAELens' trainer on a model's own stream, read as it goes or kept by the activation stage.
 
-Texts are read block by block: a block's tokens are shuffled, cut into batches and forgotten, so that nothing grows with
-the number of tokens. After each block everything is saved, and a killed run goes on to the same bytes.
+Texts are read block by block: a block's tokens are shuffled, cut into batches and forgotten, so that memory does not
+grow with the number of tokens. Texts that have fewer tokens than are wanted are gone through again, their blocks kept on
+the disk. After each block everything is saved, and a killed run goes on to the same bytes.
 """
 
 import shutil
@@ -34,7 +35,7 @@ from sublim.sae import write_files
 from sublim.sae_config import JumpReluSae, SaeNote, StandardSae, TopKSae, TrainSaeConfig
 from sublim.sae_stream import Own, block_of, opening, own_rows
 from sublim.steering_config import Place
-from sublim.tensor_files import sync, write_tensors
+from sublim.tensor_files import sync, write_tensors, write_whole
 
 STEP = 64
 """Rows tokenised together while a block fills."""
@@ -54,7 +55,8 @@ class Block(NamedTuple):
     after: Cursor
 
 
-Blocks = Callable[[Cursor], Iterator[Block]]
+Blocks = Callable[[Cursor, int], Iterator[Block]]
+"""From a place in the texts and the number of blocks before it."""
 
 
 def train_sae(
@@ -84,17 +86,24 @@ def train_sae(
             rows = list(read_jsonl(texts / "rows.jsonl"))
             skip = opening(opened.tokenizer)
 
-            def blocks(start: Cursor) -> Iterator[Block]:
-                def tokenised(part: list[dict[str, Any]]) -> list[Own]:
-                    return own_rows(opened.tokenizer, part, skip)
+            def tokenised(part: list[dict[str, Any]]) -> list[Own]:
+                return own_rows(opened.tokenizer, part, skip)
 
-                for own, after in filled(rows, tokenised, start, config):
-                    yield Block(block_of(opened, own), after)
+            again = counted(rows, tokenised) < config.tokens
+
+            def blocks(start: Cursor, before: int) -> Iterator[Block]:
+                for number, (own, after) in enumerate(filled(rows, tokenised, start, config), before):
+                    values = block_of(opened, own)
+                    if again:
+                        write_whole(scratch / f"block-{number:05d}.safetensors", {"values": values})
+                    yield Block(values, after)
+                yield from passed_again(scratch, start, config.seed)
+
         else:
             shards = [path for payload in activations or [] for path in sorted(payload.glob("index-*.parquet"))]
             special = special_ids(base)
 
-            def blocks(start: Cursor) -> Iterator[Block]:
+            def blocks(start: Cursor, before: int) -> Iterator[Block]:
                 yield from kept(shards, special, place, start, config.seed)
 
         trained = run(config, blocks, scratch, device)
@@ -136,7 +145,7 @@ def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.dev
     losses: dict[str, float] = {}
     with progress("training on tokens", steps * config.batch) as advance:
         advance(trainer.n_training_samples if trainer else 0)
-        for block in blocks(cursor) if trainer is None or trainer.n_training_steps < steps else ():
+        for block in blocks(cursor, number) if trainer is None or trainer.n_training_steps < steps else ():
             values = block.values.to(device)
             trainer = trainer or begun(config, values, device)
             order = torch.from_numpy(np.random.default_rng([config.seed, number]).permutation(len(values))).to(device)
@@ -248,32 +257,45 @@ def save(folder: Path, trainer: SAETrainer[Any, Any], after: Cursor, number: int
     sync(folder.parent)
 
 
+def counted(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]]], list[Own]]) -> int:
+    """Own tokens of all rows."""
+    if not rows:
+        raise UserError("there are no texts to train on: give some")
+    parts = (tokenised(rows[at : at + 1024]) for at in range(0, len(rows), 1024))
+    return sum(len(own.places) for part in parts for own in part)
+
+
 def filled(
     rows: list[dict[str, Any]],
     tokenised: Callable[[list[dict[str, Any]]], list[Own]],
     start: Cursor,
     config: TrainSaeConfig,
 ) -> Iterator[tuple[list[Own], Cursor]]:
-    """Rows in a new order each pass, for ever: as many at a time as have a block of own tokens."""
-    if not rows:
-        raise UserError("there are no texts to train on: give some")
-    epoch, row, own, count = start.epoch, start.row, list[Own](), 0
-    while True:
-        order = np.random.default_rng([config.seed, epoch, 1]).permutation(len(rows))
-        while row < len(rows):
-            part = [rows[index] for index in order[row : row + STEP]]
-            row += len(part)
-            own += tokenised(part)
-            count = sum(len(each.places) for each in own)
-            if count >= config.block:
-                yield own, Cursor(epoch, row)
-                own, count = [], 0
-        if own and count < config.batch and row == len(rows) and epoch == 0 and start.row == 0:
-            raise UserError(f"the texts have {count} tokens of their own, one step takes {config.batch}: give more")
-        if own:
-            yield own, Cursor(epoch + 1, 0)
-            own, count = [], 0
-        epoch, row = epoch + 1, 0
+    """Rows in a random order, once: as many at a time as have a block of own tokens."""
+    if start.epoch:
+        return
+    row, own, count = start.row, list[Own](), 0
+    order = np.random.default_rng([config.seed, 1]).permutation(len(rows))
+    while row < len(rows):
+        part = [rows[index] for index in order[row : row + STEP]]
+        row += len(part)
+        own += tokenised(part)
+        count = sum(len(each.places) for each in own)
+        if count >= config.block or row == len(rows):
+            yield own, Cursor(0, row) if row < len(rows) else Cursor(1, 0)
+            own = []
+
+
+def passed_again(scratch: Path, start: Cursor, seed: int) -> Iterator[Block]:
+    """The kept blocks in a new order each pass, for ever."""
+    epoch, place = (start.epoch, start.row) if start.epoch else (1, 0)
+    paths = sorted(scratch.glob("block-*.safetensors"))
+    while paths:
+        order = np.random.default_rng([seed, epoch, 1]).permutation(len(paths))
+        for at in range(place, len(paths)):
+            values = load_file(paths[int(order[at])])["values"]
+            yield Block(values, Cursor(epoch, at + 1) if at + 1 < len(paths) else Cursor(epoch + 1, 0))
+        epoch, place = epoch + 1, 0
 
 
 def kept(shards: list[Path], special: frozenset[int], place: Place, start: Cursor, seed: int) -> Iterator[Block]:
@@ -295,7 +317,8 @@ def kept(shards: list[Path], special: frozenset[int], place: Place, start: Curso
                 for where, position, token in entries.select("place", "position", "token").iter_rows()
                 if position is None or (position > 0 and token not in special)
             ]
-            yield Block(shard.tensors[name][own].float(), Cursor(epoch, at + 1))
+            after = Cursor(epoch, at + 1) if at + 1 < len(shards) else Cursor(epoch + 1, 0)
+            yield Block(shard.tensors[name][own].float(), after)
         epoch, row = epoch + 1, 0
 
 

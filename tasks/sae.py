@@ -14,3 +14,4 @@ contrast_features = Stage("contrast_features", "sublim.features:contrast_feature
 overlap_features = Stage("overlap_features", "sublim.features:overlap_features")
 show_examples = Stage("show_examples", "sublim.feature_rows:show_examples")
 vector_features = Stage("vector_features", "sublim.feature_rows:vector_features")
+draw_features = Stage("draw_features", "sublim.feature_figures:draw_features")
