@@ -123,6 +123,9 @@ class SaeFlowConfig(Config):
     """Expected share of false ones among features called significant."""
     shown: Annotated[int, Field(ge=1)] = 15
     """Features shown of each contrast, with example rows."""
+    labels: dict[int, str] = Field(default_factory=dict)
+    """By layer, labels of the SAE's features: a folder, or six or more digits of the key of a stage's output, with
+    labels.parquet (feature, description, chosen) or annotations.parquet (feature, description, category)."""
     vectors: bool = True
     """Decode each target's steering vector (its numbers minus the control's) into features."""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -1,6 +1,7 @@
 """What an analysis with SAEs leaves: report.html, tables in Prefect's UI, and the keys that `--json` prints."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
@@ -9,6 +10,7 @@ from prefect.artifacts import create_table_artifact
 from flows.runs import Run
 from flows.sae_config import SaeFlowConfig
 from flows.toy_publish import publish_toy
+from sublim.errors import UserError
 from sublim.feature_config import FeatureFiguresConfig, OverlapRow
 from sublim.model_files import read_json
 from sublim.sae_config import Quality
@@ -50,7 +52,9 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     payload = run.store.payload
     qualities = [Quality.model_validate(read_json(payload(each.quality) / "quality.json")) for each in found.saes]
-    shown = [read(run, config, each) for each in found.contrasts]
+    layers = {each.note.name: each.note.layer for each in found.saes}
+    labels = {layer: read_labels(run, where) for layer, where in config.labels.items()}
+    shown = [read(run, each, labels.get(layers[each.sae], {})) for each in found.contrasts]
     overlaps = {
         name: [OverlapRow.model_validate(row) for row in read_json(payload(each) / "overlap.json")["rows"]]
         for name, each in found.overlaps.items()
@@ -74,7 +78,7 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
             quality_table(qualities),
             contrasts_table(shown),
             *(overlap_table(name, rows) for name, rows in overlaps.items()),
-            *(features_table(each) for each in shown if each.top and not each.kind.startswith("against")),
+            *(features_table(each, config.shown) for each in shown if each.top and not each.kind.startswith("against")),
             *(vector_table(target, name, table) for (target, name), table in vectors.items()),
         ],
         figures=[figure for name in overlaps for figure in drawn(run, config, found, name)],
@@ -87,12 +91,29 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     return {**publish_toy(run, report), **outcome}
 
 
-def read(run: Run, config: SaeFlowConfig, contrast: "Contrast") -> Shown:
+def read_labels(run: Run, where: str) -> dict[int, str]:
+    """What features are said to be, by feature, with the category in front where there is one."""
+    folder = Path(where).expanduser()
+    folder = folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact)
+    if (folder / "annotations.parquet").is_file():
+        table = pl.read_parquet(folder / "annotations.parquet").with_columns(
+            (pl.col("category").fill_null("unreadable") + pl.lit(": ") + pl.col("description")).alias("label")
+        )
+    elif (folder / "labels.parquet").is_file():
+        table = pl.read_parquet(folder / "labels.parquet").filter("chosen").rename({"description": "label"})
+    else:
+        raise UserError(
+            f"{where} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
+        )
+    return dict(table.select("feature", "label").iter_rows())
+
+
+def read(run: Run, contrast: "Contrast", labels: Mapping[int, str]) -> Shown:
     """The results of one contrast."""
     folder = run.store.payload(contrast.artifact)
     notes = read_json(folder / "contrast.json")
     table = pl.read_parquet(folder / "contrast.parquet").filter(pl.col("p").is_not_null()).sort("rank")
-    top = table.head(JSON_FEATURES).to_dicts()
+    top = [{**line, "label": labels.get(line["feature"])} for line in table.head(JSON_FEATURES).to_dicts()]
     if contrast.examples is not None:
         examples = read_json(run.store.payload(contrast.examples) / "examples.json")["features"]
         known = {each["feature"]: each["examples"] for each in examples}
@@ -222,7 +243,7 @@ def overlap_table(name: str, rows: Sequence[OverlapRow]) -> Table:
     )
 
 
-def features_table(shown: Shown) -> Table:
+def features_table(shown: Shown, count: int) -> Table:
     """The strongest features of one contrast, with their label and the rows in which they are strongest."""
     rows = [
         (
@@ -232,10 +253,9 @@ def features_table(shown: Shown) -> Table:
             f"{100 * line['rate_target']:.0f} %",
             f"{100 * line['rate_control']:.0f} %",
             line.get("label") or "–",
-            " | ".join(example_text(each) for each in line["examples"]) or "–",
+            " | ".join(example_text(each) for each in line.get("examples", [])) or "–",
         )
-        for line in shown.top
-        if line["examples"]
+        for line in shown.top[:count]
     ]
     columns = ("feature", "effect", "q", "fires", "control", "label", "strongest in")
     return Table(f"{shown.target} {shown.kind}, {shown.sae}: {KINDS[shown.kind.split()[0]]}", columns, rows)
