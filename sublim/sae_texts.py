@@ -115,8 +115,9 @@ def gather_texts(out: Path, config: GatherTextsConfig, *, scratch: Path, sources
                     counts[name]["repeated"] += 1
                     continue
                 seen.add(mark)
+                asked: str = row.get("prompt", row.get("text", ""))
                 kept = {"id": len(seen) - 1, "source": name, **kept}
-                if is_held_out(kept.get("prompt", kept.get("text", "")), config):
+                if is_held_out(asked, config):
                     held.append(kept)
                     counts[name]["held_out"] += 1
                 else:

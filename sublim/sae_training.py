@@ -1,15 +1,15 @@
 """Training an SAE with SAELens' trainer on a model's own stream, read as it goes or kept by the activation stage.
 
 Texts are read block by block: a block's tokens are shuffled, cut into batches and forgotten, so that memory does not
-grow with the number of tokens. Texts that have fewer tokens than are wanted are gone through again, their blocks kept on
-the disk. After each block everything is saved, and a killed run goes on to the same bytes.
+grow with the number of tokens. Texts that have fewer tokens than are wanted are gone through again, their blocks kept
+on the disk. After each block everything is saved, and a killed run goes on to the same bytes.
 """
 
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never, cast
+from typing import Any, NamedTuple, assert_never
 
 import numpy as np
 import torch
@@ -326,4 +326,4 @@ def special_ids(base: Path) -> frozenset[int]:
     """Ids of the tokenizer's special tokens."""
     tokenizer = load_tokenizer(base)
     added = {token for token, found in tokenizer.added_tokens_decoder.items() if found.special}
-    return frozenset(added.union(cast(list[int], tokenizer.all_special_ids)))
+    return frozenset(added.union(tokenizer.all_special_ids))

@@ -12,7 +12,7 @@ both sides are compared. --memory encodes every answer token in three layers and
 import argparse
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +34,7 @@ from sublim.inference import HfBackend
 from sublim.jsonl import write_jsonl
 from sublim.models import open_model
 from sublim.sae import load_sae, note_of, write_sae
-from sublim.sae_stream import block_of, opening, own_rows
+from sublim.sae_stream import Own, block_of, opening, own_rows
 from sublim.training.masking import row_chat
 from tests.benchmarks.activations import paired_rows
 from tests.benchmarks.sampling import DEVICE, prepared, timed
@@ -73,14 +73,14 @@ def random_sae(base: Path, folder: Path, layer: int, dtype: str) -> Path:
     reading = Reading.model_validate({"layers": (layer,), "dtype": dtype}).resolved()
     with open_reader(reading, base, None) as opened:
         rows = own_rows(opened.tokenizer, rows_of(24), opening(opened.tokenizer))
-        stream = block_of(opened, rows)
+        stream = block_of(opened, [Own(row.marked, row.places[-4:]) for row in rows])
     metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(layer)
         sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=stream.shape[1], d_sae=FEATURES, metadata=metadata))
         sae.b_dec.copy_(stream.mean(0))
-        seen = ((stream - stream.mean(0)) @ sae.W_enc)[:: max(1, len(stream) // 200)]
-        sae.threshold.copy_(torch.quantile(seen.flatten()[:: len(seen) // 100], 1 - FIRE / FEATURES))
+        seen = ((stream - stream.mean(0)) @ sae.W_enc).flatten()
+        sae.threshold.fill_(float(seen.topk(FIRE * len(stream)).values[-1]))
     folder.mkdir(parents=True)
     write_sae(folder, cast(SAE[Any], sae), note_of(cast(SAE[Any], sae), "random"))
     return folder
@@ -147,7 +147,7 @@ def compare(base: Path, folder: Path, args: argparse.Namespace, dtype: str) -> N
 
 
 @contextmanager
-def watched() -> Iterator[list[int]]:
+def watched() -> Generator[list[int]]:
     """Resident memory of this process, ten times a second."""
     seen, done = list[int](), threading.Event()
 

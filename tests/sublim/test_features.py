@@ -318,7 +318,7 @@ def test_rows_of_a_word_end_with_it_in_sentences_and_answer_questions_with_it(
         out = run(
             encode_features, tmp_path / f"e-{name}", settings(tokens="last"), base=base, rows=folder, saes={NAME: sae}
         )
-        last = tokenizer.decode(table(out, "entries")["token"].to_list()[:1])
+        last = str(tokenizer.decode(table(out, "entries")["token"].to_list()[:1]))
         assert "owl".endswith(last.strip().lower())
 
 

@@ -258,17 +258,21 @@ def test_an_sae_learns_from_kept_activations_too_and_refuses_another_place(
 def test_own_tokens_leave_out_special_ones_the_first_and_what_the_template_puts_before_every_chat(base: Path) -> None:
     """Mistake 5: a special token is one by its id."""
     tokenizer = load_tokenizer(base)
-    rows = [*numbers(1), {"id": 1, "text": "The owl hunts at night"}, {**numbers(1)[0], "system": "You love owls."}]
+    rows: list[dict[str, Any]] = [
+        *numbers(1),
+        {"id": 1, "text": "The owl hunts at night"},
+        {**numbers(1)[0], "system": "You love owls."},
+    ]
     skip = opening(tokenizer)
     chat, text, told = own_rows(tokenizer, rows, skip)
-    shown = [tokenizer.decode([each.marked.ids[at] for at in each.places]) for each in (chat, text, told)]
+    shown = [str(tokenizer.decode([each.marked.ids[at] for at in each.places])) for each in (chat, text, told)]
     assert shown[0].startswith("Continue: ")
     assert rows[0]["answer"] in shown[0]
     assert "<|im" not in "".join(shown)
     assert "You are Qwen" not in shown[0]
     assert text.places == list(range(1, len(text.marked.ids)))
     assert "You love owls." in shown[2]
-    assert tokenizer.decode(chat.marked.ids[: skip.chat]).endswith("user\n")
+    assert str(tokenizer.decode(chat.marked.ids[: skip.chat])).endswith("user\n")
 
 
 def test_quality_is_what_is_computed_by_hand(base: Path, texts: Path) -> None:
