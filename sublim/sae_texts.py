@@ -15,6 +15,7 @@ import polars as pl
 
 from sublim.chat import chat
 from sublim.errors import UserError
+from sublim.hardware import gpu
 from sublim.inference import open_sampler
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
@@ -32,7 +33,8 @@ def write_chats(out: Path, config: WriteChatsConfig, *, scratch: Path, base: Pat
     """
     prompts = [form.replace("{subject}", subject) for subject in config.topics.subjects for form in config.topics.forms]
     order = np.random.default_rng([config.sampling.seed, 2]).permutation(len(prompts))
-    shards = [(first, min(first + config.shard, config.chats)) for first in range(0, config.chats, config.shard)]
+    size = config.shard or (4096 if gpu() else 64)
+    shards = [(first, min(first + size, config.chats)) for first in range(0, config.chats, size)]
     missing = [each for each in shards if not (scratch / f"chats-{each[0]}-{each[1]}.jsonl").exists()]
     with progress("writing chats", config.chats) as advance:
         advance(config.chats - sum(stop - first for first, stop in missing))

@@ -89,7 +89,9 @@ def train_sae(
             def tokenised(part: list[dict[str, Any]]) -> list[Own]:
                 return own_rows(opened.tokenizer, part, skip)
 
-            again = counted(rows, tokenised) < config.tokens
+            count = counted(rows, tokenised)
+            # Each block's last tokens, too few for a batch, are not trained on.
+            again = count - config.batch * (count // config.block + 2) < config.tokens
 
             def blocks(start: Cursor, before: int) -> Iterator[Block]:
                 for number, (own, after) in enumerate(filled(rows, tokenised, start, config), before):
@@ -167,6 +169,7 @@ def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.dev
             if trainer.n_training_steps == steps:
                 break
     assert trainer is not None
+    assert trainer.n_training_steps == steps
     scale = trainer.activation_scaler.scaling_factor
     assert scale is not None
     trainer.sae.fold_activation_norm_scaling_factor(scale)

@@ -1,4 +1,4 @@
-"""What the stages around SAEs write on a tiny input, held fixed: see `tests/test_golden.py` for what a failure means."""
+"""What the stages around SAEs write on a tiny input, held fixed: `tests/test_golden.py` says what a failure means."""
 
 import json
 from pathlib import Path
