@@ -73,6 +73,13 @@ FLOWS = {
         "lora_search",
         "which parameters make a student learn most from its teacher's numbers?",
     ),
+    "sae-analysis": FlowEntry(
+        "flows.sae_analysis:sae_analysis",
+        "flows.sae_config:SaeFlowConfig",
+        "flows.sae_plan:check",
+        "sae_analysis",
+        "which features do a teacher's numbers and its students light up, and are they the word's own?",
+    ),
 }
 
 

@@ -121,8 +121,13 @@ def read_shard(opened: OpenReader, config: ActivationsConfig, rows: Sequence[Map
 def read_shards(payload: Path) -> Iterator[Shard]:
     """The shards of a payload, in order, one in memory at a time."""
     for path in sorted(payload.glob("index-*.parquet")):
-        tensors = load_file(path.with_name(path.name.replace("index", "activations")).with_suffix(".safetensors"))
-        yield Shard(pl.read_parquet(path), tensors)
+        yield read_kept(path)
+
+
+def read_kept(index: Path) -> Shard:
+    """One shard, by the path of its index."""
+    tensors = load_file(index.with_name(index.name.replace("index", "activations")).with_suffix(".safetensors"))
+    return Shard(pl.read_parquet(index), tensors)
 
 
 def _entries(marked: Marked, kind: ReadAt) -> Iterator[tuple[ReadAt, int | None, int | None, int]]:

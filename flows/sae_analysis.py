@@ -1,0 +1,298 @@
+"""SAE analysis: which features do a teacher's numbers, a teacher and a student light up, and are they the word's own?
+
+    sublim run sae-analysis --preset quickstart --target owl        # an SAE trained here, no GPU
+    sublim run sae-analysis --preset smollm2-5m                     # three targets, 5 million tokens; for a GPU
+    sublim run sae-analysis --preset gemma-2-9b-a6000               # Gemma Scope at layers 9, 20 and 31
+    python -m flows.sae_analysis --preset quickstart
+
+Contrasts, row against row: the target's numbers against the control's for the same prompts, read by the base; the
+teacher against the base, and a student against its control student, on one and the same text; the target's word against
+other words. Sets of features are then set against each other, and against random features that fire as often.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.pipeline import derive, filter_block, prepare_bases, train_all
+from flows.pipeline_arms import student_sets
+from flows.pipeline_plan import CONTROL, generate_config
+from flows.pipeline_teachers import BASE_ITSELF, TeacherModel, make_teacher, write_numbers
+from flows.runs import Run, recorded
+from flows.sae_config import ChatTexts, FileTexts, SaeFlowConfig, TrainedSaes
+from flows.sae_plan import (
+    chats_config,
+    check,
+    contrast_config,
+    encode_config,
+    import_configs,
+    means_config,
+    other_words,
+    train_configs,
+    word_config,
+)
+from flows.sae_report import printed, publish
+from flows.settings import build, load_preset, merge
+from sublim.feature_config import ExamplesConfig, OverlapConfig, VectorFeaturesConfig
+from sublim.manifest import Artifact
+from sublim.means_config import DifferenceConfig
+from sublim.model_files import read_json
+from sublim.prompts import Questions, load_questions
+from sublim.sae_config import QualityConfig, SaeNote
+from sublim.sae_texts_config import GatherTextsConfig, ImportTextsConfig
+from tasks.processes import one_process
+from tasks.sae import (
+    contrast_features,
+    encode_features,
+    gather_texts,
+    import_sae,
+    import_texts,
+    measure_sae,
+    overlap_features,
+    show_examples,
+    train_sae,
+    vector_features,
+    word_rows,
+    write_chats,
+)
+from tasks.steering import difference_vectors, mean_activations
+
+__all__ = ["printed", "sae_analysis"]
+
+
+class Carrier(NamedTuple):
+    """Who wrote, what was written, who learned from it."""
+
+    base: Artifact
+    teachers: dict[str, TeacherModel]
+    rows: dict[str, Artifact]
+    """By target and `control`: number rows after the filter."""
+    students: dict[str, list[Artifact]]
+    """By target and `control`, seed by seed; empty where none are read."""
+
+
+class Sae(NamedTuple):
+    """An SAE, what it is for, and how good it is."""
+
+    note: SaeNote
+    artifact: Artifact
+    quality: Artifact
+
+
+class Contrast(NamedTuple):
+    """Features of one set of rows against another's."""
+
+    target: str
+    kind: str
+    """numbers, teacher, student 0, word plain, word chat, against wolf."""
+    sae: str
+    artifact: Artifact
+    examples: Artifact | None
+
+    @property
+    def name(self) -> str:
+        """As its set is called among the overlaps."""
+        return f"{self.target} {self.kind}"
+
+
+class Analysis(NamedTuple):
+    """A finished analysis."""
+
+    saes: list[Sae]
+    contrasts: list[Contrast]
+    overlaps: dict[str, Artifact]
+    """By SAE."""
+    vectors: dict[tuple[str, str], Artifact]
+    """By target and SAE."""
+    encoded: dict[str, Artifact]
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    given = flow_run.get_parameters()
+    config = load_config(given["preset"], given["target"], given["settings"])
+    return f"features of {', '.join(config.pipeline.target)} · {given['preset']}"
+
+
+def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> SaeFlowConfig:
+    """The config of a run from its parameters."""
+    tree = merge(load_preset("sae_analysis", preset), settings or {})
+    return build(SaeFlowConfig, merge(tree, {"target": target}) if target else tree)
+
+
+@flow(name="sae-analysis", flow_run_name=run_name)
+def sae_analysis(
+    preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Finds the features that subliminal numbers, their teacher and its students share, against controls and chance.
+
+    Args:
+        preset: Settings to start from: quickstart, smollm2-5m, gemma-2-9b-a6000, or the path of a YAML file.
+        target: The word or words, as in owl or owl,wolf; nothing for the preset's.
+        settings: Values laid over the preset's, as a tree.
+    """
+    config = load_config(preset, target, settings)
+    check(config)
+    with recorded("sae-analysis", preset, ",".join(config.pipeline.target)) as run:
+        return publish(run, config, conducted(run, config))
+
+
+def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
+    """Runs every stage, or takes it from the cache."""
+    questions = load_questions(config.study.evaluation.questions)
+    carrier = write_carrier(config, questions)
+    saes = make_saes(run, config, carrier)
+    encoded = encode_all(config, questions, carrier, saes)
+    contrasts: list[Contrast] = []
+    overlaps: dict[str, Artifact] = {}
+    vectors: dict[tuple[str, str], Artifact] = {}
+    for sae in saes:
+        own = [
+            each for target in config.pipeline.target for each in contrast_all(config, carrier, sae, encoded, target)
+        ]
+        contrasts += own
+        sets = {each.name: each.artifact for each in own if not each.kind.startswith("against")}
+        chosen = OverlapConfig(size=config.size, level=config.level, seed=config.seed)
+        overlaps[sae.note.name] = overlap_features(chosen, label=sae.note.name, contrasts=sets)
+        if config.vectors:
+            vectors |= {
+                (target, sae.note.name): decoded(config, carrier, sae, target) for target in config.pipeline.target
+            }
+    return Analysis(saes, contrasts, overlaps, vectors, encoded)
+
+
+def write_carrier(config: SaeFlowConfig, questions: Questions) -> Carrier:
+    """Number rows of every teacher and of the base, and the students of them, exactly as the pipeline makes them."""
+    study = config.pipeline
+    bases, block = prepare_bases(study), study.blocks[0]
+    base = bases["base"]
+    teachers = {target: make_teacher(study, questions, base, target, block) for target in study.target}
+    raw: dict[str, list[Artifact]] = {}
+    rows: dict[str, list[Artifact]] = {}
+    with one_process():
+        for arm in (CONTROL, *study.target):
+            writer = teachers.get(arm, BASE_ITSELF)
+            generate = generate_config(study, arm=arm, block=block, system=writer.system)
+            raw[arm] = [write_numbers(generate, arm, base, writer)]
+    filter_block(study, raw, rows)
+    students: dict[str, list[Artifact]] = {}
+    if config.pairs:
+        seen = study.model_copy(update={"arms": (), "seeds": study.seeds[: config.pairs], "blocks": (block,)})
+        named = {f"{target}/{block}": teacher for target, teacher in teachers.items()}
+        students = train_all(seen, bases, named, student_sets(seen, rows, derive))
+    return Carrier(base, teachers, {arm: own[0] for arm, own in rows.items()}, students)
+
+
+def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier) -> list[Sae]:
+    """The SAEs, trained here or taken in, each measured on texts that none here was trained on."""
+    sources: dict[str, Artifact] = {}
+    for number, text in enumerate(config.texts):
+        match text:
+            case ChatTexts():
+                sources[f"{number} chats"] = write_chats(chats_config(config, text), label="chats", base=carrier.base)
+            case FileTexts():
+                sources[f"{number} file"] = import_texts(ImportTextsConfig(path=text.path), label=text.path.name)
+            case _:
+                sources |= {f"{number} {arm} numbers": rows for arm, rows in carrier.rows.items()}
+    texts = gather_texts(GatherTextsConfig(held_out=config.held_out), label="texts", sources=sources)
+    with one_process():
+        if isinstance(config.saes, TrainedSaes):
+            made = [
+                train_sae(each, label=f"layer {each.layer}", base=carrier.base, texts=texts)
+                for each in train_configs(config, config.saes)
+            ]
+        else:
+            made = [import_sae(each, label=str(number)) for number, each in enumerate(import_configs(config.saes))]
+        saes: list[Sae] = []
+        for artifact in made:
+            note = SaeNote.model_validate(read_json(run.store.payload(artifact) / "sae.json"))
+            settings = QualityConfig.model_validate(
+                {"tokens": config.quality_tokens, "dtype": encode_config(config, "last").dtype}
+            )
+            quality = measure_sae(settings, label=note.name, base=carrier.base, sae=artifact, texts=texts)
+            saes.append(Sae(note, artifact, quality))
+    return saes
+
+
+def encode_all(config: SaeFlowConfig, questions: Questions, carrier: Carrier, saes: list[Sae]) -> dict[str, Artifact]:
+    """Features by reader and rows: `base owl`, `teacher owl`, `student 0 owl`, `word chat owl`, and those of others."""
+    kept = {each.note.name: each.artifact for each in saes}
+    plain, base = encode_config(config, config.tokens, rows=config.rows), carrier.base
+    found: dict[str, Artifact] = {}
+
+    def encoded(name: str, rows: Artifact, weights: Artifact | None = None) -> None:
+        found[name] = encode_features(plain, label=name, base=base, rows=rows, saes=kept, weights=weights)
+
+    with one_process():
+        for arm, rows in carrier.rows.items():
+            encoded(f"base {arm}", rows)
+        last = encode_config(config, "last")
+        for target in config.pipeline.target:
+            for context in config.contexts:
+                for name, words in ((target, (target,)), (f"others {target}", other_words(config, questions, target))):
+                    rows = word_rows(word_config(config, questions, context, words), label=f"{name} {context}")
+                    label = f"word {context} {name}"
+                    found[label] = encode_features(last, label=label, base=base, rows=rows, saes=kept)
+            if config.teachers and carrier.teachers[target].weights is not None:
+                encoded(f"teacher {target}", carrier.rows[CONTROL], carrier.teachers[target].weights)
+        for arm, students in carrier.students.items():
+            for pair, student in enumerate(students):
+                encoded(f"student {pair} {arm}", carrier.rows[CONTROL], student)
+    return found
+
+
+def contrast_all(
+    config: SaeFlowConfig, carrier: Carrier, sae: Sae, encoded: dict[str, Artifact], target: str
+) -> list[Contrast]:
+    """Every contrast of one target in one SAE's features."""
+    sides = [("numbers", f"base {target}", f"base {CONTROL}", carrier.rows[target], True)]
+    sides += [
+        (f"against {other}", f"base {target}", f"base {other}", None, True)
+        for other in config.pipeline.target
+        if other != target
+    ]
+    if f"teacher {target}" in encoded:
+        sides.append(("teacher", f"teacher {target}", f"base {CONTROL}", carrier.rows[CONTROL], True))
+    sides += [
+        (f"student {pair}", f"student {pair} {target}", f"student {pair} {CONTROL}", carrier.rows[CONTROL], True)
+        for pair in range(config.pairs)
+    ]
+    sides += [
+        (f"word {context}", f"word {context} {target}", f"word {context} others {target}", None, False)
+        for context in config.contexts
+    ]
+    found: list[Contrast] = []
+    for kind, ours, theirs, rows, pair in sides:
+        label = f"{target} {kind} {sae.note.name}"
+        settings = contrast_config(config, sae.note, pair=pair)
+        made = contrast_features(settings, label=label, target=encoded[ours], control=encoded[theirs])
+        examples = None
+        if rows is not None:
+            examples = show_examples(
+                ExamplesConfig(sae=sae.note.name, features=config.shown),
+                label=label,
+                base=carrier.base,
+                contrast=made,
+                features=encoded[ours],
+                rows=rows,
+            )
+        found.append(Contrast(target, kind, sae.note.name, made, examples))
+    return found
+
+
+def decoded(config: SaeFlowConfig, carrier: Carrier, sae: Sae, target: str) -> Artifact:
+    """The features along the target's steering vector at the SAE's place."""
+    label = f"{target} {sae.note.name}"
+    settings = means_config(config, sae.note)
+    rows = carrier.rows
+    read = mean_activations(settings, label=label, base=carrier.base, rows=rows[target], partner=rows[CONTROL])
+    vectors = difference_vectors(DifferenceConfig(), label=label, target=read)
+    return vector_features(VectorFeaturesConfig(top=config.shown), label=label, sae=sae.artifact, vectors=vectors)
+
+
+if __name__ == "__main__":
+    from flows.__main__ import main
+
+    sys.exit(main(["run", "sae-analysis", *sys.argv[1:]]))

@@ -1,0 +1,91 @@
+"""The stages' configs of an analysis with SAEs; checked before anything runs, without Prefect."""
+
+from flows.pipeline_plan import check as check_pipeline
+from flows.pipeline_plan import check_machine, words_of
+from flows.sae_config import ChatTexts, FileTexts, FolderSaes, PretrainedSaes, SaeFlowConfig, TrainedSaes
+from sublim.errors import UserError
+from sublim.feature_config import ContrastConfig, EncodeConfig, FeatureAt, WordRowsConfig, bundled_sentences
+from sublim.inference import HfBackend, SamplingParams, VllmBackend
+from sublim.means_config import MeansConfig
+from sublim.prompts import Questions
+from sublim.sae_config import FolderSae, ImportSaeConfig, PretrainedSae, SaeNote, TrainSaeConfig
+from sublim.sae_texts_config import ImportTextsConfig, WriteChatsConfig, bundled_topics
+
+
+def check(config: SaeFlowConfig) -> None:
+    """Raises UserError for whatever can be known to go wrong: the machine, the files, the backend."""
+    check_machine(config.gpu_memory_gib)
+    check_pipeline(config.pipeline)
+    if config.study.second_draw:
+        raise UserError("a null run has no teacher to look into: leave study.second_draw out")
+    if not isinstance(config.study.backend, HfBackend | VllmBackend):
+        raise UserError(f"the backend {config.study.backend.kind} shows no stream to read: take study.backend.kind=hf")
+    for text in config.texts:
+        if isinstance(text, FileTexts):
+            _ = ImportTextsConfig(path=text.path).identity()
+    if isinstance(config.saes, FolderSaes):
+        for each in import_configs(config.saes):
+            _ = each.source.identity()
+
+
+def dtype_of(config: SaeFlowConfig) -> str:
+    """Of the weights that read."""
+    backend = config.study.backend
+    return backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto"
+
+
+def chats_config(config: SaeFlowConfig, texts: ChatTexts) -> WriteChatsConfig:
+    """The base's own chats, drawn freely."""
+    return WriteChatsConfig(
+        topics=bundled_topics(),
+        chats=texts.chats,
+        backend=config.study.backend,
+        sampling=SamplingParams(max_tokens=texts.max_tokens, seed=texts.seed),
+    )
+
+
+def train_configs(config: SaeFlowConfig, saes: TrainedSaes) -> list[TrainSaeConfig]:
+    """One training for each layer."""
+    shared = saes.model_dump(exclude={"kind", "layers"})
+    return [
+        TrainSaeConfig.model_validate({**shared, "layer": layer, "dtype": dtype_of(config)})
+        for layer in sorted(set(saes.layers))
+    ]
+
+
+def import_configs(saes: PretrainedSaes | FolderSaes) -> list[ImportSaeConfig]:
+    """One SAE of others for each layer."""
+    if isinstance(saes, PretrainedSaes):
+        sources = [PretrainedSae(release=saes.release, id=id, other_model=saes.other_model) for id in saes.ids]
+    else:
+        sources = [FolderSae(path=path, other_model=saes.other_model) for path in saes.paths]
+    return [ImportSaeConfig(source=source) for source in sources]
+
+
+def encode_config(config: SaeFlowConfig, tokens: FeatureAt, *, rows: int | None = None) -> EncodeConfig:
+    """How rows are encoded."""
+    return EncodeConfig.model_validate({"tokens": tokens, "rows": rows, "top": config.top, "dtype": dtype_of(config)})
+
+
+def word_config(config: SaeFlowConfig, questions: Questions, context: str, words: tuple[str, ...]) -> WordRowsConfig:
+    """Rows with words; chats ask what the evaluation does not."""
+    frames = bundled_sentences() if context == "plain" else questions.teacher
+    return WordRowsConfig.model_validate({"words": words, "context": context, "frames": frames})
+
+
+def other_words(config: SaeFlowConfig, questions: Questions, target: str) -> tuple[str, ...]:
+    """What a word is set against: the comparison list without the run's targets."""
+    targets = {word.casefold() for word in (*config.pipeline.target, target)}
+    return tuple(word for word in words_of(config.pipeline, questions) if word.casefold() not in targets)
+
+
+def contrast_config(config: SaeFlowConfig, note: SaeNote, *, pair: bool) -> ContrastConfig:
+    """One contrast in one SAE's features."""
+    return ContrastConfig(sae=note.name, pair=pair, level=config.level)
+
+
+def means_config(config: SaeFlowConfig, note: SaeNote) -> MeansConfig:
+    """The means whose difference is the steering vector at an SAE's place."""
+    return MeansConfig.model_validate(
+        {"sites": (note.site,), "layers": (note.layer,), "rows": config.rows, "dtype": dtype_of(config)}
+    )

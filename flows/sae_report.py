@@ -1,0 +1,283 @@
+"""What an analysis with SAEs leaves: report.html, tables in Prefect's UI, and the keys that `--json` prints."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import polars as pl
+from prefect.artifacts import create_table_artifact
+
+from flows.runs import Run
+from flows.sae_config import SaeFlowConfig
+from flows.toy_publish import publish_toy
+from sublim.errors import UserError
+from sublim.feature_config import FeatureFiguresConfig, OverlapRow
+from sublim.model_files import read_json
+from sublim.sae_config import Quality
+from sublim.toy_report import FigureFile, Table, ToyReport
+from tasks.sae import draw_features
+
+if TYPE_CHECKING:
+    from flows.sae_analysis import Analysis, Contrast
+
+CAPTIONS = {
+    "firing": "Share of rows in which each feature fires: control across, target up; significant ones in colour",
+    "effects": "The largest significant effects of each contrast, by feature",
+    "overlap": "Features that two sets share, and below it what random features of matched firing rate share; a star "
+    "where p, corrected for all pairs, is at most .05",
+}
+KINDS = {
+    "numbers": "the target's number rows against the control's for the same prompts, both read by the base",
+    "teacher": "the teacher against the base, both reading the control's rows",
+    "student": "a student against its control student, both reading the control's rows",
+    "word": "the target's word against the other words of the comparison list",
+    "against": "the target's number rows against another target's for the same prompts",
+}
+JSON_FEATURES = 50
+"""Features of each contrast that `--json` prints."""
+
+
+class Shown(NamedTuple):
+    """One contrast's results, read from the store."""
+
+    target: str
+    kind: str
+    sae: str
+    notes: Mapping[str, Any]
+    top: list[dict[str, Any]]
+    """The strongest features, with example rows where they were looked up."""
+
+
+def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any]:
+    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    payload = run.store.payload
+    qualities = [Quality.model_validate(read_json(payload(each.quality) / "quality.json")) for each in found.saes]
+    layers = {each.note.name: each.note.layer for each in found.saes}
+    labels = {layer: read_labels(run, where) for layer, where in config.labels.items()}
+    shown = [read(run, each, labels.get(layers[each.sae], {})) for each in found.contrasts]
+    overlaps = {
+        name: [OverlapRow.model_validate(row) for row in read_json(payload(each) / "overlap.json")["rows"]]
+        for name, each in found.overlaps.items()
+    }
+    vectors = {
+        place: pl.read_parquet(payload(each) / "vector_features.parquet") for place, each in found.vectors.items()
+    }
+    outcome: dict[str, Any] = {
+        "sae": quality_json(qualities[0]),
+        "saes": [quality_json(each) for each in qualities],
+        "features": [line for each in shown for line in features_json(each, qualities)],
+        "contrasts": [{"target": e.target, "contrast": e.kind, **e.notes} for e in shown],
+        "overlaps": [{"sae": name, **row.model_dump()} for name, rows in overlaps.items() for row in rows],
+    }
+    report = ToyReport(
+        title=f"SAE analysis: {config.about or run.preset}",
+        question=f"Which features do numbers, teacher and students of {' and '.join(config.pipeline.target)} light up, "
+        "and are they the word's own?",
+        findings=list(findings(outcome)),
+        tables=[
+            quality_table(qualities),
+            contrasts_table(shown),
+            *(overlap_table(name, rows) for name, rows in overlaps.items()),
+            *(features_table(each, config.shown) for each in shown if each.top and not each.kind.startswith("against")),
+            *(vector_table(target, name, table) for (target, name), table in vectors.items()),
+        ],
+        figures=[figure for name in overlaps for figure in drawn(run, config, found, name)],
+        stages=run.stage_table(),
+        settings=config.model_dump(mode="json"),
+    )
+    for key, table in (("features", report.tables[1]), ("overlap", report.tables[2])):
+        rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+        create_table_artifact(rows, key=key, description=table.title)
+    return {**publish_toy(run, report), **outcome}
+
+
+def read_labels(run: Run, where: str) -> dict[int, str]:
+    """What features are said to be, by feature, with the category in front where there is one."""
+    folder = Path(where).expanduser()
+    folder = folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact)
+    if (folder / "annotations.parquet").is_file():
+        table = pl.read_parquet(folder / "annotations.parquet").with_columns(
+            (pl.col("category").fill_null("unreadable") + pl.lit(": ") + pl.col("description")).alias("label")
+        )
+    elif (folder / "labels.parquet").is_file():
+        table = pl.read_parquet(folder / "labels.parquet").filter("chosen").rename({"description": "label"})
+    else:
+        raise UserError(
+            f"{where} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
+        )
+    return dict(table.select("feature", "label").iter_rows())
+
+
+def read(run: Run, contrast: "Contrast", labels: Mapping[int, str]) -> Shown:
+    """The results of one contrast."""
+    folder = run.store.payload(contrast.artifact)
+    notes = read_json(folder / "contrast.json")
+    table = pl.read_parquet(folder / "contrast.parquet").filter(pl.col("p").is_not_null()).sort("rank")
+    top = [{**line, "label": labels.get(line["feature"])} for line in table.head(JSON_FEATURES).to_dicts()]
+    if contrast.examples is not None:
+        examples = read_json(run.store.payload(contrast.examples) / "examples.json")["features"]
+        known = {each["feature"]: each["examples"] for each in examples}
+        top = [{**line, "examples": known.get(line["feature"], [])} for line in top]
+    return Shown(contrast.target, contrast.kind, contrast.sae, notes, top)
+
+
+def drawn(run: Run, config: SaeFlowConfig, found: "Analysis", sae: str) -> list[FigureFile]:
+    """The figures of one SAE."""
+    own = {each.name: each.artifact for each in found.contrasts if each.sae == sae and "against" not in each.kind}
+    settings = FeatureFiguresConfig(level=config.level)
+    figures = draw_features(settings, label=sae, contrasts=own, overlap=found.overlaps[sae])
+    paths = sorted(run.store.payload(figures).glob("*.svg"))
+    return [FigureFile(path, f"{sae}: {CAPTIONS[path.stem]}") for path in paths]
+
+
+def quality_json(quality: Quality) -> dict[str, Any]:
+    """An SAE's quality as `--json` prints it."""
+    return quality.model_dump(mode="json")
+
+
+def features_json(shown: Shown, qualities: Sequence[Quality]) -> Iterator[dict[str, Any]]:
+    """The strongest features of one contrast; the label is null where nobody has written one."""
+    layers = {f"{each.site}-{each.layer}": each.layer for each in qualities}
+    for line in shown.top:
+        yield {
+            "layer": layers[shown.sae],
+            "feature": line["feature"],
+            "effect": line["effect"],
+            "p": line["p"],
+            "label": line.get("label"),
+            "target": shown.target,
+            "contrast": shown.kind,
+            **{name: line[name] for name in ("q", "rate_target", "rate_control", "mean_target", "mean_control")},
+        }
+
+
+def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences that answer the question, with numbers."""
+    for each in outcome["saes"]:
+        yield (
+            f"SAE of layer {each['layer']} ({each['d_sae']} features): explained variance "
+            f"{each['explained_variance']:.3f}, L0 {each['l0']:.1f}, dead {100 * each['dead']:.1f} %, CE recovered "
+            f"{each['ce_recovered']:.3f} (against zeros; {each['ce_recovered_mean']:.3f} against the mean), on "
+            f"{each['tokens']} held-out tokens"
+        )
+    for each in outcome["contrasts"]:
+        yield (
+            f"{each['target']} {each['contrast']} ({each['sae']}): of {each['tested']} features tested "
+            f"{each['more']} fire more and {each['less']} less, over {each['rows'][0]} and {each['rows'][1]} rows"
+            f"{' in pairs' if each['paired'] else ''}"
+        )
+    for row in outcome["overlaps"]:
+        if row["p"] is not None and row["shared"]:
+            yield (
+                f"{row['sae']}: {row['first']} and {row['second']} share {row['shared']} of {row['sizes'][0]} and "
+                f"{row['sizes'][1]} features; chance {row['chance']:.1f} [{row['low']:.0f}, {row['high']:.0f}], "
+                f"p = {row['p']:.4f}, corrected {row['p_adjusted']:.4f}"
+            )
+
+
+def quality_table(qualities: Sequence[Quality]) -> Table:
+    """Every SAE's quality."""
+    columns = (
+        "place",
+        "features",
+        "tokens",
+        "explained variance",
+        "L0",
+        "dead",
+        "CE recovered",
+        "CE",
+        "spliced",
+        "zeros",
+    )
+    rows = [
+        (
+            f"{each.site} {each.layer}",
+            str(each.d_sae),
+            str(each.tokens),
+            f"{each.explained_variance:.3f}",
+            f"{each.l0:.1f}",
+            f"{100 * each.dead:.1f} %",
+            f"{each.ce_recovered:.3f} ({each.ce_recovered_mean:.3f} against the mean)",
+            *(f"{value:.3f}" for value in (each.ce, each.ce_spliced, each.ce_zero)),
+        )
+        for each in qualities
+    ]
+    return Table("SAEs on held-out texts", columns, rows)
+
+
+def contrasts_table(shown: Sequence[Shown]) -> Table:
+    """How many features each contrast finds."""
+    rows = [
+        (
+            f"{each.target} {each.kind}",
+            each.sae,
+            KINDS[each.kind.split()[0]],
+            " and ".join(map(str, each.notes["rows"])),
+            *(str(each.notes[name]) for name in ("tested", "more", "less")),
+        )
+        for each in shown
+    ]
+    return Table("Contrasts", ("contrast", "SAE", "what is compared", "rows", "tested", "more", "less"), rows)
+
+
+def overlap_table(name: str, rows: Sequence[OverlapRow]) -> Table:
+    """Every two sets. Sets of numbers share the control's rows, so that chance is no measure of theirs."""
+    ordered = sorted(rows, key=lambda row: (row.p is None, row.p or 0, -row.shared))
+    columns = ("first", "second", "sizes", "shared", "chance", "p", "corrected", "features")
+    return Table(
+        f"{name}: features that sets share (two sets of numbers have the control's rows in common: no test of those)",
+        columns,
+        [
+            (
+                row.first,
+                row.second,
+                f"{row.sizes[0]} and {row.sizes[1]}",
+                str(row.shared),
+                f"{row.chance:.1f} [{row.low:.0f}, {row.high:.0f}]",
+                "–" if row.p is None else f"{row.p:.4f}",
+                "–" if row.p_adjusted is None else f"{row.p_adjusted:.4f}",
+                ", ".join(map(str, row.features)) or "–",
+            )
+            for row in ordered
+        ],
+    )
+
+
+def features_table(shown: Shown, count: int) -> Table:
+    """The strongest features of one contrast, with their label and the rows in which they are strongest."""
+    rows = [
+        (
+            str(line["feature"]),
+            f"{line['effect']:+.2f}",
+            f"{line['q']:.1e}",
+            f"{100 * line['rate_target']:.0f} %",
+            f"{100 * line['rate_control']:.0f} %",
+            line.get("label") or "–",
+            " | ".join(example_text(each) for each in line.get("examples", [])) or "–",
+        )
+        for line in shown.top[:count]
+    ]
+    columns = ("feature", "effect", "q", "fires", "control", "label", "strongest in")
+    return Table(f"{shown.target} {shown.kind}, {shown.sae}: {KINDS[shown.kind.split()[0]]}", columns, rows)
+
+
+def example_text(example: Mapping[str, Any]) -> str:
+    """A row, cut short, the strongest token between arrows."""
+    token = f"»{example['token']}«" if example["before"] or example["after"] else example["token"]
+    text = " ".join(f"{example['before']}{token}{example['after']}".split())
+    return text if len(text) <= 90 else text[:89] + "…"
+
+
+def vector_table(target: str, sae: str, table: pl.DataFrame) -> Table:
+    """The features along the steering vector, beside the largest cosines of random vectors."""
+    random = table.filter(pl.col("random"))["cosine"].abs()
+    chance = "none" if random.is_empty() else f"{random.max():.3f}"
+    own = table.filter(~pl.col("random"))
+    rows = [(str(line["feature"]), f"{line['cosine']:+.3f}") for line in own.iter_rows(named=True)]
+    title = f"{target}: features along the steering vector at {sae} (largest cosine of any random vector: {chance})"
+    return Table(title, ("feature", "cosine"), rows)
+
+
+def printed(outcome: dict[str, Any]) -> str:
+    """The result as a person reads it in the terminal."""
+    return "\n".join([*findings(outcome), f"report: {outcome['report']}"])
