@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,11 +91,12 @@ def fan_out(lab: Lab, options: argparse.Namespace, workers: int, seeds: range, s
     from flows.sweep import sweep
 
     with ExitStack() as stack:
+        begun = datetime.now(UTC)
         for number in range(workers):
             card = {"CUDA_VISIBLE_DEVICES": str(number)} if options.gpus else {}
             arguments = ("--gpu", str(number)) if options.gpus else ()
             stack.enter_context(lab.worker("bench", *arguments, name=f"worker-{number}", **card))
-        wait_for_workers(lab, workers)
+        wait_for_workers(lab, workers, begun)
         cards = stack.enter_context(watched_cards())
         started = time.time()
         where = {"kind": "pool", "deployment": "pipeline/bench", "poll_seconds": 1.0}
@@ -107,15 +109,18 @@ def fan_out(lab: Lab, options: argparse.Namespace, workers: int, seeds: range, s
     return Measured(workers, len(seeds), seconds, bars_since(started), busy)
 
 
-def wait_for_workers(lab: Lab, wanted: int) -> None:
+def wait_for_workers(lab: Lab, wanted: int, begun: datetime) -> None:
+    """Until so many have asked for work; those of an earlier fan-out still count as online on the server."""
     from prefect.client.orchestration import get_client
 
     from tests.lab import until
 
     def online() -> int:
         with get_client(sync_client=True) as client:
-            body = {"workers": {"status": {"any_": ["ONLINE"]}}}
-            return len(client.request("POST", "/work_pools/bench/workers/filter", json=body).json())
+            told = client.request(
+                "POST", "/work_pools/{work_pool_name}/workers/filter", path_params={"work_pool_name": "bench"}, json={}
+            )
+        return sum(datetime.fromisoformat(each["last_heartbeat_time"]) > begun for each in told.json())
 
     until(lambda: online() >= wanted, 90, lab.logs)
 
