@@ -84,12 +84,14 @@ class Run:
             flow_run=self.flow_run,
         )
         write_synced(self.folder / "run.json", record.model_dump_json(indent=1))
+        self.store.share(self.folder)
 
 
 @contextmanager
 def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
     """Notes every stage called inside, and writes the run's record whether or not it succeeds."""
     run = Run(open_store(), flow, preset, target)
+    run.store.ready()
     token = stage_runs.set(run.stages)
     status: Literal["Completed", "Failed"] = "Failed"
     try:
@@ -103,6 +105,7 @@ def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
 def list_runs(store: Store) -> list[RunRecord]:
     """Every readable run record, oldest first."""
     found: list[RunRecord] = []
+    store.refresh("runs/*/run.json")
     for path in sorted((store.root / "runs").glob("*/run.json")):
         try:
             found.append(RunRecord.model_validate_json(path.read_text()))
