@@ -69,8 +69,7 @@ def _place(bucket: "SharedStore | None", manifest: Manifest) -> str:
 
 def verify(options: argparse.Namespace) -> int:
     store = open_store()
-    if bucket := shared(store):
-        from sublim.shared_upkeep import damage_in_bucket
+    bucket = shared(store)
     problems = checked = 0
     for manifest in store.manifests():
         checked += 1
@@ -78,6 +77,8 @@ def verify(options: argparse.Namespace) -> int:
             problems += 1
             print(f"{problem}: the next run that needs it {'fetches' if bucket else 'makes'} it again")
         if bucket and bucket.uploaded(manifest.artifact):
+            from sublim.shared_upkeep import damage_in_bucket
+
             name = f"{manifest.artifact.stage} {manifest.artifact.key[:12]}"
             for damage in damage_in_bucket(bucket, manifest):
                 problems += 1

@@ -131,9 +131,10 @@ class Bucket:
                 if _code(error) in ("404", "NoSuchKey"):
                     return None
                 raise
-        known = answer.get("ChecksumSHA256", "")
-        whole = known and "-" not in known  # that of an upload in parts is a checksum of checksums
-        return answer["ContentLength"], base64.b64decode(known).hex() if whole else answer["Metadata"].get("sha256", "")
+        size, known = answer["ContentLength"], answer.get("ChecksumSHA256", "")
+        if known and size <= PART:  # the server's own; that of an upload in parts is a checksum of checksums
+            return size, base64.b64decode(known).hex()
+        return size, answer["Metadata"].get("sha256", "")
 
     def list(self, under: str = "") -> Iterator[Listed]:
         """Every object whose name starts with `under`, by name."""

@@ -34,16 +34,18 @@ def send(bucket: Bucket, files: Files, folder: Path, under: str) -> None:
 def receive(bucket: Bucket, files: Files, under: str, staging: Path) -> Path:
     """Brings a payload's files into `staging`, where an interrupted call left its parts, and returns their folder."""
     try:
-        for _ in range(2):  # a host that crashed may have noted parts whose bytes never reached its disk
-            damaged = _fill(bucket, files, under, staging)
-            if not damaged:
-                return staging / "payload"
+        damaged = _fill(bucket, files, under, staging)
+        if damaged:  # a host that crashed may have noted parts whose bytes never reached its disk
             shutil.rmtree(staging)
+            damaged = _fill(bucket, files, under, staging)
     except OSError as error:
         if no_space(error, staging.parent):
             raise UserError(f"no space is left for {staging}: free some and run again") from error
         raise
-    raise DamagedObject(f"{under}/{damaged[0]} is not what its manifest says")
+    if damaged:
+        shutil.rmtree(staging)
+        raise DamagedObject(f"{under}/{damaged[0]} is not what its manifest says")
+    return staging / "payload"
 
 
 def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:

@@ -46,7 +46,7 @@ def host(s3_store: str, tmp_path: Path) -> Host:
 
 def made(store: SharedStore, number: int = 1, files: dict[str, bytes] = FILES) -> Artifact:
     """Commits an artifact whose key depends on `number` alone."""
-    key = f"{number:064x}"
+    key = f"{number:x}" * 64
     with store.draft("pick", key) as draft:
         for name, content in files.items():
             (draft / "payload" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def told(lines: list[str]) -> Callable[[str], None]:
 @contextmanager
 def claim(store: SharedStore, number: int = 1, lines: list[str] | None = None) -> Iterator[Artifact | None]:
     tell = told(lines if lines is not None else [])
-    with store.claimed("pick", f"{number:064x}", 1, deep=False, tell=tell) as found:
+    with store.claimed("pick", f"{number:x}" * 64, 1, deep=False, tell=tell) as found:
         yield found
 
 
@@ -204,7 +204,7 @@ def test_one_of_two_machines_builds_and_the_other_waits_and_finds(host: Host, mo
         building.wait()
         with claim(b, lines=lines) as found:
             assert found == first.result()
-    assert lines == [f"waiting: process {os.getpid()} on {os.uname().nodename} is building pick-v1-{'0' * 31}0"]
+    assert lines == [f"waiting: process {os.getpid()} on {os.uname().nodename} is building pick-v1-{'1' * 32}"]
     assert list(a.bucket.list("locks/")) == []
 
 
@@ -249,7 +249,7 @@ def test_holder_that_lost_its_lease_does_no_harm(host: Host, monkeypatch: pytest
     a, b = host("a"), host("b")
     with claim(a) as found:
         assert found is None
-        a.bucket.delete(f"locks/pick-v1-{'0' * 32}.json")  # as if it had slept through its time
+        a.bucket.delete(f"locks/pick-v1-{'1' * 32}.json")  # as if it had slept through its time
         with claim(b) as other:
             assert other is None
             first = made(b, files={**FILES, "rows.jsonl": b"b was faster"})
@@ -329,9 +329,9 @@ def test_gc_removes_what_no_manifest_names_and_spare_copies_here(host: Host, pro
     proxy.rule = lambda method, path: 500 if method == "PUT" and path.endswith("manifest.json") else None
     cut = made(b, 2)
     proxy.rule = lambda method, path: None
-    a.bucket.client.create_multipart_upload(Bucket=a.bucket.bucket, Key=f"{a.bucket.prefix}pick/{'9' * 12}/big")
     Lease(a.bucket, "locks/dead.json").take()
     assert clean_bucket(a) == []  # younger than a day: it may be on its way
+    a.bucket.client.create_multipart_upload(Bucket=a.bucket.bucket, Key=f"{a.bucket.prefix}pick/{'9' * 12}/big")
     assert len(clean_bucket(a, age=-5, dry_run=True)) == len(FILES) + 2
     assert len(clean_bucket(a, age=-5)) == len(FILES) + 2
     assert clean_bucket(a, age=-5) == []
