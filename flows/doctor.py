@@ -143,7 +143,11 @@ def _store() -> str:
 
 
 def _server() -> str:
-    if url := server.configured_url():
+    try:
+        url = server.configured_url()
+    except UserError as error:
+        return f"!!  {error}"
+    if url:
         state = "answers" if server.responds(url) else "does not answer: start it or unset PREFECT_API_URL"
         return f"{'ok' if state == 'answers' else '!!'}  Prefect server {url} {state}"
     found = server.running()

@@ -233,7 +233,7 @@ def test_store_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/store cannot be reached .*SUBLIM_STORE"):
         open_store(str(tmp_path / "file" / "store"))
-    with pytest.raises(UserError, match="only folders"):
+    with pytest.raises(UserError, match="ftp:// is not supported"):
         open_store("ftp://host/results")
 
 
