@@ -1,4 +1,4 @@
-"""`sublim store ls | verify | forget | gc | push`: what the store holds, and its upkeep."""
+"""`sublim store ls | verify | forget | gc | push | create`: what the store holds, and its upkeep."""
 
 import argparse
 from datetime import datetime
@@ -33,6 +33,8 @@ def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     command.set_defaults(run=gc)
     command = actions.add_parser("push", help="upload what was made while the store in the bucket was out of reach")
     command.set_defaults(run=push)
+    command = actions.add_parser("create", help="make the store, also where one was before and is gone")
+    command.set_defaults(run=create)
 
 
 def shared(store: Store) -> "SharedStore | None":
@@ -124,4 +126,11 @@ def push(options: argparse.Namespace) -> int:
     waiting = len(bucket.pending())
     bucket.ready()
     print(f"{waiting} artifacts uploaded to {store.address}")
+    return 0
+
+
+def create(options: argparse.Namespace) -> int:
+    store = open_store(anew=True)
+    store.ready()
+    print(store.address)
     return 0

@@ -17,6 +17,7 @@ from sublim.errors import UserError
 from sublim.killpoints import kill_point
 from sublim.locks import locked
 from sublim.manifest import FORMAT, Artifact, FileEntry, Manifest, Provenance, input_artifacts
+from sublim.store_memory import check_mounted, note
 
 RESERVED = ("records", "locks", "scratch", "drafts", "runs", "studies")
 _hashed: dict[tuple[Path, int, int], str] = {}  # per process: a file is hashed again only when it changed
@@ -52,13 +53,16 @@ class Store:
     def refresh(self, pattern: str) -> None:
         """Brings the files that others shared, whose paths below the root match `pattern`."""
 
-    def create(self) -> "Store":
-        """Makes the folder and its marker; refuses one that a newer version wrote."""
+    def create(self, *, anew: bool = False) -> "Store":
+        """Makes the folder and its marker; refuses one of a newer version or, unless `anew`, not mounted."""
         marker = self.root / "store.json"
         try:
             if not marker.exists():
+                if not anew:
+                    check_mounted(self.root)
                 self.root.mkdir(parents=True, exist_ok=True)
                 write_synced(marker, json.dumps({"format": FORMAT}))
+            note(self.root)
             found = int(json.loads(marker.read_text())["format"])
         except OSError as error:
             raise UserError(f"store {self.root} cannot be reached ({error.strerror}): check SUBLIM_STORE") from error
@@ -257,8 +261,8 @@ class Store:
             shutil.rmtree(aside)
 
 
-def open_store(address: str | None = None) -> Store:
-    """The store at `address`, or at SUBLIM_STORE, or in `results/`."""
+def open_store(address: str | None = None, *, anew: bool = False) -> Store:
+    """The store at `address`, or at SUBLIM_STORE, or in `results/`; `anew` also where one was and is gone."""
     where = address or os.environ.get("SUBLIM_STORE") or "results"
     if where.startswith("s3://"):
         from sublim.shared_store import connected  # boto3 takes half a second to import
@@ -267,7 +271,7 @@ def open_store(address: str | None = None) -> Store:
     if "://" in where:
         kind = where.partition("://")[0]
         raise UserError(f"SUBLIM_STORE is a folder or s3://bucket/prefix; {kind}:// is not supported")
-    return Store(Path(where).expanduser()).create()
+    return Store(Path(where).expanduser()).create(anew=anew)
 
 
 def write_synced(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -94,6 +95,19 @@ def s3_store(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"lab-{token_hex(4)}"
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/results"
+
+
+@pytest.fixture
+def small_share(tmp_path: Path) -> Iterator[Path]:
+    """Where a file system of one megabyte is mounted, until the test takes it away."""
+    folder = tmp_path / "share"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this machine lets us mount nothing: {done.stderr}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="session")

@@ -416,6 +416,21 @@ def test_small_files_of_runs_are_seen_by_all(host: Host) -> None:
     assert (b.root / "runs" / "one" / "report.html").read_text() == "<p>"
 
 
+def test_disk_too_full_for_a_copy_is_told_and_the_copy_comes_once_there_is_room(
+    host: Host, small_share: Path, s3_store: str
+) -> None:
+    artifact = made(host("a"), files={**FILES, "large": bytes(600_000)})
+    b = SharedStore(Bucket(s3_store), small_share / "cache")
+    b.create()
+    assert b.find("pick", artifact.key) == artifact
+    (small_share / "filler").write_bytes(bytes(700_000))
+    with pytest.raises(UserError, match=f"no space is left for {b.root}"):
+        b.payload(artifact)
+    assert b.find("pick", artifact.key) == artifact
+    (small_share / "filler").unlink()
+    assert read(b, artifact) == FILES
+
+
 def test_two_processes_of_one_machine_fetch_once(host: Host, proxy: S3Proxy) -> None:
     artifact = made(host("a"))
     b = host("b")
