@@ -4,7 +4,7 @@ import base64
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -202,6 +202,7 @@ def _code(error: ClientError) -> str:
 
 
 def _age(answer: Any, written: datetime) -> float:
-    """Both times are the server's: no clock of ours is asked."""
-    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    """Both times are the server's: no clock of ours is asked, unless it sends none."""
+    sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
     return (now - written).total_seconds()

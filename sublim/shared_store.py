@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
-from secrets import token_hex
 
-from sublim.errors import StoreRefused, StoreUnreachable, UserError
+from sublim.errors import StoreUnreachable, UserError
 from sublim.killpoints import kill_point
 from sublim.leases import Lease
 from sublim.locks import locked
 from sublim.manifest import FORMAT, Artifact, Manifest
 from sublim.s3 import Bucket
-from sublim.store import RESERVED, Store, open_store, parse_manifest, write_synced
+from sublim.shared_names import cache_folder, is_manifest, marker
+from sublim.store import Store, open_store, parse_manifest, write_synced
 from sublim.transfers import DamagedObject, receive, send
 
 POLL_SECONDS = 2.0
@@ -251,30 +251,6 @@ class SharedStore(Store):
             self.bucket.delete(f"{folder}manifest.json")  # first: what is left of the rest is nobody's
             for item in list(self.bucket.list(folder)):
                 self.bucket.delete(item.name)
-
-
-def is_manifest(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 3 and parts[2] == "manifest.json" and parts[0] not in RESERVED
-
-
-def marker(bucket: Bucket) -> bytes:
-    """What says that a prefix is a store, and which; written at the first use."""
-    found = bucket.get("store.json")
-    if found is None:
-        bucket.put("store.json", json.dumps({"format": FORMAT, "id": token_hex(8)}).encode())
-        found = bucket.get("store.json")
-    if found is None:
-        raise StoreRefused(f"the store {bucket.address} does not keep what is written into it")
-    return found.body
-
-
-def cache_folder() -> Path:
-    """Where buckets are mirrored: SUBLIM_CACHE, by default `sublim/stores` in the user's cache folder."""
-    if where := os.environ.get("SUBLIM_CACHE"):
-        return Path(where).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "sublim" / "stores"
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from sublim.cleaning import Removed
 from sublim.locks import locked
 from sublim.manifest import Artifact, Manifest
-from sublim.shared_store import SharedStore, is_manifest
+from sublim.shared_names import is_manifest
+from sublim.shared_store import SharedStore
 from sublim.transfers import LANES
 
 DAY = 86_400.0

@@ -13,7 +13,8 @@ from sublim.errors import StoreRefused, StoreUnreachable, UserError
 from sublim.leases import Lease
 from sublim.manifest import Artifact, Provenance
 from sublim.s3 import PART, Bucket
-from sublim.shared_store import SharedStore, connected, marker
+from sublim.shared_names import marker
+from sublim.shared_store import SharedStore, connected
 from sublim.shared_upkeep import clean_bucket, damage_in_bucket, drop_copies
 from sublim.store import open_store
 from tests.s3 import S3Proxy, proxy_to_s3
