@@ -90,6 +90,7 @@ def report(options: argparse.Namespace) -> int:
     run = find_run(store, options.name)
     if run.report is None:
         raise UserError(f"{run.name} left no report: it {run.status.lower()} before one was written")
+    store.refresh(f"runs/{run.name}/*")
     path = store.root / run.report
     print(path)
     summary = path.with_name("summary.json")

@@ -134,14 +134,20 @@ def _python(code: str) -> "subprocess.CompletedProcess[str]":
 def _store() -> str:
     try:
         store = open_store()
+        store.ready()
     except UserError as error:
         return f"!!  {error}"
     free = shutil.disk_usage(store.root).free / GIB
-    return f"{'ok' if free > 20 else '!!'}  store {store.root}, {free:.0f} GiB free"
+    room = "" if store.address == str(store.root) else f" with its copies in {store.root}"
+    return f"{'ok' if free > 20 else '!!'}  store {store.address}{room}, {free:.0f} GiB free"
 
 
 def _server() -> str:
-    if url := server.configured_url():
+    try:
+        url = server.configured_url()
+    except UserError as error:
+        return f"!!  {error}"
+    if url:
         state = "answers" if server.responds(url) else "does not answer: start it or unset PREFECT_API_URL"
         return f"{'ok' if state == 'answers' else '!!'}  Prefect server {url} {state}"
     found = server.running()

@@ -87,6 +87,7 @@ class Run:
             flow_run=self.flow_run,
         )
         write_synced(self.folder / "run.json", record.model_dump_json(indent=1))
+        self.store.share(self.folder)
 
 
 @contextmanager
@@ -96,6 +97,7 @@ def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
     if run.flow_run:
         worker = os.environ.get("PREFECT__WORKER_NAME", "")
         tag(run.flow_run, [Path(preset).stem, *target.split(","), worker])
+    run.store.ready()
     token = stage_runs.set(run.stages)
     status: Literal["Completed", "Failed"] = "Failed"
     try:
@@ -116,6 +118,7 @@ def tag(run_id: str, words: list[str]) -> None:
 def list_runs(store: Store) -> list[RunRecord]:
     """Every readable run record, oldest first."""
     found: list[RunRecord] = []
+    store.refresh("runs/*/run.json")
     for path in sorted((store.root / "runs").glob("*/run.json")):
         try:
             found.append(RunRecord.model_validate_json(path.read_text()))

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from sublim.errors import UserError
 from sublim.locks import locked
@@ -37,9 +38,17 @@ def home() -> Path:
 
 
 def configured_url() -> str | None:
-    """The API address that the user chose: PREFECT_API_URL, or that of the active Prefect profile."""
-    if url := os.environ.get("PREFECT_API_URL"):
-        return url
+    """The API address that the user chose: PREFECT_API_URL, or that of the active Prefect profile.
+
+    Raises UserError for one that holds a password: addresses are shown and logged.
+    """
+    url = os.environ.get("PREFECT_API_URL") or _profile_url()
+    if url and urlsplit(url).username is not None:
+        raise UserError("the Prefect server's address holds a user or password: put them in PREFECT_API_AUTH_STRING")
+    return url
+
+
+def _profile_url() -> str | None:
     profiles = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / "profiles.toml"
     if not profiles.exists():
         return None

@@ -187,7 +187,9 @@ def remember(store: Store, name: str, compared: Iterable[tuple[str, Artifact]]) 
 
 def compared_by(store: Store, flow_run_id: str) -> list[tuple[str, Artifact]]:
     """The comparisons of a pipeline run, by label, from its record in the store."""
-    for path in (store.root / "runs").glob(f"*-{flow_run_id[:6]}/run.json"):
+    pattern = f"runs/*-{flow_run_id[:6]}/run.json"
+    store.refresh(pattern)
+    for path in store.root.glob(pattern):
         record = cast(dict[str, Any], json.loads(path.read_text()))
         if record["flow_run"] == flow_run_id:
             return list(_comparisons(record["stages"]))

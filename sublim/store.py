@@ -1,9 +1,12 @@
-"""The store: finished artifacts under their keys, committed by one rename and verified before they are believed."""
+"""The store: finished artifacts under their keys, committed by one rename and verified before they are believed.
+
+A store in a bucket is a folder too (`sublim.shared_store`), which overrides the five methods that speak of others.
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -14,6 +17,7 @@ from sublim.errors import UserError
 from sublim.killpoints import kill_point
 from sublim.locks import locked
 from sublim.manifest import FORMAT, Artifact, FileEntry, Manifest, Provenance, input_artifacts
+from sublim.store_memory import check_mounted, note
 
 RESERVED = ("records", "locks", "scratch", "drafts", "runs", "studies")
 _hashed: dict[tuple[Path, int, int], str] = {}  # per process: a file is hashed again only when it changed
@@ -25,13 +29,40 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 
-    def create(self) -> "Store":
-        """Makes the folder and its marker; refuses one that a newer version wrote."""
+    @property
+    def address(self) -> str:
+        """What SUBLIM_STORE says to mean this store."""
+        return str(self.root)
+
+    def ready(self) -> None:
+        """Called when a run starts: raises UserError when the store could not keep what the run makes."""
+
+    @contextmanager
+    def claimed(
+        self, stage: str, key: str, version: int, *, deep: bool, tell: Callable[[str], None]
+    ) -> Generator[Artifact | None]:
+        """The right to build `key`, among all machines that share the store; gives what another has made already.
+
+        To be entered with the key's file lock held. In a folder that lock says it all.
+        """
+        yield None
+
+    def share(self, folder: Path) -> None:
+        """Lets the others see the small files of a folder under the root."""
+
+    def refresh(self, pattern: str) -> None:
+        """Brings the files that others shared, whose paths below the root match `pattern`."""
+
+    def create(self, *, anew: bool = False) -> "Store":
+        """Makes the folder and its marker; refuses one of a newer version or, unless `anew`, not mounted."""
         marker = self.root / "store.json"
         try:
             if not marker.exists():
+                if not anew:
+                    check_mounted(self.root)
                 self.root.mkdir(parents=True, exist_ok=True)
                 write_synced(marker, json.dumps({"format": FORMAT}))
+            note(self.root)
             found = int(json.loads(marker.read_text())["format"])
         except OSError as error:
             raise UserError(f"store {self.root} cannot be reached ({error.strerror}): check SUBLIM_STORE") from error
@@ -46,8 +77,8 @@ class Store:
         return self.root / stage / key[:12]
 
     def payload(self, artifact: Artifact) -> Path:
-        """Where the artifact's files lie."""
-        return self.directory(artifact.stage, artifact.key) / "payload"
+        """Where the artifact's files lie; they do when this returns."""
+        return self._payload(artifact)
 
     def lock_path(self, record: str) -> Path:
         return self.root / "locks" / f"{record}.lock"
@@ -108,7 +139,7 @@ class Store:
         _sync(target.parent)
         kill_point("after-rename")
         self.clear_scratch(stage, key)
-        return artifact
+        return self._hand_over(manifest)
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """The manifest under `key`, or None when there is none. Raises UserError for one of a newer version."""
@@ -133,7 +164,7 @@ class Store:
             return f"{name} is missing"
         if manifest.artifact.content != artifact.content:
             return f"{name} holds other content than was recorded"
-        payload = self.payload(artifact)
+        payload = self._payload(artifact)
         try:
             present = list_files(payload)
         except (FileNotFoundError, NotADirectoryError, TypeError) as error:  # any other is the store's, never a miss
@@ -203,9 +234,20 @@ class Store:
         artifact = manifest.artifact
         record = self.record_name(artifact.stage, manifest.version, artifact.key)
         with locked(self.lock_path(record)):
+            self._forget_elsewhere(manifest)
             (self.root / "records" / record).unlink(missing_ok=True)
             self._discard(self.directory(artifact.stage, artifact.key))
             self.clear_scratch(artifact.stage, artifact.key)
+
+    def _payload(self, artifact: Artifact) -> Path:
+        return self.directory(artifact.stage, artifact.key) / "payload"
+
+    def _hand_over(self, manifest: Manifest) -> Artifact:
+        """What counts for all who share the store, once `manifest` is committed here."""
+        return manifest.artifact
+
+    def _forget_elsewhere(self, manifest: Manifest) -> None:
+        """Removes what lies outside this folder."""
 
     def _draft_path(self, name: str) -> Path:
         # Not made by tempfile, whose folders only their owner can read: a store may be shared.
@@ -219,12 +261,17 @@ class Store:
             shutil.rmtree(aside)
 
 
-def open_store(address: str | None = None) -> Store:
-    """The store at `address`, or at SUBLIM_STORE, or in `results/`."""
+def open_store(address: str | None = None, *, anew: bool = False) -> Store:
+    """The store at `address`, or at SUBLIM_STORE, or in `results/`; `anew` also where one was and is gone."""
     where = address or os.environ.get("SUBLIM_STORE") or "results"
+    if where.startswith("s3://"):
+        from sublim.shared_store import connected  # boto3 takes half a second to import
+
+        return connected(where, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
     if "://" in where:
-        raise UserError(f"SUBLIM_STORE={where}: only folders are supported")
-    return Store(Path(where).expanduser()).create()
+        kind = where.partition("://")[0]
+        raise UserError(f"SUBLIM_STORE is a folder or s3://bucket/prefix; {kind}:// is not supported")
+    return Store(Path(where).expanduser()).create(anew=anew)
 
 
 def write_synced(path: Path, text: str) -> None:
@@ -240,11 +287,18 @@ def write_synced(path: Path, text: str) -> None:
 def _read_manifest(path: Path) -> Manifest | None:
     """The manifest at `path`; None when there is none or it was damaged on disk, which is as good as absent."""
     try:
-        text = path.read_text()
+        return parse_manifest(path.read_bytes(), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest | None:
+    """The manifest that `text` is, or None when it is damaged. Raises UserError for one of a newer version."""
+    try:
         if (fields := json.loads(text))["format"] > FORMAT:
-            raise UserError(f"{path} was written by a newer version of sublim: update sublim")
+            raise UserError(f"{where} was written by a newer version of sublim: update sublim")
         manifest = Manifest.model_validate(fields)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
     return manifest if digest_files(hashes) == manifest.artifact.content else None

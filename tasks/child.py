@@ -18,6 +18,8 @@ from typing import Any, TextIO, cast
 from sublim.errors import UserError
 from sublim.progress import Listener, listening
 
+NETWORK_ERRORS = ("ConnectionError", "TimeoutError", "TransportError", "APIConnectionError")
+
 
 def resolve_name(name: str) -> Any:
     """The object that `package.module:name` names."""
@@ -62,6 +64,11 @@ def _read_jobs(jobs: "queue.Queue[str]") -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
+def is_network(error: object) -> bool:
+    """Whether an error says that a connection failed; each library has its own class for that, named alike."""
+    return any(kind.__name__ in NETWORK_ERRORS for kind in type(error).__mro__)
+
+
 def error_event(error: BaseException) -> dict[str, Any]:
     """An error as it travels: its type by name, its message, where it was raised."""
     kind = type(error)
@@ -70,6 +77,7 @@ def error_event(error: BaseException) -> dict[str, Any]:
         "type": f"{kind.__module__}:{kind.__qualname__}",
         "user": isinstance(error, UserError),
         "message": str(error),
+        "network": is_network(error),
         "errno": error.errno if isinstance(error, OSError) else None,
         "traceback": "".join(traceback.format_exception(error)),
     }

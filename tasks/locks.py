@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,24 @@ from sublim.locks import holder, is_locked, try_lock, unlock
 
 
 class FileLockManager:
-    """Locks in `directory`, one file per key; a lock dies with the process that holds it."""
+    """Locks in `directory`, one file per key; a lock dies with the process that holds it.
 
-    def __init__(self, directory: Path, poll: float = 0.2) -> None:
-        self.directory, self.poll = directory, poll
-        self._held: dict[str, tuple[int, str]] = {}
+    `claimed` is entered with each lock held, and left before it is given back: what it does, Prefect's decision between
+    hit and miss comes after.
+    """
+
+    def __init__(
+        self, directory: Path, poll: float = 0.2, claimed: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self.directory, self.poll, self.claimed = directory, poll, claimed
+        self._held: dict[str, tuple[ExitStack, str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:  # Prefect copies policies; a copy holds no lock
-        return {"directory": self.directory, "poll": self.poll}
+        return {"directory": self.directory, "poll": self.poll, "claimed": self.claimed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.directory, self.poll, self._held = state["directory"], state["poll"], {}
+        self.directory, self.poll, self.claimed = state["directory"], state["poll"], state["claimed"]
+        self._held = {}
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{key}.lock"
@@ -41,7 +50,10 @@ class FileLockManager:
                 told = True
                 self._tell(key)
             time.sleep(self.poll)
-        self._held[key] = (descriptor, holder)
+        with ExitStack() as stack:
+            stack.callback(unlock, descriptor)
+            stack.enter_context(self.claimed())
+            self._held[key] = (stack.pop_all(), holder)
         return True
 
     def _tell(self, key: str) -> None:
@@ -51,7 +63,7 @@ class FileLockManager:
         """Gives the lock back; ValueError when `holder` does not hold it."""
         if not self.is_lock_holder(key, holder):
             raise ValueError(f"{holder} holds no lock for {key}")
-        unlock(self._held.pop(key)[0])
+        self._held.pop(key)[0].close()
 
     def is_locked(self, key: str) -> bool:
         return key in self._held or is_locked(self._path(key))

@@ -123,6 +123,8 @@ def _restored(event: dict[str, Any]) -> Exception:
     if event["user"]:
         module, _, kind = name.partition(":")  # its own type where that is imported here; its module may be heavy
         return getattr(sys.modules.get(module), kind, UserError)(message)
+    if event["network"]:
+        return ConnectionError(f"{name.replace(':', '.')}: {message}")
     return StageFailed(f"{name.replace(':', '.')}: {message}\n{event['traceback']}")
 
 

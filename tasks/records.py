@@ -1,9 +1,12 @@
 """Prefect's result records: plain JSON that loads only while the artifact it names is intact."""
 
 import os
+from pathlib import Path
 from typing import Any
 
+from prefect.filesystems import LocalFileSystem
 from prefect.logging import get_run_logger
+from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from pydantic import Field, TypeAdapter
 
@@ -41,3 +44,19 @@ class VerifiedArtifact(Serializer):
             get_run_logger().warning("cached result refused, running again: %s", problem)
             raise DanglingArtifact(problem)
         return fields
+
+
+def fields_of(artifact: Artifact) -> dict[str, str]:
+    """An artifact as a task returns it."""
+    return {"content": artifact.content, "stage": artifact.stage, "key": artifact.key}
+
+
+def restore_record(folder: Path, name: str, artifact: Artifact) -> None:
+    """Writes the record of an artifact that this machine did not make: it says nothing that a manifest does not."""
+    if not (folder / name).exists():
+        records = ResultStore(
+            result_storage=LocalFileSystem(basepath=str(folder)),
+            serializer=VerifiedArtifact(),
+            cache_result_in_memory=False,
+        )
+        records.write(obj=fields_of(artifact), key=name)

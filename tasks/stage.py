@@ -1,6 +1,5 @@
 """Stages as Prefect tasks: cached by content, locked, committed at once, verified before a hit is believed."""
 
-import errno
 import logging
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -21,16 +20,17 @@ from prefect.tasks import MaterializingTask, Task
 
 from sublim.config import Config
 from sublim.digest import canonical, digest
-from sublim.errors import UserError
+from sublim.errors import StoreRefused, StoreUnreachable, UserError, no_space
 from sublim.killpoints import kill_point
 from sublim.manifest import Artifact, Provenance
 from sublim.provenance import code_version, device, package_versions
 from sublim.store import Store, open_store
+from tasks.child import is_network
 from tasks.locks import FileLockManager
 from tasks.processes import StageKilled, isolated, run_job
 from tasks.progress_view import shown_progress
 from tasks.quiet import install
-from tasks.records import VerifiedArtifact, verifies_deeply
+from tasks.records import VerifiedArtifact, fields_of, restore_record, verifies_deeply
 
 RETRY_SECONDS = 5.0  # before a stage whose process died, or whose network did, is tried once more
 
@@ -150,7 +150,6 @@ class _Job:
 
     def task(self, label: str) -> Task[[], dict[str, str]]:
         """The Prefect task of this call; its record, lock and asset are named after the key."""
-        record = self.store.record_name(self.stage.name, self.stage.version, self.key)
         return MaterializingTask(
             fn=self.run,
             assets=[asset_key(self.stage.name, self.key)],
@@ -164,14 +163,27 @@ class _Job:
             result_storage=self.store.root / "records",
             result_serializer=VerifiedArtifact(),
             cache_policy=FixedKey(
-                key=record,
+                key=self.record,
                 isolation_level="SERIALIZABLE",
-                lock_manager=FileLockManager(self.store.root / "locks"),
+                lock_manager=FileLockManager(self.store.root / "locks", claimed=self.claimed),
             ),
             retries=1,
             retry_delay_seconds=RETRY_SECONDS,
             retry_condition_fn=is_transient,
         )
+
+    @property
+    def record(self) -> str:
+        return self.store.record_name(self.stage.name, self.stage.version, self.key)
+
+    @contextmanager
+    def claimed(self) -> Generator[None]:
+        """The right to build this key among all machines; what one of them made is a hit here as well."""
+        name, version, deep = self.stage.name, self.stage.version, verifies_deeply()
+        with self.store.claimed(name, self.key, version, deep=deep, tell=get_run_logger().info) as found:
+            if found is not None:
+                restore_record(self.store.root / "records", self.record, found)
+            yield
 
     def run(self) -> dict[str, str]:
         """The artifact under this key: one that a killed run committed, or one made now."""
@@ -181,20 +193,20 @@ class _Job:
             log.info("%s %s was finished by an earlier run; its record is restored", found.stage, self.key[:12])
             self.store.clear_scratch(self.stage.name, self.key)
         else:
-            try:
+            with _lack_of_space_told(self.store):
                 found = self._make(log)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:
-                    raise UserError(f"no space is left for {self.store.root}: free some and run again") from error
-                raise
         kill_point("before-record")
-        return {"content": found.content, "stage": found.stage, "key": found.key}
+        return fields_of(found)
 
     def _make(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> Artifact:
         scratch = self.store.scratch(self.stage.name, self.key)
         if any(scratch.iterdir()):
             log.info("%s resumes from its scratch folder", self.stage.name)
-        with self.store.draft(self.stage.name, self.key) as draft, shown_progress(self.stage.name) as listener:
+        with (
+            self.store.draft(self.stage.name, self.key) as draft,
+            shown_progress(self.stage.name) as listener,
+            _lack_of_space_told(self.store),  # before the draft is removed, which makes room
+        ):
             job = {
                 "function": self.stage.function,
                 "config_type": f"{type(self.config).__module__}:{type(self.config).__qualname__}",
@@ -241,7 +253,21 @@ def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> 
     """Whether a failed stage is worth another try: its process died, or the network or a disk hiccuped."""
     # A plain function: Prefect 3.7.7 silently ignores any other callable here.
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageKilled | ConnectionError | TimeoutError)
+    if isinstance(error, StoreUnreachable):
+        return not isinstance(error, StoreRefused)
+    return isinstance(error, StageKilled) or is_network(error)
+
+
+@contextmanager
+def _lack_of_space_told(store: Store) -> Generator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if no_space(error, store.root):
+            raise UserError(f"no space is left for {store.root}: free some and run again") from error
+        raise
 
 
 def _flatten(inputs: Mapping[str, Inputs]) -> list[Artifact]:

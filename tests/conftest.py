@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -20,7 +22,7 @@ os.environ.update(
     PREFECT_LOGGING_TO_API_ENABLED="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-for name in ("SUBLIM_STORE", "SUBLIM_KILL_AT", "SUBLIM_ISOLATE", "SUBLIM_VERIFY", "PREFECT_API_URL"):
+for name in ("SUBLIM_CACHE", "SUBLIM_STORE", "SUBLIM_KILL_AT", "SUBLIM_ISOLATE", "SUBLIM_VERIFY", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
 import tasks  # noqa: E402, F401 - settles Prefect's environment
@@ -66,6 +68,46 @@ def store_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "store"
     monkeypatch.setenv("SUBLIM_STORE", str(root))
     return root
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """The port of a real S3 server of this session's own."""
+    from tests.s3 import running_s3
+
+    with running_s3() as port:
+        yield port
+
+
+@pytest.fixture
+def s3_store(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty bucket; the environment says how to get there."""
+    import boto3
+
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"lab-{token_hex(4)}"
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/results"
+
+
+@pytest.fixture
+def small_share(tmp_path: Path) -> Iterator[Path]:
+    """Where a file system of one megabyte is mounted, until the test takes it away."""
+    folder = tmp_path / "share"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"this machine lets us mount nothing: {done.stderr}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=False, capture_output=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -233,7 +234,7 @@ def test_store_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/store cannot be reached .*SUBLIM_STORE"):
         open_store(str(tmp_path / "file" / "store"))
-    with pytest.raises(UserError, match="only folders"):
+    with pytest.raises(UserError, match="ftp:// is not supported"):
         open_store("ftp://host/results")
 
 
@@ -367,3 +368,21 @@ def test_flipped_hash_in_a_manifest_is_noticed_without_hashing_a_file(store: Sto
     fields["files"]["rows.jsonl"]["sha256"] = digest("other")
     path.write_text(json.dumps(fields))
     assert store.find("pick", artifact.key) is None
+
+
+def test_share_that_is_not_mounted_is_not_taken_for_an_empty_store(small_share: Path) -> None:
+    root = str(small_share / "lab" / "results")
+    artifact = put(open_store(root))
+    assert open_store(root).find("pick", artifact.key) == artifact
+    subprocess.run(["umount", str(small_share)], check=True)
+    with pytest.raises(UserError, match=r"is the share mounted.*sublim store create"):
+        open_store(root)
+    assert list(small_share.iterdir()) == []
+    assert open_store(root, anew=True).find("pick", artifact.key) is None
+    assert open_store(root).root == Path(root)
+
+
+def test_store_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    open_store(str(tmp_path / "store"))
+    shutil.rmtree(tmp_path / "store")
+    assert (open_store(str(tmp_path / "store")).root / "store.json").exists()

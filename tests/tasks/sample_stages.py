@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from sublim.config import Config, RunOnly
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl, write_jsonl
@@ -53,7 +55,7 @@ class FailConfig(Config):
     """Fails in a chosen way."""
 
     how: str = "user"
-    """user, own, bug, disk, killed, killed once, exit, gpu memory or notes."""
+    """user, own, bug, disk, killed, killed once, network once, exit, gpu memory or notes."""
 
 
 class RelativesConfig(Config):
@@ -159,11 +161,14 @@ def fail(out: Path, config: FailConfig, *, scratch: Path) -> dict[str, Any]:
         case "disk":
             with Path("/dev/full").open("w") as file:
                 file.write("x" * 100_000)
-        case "killed once" if (scratch / "was here").exists():
+        case "killed once" | "network once" if (scratch / "was here").exists():
             (out / "done").write_text("")
         case "killed" | "killed once":
             (scratch / "was here").write_text("")
             os.kill(os.getpid(), signal.SIGKILL)
+        case "network once":
+            (scratch / "was here").write_text("")
+            raise httpx.ConnectError("no route to host")
         case "exit":
             os._exit(3)
         case "gpu memory":

@@ -330,6 +330,14 @@ def test_killed_stage_is_tried_once_more_and_resumes(monkeypatch: pytest.MonkeyP
     assert messages(lines).count("Retry 1/1") == 2
 
 
+@pytest.mark.parametrize("isolate", ["0", "1"])
+def test_stage_whose_network_failed_is_tried_once_more(isolate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBLIM_ISOLATE", isolate)
+    monkeypatch.setattr("tasks.stage.RETRY_SECONDS", 0.1)
+    _, runs, _ = in_flow(lambda: fail(FailConfig(how="network once")))
+    assert states(runs) == ["fail Completed"]
+
+
 def test_log_lines_and_errors_of_a_process_reach_the_run(monkeypatch: pytest.MonkeyPatch, lines: Records) -> None:
     monkeypatch.setenv("SUBLIM_ISOLATE", "1")
     in_flow(lambda: count(CountConfig(upto=3)))
