@@ -12,10 +12,11 @@ from flows.sae_config import SaeFlowConfig
 from flows.toy_publish import publish_toy
 from sublim.errors import UserError
 from sublim.feature_config import FeatureFiguresConfig, OverlapRow
+from sublim.manifest import Artifact
 from sublim.model_files import read_json
 from sublim.sae_config import Quality
 from sublim.toy_report import FigureFile, Table, ToyReport
-from tasks.sae import draw_features
+from tasks.sae import draw_features, draw_probe_layers
 
 if TYPE_CHECKING:
     from flows.sae_analysis import Analysis, Contrast
@@ -53,7 +54,9 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     payload = run.store.payload
     qualities = [Quality.model_validate(read_json(payload(each.quality) / "quality.json")) for each in found.saes]
     layers = {each.note.name: each.note.layer for each in found.saes}
-    labels = {layer: read_labels(run, where) for layer, where in config.labels.items()}
+    labels = {layer: label_table(payload(each)) for layer, each in found.labels.items()}
+    labels |= {layer: read_labels(run, where) for layer, where in config.labels.items()}
+    probes = read_json(payload(found.probes) / "summary.json")["rows"] if found.probes else []
     shown = [read(run, each, labels.get(layers[each.sae], {})) for each in found.contrasts]
     overlaps = {
         name: [OverlapRow.model_validate(row) for row in read_json(payload(each) / "overlap.json")["rows"]]
@@ -67,6 +70,7 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
         "saes": [quality_json(each) for each in qualities],
         "features": [line for each in shown for line in features_json(each, qualities)],
         "contrasts": [{"target": e.target, "contrast": e.kind, **e.notes} for e in shown],
+        "probes": probes,
         "overlaps": [{"sae": name, **row.model_dump()} for name, rows in overlaps.items() for row in rows],
     }
     report = ToyReport(
@@ -79,9 +83,13 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
             contrasts_table(shown),
             *(overlap_table(name, rows) for name, rows in overlaps.items()),
             *(features_table(each, config.shown) for each in shown if each.top and not each.kind.startswith("against")),
+            *([probe_table(probes)] if probes else []),
             *(vector_table(target, name, table) for (target, name), table in vectors.items()),
         ],
-        figures=[figure for name in overlaps for figure in drawn(run, config, found, name)],
+        figures=[
+            *(figure for name in overlaps for figure in drawn(run, config, found, name)),
+            *(probe_figure(run, found.probes) if found.probes else []),
+        ],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
@@ -92,9 +100,13 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
 
 
 def read_labels(run: Run, where: str) -> dict[int, str]:
-    """What features are said to be, by feature, with the category in front where there is one."""
+    """Labels in a folder or under a key of the store."""
     folder = Path(where).expanduser()
-    folder = folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact)
+    return label_table(folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact))
+
+
+def label_table(folder: Path) -> dict[int, str]:
+    """Labels of a payload by feature, with the category in front where there is one."""
     if (folder / "annotations.parquet").is_file():
         table = pl.read_parquet(folder / "annotations.parquet").with_columns(
             (pl.col("category").fill_null("unreadable") + pl.lit(": ") + pl.col("description")).alias("label")
@@ -103,7 +115,7 @@ def read_labels(run: Run, where: str) -> dict[int, str]:
         table = pl.read_parquet(folder / "labels.parquet").filter("chosen").rename({"description": "label"})
     else:
         raise UserError(
-            f"{where} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
+            f"{folder} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
         )
     return dict(table.select("feature", "label").iter_rows())
 
@@ -259,6 +271,30 @@ def features_table(shown: Shown, count: int) -> Table:
     ]
     columns = ("feature", "effect", "q", "fires", "control", "label", "strongest in")
     return Table(f"{shown.target} {shown.kind}, {shown.sae}: {KINDS[shown.kind.split()[0]]}", columns, rows)
+
+
+def probe_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Probes by target and layer."""
+    shown = [
+        (
+            row["target"],
+            "all" if row["layer"] < 0 else str(row["layer"]),
+            row["metric"],
+            f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]",
+            f"{row['chance']:.3f}",
+            f"{row['prompts']} prompts, {row['seeds']} seeds",
+        )
+        for row in rows
+        if row["metric"] in ("accuracy", "auc", "shuffled", "selectivity")
+    ]
+    return Table("Linear probes", ("target", "layer", "metric", "estimate", "chance", "over"), shown)
+
+
+def probe_figure(run: Run, probes: Artifact) -> list[FigureFile]:
+    """Accuracy by layer."""
+    drawn = draw_probe_layers(FeatureFiguresConfig(), label="probes", probes=probes)
+    caption = "Accuracy of linear probes by layer; dashed: with shuffled labels; dotted: chance"
+    return [FigureFile(run.store.payload(drawn) / "probes.svg", caption)]
 
 
 def example_text(example: Mapping[str, Any]) -> str:
