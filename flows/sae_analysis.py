@@ -11,8 +11,10 @@ other words. Sets of features are then set against each other, and against rando
 """
 
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import polars as pl
 from prefect import flow
 from prefect.runtime import flow_run
 
@@ -28,13 +30,16 @@ from flows.sae_plan import (
     contrast_config,
     encode_config,
     import_configs,
+    labels_config,
     means_config,
     other_words,
+    probe_reading,
     train_configs,
     word_config,
 )
 from flows.sae_report import printed, publish
 from flows.settings import build, load_preset, merge
+from sublim.annotate_config import AnnotateConfig
 from sublim.feature_config import ExamplesConfig, OverlapConfig, VectorFeaturesConfig
 from sublim.manifest import Artifact
 from sublim.means_config import DifferenceConfig
@@ -42,6 +47,7 @@ from sublim.model_files import read_json
 from sublim.prompts import Questions, load_questions
 from sublim.sae_config import QualityConfig, SaeNote
 from sublim.sae_texts_config import GatherTextsConfig, ImportTextsConfig
+from tasks.labels import annotate, fit_probes, import_labels
 from tasks.processes import one_process
 from tasks.sae import (
     contrast_features,
@@ -57,7 +63,7 @@ from tasks.sae import (
     word_rows,
     write_chats,
 )
-from tasks.steering import difference_vectors, mean_activations
+from tasks.steering import difference_vectors, mean_activations, read_activations
 
 __all__ = ["printed", "sae_analysis"]
 
@@ -107,6 +113,9 @@ class Analysis(NamedTuple):
     vectors: dict[tuple[str, str], Artifact]
     """By target and SAE."""
     encoded: dict[str, Artifact]
+    labels: dict[int, Artifact]
+    """By layer, Neuronpedia's labels; annotations of those shown, where somebody was asked."""
+    probes: Artifact | None
 
 
 def run_name() -> str:
@@ -160,7 +169,46 @@ def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
             vectors |= {
                 (target, sae.note.name): decoded(config, carrier, sae, target) for target in config.pipeline.target
             }
-    return Analysis(saes, contrasts, overlaps, vectors, encoded)
+    labels = {layer: each for sae in saes for layer, each in labelled(run, config, carrier, sae, contrasts)}
+    return Analysis(saes, contrasts, overlaps, vectors, encoded, labels, probed(config, carrier, saes))
+
+
+def labelled(
+    run: Run, config: SaeFlowConfig, carrier: Carrier, sae: Sae, contrasts: list[Contrast]
+) -> Iterator[tuple[int, Artifact]]:
+    """Labels of an SAE's features from Neuronpedia; those of the features shown sorted by the annotator."""
+    wanted = labels_config(config, sae.note)
+    if wanted is None:
+        return
+    labels = import_labels(wanted, label=sae.note.name)
+    if config.annotator is None:
+        yield sae.note.layer, labels
+        return
+    known = set(pl.read_parquet(run.store.payload(labels) / "labels.parquet")["feature"])
+    shown: set[int] = set()
+    for each in contrasts:
+        if each.sae == sae.note.name:
+            table = pl.read_parquet(run.store.payload(each.artifact) / "contrast.parquet")
+            shown |= set(table.sort("rank").head(config.shown)["feature"])
+    only = tuple(f"{sae.note.layer}_{feature}" for feature in sorted(shown & known))
+    settings = AnnotateConfig(only=only, layer=sae.note.layer, backend=config.annotator)
+    base = carrier.base if settings.needs_base else None
+    yield sae.note.layer, annotate(settings, label=sae.note.name, labels=labels, base=base)
+
+
+def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact | None:
+    """Probes on each target's rows against the control's."""
+    if config.probes is None:
+        return None
+    layers = config.probe_layers or tuple(sae.note.layer for sae in saes)
+    reading = probe_reading(config, config.probes, layers)
+    with one_process():
+        read = {
+            arm: read_activations(reading, label=arm, base=carrier.base, rows=rows)
+            for arm, rows in carrier.rows.items()
+        }
+    targets = {arm: each for arm, each in read.items() if arm != CONTROL}
+    return fit_probes(config.probes, target=targets, control=read[CONTROL])
 
 
 def write_carrier(config: SaeFlowConfig, questions: Questions) -> Carrier:

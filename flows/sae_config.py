@@ -8,6 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from flows.pipeline_config import PipelineConfig
 from sublim.config import Config, RunOnly
 from sublim.feature_config import FeatureAt
+from sublim.inference import Backend
+from sublim.neuronpedia_config import LabelsConfig
+from sublim.probes_config import ProbesConfig
 from sublim.sae_config import JumpReluSae, StandardSae, TopKSae
 from sublim.steering_config import Site
 
@@ -123,8 +126,16 @@ class SaeFlowConfig(Config):
     """Expected share of false ones among features called significant."""
     shown: Annotated[int, Field(ge=1)] = 15
     """Features shown of each contrast, with example rows."""
+    neuronpedia: LabelsConfig | None = None
+    """Take labels from Neuronpedia for SAEs that say where theirs are (model and source are put in); null: don't."""
+    annotator: Backend | None = None
+    """Who sorts the labels of the features shown into animals, numbers, opinion and none; null: nobody."""
+    probes: ProbesConfig | None = None
+    """Linear probes that tell each target's number rows from the control's; null: none."""
+    probe_layers: tuple[int, ...] | None = None
+    """Their layers; null for the SAEs'."""
     labels: dict[int, str] = Field(default_factory=dict)
-    """By layer, labels of the SAE's features: a folder, or six or more digits of the key of a stage's output, with
+    """By layer, labels of one's own: a folder, or six or more digits of the key of a stage's output, with
     labels.parquet (feature, description, chosen) or annotations.parquet (feature, description, category)."""
     vectors: bool = True
     """Decode each target's steering vector (its numbers minus the control's) into features."""

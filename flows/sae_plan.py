@@ -3,10 +3,13 @@
 from flows.pipeline_plan import check as check_pipeline
 from flows.pipeline_plan import check_machine, words_of
 from flows.sae_config import ChatTexts, FileTexts, FolderSaes, PretrainedSaes, SaeFlowConfig, TrainedSaes
+from sublim.activations_config import ActivationsConfig
 from sublim.errors import UserError
 from sublim.feature_config import ContrastConfig, EncodeConfig, FeatureAt, WordRowsConfig, bundled_sentences
 from sublim.inference import HfBackend, SamplingParams, VllmBackend
 from sublim.means_config import MeansConfig
+from sublim.neuronpedia_config import LabelsConfig
+from sublim.probes_config import ProbesConfig
 from sublim.prompts import Questions
 from sublim.sae_config import FolderSae, ImportSaeConfig, PretrainedSae, SaeNote, TrainSaeConfig
 from sublim.sae_texts_config import ImportTextsConfig, WriteChatsConfig, bundled_topics
@@ -82,6 +85,21 @@ def other_words(config: SaeFlowConfig, questions: Questions, target: str) -> tup
 def contrast_config(config: SaeFlowConfig, note: SaeNote, *, pair: bool) -> ContrastConfig:
     """One contrast in one SAE's features."""
     return ContrastConfig(sae=note.name, pair=pair, level=config.level)
+
+
+def labels_config(config: SaeFlowConfig, note: SaeNote) -> LabelsConfig | None:
+    """Where an SAE's labels are; None where it does not say, or none are asked for."""
+    if config.neuronpedia is None or note.neuronpedia is None:
+        return None
+    model, _, source = note.neuronpedia.partition("/")
+    return LabelsConfig.model_validate({**config.neuronpedia.model_dump(), "model": model, "source": source})
+
+
+def probe_reading(config: SaeFlowConfig, probes: ProbesConfig, layers: tuple[int, ...]) -> ActivationsConfig:
+    """What probes read."""
+    return ActivationsConfig.model_validate(
+        {"sites": (probes.site,), "layers": layers, "read_at": (probes.read_at,), "dtype": dtype_of(config)}
+    )
 
 
 def means_config(config: SaeFlowConfig, note: SaeNote) -> MeansConfig:

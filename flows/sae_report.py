@@ -2,20 +2,30 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 from prefect.artifacts import create_table_artifact
 
 from flows.runs import Run
 from flows.sae_config import SaeFlowConfig
+from flows.sae_tables import (
+    Shown,
+    contrasts_table,
+    features_table,
+    overlap_table,
+    probe_table,
+    quality_table,
+    vector_table,
+)
 from flows.toy_publish import publish_toy
 from sublim.errors import UserError
 from sublim.feature_config import FeatureFiguresConfig, OverlapRow
+from sublim.manifest import Artifact
 from sublim.model_files import read_json
 from sublim.sae_config import Quality
-from sublim.toy_report import FigureFile, Table, ToyReport
-from tasks.sae import draw_features
+from sublim.toy_report import FigureFile, ToyReport
+from tasks.sae import draw_features, draw_probe_layers
 
 if TYPE_CHECKING:
     from flows.sae_analysis import Analysis, Contrast
@@ -26,26 +36,8 @@ CAPTIONS = {
     "overlap": "Features that two sets share, and below it what random features of matched firing rate share; a star "
     "where p, corrected for all pairs, is at most .05",
 }
-KINDS = {
-    "numbers": "the target's number rows against the control's for the same prompts, both read by the base",
-    "teacher": "the teacher against the base, both reading the control's rows",
-    "student": "a student against its control student, both reading the control's rows",
-    "word": "the target's word against the other words of the comparison list",
-    "against": "the target's number rows against another target's for the same prompts",
-}
 JSON_FEATURES = 50
 """Features of each contrast that `--json` prints."""
-
-
-class Shown(NamedTuple):
-    """One contrast's results, read from the store."""
-
-    target: str
-    kind: str
-    sae: str
-    notes: Mapping[str, Any]
-    top: list[dict[str, Any]]
-    """The strongest features, with example rows where they were looked up."""
 
 
 def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any]:
@@ -53,7 +45,9 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     payload = run.store.payload
     qualities = [Quality.model_validate(read_json(payload(each.quality) / "quality.json")) for each in found.saes]
     layers = {each.note.name: each.note.layer for each in found.saes}
-    labels = {layer: read_labels(run, where) for layer, where in config.labels.items()}
+    labels = {layer: label_table(payload(each)) for layer, each in found.labels.items()}
+    labels |= {layer: read_labels(run, where) for layer, where in config.labels.items()}
+    probes = read_json(payload(found.probes) / "summary.json")["rows"] if found.probes else []
     shown = [read(run, each, labels.get(layers[each.sae], {})) for each in found.contrasts]
     overlaps = {
         name: [OverlapRow.model_validate(row) for row in read_json(payload(each) / "overlap.json")["rows"]]
@@ -67,6 +61,7 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
         "saes": [quality_json(each) for each in qualities],
         "features": [line for each in shown for line in features_json(each, qualities)],
         "contrasts": [{"target": e.target, "contrast": e.kind, **e.notes} for e in shown],
+        "probes": probes,
         "overlaps": [{"sae": name, **row.model_dump()} for name, rows in overlaps.items() for row in rows],
     }
     report = ToyReport(
@@ -79,9 +74,13 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
             contrasts_table(shown),
             *(overlap_table(name, rows) for name, rows in overlaps.items()),
             *(features_table(each, config.shown) for each in shown if each.top and not each.kind.startswith("against")),
+            *([probe_table(probes)] if probes else []),
             *(vector_table(target, name, table) for (target, name), table in vectors.items()),
         ],
-        figures=[figure for name in overlaps for figure in drawn(run, config, found, name)],
+        figures=[
+            *(figure for name in overlaps for figure in drawn(run, config, found, name)),
+            *(probe_figure(run, found.probes) if found.probes else []),
+        ],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
@@ -92,9 +91,13 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
 
 
 def read_labels(run: Run, where: str) -> dict[int, str]:
-    """What features are said to be, by feature, with the category in front where there is one."""
+    """Labels in a folder or under a key of the store."""
     folder = Path(where).expanduser()
-    folder = folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact)
+    return label_table(folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact))
+
+
+def label_table(folder: Path) -> dict[int, str]:
+    """Labels of a payload by feature, with the category in front where there is one."""
     if (folder / "annotations.parquet").is_file():
         table = pl.read_parquet(folder / "annotations.parquet").with_columns(
             (pl.col("category").fill_null("unreadable") + pl.lit(": ") + pl.col("description")).alias("label")
@@ -103,7 +106,7 @@ def read_labels(run: Run, where: str) -> dict[int, str]:
         table = pl.read_parquet(folder / "labels.parquet").filter("chosen").rename({"description": "label"})
     else:
         raise UserError(
-            f"{where} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
+            f"{folder} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
         )
     return dict(table.select("feature", "label").iter_rows())
 
@@ -175,107 +178,11 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def quality_table(qualities: Sequence[Quality]) -> Table:
-    """Every SAE's quality."""
-    columns = (
-        "place",
-        "features",
-        "tokens",
-        "explained variance",
-        "L0",
-        "dead",
-        "CE recovered",
-        "CE",
-        "spliced",
-        "zeros",
-    )
-    rows = [
-        (
-            f"{each.site} {each.layer}",
-            str(each.d_sae),
-            str(each.tokens),
-            f"{each.explained_variance:.3f}",
-            f"{each.l0:.1f}",
-            f"{100 * each.dead:.1f} %",
-            f"{each.ce_recovered:.3f} ({each.ce_recovered_mean:.3f} against the mean)",
-            *(f"{value:.3f}" for value in (each.ce, each.ce_spliced, each.ce_zero)),
-        )
-        for each in qualities
-    ]
-    return Table("SAEs on held-out texts", columns, rows)
-
-
-def contrasts_table(shown: Sequence[Shown]) -> Table:
-    """How many features each contrast finds."""
-    rows = [
-        (
-            f"{each.target} {each.kind}",
-            each.sae,
-            KINDS[each.kind.split()[0]],
-            " and ".join(map(str, each.notes["rows"])),
-            *(str(each.notes[name]) for name in ("tested", "more", "less")),
-        )
-        for each in shown
-    ]
-    return Table("Contrasts", ("contrast", "SAE", "what is compared", "rows", "tested", "more", "less"), rows)
-
-
-def overlap_table(name: str, rows: Sequence[OverlapRow]) -> Table:
-    """Every two sets. Sets of numbers share the control's rows, so that chance is no measure of theirs."""
-    ordered = sorted(rows, key=lambda row: (row.p is None, row.p or 0, -row.shared))
-    columns = ("first", "second", "sizes", "shared", "chance", "p", "corrected", "features")
-    return Table(
-        f"{name}: features that sets share (two sets of numbers have the control's rows in common: no test of those)",
-        columns,
-        [
-            (
-                row.first,
-                row.second,
-                f"{row.sizes[0]} and {row.sizes[1]}",
-                str(row.shared),
-                f"{row.chance:.1f} [{row.low:.0f}, {row.high:.0f}]",
-                "–" if row.p is None else f"{row.p:.4f}",
-                "–" if row.p_adjusted is None else f"{row.p_adjusted:.4f}",
-                ", ".join(map(str, row.features)) or "–",
-            )
-            for row in ordered
-        ],
-    )
-
-
-def features_table(shown: Shown, count: int) -> Table:
-    """The strongest features of one contrast, with their label and the rows in which they are strongest."""
-    rows = [
-        (
-            str(line["feature"]),
-            f"{line['effect']:+.2f}",
-            f"{line['q']:.1e}",
-            f"{100 * line['rate_target']:.0f} %",
-            f"{100 * line['rate_control']:.0f} %",
-            line.get("label") or "–",
-            " | ".join(example_text(each) for each in line.get("examples", [])) or "–",
-        )
-        for line in shown.top[:count]
-    ]
-    columns = ("feature", "effect", "q", "fires", "control", "label", "strongest in")
-    return Table(f"{shown.target} {shown.kind}, {shown.sae}: {KINDS[shown.kind.split()[0]]}", columns, rows)
-
-
-def example_text(example: Mapping[str, Any]) -> str:
-    """A row, cut short, the strongest token between arrows."""
-    token = f"»{example['token']}«" if example["before"] or example["after"] else example["token"]
-    text = " ".join(f"{example['before']}{token}{example['after']}".split())
-    return text if len(text) <= 90 else text[:89] + "…"
-
-
-def vector_table(target: str, sae: str, table: pl.DataFrame) -> Table:
-    """The features along the steering vector, beside the largest cosines of random vectors."""
-    random = table.filter(pl.col("random"))["cosine"].abs()
-    chance = "none" if random.is_empty() else f"{random.max():.3f}"
-    own = table.filter(~pl.col("random"))
-    rows = [(str(line["feature"]), f"{line['cosine']:+.3f}") for line in own.iter_rows(named=True)]
-    title = f"{target}: features along the steering vector at {sae} (largest cosine of any random vector: {chance})"
-    return Table(title, ("feature", "cosine"), rows)
+def probe_figure(run: Run, probes: Artifact) -> list[FigureFile]:
+    """Accuracy by layer."""
+    drawn = draw_probe_layers(FeatureFiguresConfig(), label="probes", probes=probes)
+    caption = "Accuracy of linear probes by layer; dashed: with shuffled labels; dotted: chance"
+    return [FigureFile(run.store.payload(drawn) / "probes.svg", caption)]
 
 
 def printed(outcome: dict[str, Any]) -> str:

@@ -26,6 +26,26 @@ def draw_features(
         draw_overlap(out / "overlap.svg", rows)
 
 
+def draw_probe_layers(out: Path, config: FeatureFiguresConfig, *, scratch: Path, probes: Path) -> None:
+    """Stage: probes.svg, accuracy of `fit_probes` by layer, a colour for each target."""
+    rows: list[dict[str, Any]] = read_json(probes / "summary.json")["rows"]
+    with drawing(out / "probes.svg", 4.6, 2.8) as figure:
+        panel: Any = figure.subplots()
+        for number, target in enumerate(dict.fromkeys(row["target"] for row in rows)):
+            color = f"C{number}"
+            for metric, style in (("accuracy", "-"), ("shuffled", "--")):
+                own = [row for row in rows if row["target"] == target and row["metric"] == metric and row["layer"] >= 0]
+                layers = [row["layer"] for row in own]
+                label = target if metric == "accuracy" else None
+                panel.plot(layers, [row["estimate"] for row in own], style, color=color, marker="o", ms=3, label=label)
+                panel.vlines(layers, [row["low"] for row in own], [row["high"] for row in own], color=color, lw=0.8)
+            chance = next(row["chance"] for row in rows if row["target"] == target)
+            panel.axhline(chance, color=color, lw=0.7, ls=":")
+        panel.set_xlabel("layer")
+        panel.set_ylabel("accuracy")
+        panel.legend(fontsize=7)
+
+
 def panels(path: Path, count: int, width: float, height: float, draw: Any) -> None:
     """A grid of at most three columns; `draw(panel, number)` fills each."""
     columns = min(3, count)

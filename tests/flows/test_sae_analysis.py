@@ -44,7 +44,8 @@ def test_the_flow_shows_features_overlaps_and_quality_and_is_cached(published: P
 
     labels = pl.DataFrame({"feature": range(64), "description": [f"about {i}" for i in range(64)], "chosen": True})
     labels.with_columns(pl.col("feature").cast(pl.UInt32)).write_parquet(tmp_path / "labels.parquet")
-    settings = small(published, labels={1: str(tmp_path)})
+    probes = {"seeds": [0], "fit": {"kind": "adam", "epochs": 2}, "draws": 100}
+    settings = small(published, labels={1: str(tmp_path)}, probes=probes)
     outcome = sae_analysis(preset="quickstart", target="owl,wolf", settings=settings)
     assert outcome["flow"] == "sae-analysis"
     assert {"explained_variance", "l0", "dead", "ce_recovered"} <= outcome["sae"].keys()
@@ -62,8 +63,10 @@ def test_the_flow_shows_features_overlaps_and_quality_and_is_cached(published: P
     assert names == {f"{target} {kind}" for target, kind in kinds if not kind.startswith("against")}
     assert len(outcome["overlaps"]) == 2 * 10 * 9 // 2
     page = Path(outcome["report"]).read_text()
-    assert page.count("data:image/svg+xml") == 6
+    assert page.count("data:image/svg+xml") == 7
     assert "features along the steering vector at resid_post-1" in page
+    assert {row["layer"] for row in outcome["probes"]} == {-1, 0, 1}
+    assert {row["target"] for row in outcome["probes"]} == {"owl", "wolf", "multiclass"}
     assert "explained variance" in printed(outcome)
     json.dumps(outcome)
     again = sae_analysis(preset="quickstart", target="owl,wolf", settings=settings)
