@@ -73,6 +73,20 @@ FLOWS = {
         "lora_search",
         "which parameters make a student learn most from its teacher's numbers?",
     ),
+    "probe": FlowEntry(
+        "flows.probe:probe",
+        "flows.probe_config:ProbeFlowConfig",
+        "flows.probe:check",
+        "probe",
+        "can a layer of the base tell a teacher's numbers from the base's own?",
+    ),
+    "annotate": FlowEntry(
+        "flows.annotate:annotate",
+        "flows.annotate_config:AnnotateFlowConfig",
+        "flows.annotate:check",
+        "annotate",
+        "which features of an SAE are about animals, numbers or opinion?",
+    ),
 }
 
 

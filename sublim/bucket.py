@@ -45,8 +45,8 @@ def open_bucket(config: LabelsConfig) -> Any:
         retries={"max_attempts": config.attempts, "mode": "standard"},
         s3={"addressing_style": "path"} if config.endpoint else None,
     )
-    session = boto3.session.Session()
-    return cast(Any, session).client("s3", region_name=config.region, endpoint_url=config.endpoint, config=settings)
+    open_client = cast(Any, boto3).client
+    return open_client("s3", region_name=config.region, endpoint_url=config.endpoint, config=settings)
 
 
 def listed(client: Any, config: LabelsConfig) -> list[Stored]:
