@@ -31,7 +31,7 @@ from sublim.model_files import read_json
 from sublim.probes_config import ProbeFiguresConfig, ProbeSummaries, ProbeSummary
 from sublim.prompts import load_questions
 from sublim.toy_report import FigureFile, Table, ToyReport, bounded
-from tasks.labels import draw_probes, fit_probes
+from tasks.probes import draw_probes, fit_probes
 from tasks.processes import one_process
 from tasks.steering import read_activations
 

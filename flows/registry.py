@@ -80,13 +80,6 @@ FLOWS = {
         "probe",
         "can a layer of the base tell a teacher's numbers from the base's own?",
     ),
-    "annotate": FlowEntry(
-        "flows.annotate:annotate",
-        "flows.annotate_config:AnnotateFlowConfig",
-        "flows.annotate:check",
-        "annotate",
-        "which features of an SAE are about animals, numbers or opinion?",
-    ),
 }
 
 
