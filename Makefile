@@ -39,7 +39,7 @@ quickstart: install  ## subliminal learning on the bundled model: an owl teacher
 	$(BIN)/sublim run pipeline --preset quickstart
 
 test: install lint  ## ruff, pyright and the tests (no GPU, under 25 minutes)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

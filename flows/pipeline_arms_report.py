@@ -107,7 +107,7 @@ def _change(arm: Effect | None, main: Effect | None) -> Change | None:
         return None
     differences = [a - b for a, b in zip(arm.per_unit, main.per_unit, strict=True)]
     if len(differences) < 2:
-        return Change(estimate=differences[0], low=None, high=None)
+        return Change(estimate=differences[0], low=None, high=None, reason="one unit has no spread")
     from sublim.stats import paired_t  # scipy takes half a second to import, and a run without arms needs none
 
     found = paired_t(differences, LEVEL)

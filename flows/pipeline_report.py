@@ -1,7 +1,7 @@
 """What a pipeline run leaves: report.html, summary.json, and a table and a summary in Prefect's UI."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,8 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
     contexts = dict(_contexts(manifests, study))
     made = manifests[study.base.key].provenance
     drawn = "a second draw of the base's own rows" if config.second_draw else "the teacher's number lists"
-    targets = " and ".join(config.target)
+    *others, last = config.target
+    targets = f"{', '.join(others)} and {last}" if others else last
     results = Results(run, study)
     return RunReport(
         title=f"{targets.capitalize()}: {config.about or run.preset}",
@@ -210,8 +211,8 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
             if metric[arm] is not None
         )
         yield f"  {name:7} effect {effect['estimate'] * scale:+.2f} {unit}  ({means})"
-        yield f"          95 % on these questions {_range(effect['low'], effect['high'], scale)}"
-        yield f"          95 % questions too      {_range(effect['low_questions'], effect['high_questions'], scale)}"
+        yield f"          95 % on these questions {_range(effect, scale)}"
+        yield f"          95 % questions too      {_range(effect, scale, '_questions')}"
         yield f"          {effect['seeds']} pairs x {effect['questions']} questions"
     others = [
         f"{other} {by['effect']['estimate']:+.2f}"
@@ -223,8 +224,7 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
     for point in target["dose"]:
         if point["effect"] is not None:
             effect = point["effect"]
-            interval = _range(effect["low"], effect["high"], 1)
-            yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {interval}"
+            yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {_range(effect)}"
     for arm in target["arms"][1:]:
         yield _printed_arm(arm)
     yield f"  {target['about_units']}"
@@ -235,11 +235,12 @@ def _printed_arm(arm: dict[str, Any]) -> str:
     effect, change = arm["effect"], arm["change"]
     if effect is None:
         return f"{name} {arm['reason']}"
-    against = f"; against the main arm {change['estimate']:+.2f}, {_range(change['low'], change['high'], 1)}"
-    return (
-        f"{name} {effect['estimate']:+.2f} nats, {_range(effect['low'], effect['high'], 1)}{against if change else ''}"
-    )
+    against = f"; against the main arm {change['estimate']:+.2f}, {_range(change)}" if change else ""
+    return f"{name} {effect['estimate']:+.2f} nats, {_range(effect)}{against}"
 
 
-def _range(low: float | None, high: float | None, scale: float) -> str:
-    return "none (one unit)" if low is None or high is None else f"{low * scale:+.2f} to {high * scale:+.2f}"
+def _range(effect: Mapping[str, Any], scale: float = 1, which: str = "") -> str:
+    low, high = effect[f"low{which}"], effect[f"high{which}"]
+    if low is None or high is None:
+        return f"no interval: {effect['reason']}"
+    return f"{low * scale:+.2f} to {high * scale:+.2f}"

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from sublim.errors import UserError
+from sublim.planning import detectable
 from sublim.preference_config import UNITS, CompareConfig, Effect, MetricComparison, MetricName, Scores
 from sublim.stats import crossed_bootstrap, paired_t
 
@@ -90,8 +91,11 @@ def paired_effect(
     """The effect with both intervals, over the `used` questions; `differences` holds pairs by questions."""
     matrix = np.stack([differences[pairs][:, used].mean(axis=0) for pairs in units.members])
     n, m = matrix.shape
-    these = paired_t(matrix.mean(axis=1), config.level) if n > 1 else None
-    crossed = min(n, m) > 1
+    # A sampled rate that is zero everywhere is not known to be zero: equal values give no interval, not a width of 0.
+    means = matrix.mean(axis=1)
+    alike = np.ptp(means) == 0
+    these = None if n == 1 or alike else paired_t(means, config.level)
+    crossed = min(n, m) > 1 and np.ptp(matrix) > 0
     rng = np.random.default_rng(config.seed)
     beyond = crossed_bootstrap(matrix, rng, draws=config.draws, level=config.level) if crossed else None
     per_question = np.full(len(used), np.nan)
@@ -107,7 +111,21 @@ def paired_effect(
         seeds=len(differences),
         units=n,
         per_pair=differences[:, used].mean(axis=1).tolist(),
-        per_unit=matrix.mean(axis=1).tolist(),
+        per_unit=means.tolist(),
         per_question=[float(value) if np.isfinite(value) else None for value in per_question],
-        reason=None if crossed else "one unit has no spread" if n == 1 else "one question has no spread",
+        detectable=_detectable(means, config.level) if these else None,
+        reason=_no_spread(n, m, alike=bool(alike)),
     )
+
+
+def _detectable(means: Float[ndarray, " s"], level: float) -> float | None:
+    found = detectable(len(means), float(means.std(ddof=1)), level=level)
+    return None if found is None else round(found, 6)  # a root found by steps: later digits are the machine's
+
+
+def _no_spread(units: int, questions: int, *, alike: bool) -> str | None:
+    if units == 1:
+        return "one unit has no spread"
+    if alike:
+        return "all units have the same value"
+    return "one question has no spread" if questions == 1 else None

@@ -124,7 +124,7 @@ class Effect(Config):
 
     estimate: float
     low: float | None
-    """Interval on these questions: paired t over the units; null with a single unit."""
+    """Interval on these questions: paired t over the units; null with one unit and where all have one value."""
     high: float | None
     low_questions: float | None
     """Interval over questions like these too: crossed bootstrap of units and questions."""
@@ -140,6 +140,9 @@ class Effect(Config):
     per_unit: list[float]
     per_question: list[float | None]
     """Mean over the units; null for questions left out."""
+    detectable: float | None = None
+    """The smallest true effect that a paired t test over as many units shows with power .8, if units spread as these
+    do; null without an interval."""
     reason: str | None = None
     """Why an interval is missing."""
 

@@ -11,7 +11,18 @@ import orjson
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sublim.lineage import lineage_plot
-from sublim.report_config import EFFECT_UNIT, NAMES, RunReport, interval, level, meaning, signed, summary, verdict
+from sublim.report_config import (
+    EFFECT_UNIT,
+    NAMES,
+    RunReport,
+    interval,
+    level,
+    meaning,
+    power_note,
+    signed,
+    summary,
+    verdict,
+)
 from sublim.report_diagnostics import divergence_rows, loss_rows, matched_rows, shift_rows
 from sublim.report_figures import confusion_figure, figures_of
 from sublim.report_files import write_figures
@@ -53,6 +64,7 @@ def render(run: RunReport) -> str:
         loss_rows=loss_rows,
         matched_rows=matched_rows,
         meaning=meaning,
+        power_note=power_note,
         share=share,
         shift_rows=shift_rows,
         signed=signed,

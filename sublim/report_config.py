@@ -88,6 +88,8 @@ class Change(Config):
     low: float | None
     """Paired t interval over the units; null with a single one."""
     high: float | None
+    reason: str | None = None
+    """Why there is no interval."""
 
 
 class ArmShown(Config):
@@ -229,6 +231,17 @@ def verdict(comparison: Comparison, metric: MetricName) -> str:
     return f"Students favour “{word}” {more} than their paired controls; the {chosen} leaves zero out."
 
 
+def power_note(comparison: Comparison) -> str:
+    """What so many units can show."""
+    effect = comparison.metrics["margin"].effect
+    if effect is None or effect.detectable is None:
+        return ""
+    return (
+        f"{effect.units} units that spread as these do show a true effect of {effect.detectable:.2f} nats on these "
+        "questions with a chance of 80 %."
+    )
+
+
 def meaning(comparison: Comparison) -> str:
     """The margin's effect as a ratio of probabilities."""
     effect = comparison.metrics["margin"].effect
@@ -260,7 +273,7 @@ def target_json(shown: TargetShown) -> dict[str, Any]:
         "arms": [arm_json(arm) for arm in shown.arms or [main]],
         "off_target": {word: _metric_json(found["margin"]) for word, found in comparison.off_target.items()},
         "leads": comparison.leads,
-        "about_units": comparison.about_units,
+        "about_units": f"{comparison.about_units} {power_note(comparison)}".strip(),
         "dose": [{"updates": at.updates, **_metric_json(at.metrics["margin"])} for at in shown.dose],
     }
 
@@ -343,7 +356,7 @@ def markdown_summary(run: RunReport) -> str:
     lines = [f"# {run.title}", "", run.question, ""]
     for shown in run.targets:
         lines += [f"**{shown.target}**: {headline(shown.comparison)} {verdict(shown.comparison, 'margin')}", ""]
-        lines += [shown.comparison.about_units, ""]
+        lines += [f"{shown.comparison.about_units} {power_note(shown.comparison)}".strip(), ""]
     lines += [f"> Training and evaluation differ: {text}" for text in run.mismatches]
     if rows:
         lines += ["", "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]

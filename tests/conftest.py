@@ -70,17 +70,21 @@ def store_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model, prepared once per session, or once for all where SUBLIM_TEST_MODELS names a folder."""
+    """The bundled model, prepared once for a run's workers, or once for all where SUBLIM_TEST_MODELS names a folder."""
+    from sublim.locks import locked
     from sublim.model_config import PrepareModelConfig
     from sublim.models import prepare_model
 
-    shared = os.environ.get("SUBLIM_TEST_MODELS")
-    folder = Path(shared) if shared else tmp_path_factory.mktemp("models")
+    # A worker's own base folder lies in one that the run's workers share.
+    base = tmp_path_factory.getbasetemp()
+    run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(os.environ.get("SUBLIM_TEST_MODELS", run / "models"))
     prepared = folder / "smollm2"
-    if not prepared.is_dir():
-        draft = Path(tempfile.mkdtemp(dir=folder))
-        prepare_model(draft, PrepareModelConfig(), scratch=tmp_path_factory.mktemp("scratch"))
-        draft.rename(prepared)
+    with locked(folder / "smollm2.lock"):
+        if not prepared.is_dir():
+            draft = Path(tempfile.mkdtemp(dir=folder))
+            prepare_model(draft, PrepareModelConfig(), scratch=tmp_path_factory.mktemp("scratch"))
+            draft.rename(prepared)
     return prepared
 
 

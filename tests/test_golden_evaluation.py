@@ -26,12 +26,12 @@ GOLDEN = {
     "prepare_mmlu_pro": (1, "00ad9d87d8abc552"),
     "ask_mmlu_pro": (1, "759c6d494a54ddf8"),
     "score_mmlu_pro": (1, "6e9ad1c799c8e757"),
-    "compare_mmlu_pro": (1, "6f6cfb938eccbdfa"),
+    "compare_mmlu_pro": (2, "523182797cd2a8c7"),
     "shift": (1, "f541adfa5a5405a6"),
-    "compare_shift": (1, "ed4341e391153ddd"),
+    "compare_shift": (2, "e7849f129423b635"),
     "collect_scores": (2, "4301d009334d64e1"),
-    "record_cell": (1, "ea6a05534c9e804a"),
-    "tabulate_sweep": (2, "d5e19d52a35c401d"),
+    "record_cell": (1, "37baadca87cf6c5e"),
+    "tabulate_sweep": (2, "4f788e06974d7eba"),
 }
 
 

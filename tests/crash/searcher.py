@@ -1,6 +1,7 @@
 """A worker on a study, with arithmetic in a trial's place: `python -m tests.crash.searcher STUDY.json LOG PAUSE`.
 
 It appends `begin SLOT PID` and `end SLOT PID` to LOG, and prints the study's records when all trials are made.
+With `wait` as a fourth argument it says that it is ready, and begins at a line on its stdin.
 """
 
 import math
@@ -31,6 +32,9 @@ def bowl(config: StudyConfig, asked: Asked) -> float:
 
 def main() -> None:
     config, log, pause = StudyConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
+    if sys.argv[4:] == ["wait"]:
+        print("ready", flush=True)
+        sys.stdin.readline()
     search = open_search(config)
 
     def note(word: str, asked: Asked) -> None:

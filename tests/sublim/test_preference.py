@@ -16,7 +16,7 @@ from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.models import open_model
 from sublim.preference import ask, compare, score
 from sublim.preference_config import AskConfig, CompareConfig, Comparison, ScoreConfig, Scores
-from sublim.stats import paired_t
+from sublim.stats import paired_t, power
 from tests.tiny import tiny_model
 
 WORDS = ["wolf", "cat", "owl"]
@@ -178,6 +178,8 @@ def test_with_several_blocks_the_unit_is_the_block(tmp_path: Path, base: Path) -
     effect = result.metrics["margin"].effect
     assert effect is not None
     assert effect.per_unit == pytest.approx([2.0, 4.0])
+    assert effect.detectable is not None
+    assert power(2, effect.detectable, np.sqrt(2)) == pytest.approx(0.8, abs=1e-5)
     assert (effect.units, effect.seeds) == (2, 4)
     assert "2 blocks, each with its own teacher" in result.about_units
 
@@ -189,6 +191,16 @@ def test_one_pair_has_an_estimate_and_no_interval(tmp_path: Path, base: Path) ->
     assert effect is not None
     assert (effect.estimate, effect.low, effect.low_questions) == (pytest.approx(1.0), None, None)
     assert effect.reason == "one unit has no spread"
+
+
+def test_a_rate_that_is_zero_everywhere_has_no_interval(tmp_path: Path, base: Path) -> None:
+    never = [["Cat", "Cat"]] * 3
+    students = pair_scores(tmp_path / "s", [[1.0] * 3, [2.0] * 3], never)
+    controls = pair_scores(tmp_path / "c", [[0.0] * 3] * 2, never)
+    rate = compared(tmp_path, CompareConfig(), students=students, controls=controls, base=base).metrics["rate"].effect
+    assert rate is not None
+    assert (rate.estimate, rate.low, rate.high, rate.low_questions) == (0.0, None, None, None)
+    assert rate.reason == "all units have the same value"
 
 
 def test_questions_that_a_model_could_not_answer_leave_the_effect_and_are_counted(tmp_path: Path, base: Path) -> None:

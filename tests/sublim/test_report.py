@@ -67,6 +67,7 @@ def test_the_headline_carries_both_intervals_units_and_questions(run: RunReport)
     assert "questions too" in html
     assert "3 seeds × 50 questions" in html
     assert "conditional on its one teacher" in html
+    assert "3 units that spread as these do show a true effect of" in html
 
 
 def test_what_a_model_wrote_is_escaped(run: RunReport) -> None:

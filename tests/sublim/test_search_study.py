@@ -104,10 +104,11 @@ def command(config: StudyConfig, folder: Path, pause: float = 0.0) -> list[str]:
     return [sys.executable, "-m", "tests.crash.searcher", str(folder / "study.json"), str(folder / "log"), str(pause)]
 
 
-def log(folder: Path, word: str) -> list[int]:
-    """Slots of all log lines that begin with `word`."""
+def log(folder: Path, word: str, pid: int | None = None) -> list[int]:
+    """Slots of all log lines that begin with `word`, or of one process's."""
     lines = (folder / "log").read_text().split("\n")[:-1] if (folder / "log").exists() else []
-    return [int(line.split()[1]) for line in lines if line.startswith(word)]
+    found = [line.split() for line in lines if line.startswith(word)]
+    return [int(slot) for _, slot, by in found if pid in (None, int(by))]
 
 
 @pytest.mark.parametrize("pruning", [None, Hyperband(first=8, factor=2)], ids=["whole", "hyperband"])
@@ -231,10 +232,18 @@ def postgres() -> Iterator[Postgres]:
 def test_four_workers_on_postgres_lose_no_trial_and_make_none_twice(tmp_path: Path, postgres: Postgres) -> None:
     """Four processes on one study from its first table on; one is killed in the middle of a trial."""
     config = study(postgres, name="four", trials=32, heartbeat=1, grace=2)
-    workers = [subprocess.Popen(command(config, tmp_path, pause=0.15), stdout=subprocess.PIPE) for _ in range(4)]
+    waiting = [*command(config, tmp_path, pause=0.15), "wait"]
+    workers = [subprocess.Popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)]
     try:
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == b"ready\n"
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write(b"\n")
+            worker.stdin.flush()
         deadline = time.monotonic() + 60
-        while len(log(tmp_path, "begin")) < 8:
+        while len(log(tmp_path, "begin")) < 8 or not log(tmp_path, "begin", workers[0].pid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         workers[0].kill()
@@ -248,15 +257,13 @@ def test_four_workers_on_postgres_lose_no_trial_and_make_none_twice(tmp_path: Pa
     assert {record["state"] for record in records} == {"complete"}
     ended = Counter(log(tmp_path, "end"))
     assert ended.keys() == set(range(32))
-    assert len({line.split()[2] for line in (tmp_path / "log").read_text().splitlines()}) == 4
-    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
-    own = [(word, slot) for word, slot, pid in lines if pid == str(workers[0].pid)]
-    begun, done = ({slot for word, slot in own if word == wanted} for wanted in ("begin", "end"))
-    retried = {str(record["number"]) for record in records if record["retried"]}
+    assert all(log(tmp_path, "begin", worker.pid) for worker in workers)
+    begun, done = (set(log(tmp_path, word, workers[0].pid)) for word in ("begin", "end"))
+    retried = {record["number"] for record in records if record["retried"]}
     # What it had begun and not ended is made again; a trial it had ended may be too, if the study was not told yet.
     assert begun - done <= retried <= begun
     assert len(retried) <= 1
-    assert {slot for slot, count in ended.items() if count > 1} <= {int(slot) for slot in retried}
+    assert {slot for slot, count in ended.items() if count > 1} <= retried
 
 
 def test_silent_worker_on_postgres_is_failed_by_its_heartbeat_and_another_takes_over(postgres: Postgres) -> None:

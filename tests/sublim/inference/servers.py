@@ -96,6 +96,18 @@ def scripted(script: Callable[[int, Seen], Reply] = echo, delay: float = 0.0) ->
         thread.join()
 
 
+# Ends the server and its engine's process when this process's stdin closes: by the test, or by the test's death.
+SERVE = """
+import os, runpy, signal, sys, threading
+def follow():
+    sys.stdin.read()
+    os.killpg(0, signal.SIGKILL)
+if __name__ == "__main__":  # the engine's process imports this file again
+    threading.Thread(target=follow, daemon=True).start()
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
+"""
+
+
 class VllmServer:
     """vLLM's OpenAI server on a model folder; starts at once, and is waited for when its address is asked."""
 
@@ -122,7 +134,8 @@ class VllmServer:
         options += ["--kv-cache-memory-bytes", str(2**29), "--served-model-name", "smollm2"]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options],
+                [sys.executable, "-c", SERVE, *options],
+                stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
