@@ -272,3 +272,17 @@ def test_what_cannot_be_probed_is_refused_in_words(tmp_path: Path) -> None:
             target=payload(tmp_path / "u", classes(n=2)),
             control=payload(tmp_path / "v", classes(n=2)),
         )
+
+
+def test_intervals_on_noise_cover_chance_as_often_as_they_say(tmp_path: Path) -> None:
+    """100 layers of noise, each a study of its own: about 95 of the intervals hold the truth, and no fewer than 89
+    (below which 95 % would fall once in 100 times)."""
+    generator = torch.Generator().manual_seed(3)
+    sides = [{layer: torch.randn(100, 6, generator=generator) for layer in range(100)} for _ in range(2)]
+    inputs = {"target": payload(tmp_path / "t", sides[0]), "control": payload(tmp_path / "c", sides[1])}
+    config = ProbesConfig(together=False, fit=FullFit(l2=0.1), draws=400)
+    _, _, summary = run(tmp_path / "o", config, **inputs)
+    for metric, truth in (("accuracy", 0.5), ("auc", 0.5), ("selectivity", 0.0)):
+        held = sum(row.low <= truth <= row.high for row in summary.rows if row.metric == metric)
+        print(metric, held)
+        assert held >= 89, metric
