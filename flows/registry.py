@@ -80,6 +80,13 @@ FLOWS = {
         "sae_analysis",
         "which features do a teacher's numbers and its students light up, and are they the word's own?",
     ),
+    "probe": FlowEntry(
+        "flows.probe:probe",
+        "flows.probe_config:ProbeFlowConfig",
+        "flows.probe:check",
+        "probe",
+        "can a layer of the base tell a teacher's numbers from the base's own?",
+    ),
 }
 
 

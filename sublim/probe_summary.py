@@ -27,8 +27,8 @@ def summarise(grouped: Mapping[tuple[str, int], Mapping[bool, list[Judged]]], co
 def _rows(target: str, layer: int, true: list[Judged], mixed: list[Judged], config: ProbesConfig) -> list[ProbeSummary]:
     right, wrong = per_prompt(true), per_prompt(mixed)
     counts = np.bincount(np.concatenate([one.labels for one in true]))
-    common = {"layer": layer, "target": target, "prompts": len(right), "seeds": len(true)}
-    common["chance"] = float(counts.max() / counts.sum())
+    chance = float(counts.max() / counts.sum())
+    common = {"layer": layer, "target": target, "prompts": len(right), "seeds": len(true), "chance": chance}
     found: dict[str, tuple[float, float, float]] = {}
     for name, values in (("accuracy", true), ("shuffled", mixed)):
         # One mean for all tested rows; a share by prompt keeps both answers of a prompt one unit.
@@ -69,8 +69,7 @@ def bootstrapped(tested: Sequence[Judged], draws: int) -> dict[str, tuple[float,
         for name, values in metrics(one).items():
             plain[name].append(float(values[0]))
     bounds = {name: np.mean(values, axis=0) for name, values in drawn.items()}
-    return {
-        name: (float(np.mean(plain[name])), *map(float, np.quantile(bounds[name], [0.025, 0.975])))
-        for name in METRICS
-        if name != "accuracy"
-    }
+    low, high = (
+        {name: float(np.quantile(values, share)) for name, values in bounds.items()} for share in (0.025, 0.975)
+    )
+    return {name: (float(np.mean(plain[name])), low[name], high[name]) for name in METRICS if name != "accuracy"}

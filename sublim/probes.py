@@ -23,8 +23,11 @@ from sublim.probes_config import AdamFit, ProbesConfig
 from sublim.progress import progress
 
 MULTICLASS = "multiclass"
-SCHEMA = {"layer": pl.Int32, "target": pl.String, "seed": pl.Int64, "shuffled": pl.Boolean}
-SCHEMA |= {name: pl.Float64 for name in METRICS} | {"n": pl.Int64}
+SCHEMA = {
+    **{"layer": pl.Int32, "target": pl.String, "seed": pl.Int64, "shuffled": pl.Boolean},
+    **{name: pl.Float64 for name in METRICS},
+    "n": pl.Int64,
+}
 
 
 class Trial(NamedTuple):
@@ -131,11 +134,14 @@ def _problems(
     def stacked(arrays: list[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays).astype(np.int64)).to(device)
 
+    train, validation, test = (stacked([splits[trial.seed][part] for trial in trials]) for part in range(3))
     return Problems(
         x,
         torch.tensor([places.get(trial.layer, 0) for trial in trials], device=device),
         stacked(labels),
-        *(stacked([splits[trial.seed][part] for trial in trials]) for part in range(3)),
+        train,
+        validation,
+        test,
         stacked(orders) if epochs else torch.zeros(len(trials), 0, 0, dtype=torch.long, device=device),
         rows.classes,
     )

@@ -90,3 +90,10 @@ class ProbeSummaries(Config):
     about: str
     """What the intervals cover."""
     rows: list[ProbeSummary]
+
+
+class ProbeFiguresConfig(Config):
+    """The figure of a run."""
+
+    width: Annotated[float, Field(gt=0)] = 4.0
+    """Of one target's panel, in inches."""

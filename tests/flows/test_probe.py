@@ -1,0 +1,60 @@
+"""The probe flow end to end on a tiny model and a real Prefect server."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from flows.probe import check, load_config, printed, probe
+from flows.settings import presets
+from sublim.errors import UserError
+
+
+def small(published: Path) -> dict[str, object]:
+    return {
+        "study": {
+            "model": {"kind": "local", "path": str(published)},
+            "carrier": {"prompts": 24},
+            "filter": {"keep": 24},
+            "teacher": {"train": {"updates": 2}},
+        },
+        "probes": {"seeds": [0, 1], "fit": {"kind": "adam", "epochs": 2}},
+    }
+
+
+@pytest.mark.usefixtures("prefect_server", "store_root")
+def test_the_flow_reports_every_layer_and_is_cached(published: Path) -> None:
+    first = probe(preset="quickstart", target="owl,wolf", settings=small(published))
+    assert {stage["state"] for stage in first["stages"]} == {"Completed"}
+    promised = {"layer", "target", "accuracy", "auc", "low", "high"}
+    assert all(promised <= row.keys() for row in first["probes"])
+    found = {(row["target"], row["layer"]) for row in first["probes"]}
+    assert found == {(target, layer) for target in ("owl", "wolf", "multiclass") for layer in (-1, 0, 1)}
+    page = Path(first["report"]).read_text()
+    assert page.count("data:image/svg+xml") == 1
+    assert "shuffled" in page
+    assert len(pl.read_csv(Path(first["report"]).with_name("probes.csv"))) == 9 * 2 * 2
+    assert "owl: accuracy" in printed(first)
+    second = probe(preset="quickstart", target="owl,wolf", settings={**small(published), "layers": [1]})
+    states = {stage["stage"]: stage["state"] for stage in second["stages"]}
+    assert states["generate_numbers"] == states["train_teacher"] == "Cached"
+    assert states["fit_probes"] == "Completed"
+    with pytest.raises(UserError, match="no layer 7"):
+        probe(preset="quickstart", settings={**small(published), "layers": [7]})
+
+
+@pytest.mark.usefixtures("store_root")
+@pytest.mark.parametrize("preset", presets("probe"))
+def test_presets_are_whole(preset: str) -> None:
+    config = load_config(preset, "owl", None)
+    assert config.pipeline.target == ("owl",)
+    if not config.gpu_memory_gib:
+        check(config)
+
+
+def test_the_quickstart_s_lists_are_the_pipeline_s() -> None:
+    """With other settings the pipeline's stages would be no hits here."""
+    from flows.pipeline import load_config as load_pipeline
+
+    ours, theirs = load_config("quickstart", None, None).study, load_pipeline("quickstart", None, None)
+    assert ours.identity() == theirs.identity()
