@@ -73,6 +73,13 @@ FLOWS = {
         "lora_search",
         "which parameters make a student learn most from its teacher's numbers?",
     ),
+    "annotate": FlowEntry(
+        "flows.annotate:annotate",
+        "flows.annotate_config:AnnotateFlowConfig",
+        "flows.annotate:check",
+        "annotate",
+        "are features' descriptions about animals, numbers or opinion?",
+    ),
 }
 
 
