@@ -1,7 +1,7 @@
 """Annotation: are features' descriptions about animals, numbers or opinion?
 
     sublim run annotate --preset quickstart                             # 48 descriptions, the bundled model
-    sublim run annotate --preset neuronpedia --set features=20_4711,9_12
+    sublim run annotate --preset neuronpedia --set features=20_4711,9_12      # by their Neuronpedia labels
     sublim run annotate --set file=labels.parquet --set layer=20        # a table of labels
     sublim run annotate --set 'features=["20_1: owls at night"]'
     python -m flows.annotate --preset quickstart
@@ -27,12 +27,11 @@ from flows.settings import build, load_preset, merge
 from flows.toy_publish import publish_toy
 from sublim.annotate_config import CATEGORIES, AnnotationSummary, TakeLabelsConfig
 from sublim.errors import UserError
-from sublim.inference import renders
 from sublim.manifest import Artifact
 from sublim.model_config import PrepareModelConfig
 from sublim.toy_report import Table, ToyReport, bounded
-from tasks.features import annotate as annotate_stage
-from tasks.features import import_labels, take_labels
+from tasks.labels import annotate as annotate_stage
+from tasks.labels import import_labels, take_labels
 from tasks.pipeline import prepare_model
 
 SHOWN = 500
@@ -48,7 +47,7 @@ def check(config: AnnotateFlowConfig) -> None:
         annotation = config.annotation()
     except ValidationError as error:
         raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
-    if renders(annotation.backend):
+    if annotation.needs_base:
         check_model(config.model)
 
 
@@ -69,7 +68,7 @@ def annotate(preset: str = "quickstart", settings: dict[str, Any] | None = None)
     check(config)
     with recorded("annotate", preset, "") as run:
         annotation = config.annotation()
-        base = prepare_model(PrepareModelConfig(source=config.model)) if renders(annotation.backend) else None
+        base = prepare_model(PrepareModelConfig(source=config.model)) if annotation.needs_base else None
         return publish(run, config, annotate_stage(annotation, base=base, labels=labels(config)))
 
 

@@ -8,7 +8,7 @@ from sublim.annotate_config import AnnotateConfig, Described, FeatureList
 from sublim.config import Config, RunOnly
 from sublim.inference import Backend, HfBackend
 from sublim.model_config import BundledModel, ModelConfig
-from sublim.neuronpedia_config import ImportLabelsConfig, Name
+from sublim.neuronpedia_config import LabelsConfig, Name
 from sublim.text_files import load_text
 
 
@@ -24,10 +24,10 @@ class LayerLabels(Config):
     endpoint: RunOnly[str | None] = None
     """Address of another S3 server that holds the same bucket; nothing: Amazon's."""
 
-    def of(self, layer: int) -> ImportLabelsConfig:
+    def of(self, layer: int) -> LabelsConfig:
         """The import of one layer's labels."""
         source = self.source.replace("{layer}", str(layer))
-        return ImportLabelsConfig(model=self.model, source=source, prefer=self.prefer, endpoint=self.endpoint)
+        return LabelsConfig(model=self.model, source=source, prefer=self.prefer, endpoint=self.endpoint)
 
 
 class AnnotateFlowConfig(Config):
@@ -59,7 +59,9 @@ class AnnotateFlowConfig(Config):
     @field_validator("features", mode="before")
     @classmethod
     def _split(cls, features: Any) -> Any:
-        return [part for part in features.split(",") if part.strip()] if isinstance(features, str) else features
+        if isinstance(features, str):
+            return [part for part in features.split(",") if part.strip()]
+        return [features] if isinstance(features, int) else features
 
     @model_validator(mode="after")
     def _something_to_sort(self) -> "AnnotateFlowConfig":

@@ -22,7 +22,7 @@ from sublim.annotate_config import (
 from sublim.annotation_prompt import EMPTY, question, read_category
 from sublim.chat import Context, context
 from sublim.errors import UserError
-from sublim.inference import OpenAIBackend, Sampler, SamplingParams, open_sampler, renders
+from sublim.inference import OpenAIBackend, Sampler, SamplingParams, open_sampler
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.progress import progress
@@ -76,7 +76,7 @@ def annotate(
     """
     config = config.resolved()
     rows, unlabelled = chosen_rows(config, labels)
-    if base is None and renders(config.backend):
+    if base is None and config.needs_base:
         raise UserError(f"the {config.backend.kind} backend needs a model that sorts: give `base`")
     read = _by_log_probs if config.by == "log-probs" else _by_generation
     size = len(rows) if isinstance(config.backend, OpenAIBackend) else config.shard
@@ -102,12 +102,12 @@ def annotate(
 def chosen_rows(config: AnnotateConfig, labels: Path | Mapping[str, Path] | None) -> tuple[list[Row], list[str]]:
     """The descriptions to sort, in the order asked for, and the features that nothing describes."""
     known = dict(_labelled(config, labels))
-    if not config.features:
+    if not config.listed:
         if not known:
             raise UserError("there is nothing to sort: give labels, or features with their descriptions")
         return [Row(number, layer, text, None) for (layer, number), text in known.items()], []
     rows, unlabelled = list[Row](), list[str]()
-    for each in config.features:
+    for each in config.listed:
         text = each.description or _described(each, known)
         if text is None:
             unlabelled.append(each.feature)
@@ -130,7 +130,7 @@ def _labelled(
         table = pl.read_parquet(payload / "labels.parquet").filter("chosen")
         layer = int(name) if name else config.layer
         if "layer" not in table.columns:
-            if layer is None and config.features:
+            if layer is None and config.listed:
                 raise UserError("the labels do not say their layer: set `layer` to the one they belong to")
             table = table.with_columns(pl.lit(layer, pl.UInt32).alias("layer"))
         for row in table.sort("layer", "feature").iter_rows(named=True):
@@ -227,7 +227,7 @@ def _keep(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _contexts(config: AnnotateConfig, base: Path | None, rows: Sequence[Row]) -> list[Context]:
-    if base is None or not renders(config.backend):
+    if base is None or not config.needs_base:
         return []
     from sublim.models import load_tokenizer
 

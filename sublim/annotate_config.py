@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from sublim.config import Config, RunOnly
 from sublim.digest import digest_file
 from sublim.errors import UserError
-from sublim.inference import Backend, HfBackend, OpenAIBackend
+from sublim.inference import Backend, HfBackend, OpenAIBackend, renders
 
 Category = Literal["animals", "numbers", "opinion", "none"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -29,6 +29,8 @@ class Described(Config):
     @classmethod
     def _named(cls, value: Any) -> Any:
         """`20_4711` and `20_4711: what it responds to` stand for the whole."""
+        if isinstance(value, int):
+            raise ValueError(f"YAML reads 20_4711 as the number 204711, as it did for {value}: put quotes around it")
         if not isinstance(value, str):
             return value
         name, _, text = value.partition(":")
@@ -54,7 +56,9 @@ class AnnotateConfig(Config):
     """Which descriptions to sort, and by whom."""
 
     features: tuple[Described, ...] = ()
-    """The features; empty: every one that the labels describe."""
+    """The features, those without a description as the labels describe them."""
+    only: tuple[FeatureId, ...] = ()
+    """Further features by their ids alone. No features and none of these: every one that the labels describe."""
     layer: Annotated[int, Field(ge=0)] | None = None
     """The layer that the labels belong to, where they do not say."""
     backend: Backend = HfBackend()
@@ -77,10 +81,20 @@ class AnnotateConfig(Config):
     def _scorable(self) -> Self:
         if self.by == "log-probs" and isinstance(self.backend, OpenAIBackend) and self.backend.api == "chat":
             raise ValueError("a chat server gives no log-probs of words: set by to generation")
-        names = [each.feature for each in self.features]
+        names = [each.feature for each in self.listed]
         if len({*names}) < len(names):
             raise ValueError(f"a feature is listed twice: {next(name for name in names if names.count(name) > 1)}")
         return self
+
+    @property
+    def listed(self) -> tuple[Described, ...]:
+        """The features asked for."""
+        return (*self.features, *(Described(feature=name) for name in self.only))
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a local model, or its tokenizer, has to be given."""
+        return renders(self.backend)
 
     def resolved(self) -> Self:
         config = super().resolved()

@@ -18,14 +18,14 @@ import polars as pl
 from sublim.bucket import Bucket, Entry, strays
 from sublim.digest import digest
 from sublim.errors import UserError
-from sublim.neuronpedia_config import ImportLabelsConfig
+from sublim.neuronpedia_config import LabelsConfig
 
 SUFFIX = ".jsonl.gz"
 SHOWN = 12
 SCHEMA = {"feature": pl.UInt32, "description": pl.String, "model": pl.String, "score": pl.Float64}
 
 
-def import_labels(out: Path, config: ImportLabelsConfig, *, scratch: Path) -> dict[str, Any]:
+def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str, Any]:
     """Stage: writes labels.parquet {feature, description, chosen, model, score}, each feature's chosen row first.
 
     All explanations are kept, equal ones once. Chosen is the one with the highest score; unscored ones come after
@@ -79,7 +79,7 @@ def choose(rows: pl.DataFrame, prefer: tuple[str, ...]) -> pl.DataFrame:
     )
 
 
-def missing(bucket: Bucket, config: ImportLabelsConfig) -> str:
+def missing(bucket: Bucket, config: LabelsConfig) -> str:
     """What to say when nothing lies where the explanations should: what does lie nearby."""
     folder = f"{config.root}/{config.model}/"
     if found := bucket.folders(folder):
@@ -98,7 +98,7 @@ def _near(field: str, wanted: str, found: list[str]) -> str:
 
 
 def read_explanations(
-    path: Path, entry: Entry, config: ImportLabelsConfig, counts: Counter[str]
+    path: Path, entry: Entry, config: LabelsConfig, counts: Counter[str]
 ) -> Iterator[tuple[int, str, str | None, float | None]]:
     """(feature, description, model, score) of each line of one file."""
     for number, line in enumerate(unpacked(path, entry.key, config.largest_mib), start=1):
@@ -145,7 +145,7 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def _same_sae(row: dict[str, Any], config: ImportLabelsConfig, where: str) -> None:
+def _same_sae(row: dict[str, Any], config: LabelsConfig, where: str) -> None:
     """Labels of another layer's SAE have the same numbers and another meaning."""
     said = (row.get("modelId") or config.model, row.get("layer") or config.source)
     if said != (config.model, config.source):

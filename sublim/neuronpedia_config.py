@@ -9,7 +9,7 @@ from sublim.config import Config, RunOnly
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-class ImportLabelsConfig(Config):
+class LabelsConfig(Config):
     """The explanations of one SAE's features. What the bucket held is noted in the manifest; forget to import anew."""
 
     model: Name = "gemma-2-9b-it"

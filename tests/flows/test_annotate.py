@@ -32,7 +32,7 @@ def test_features_are_labelled_sorted_reported_and_cached(tmp_path: Path) -> Non
     from flows.annotate import annotate, printed
 
     preset = tmp_path / "mine.yaml"
-    preset.write_text("about: a list of my own\nfeatures: [20_4, 20_5, 9_4, 9_99]\n")
+    preset.write_text("about: a list of my own\nfeatures: ['20_4', '20_5', '9_4', '9_99']\n")
     with s3_server(tmp_path / "moto") as s3, scripted(sorter) as server:
         rows = [{"index": str(i), "description": f"{word}s"} for i, word in ((4, "owl"), (5, "digit"), (6, "cat"))]
         s3.explain("20-gemmascope-res-16k", {"batch-0.jsonl.gz": rows})

@@ -15,7 +15,7 @@ from typing import Any
 
 import boto3
 
-from sublim.neuronpedia_config import ImportLabelsConfig
+from sublim.neuronpedia_config import LabelsConfig
 
 BUCKET = "neuronpedia-datasets"
 
@@ -47,11 +47,11 @@ class S3:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(one, files.items()))
 
-    def config(self, source: str, **more: Any) -> ImportLabelsConfig:
+    def config(self, source: str, **more: Any) -> LabelsConfig:
         given = {"model": "gemma-2-9b-it", "source": source, "endpoint": self.url, "timeout": 10.0, **more}
-        return ImportLabelsConfig.model_validate(given)
+        return LabelsConfig.model_validate(given)
 
-    def explain(self, source: str, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> ImportLabelsConfig:
+    def explain(self, source: str, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> LabelsConfig:
         """Puts explanations where the bucket has them."""
         config = self.config(source)
         self.put({f"{config.prefix}{name}": packed(rows) for name, rows in files.items()})

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from sublim.annotate import agreement, annotate, take_labels
@@ -155,7 +156,7 @@ def test_labels_by_layer_describe_the_features_listed(tmp_path: Path) -> None:
         assert summary.unlabelled == ["9_5"]
         every, _ = run(tmp_path / "b", config(server.url, features=()), labels=nine)
         assert every.select("feature", "layer", "description").rows() == [(4, None, "owls a")]
-        told, _ = run(tmp_path / "c", config(server.url, features=(), layer=9), labels=nine)
+        told, _ = run(tmp_path / "c", config(server.url, features=(), only=["9_4"], layer=9), labels=nine)
         assert told["layer"].to_list() == [9]
         with pytest.raises(UserError, match="set `layer`"):
             run(tmp_path / "d", config(server.url, features=["9_4"]), labels=nine)
@@ -187,6 +188,8 @@ def test_configs_refuse_what_cannot_be() -> None:
         config("http://127.0.0.1:1/v1", by="log-probs")
     with pytest.raises(ValidationError, match="listed twice: 20_1"):
         AnnotateConfig.model_validate({"features": ["20_1", "20_1: owls"]})
+    with pytest.raises(ValidationError, match="put quotes around it"):
+        AnnotateConfig.model_validate(yaml.safe_load("features: [20_4711]"))
     with pytest.raises(ValidationError, match="feature"):
         Described.model_validate("owl")
     assert AnnotateConfig(backend=HfBackend()).resolved().by == "log-probs"

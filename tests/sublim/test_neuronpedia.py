@@ -15,7 +15,7 @@ import pytest
 
 from sublim.errors import UserError
 from sublim.neuronpedia import choose, import_labels
-from sublim.neuronpedia_config import ImportLabelsConfig
+from sublim.neuronpedia_config import LabelsConfig
 from tests.sublim.buckets import BUCKET, S3, breaking, packed, s3_server
 
 
@@ -43,21 +43,23 @@ def explained(index: int, text: str, model: str | None = None, score: float | No
     }
 
 
-def imported(config: ImportLabelsConfig, scratch: Path, name: str = "out") -> pl.DataFrame:
+def imported(config: LabelsConfig, scratch: Path, name: str = "out") -> pl.DataFrame:
     out = scratch.parent / name
     out.mkdir()
     import_labels(out, config, scratch=scratch)
     return pl.read_parquet(out / "labels.parquet")
 
 
-def test_more_files_than_a_page_of_the_listing_are_all_read(s3: S3, scratch: Path) -> None:
-    files = {f"batch-{i}.jsonl.gz": [explained(i, f"about {i}")] for i in range(1_040)}
+def test_files_beyond_the_first_page_of_the_listing_are_read(s3: S3, scratch: Path) -> None:
+    """A page has 1,000 keys: the border lies within the files that count."""
+    files = {f"batch-{i:02d}.jsonl.gz": [explained(i, f"about {i}")] for i in range(50)}
     config = s3.explain("20-gemmascope-res-16k", files)
+    s3.put({f"{config.prefix}activations-{i:03d}.txt": b"" for i in range(980)})
     # Neighbours whose names begin alike are other SAEs.
     s3.explain("20-gemmascope-res-16k-x", {"batch-0.jsonl.gz": [explained(7_000, "a neighbour's")]})
     labels = imported(config, scratch)
-    assert labels["feature"].to_list() == list(range(1_040))
-    assert labels["description"].to_list() == [f"about {i}" for i in range(1_040)]
+    assert labels["feature"].to_list() == list(range(50))
+    assert labels["description"].to_list() == [f"about {i}" for i in range(50)]
     assert labels.schema == {
         "feature": pl.UInt32, "description": pl.String, "chosen": pl.Boolean, "model": pl.String, "score": pl.Float64
     }  # fmt: skip
@@ -129,8 +131,8 @@ def test_a_killed_import_keeps_the_files_it_had(s3: S3, scratch: Path, tmp_path:
     (tmp_path / "config.json").write_text(config.model_copy(update={"workers": 1}).model_dump_json())
     code = (
         "import sys; from pathlib import Path; from sublim.neuronpedia import import_labels; "
-        "from sublim.neuronpedia_config import ImportLabelsConfig; out, config, scratch = map(Path, sys.argv[1:]); "
-        "import_labels(out, ImportLabelsConfig.model_validate_json(config.read_text()), scratch=scratch)"
+        "from sublim.neuronpedia_config import LabelsConfig; out, config, scratch = map(Path, sys.argv[1:]); "
+        "import_labels(out, LabelsConfig.model_validate_json(config.read_text()), scratch=scratch)"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(tmp_path / "config.json"), str(scratch)]
     killed = subprocess.run(command, env={**os.environ, "SUBLIM_KILL_AT": "download:file"}, check=False)
