@@ -15,9 +15,9 @@ from tests.sublim.buckets import s3_server
 from tests.test_golden import ADVICE, fingerprint, run
 
 GOLDEN = {
-    "import_labels": (1, "?"),
-    "take_labels": (1, "?"),
-    "annotate": (1, "?"),
+    "import_labels": (1, "66a87b383f2e5741"),
+    "take_labels": (1, "987d1d10ec1e65d6"),
+    "annotate": (1, "aaa5ea1da0bbe4ae"),
 }
 
 
