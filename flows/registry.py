@@ -87,6 +87,13 @@ FLOWS = {
         "probe",
         "can a layer of the base tell a teacher's numbers from the base's own?",
     ),
+    "annotate": FlowEntry(
+        "flows.annotate:annotate",
+        "flows.annotate_config:AnnotateFlowConfig",
+        "flows.annotate:check",
+        "annotate",
+        "are features' descriptions about animals, numbers or opinion?",
+    ),
 }
 
 

@@ -47,7 +47,8 @@ from sublim.model_files import read_json
 from sublim.prompts import Questions, load_questions
 from sublim.sae_config import QualityConfig, SaeNote
 from sublim.sae_texts_config import GatherTextsConfig, ImportTextsConfig
-from tasks.labels import annotate, fit_probes, import_labels
+from tasks.labels import annotate, import_labels
+from tasks.probes import fit_probes
 from tasks.processes import one_process
 from tasks.sae import (
     contrast_features,
