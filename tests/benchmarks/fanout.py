@@ -15,7 +15,9 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for timeline.svg and fanout.json")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` must not leave server and workers behind
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sublim-benchmark-")))
         os.environ["SUBLIM_STORE"] = str(scratch / "store")
