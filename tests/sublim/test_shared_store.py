@@ -189,7 +189,7 @@ def test_damaged_copy_is_fetched_again_and_not_made_again(host: Host) -> None:
 
 
 def test_one_of_two_machines_builds_and_the_other_waits_and_finds(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SUBLIM_LEASE_SECONDS", "2")
+    monkeypatch.setenv("SUBLIM_LEASE_SECONDS", "1")
     a, b = host("a"), host("b")
     building, lines = threading.Event(), list[str]()
 
@@ -197,7 +197,7 @@ def test_one_of_two_machines_builds_and_the_other_waits_and_finds(host: Host, mo
         with claim(a) as found:
             assert found is None
             building.set()
-            time.sleep(3.5)  # longer than a lease lasts: it is renewed
+            time.sleep(4.5)  # longer than a lease lasts: it is renewed
             return made(a)
 
     with ThreadPoolExecutor(1) as pool:
