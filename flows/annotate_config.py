@@ -50,7 +50,7 @@ class AnnotateFlowConfig(Config):
     by: Literal["auto", "generation", "log-probs"] = "auto"
     """generation, log-probs, or auto: generation with a server, log-probs otherwise."""
     calibrate: bool = True
-    """With log-probs: each word's score is taken relative to what it gets when the description says nothing."""
+    """With log-probs: each word's score is relative to its mean over eight descriptions, two of each category."""
     seed: int = 0
     """Sent along, for servers that draw even at temperature 0."""
     gpu_memory_gib: RunOnly[float] = 0
