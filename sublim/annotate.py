@@ -203,7 +203,7 @@ def agreement(by_hand: Sequence[Category | None], found: Sequence[Category | Non
         return None
     right = sum(hand == own for hand, own in pairs)
     bounds = wilson(right, len(pairs), level)
-    confusion = {
+    confusion: dict[Category, dict[str, int]] = {
         name: dict(sorted(Counter(own or "unreadable" for hand, own in pairs if hand == name).items()))
         for name in CATEGORIES
     }

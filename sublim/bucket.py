@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from hashlib import sha256
@@ -125,7 +125,7 @@ class Bucket:
                 raise BrokenOff("fewer bytes than listed" if file.tell() < entry.size else "more bytes than listed")
 
     @contextmanager
-    def _told(self, doing: str) -> Iterator[None]:
+    def _told(self, doing: str) -> Generator[None]:
         try:
             yield
         except ClientError as error:
