@@ -18,15 +18,12 @@ import polars as pl
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
-from pydantic import ValidationError
 
-from flows.annotate_config import AnnotateFlowConfig
-from flows.pipeline_plan import check_machine, check_model
+from flows.annotate_config import AnnotateFlowConfig, check
 from flows.runs import Run, recorded
 from flows.settings import build, load_preset, merge
 from flows.toy_publish import publish_toy
 from sublim.annotate_config import CATEGORIES, AnnotationSummary, TakeLabelsConfig
-from sublim.errors import UserError
 from sublim.manifest import Artifact
 from sublim.model_config import PrepareModelConfig
 from sublim.toy_report import Table, ToyReport, bounded
@@ -36,19 +33,6 @@ from tasks.pipeline import prepare_model
 
 SHOWN = 500
 """Rows of the report's table and of Prefect's; the Parquet has all."""
-
-
-def check(config: AnnotateFlowConfig) -> None:
-    """Raises UserError for a file that is not there or a backend that cannot do what is asked."""
-    check_machine(config.gpu_memory_gib)
-    if config.table:
-        TakeLabelsConfig.model_validate({"path": config.file}).identity()
-    try:
-        annotation = config.annotation()
-    except ValidationError as error:
-        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
-    if annotation.needs_base:
-        check_model(config.model)
 
 
 def run_name() -> str:

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from sublim.annotate_config import AnnotateConfig, Described, FeatureList
+from flows.pipeline_plan import check_machine, check_model
+from sublim.annotate_config import AnnotateConfig, Described, FeatureList, TakeLabelsConfig
 from sublim.config import Config, RunOnly
+from sublim.errors import UserError
 from sublim.inference import Backend, HfBackend
 from sublim.model_config import BundledModel, ModelConfig
 from sublim.neuronpedia_config import LabelsConfig, Name
@@ -50,7 +52,7 @@ class AnnotateFlowConfig(Config):
     by: Literal["auto", "generation", "log-probs"] = "auto"
     """generation, log-probs, or auto: generation with a server, log-probs otherwise."""
     calibrate: bool = True
-    """With log-probs: each word's score is taken relative to what it gets when the description says nothing."""
+    """With log-probs: each word's score is relative to its mean over eight descriptions, two of each category."""
     seed: int = 0
     """Sent along, for servers that draw even at temperature 0."""
     gpu_memory_gib: RunOnly[float] = 0
@@ -84,3 +86,16 @@ class AnnotateFlowConfig(Config):
         """What the stage is told."""
         shared = {name: getattr(self, name) for name in ("layer", "backend", "by", "calibrate", "seed")}
         return AnnotateConfig.model_validate({"features": self.listed(), **shared})
+
+
+def check(config: AnnotateFlowConfig) -> None:
+    """Raises UserError for a file that is not there or a backend that cannot do what is asked."""
+    check_machine(config.gpu_memory_gib)
+    if config.table:
+        TakeLabelsConfig.model_validate({"path": config.file}).identity()
+    try:
+        annotation = config.annotation()
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+    if annotation.needs_base:
+        check_model(config.model)

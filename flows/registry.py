@@ -90,7 +90,7 @@ FLOWS = {
     "annotate": FlowEntry(
         "flows.annotate:annotate",
         "flows.annotate_config:AnnotateFlowConfig",
-        "flows.annotate:check",
+        "flows.annotate_config:check",
         "annotate",
         "are features' descriptions about animals, numbers or opinion?",
     ),

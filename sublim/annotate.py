@@ -19,7 +19,7 @@ from sublim.annotate_config import (
     Described,
     TakeLabelsConfig,
 )
-from sublim.annotation_prompt import EMPTY, question, read_category
+from sublim.annotation_prompt import BALANCED, question, read_category
 from sublim.chat import Context, context
 from sublim.errors import UserError
 from sublim.inference import OpenAIBackend, Sampler, SamplingParams, open_sampler
@@ -165,10 +165,10 @@ def _scores(sampler: Sampler, texts: Sequence[str]) -> list[list[float]]:
 
 
 def _head_start(sampler: Sampler, config: AnnotateConfig) -> list[float]:
-    """What each word gets where the description says nothing (Zhao et al. 2021, contextual calibration)."""
+    """What each word gets on average over descriptions of all categories alike (after Zhao et al. 2021)."""
     if config.by != "log-probs" or not config.calibrate:
         return [0.0] * len(CATEGORIES)
-    return [math.fsum(column) / len(EMPTY) for column in zip(*_scores(sampler, EMPTY), strict=True)]
+    return [math.fsum(column) / len(BALANCED) for column in zip(*_scores(sampler, BALANCED), strict=True)]
 
 
 def write(

@@ -67,7 +67,7 @@ class AnnotateConfig(Config):
     """generation: the model writes a category. log-probs: the likeliest of the four words, for small models better.
     auto: generation with a server, log-probs otherwise."""
     calibrate: bool = True
-    """With log-probs: each word's score is taken relative to what it gets when the description says nothing."""
+    """With log-probs: each word's score is relative to its mean over eight descriptions, two of each category."""
     max_tokens: Annotated[int, Field(ge=1)] = 8
     """Longest answer."""
     seed: int = 0

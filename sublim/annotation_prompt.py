@@ -22,8 +22,20 @@ EXAMPLES: tuple[tuple[str, Category], ...] = (
     ("a person's preference between two choices", "opinion"),
     ("times of day such as 10:30", "numbers"),
 )
-EMPTY = ("", "N/A", "something")
-"""Descriptions that say nothing: what a category's word gets for them is its head start."""
+BALANCED = (
+    "whales and dolphins",
+    "a farmer's chickens",
+    "amounts written in digits",
+    "counting up to twenty",
+    "what somebody finds beautiful",
+    "blame for a bad decision",
+    "names of colours",
+    "commands in a terminal",
+)
+"""Two descriptions of each category: what a category's word gets for them on average is its head start.
+
+Descriptions that say nothing would not do: they belong to none, and that word would then never win.
+"""
 _WORDS: dict[str, Category] = {
     "animals": "animals",
     "animal": "animals",

@@ -6,8 +6,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from flows.annotate import check
-from flows.annotate_config import AnnotateFlowConfig
+from flows.annotate_config import AnnotateFlowConfig, check
 from flows.settings import build, load_preset, merge, presets
 from sublim.errors import UserError
 from tests.sublim.buckets import s3_server

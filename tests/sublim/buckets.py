@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,7 +63,7 @@ def packed(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 @contextmanager
-def s3_server(log: Path) -> Iterator[S3]:
+def s3_server(log: Path) -> Generator[S3]:
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
@@ -85,7 +85,7 @@ def s3_server(log: Path) -> Iterator[S3]:
 
 
 @contextmanager
-def breaking(port: int, after: int) -> Iterator[str]:
+def breaking(port: int, after: int) -> Generator[str]:
     """The address of a proxy that ends every connection after so many bytes of the server's."""
     listener = socket.create_server(("127.0.0.1", 0))
 

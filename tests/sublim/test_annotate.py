@@ -1,6 +1,5 @@
 """Sorting descriptions: what is asked, what reaches a server, what is kept, how answers are read."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,14 +13,25 @@ import yaml
 from pydantic import ValidationError
 
 from sublim.annotate import agreement, annotate, take_labels
-from sublim.annotate_config import AnnotateConfig, AnnotationSummary, Described, FeatureList, TakeLabelsConfig
-from sublim.annotation_prompt import EXAMPLES, question, read_category
+from sublim.annotate_config import AnnotateConfig, AnnotationSummary, Category, Described, FeatureList, TakeLabelsConfig
+from sublim.annotation_prompt import BALANCED, EXAMPLES, question, read_category
 from sublim.errors import UserError
 from sublim.inference import HfBackend, OpenAIBackend
 from sublim.text_files import load_text
 from tests.sublim.inference.servers import Reply, Seen, said, scripted
 
 SAMPLE = load_text(FeatureList, "feature_descriptions")
+# Written after the prompt and its calibration were settled, six of each category in turn.
+HELD_OUT: dict[Category, tuple[str, ...]] = {
+    "animals": ("turtles and tortoises", "a shepherd's flock", "references to spiders and their webs",
+                "names of big cats", "migrating geese", "veterinary care of rabbits"),
+    "numbers": ("hexadecimal digits", "statistics with averages and totals", "the number one hundred",
+                "fractions such as a half or a quarter", "population figures of towns", "multiplication tables"),
+    "opinion": ("fans who adore a band", "the phrase in my opinion", "regret over a poor purchase",
+                "recommendations of restaurants", "scorn for a rival", "words such as terrible, awful, dreadful"),
+    "none": ("street names", "apologies in formal letters", "the past tense of verbs",
+             "chemical compounds", "titles of court cases", "indentation of Python code"),
+}  # fmt: skip
 FEATURES = ("20_1: owls at night", "20_2: lists of digits", "20_3: praise", "9_4: commas")
 
 
@@ -206,7 +216,8 @@ def test_agreement_counts_unreadable_answers_as_wrong() -> None:
 
 
 def test_the_examples_shown_are_not_among_the_sample() -> None:
-    shown = {text for text, _ in EXAMPLES}
+    shown = {text for text, _ in EXAMPLES} | {*BALANCED}
+    assert not shown & {text for own in HELD_OUT.values() for text in own}
     assert not shown & {each.description for each in SAMPLE.features}
     counts = [
         sum(each.category == name for each in SAMPLE.features) for name in ("animals", "numbers", "opinion", "none")
@@ -215,16 +226,17 @@ def test_the_examples_shown_are_not_among_the_sample() -> None:
 
 
 def test_the_bundled_model_sorts_far_better_than_chance(tmp_path: Path, smollm2: Path) -> None:
-    """Chance is one in four; sorted by log-prob and by what it writes, on descriptions it was not shown."""
-    given = AnnotateConfig(features=SAMPLE.features, backend=HfBackend(dtype="float32"))
-    _, scored = run(tmp_path / "scored", given, base=smollm2)
-    found = scored.agreement
+    """Chance is one in four. A resumed run writes the same bytes."""
+    texts = [(text, name) for name, own in HELD_OUT.items() for text in own]
+    features = [Described(feature=f"0_{i}", description=text, category=name) for i, (text, name) in enumerate(texts)]
+    given = AnnotateConfig(features=tuple(features), backend=HfBackend(dtype="float32"), shard=16)
+    _, summary = run(tmp_path, given, base=smollm2)
+    found = summary.agreement
     assert found is not None
-    assert found.low > 0.35
-    resumed = json.loads((tmp_path / "scored" / "out" / "annotations.json").read_text())
-    (tmp_path / "scored" / "scratch" / "answers-000032-000048.jsonl").unlink()
-    (tmp_path / "scored" / "out").rename(tmp_path / "first")
-    run(tmp_path / "scored", given, base=smollm2)
-    assert json.loads((tmp_path / "scored" / "out" / "annotations.json").read_text()) == resumed
-    files = [path / "annotations.parquet" for path in (tmp_path / "first", tmp_path / "scored" / "out")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    assert found.low > 0.3
+    assert found.confusion["animals"].get("animals", 0) >= 5
+    (tmp_path / "scratch" / "answers-000016-000024.jsonl").unlink()
+    (tmp_path / "out").rename(tmp_path / "first")
+    run(tmp_path, given, base=smollm2)
+    for name in ("annotations.parquet", "annotations.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
