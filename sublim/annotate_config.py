@@ -30,7 +30,9 @@ class Described(Config):
     def _named(cls, value: Any) -> Any:
         """`20_4711` and `20_4711: what it responds to` stand for the whole."""
         if isinstance(value, int):
-            raise ValueError(f"YAML reads 20_4711 as the number 204711, as it did for {value}: put quotes around it")
+            raise ValueError(
+                f"without quotes an id is a number to YAML (20_4711 is 204711): put quotes around what became {value}"
+            )
         if not isinstance(value, str):
             return value
         name, _, text = value.partition(":")
