@@ -90,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
             return 0
     if options.ephemeral:
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+        server.reread_environment()
     else:
         server.ensure()
     result = load(flow.flow)(preset=options.preset, settings=settings)

@@ -116,14 +116,21 @@ def stop() -> Server | None:
 
 
 def ensure() -> str:
-    """The API address to use from here on, put into PREFECT_API_URL; call before Prefect is imported."""
+    """The API address to use from here on, put into PREFECT_API_URL."""
     url = configured_url()
     if url is None:
         url = f"{start().url}/api"
     elif not responds(url, 5.0):
         raise UserError(f"no Prefect server answers at {url}: start it, or unset PREFECT_API_URL")
     os.environ["PREFECT_API_URL"] = url
+    reread_environment()
     return url
+
+
+def reread_environment() -> None:
+    """Has Prefect look at its variables again, where the check of a flow's settings imported it already."""
+    if "prefect.context" in sys.modules:
+        sys.modules["prefect.context"].refresh_global_settings_context()
 
 
 def _environment() -> dict[str, str]:
