@@ -227,7 +227,7 @@ def test_the_examples_shown_are_not_among_the_sample() -> None:
 
 def test_the_bundled_model_sorts_far_better_than_chance(tmp_path: Path, smollm2: Path) -> None:
     """Chance is one in four. A resumed run writes the same bytes."""
-    texts = [(text, name) for name, own in HELD_OUT.items() for text in own]
+    texts: list[tuple[str, Category]] = [(text, name) for name, own in HELD_OUT.items() for text in own]
     features = [Described(feature=f"0_{i}", description=text, category=name) for i, (text, name) in enumerate(texts)]
     given = AnnotateConfig(features=tuple(features), backend=HfBackend(dtype="float32"), shard=16)
     _, summary = run(tmp_path, given, base=smollm2)
