@@ -185,7 +185,7 @@ class TestArms:
         keys = {stage["label"]: stage["key"] for stage in again["stages"] if stage["stage"] == "train_student"}
         assert keys["owl canonical seed 0"] == keys["owl seed 0"]
         assert keys["owl marginals seed 0"] != keys["owl seed 0"]
-        assert arm(again, "canonical")["change"] == {"estimate": 0.0, "low": 0.0, "high": 0.0}
+        assert arm(again, "canonical")["change"] == {"estimate": 0.0, "low": 0.0, "high": 0.0, "reason": None}
         assert "canonical: every row was so already" in Path(again["report"]).read_text()
 
     def test_the_result_states_which_students_share_a_start(self, made: dict[str, Any]) -> None:
