@@ -231,10 +231,19 @@ def ask_all(
                     for update in checkpoints(config, each.arm):
                         name = f"{each.name}/{update}/{place}"
                         at = plain.model_copy(update={"weights_update": update})
-                        asked[name] = ask(at, label=name, base=base, weights=student)
+                        asked[name] = ask(at, label=spoken(name), base=base, weights=student)
                         models[name] = Examined(base, student, update)
             examined |= examine(config, models)
     return asked, examined
+
+
+def spoken(name: str) -> str:
+    """The name of an evaluation as people read it: `owl/16/2` is owl's third student after 16 updates."""
+    who, *rest = name.split("/")
+    if len(rest) != 2:
+        return name
+    update, place = rest
+    return f"{who} {place}" if update == "None" else f"{who} {place} after {update}"
 
 
 def compare_all(config: PipelineConfig, questions: Questions, asked: dict[str, Artifact]) -> list[Comparison]:
@@ -250,7 +259,7 @@ def compare_all(config: PipelineConfig, questions: Questions, asked: dict[str, A
             name: str, target: str = target, scoring: ScoreConfig = scoring, scores: dict[str, Artifact] = scores
         ) -> Artifact:
             if name not in scores:
-                scores[name] = score(scoring, label=f"{target} {name}", asked=asked[name])
+                scores[name] = score(scoring, label=f"{target} {spoken(name)}", asked=asked[name])
             return scores[name]
 
         for contrast in contrasts(config, questions, target):

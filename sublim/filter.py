@@ -142,9 +142,8 @@ def _draw(valid: Bool[np.ndarray, " n"], config: FilterConfig, counts: Counter[R
 def _too_few(valid: int, rows: int, config: FilterConfig, counts: Counter[Rejection]) -> str:
     wanted = f"{config.keep or 1:,}" + (f" + {config.held_out:,} held out" if config.held_out else "")
     refused = ", ".join(f"{reason} {n:,}" for reason, n in counts.most_common()) or "none"
-    return (
-        f"{valid:,} of {rows:,} answers are valid, {wanted} wanted: raise n_prompts or lower keep (refused: {refused})"
-    )
+    found = f"{valid:,} of {rows:,} answers are valid, {wanted} wanted"
+    return f"{found}: write more prompts or lower keep (refused: {refused})"
 
 
 def _answers(raw: Path) -> Iterator[Answer]:

@@ -180,7 +180,7 @@ def test_too_few_rows_is_one_line_with_counts_and_what_to_do(tmp_path: Path):
     with pytest.raises(NotEnoughRows) as error:
         run(tmp_path / "out", raw, FilterConfig(keep=1_000, held_out=10))
     assert str(error.value) == (
-        "1 of 4 answers are valid, 1,000 + 10 held out wanted: raise n_prompts or lower keep "
+        "1 of 4 answers are valid, 1,000 + 10 held out wanted: write more prompts or lower keep "
         "(refused: letters 2, empty 1)"
     )
     assert list((tmp_path / "out").iterdir()) == []
