@@ -119,9 +119,9 @@ def until(ask: Callable[[], Any], seconds: float = 60.0, told: Callable[[], str]
 
 
 @contextmanager
-def lab_at(folder: Path, *, ui: bool = False, port: int | None = None) -> Generator[Lab]:
+def lab_at(folder: Path, *, ui: bool = False, port: int | None = None, database: str | None = None) -> Generator[Lab]:
     """A lab whose server this process uses, too."""
-    with starting_server(folder / "server", ui=ui, port=port) as server:
+    with starting_server(folder / "server", ui=ui, port=port, database=database) as server:
         url = server.ready()
         with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
             yield Lab(folder, url)

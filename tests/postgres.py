@@ -69,3 +69,8 @@ def running_postgres() -> Iterator[str]:
         server.stdin.close()
         server.wait(30)
         shutil.rmtree(root, ignore_errors=True)
+
+
+def for_prefect(url: str) -> str:
+    """The address of a database as Prefect's server wants it."""
+    return url.replace("postgresql://", "postgresql+asyncpg://")

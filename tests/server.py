@@ -39,8 +39,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def starting_server(home: Path, *, port: int | None = None, ui: bool = False) -> Generator[Starting]:
-    """Starts `prefect server start` on 127.0.0.1, without waiting for it; ends it in any case."""
+def starting_server(
+    home: Path, *, port: int | None = None, ui: bool = False, database: str | None = None
+) -> Generator[Starting]:
+    """Starts `prefect server start` on 127.0.0.1, without waiting for it; ends it in any case.
+
+    `database`: SQLAlchemy's address of another database than SQLite in `home`.
+    """
     home.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     url = f"http://127.0.0.1:{port}/api"
@@ -53,6 +58,8 @@ def starting_server(home: Path, *, port: int | None = None, ui: bool = False) ->
         "PREFECT_UI_API_URL": url,
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
+    if database is not None:
+        environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     environment.pop("PREFECT_API_URL", None)
     command = [sys.executable, "-c", SERVE, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "server.log").open("a") as log:

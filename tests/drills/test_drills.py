@@ -28,6 +28,7 @@ from flows.lost_runs import Patience, install
 from sublim.store import Store
 from tests.drills.drill_flows import drill, linger
 from tests.lab import ROOT, Lab, end, lab_at, until
+from tests.postgres import for_prefect, running_postgres
 from tests.server import free_port
 from tests.tasks.test_processes import wait_until_gone
 
@@ -74,7 +75,7 @@ def pieces(lab: Lab) -> int:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with lab_at(tmp_path_factory.mktemp("lab")) as lab:
+    with running_postgres() as url, lab_at(tmp_path_factory.mktemp("lab"), database=for_prefect(url)) as lab:
         install(Patience(silence=SILENCE))
         lab.pool("drills")
         deployed(drill, "drills")

@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from prefect.client.orchestration import get_client
 
 from tests.lab import Lab, lab_at
+from tests.postgres import for_prefect, running_postgres
 from tests.tiny import tiny_model
 
 SECONDS = 20_000  # milliseconds a page may take to show what it must
@@ -23,7 +24,8 @@ SECONDS = 20_000  # milliseconds a page may take to show what it must
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A server with its UI, our pools and the pipeline's deployment, made by the commands of deployments/README.md."""
-    with lab_at(tmp_path_factory.mktemp("lab"), ui=True) as lab:
+    # With SQLite, a busy machine's server had its writers wait a minute for each other, and lost events.
+    with running_postgres() as url, lab_at(tmp_path_factory.mktemp("lab"), ui=True, database=for_prefect(url)) as lab:
         lab.sublim("pools")
         lab.sublim("deploy", "pipeline/cpu")
         yield lab
