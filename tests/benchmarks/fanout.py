@@ -152,12 +152,15 @@ def main() -> None:
     parser.add_argument("--gpus", action="store_true", help="a card for each worker")
     parser.add_argument("--preset", default="quickstart", help="of the pipeline")
     parser.add_argument("--settings", type=json.loads, default={}, help="laid over it, as JSON")
+    parser.add_argument("--store", type=Path, help="a store that has what the cells share")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for timeline.svg and fanout.json")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` must not leave server and workers behind
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sublim-benchmark-")))
+        if options.store:
+            (scratch / "store").symlink_to(options.store.resolve())
         os.environ["SUBLIM_STORE"] = str(scratch / "store")
         os.environ["PREFECT_HOME"] = str(scratch / "home")
         lab = stack.enter_context(lab_at(scratch))
@@ -165,8 +168,8 @@ def main() -> None:
         deploy(lab)
         settings = options.settings if options.gpus else toy(scratch) | options.settings
         fan_out(lab, options, 1, range(1000, 1001), settings)  # what all cells share
-        one = fan_out(lab, options, 1, range(options.cells), settings)
-        many = fan_out(lab, options, options.workers, range(100, 100 + options.cells * options.workers), settings)
+        one = fan_out(lab, options, 1, range(2000, 2000 + options.cells), settings)
+        many = fan_out(lab, options, options.workers, range(3000, 3000 + options.cells * options.workers), settings)
     ratio = many.an_hour / one.an_hour
     draw(options.out / "timeline.svg", {"1 worker": one.bars, f"{options.workers} workers": many.bars})
     told = {"ratio": ratio, "of": options.workers, "one": one._asdict(), "many": many._asdict()}
