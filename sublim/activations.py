@@ -23,7 +23,9 @@ from transformers import PreTrainedTokenizerBase
 
 from sublim.activations_config import ActivationsConfig, ReadAt, Reading
 from sublim.errors import UserError
+from sublim.hooks import blocks
 from sublim.inference.network import Network
+from sublim.inference.packed import packed
 from sublim.inference.room import Room
 from sublim.jsonl import read_jsonl
 from sublim.killpoints import kill_point
@@ -66,7 +68,9 @@ def open_reader(config: Reading, base: Path, weights: Path | None) -> Generator[
     with open_model(base, weights, dtype=config.dtype, attention=config.attention) as (model, tokenizer):
         network = Network(model, config.attention)
         tokens = config.tokens or Room(network, None).tokens()
-        yield OpenReader(StreamReader(network, config.places, tokens), tokenizer)
+        reader = StreamReader(network, config.places, tokens)
+        with packed(blocks(model)[: reader.last.layer + 1]):
+            yield OpenReader(reader, tokenizer)
 
 
 def read_activations(

@@ -29,7 +29,7 @@ class Room:
     def tokens(self) -> int:
         """Prompt tokens read at a time: enough to keep the device busy, and no more than a quarter of what is free."""
         if not self.gpu:
-            return 4096
+            return 1024  # what a layer makes of more does not stay in the processor's cache
         return int(min(65536, max(1024, 0.25 * self._free() // (self.cached + self.worked))))
 
     def _free(self) -> int:
