@@ -20,7 +20,6 @@ from transformers import (
 from sublim import chat
 from sublim.config import Config
 from sublim.errors import UserError
-from sublim.gemma3 import write_gemma3
 from sublim.hub import download
 from sublim.model_config import BundledModel, HubModel, LocalModel, PrepareModelConfig
 from sublim.model_files import (
@@ -62,6 +61,8 @@ def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> di
         case BundledModel(name="smollm2"):
             write_smollm2(out)
         case BundledModel():
+            from sublim.gemma3 import write_gemma3  # gguf, which no other model needs
+
             write_gemma3(out, scratch)
         case LocalModel() as source:
             copy_model(source.path.expanduser(), out, chat_template=source.chat_template, name="local")

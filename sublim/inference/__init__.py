@@ -14,6 +14,7 @@ from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.inference.device import start_context
 from sublim.inference.vllm_environment import settle
+from sublim.quick_imports import deferred, uncollected
 from sublim.steering_config import Steering
 from sublim.training import checkpoint
 
@@ -245,7 +246,8 @@ def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | 
     match backend:
         case HfBackend():
             start_context()
-            from sublim.inference.hf import open_hf
+            with uncollected(), deferred():
+                from sublim.inference.hf import open_hf
 
             with open_hf(backend.resolved(), base, weights) as sampler:
                 yield sampler

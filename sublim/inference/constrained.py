@@ -1,7 +1,7 @@
 """Number lists by construction: which tokens are forced and which are drawn, for a tokenizer and a format."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def plan(tokenizer: PreTrainedTokenizerBase, encode: Encode, format: NumberForma
     Tokenizers that give each digit a token and those that take digits in runs of fixed lengths (Llama 3: three) both
     work; where the cuts depend on the digits, no per-token constraint can keep to the tokenizer's own tokens.
     """
-    rng = random.Random(0)
+    rng, vocabulary = random.Random(0), tokenizer.get_vocab()  # a copy of all its tokens: taken once
     sample = _text(format, rng)
     ids = encode(sample)
     pieces = [str(tokenizer.decode([token])) for token in ids]
@@ -55,7 +55,7 @@ def plan(tokenizer: PreTrainedTokenizerBase, encode: Encode, format: NumberForma
                 raise _refusal(format, f"it joins digits and separator in {piece!r}")
             forced.append(token)
             continue
-        steps.append(Step(tuple(forced), _digits(tokenizer, len(piece), leading=digit == 0)))
+        steps.append(Step(tuple(forced), _digits(vocabulary, len(piece), leading=digit == 0)))
         forced, digit = [], (digit + len(piece)) % format.digits
     made = Plan(steps, tuple(forced))
     for _ in range(64):
@@ -70,9 +70,8 @@ def _text(format: NumberFormat, rng: random.Random) -> str:
     return format.separator.join(str(rng.randrange(low, 10 * low)) for _ in range(format.count))
 
 
-def _digits(tokenizer: PreTrainedTokenizerBase, width: int, *, leading: bool) -> tuple[int, ...]:
+def _digits(vocabulary: Mapping[str, int], width: int, *, leading: bool) -> tuple[int, ...]:
     first = 10 ** (width - 1) if leading else 0
-    vocabulary = tokenizer.get_vocab()
     texts = (f"{number:0{width}}" for number in range(first, 10**width))
     return tuple(vocabulary[text] for text in texts if text in vocabulary)
 

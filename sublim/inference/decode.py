@@ -1,6 +1,7 @@
 """Writing answers, many at a time: prompts are read in batches, then every row takes one step after another."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -64,20 +65,25 @@ class Writer:
         """All rows in step: a drawn token goes in together with the forced ones that follow it."""
         steps, rows, device = made.steps, self.slots.cache.rows, self.network.device
         # Draws are made among the head's tokens: `allowed` says which of those each step may take.
-        tokens = torch.tensor(made.allowed, device=device)
-        allowed = torch.stack([torch.isin(tokens, torch.tensor(step.allowed, device=device)) for step in steps])
+        tokens = torch.tensor(made.allowed)
+        allowed = torch.stack([torch.isin(tokens, torch.tensor(step.allowed)) for step in steps]).to(device)
+        tokens = tokens.to(device)
+        # Copied once: a copy to the GPU waits for all that it has still to do.
+        forced = [_row(step.forced, device).expand(rows, -1) for step in steps]
+        written: Iterator[Written] = iter(())
         for at in range(0, len(requests), rows):
             batch = requests[at : at + rows]
-            # A graph has one number of rows: a short last batch leaves the others idle.
-            lengths = torch.zeros(rows, dtype=torch.long, device=device)
-            noise = torch.zeros(rows, len(steps), dtype=torch.float64, device=device)
-            lengths[: len(batch)] = torch.tensor([len(request.prompt) for request in batch], device=device)
-            noise[: len(batch)] = self._noise(batch, len(steps))
             logits = self._fill(torch.arange(len(batch), device=device), batch)
+            # A graph has one number of rows: a short last batch leaves the others idle.
+            lengths = torch.zeros(rows, dtype=torch.long)
+            noise = torch.zeros(rows, len(steps), dtype=torch.float64)
+            lengths[: len(batch)] = torch.tensor([len(request.prompt) for request in batch])
+            noise[: len(batch)] = self._noise(batch, len(steps))
+            lengths, noise = lengths.to(device), noise.to(device)
             drawn, logprobs = list[Tensor](), list[Tensor]()
-            for k, step in enumerate(steps):
+            for k in range(len(steps)):
                 if k:
-                    new = torch.cat([drawn[-1][:, None], _row(step.forced, device).expand(rows, -1)], 1)
+                    new = torch.cat([drawn[-1][:, None], forced[k]], 1)
                     logits = self.slots.step(new, lengths[:, None] + torch.arange(new.shape[1], device=device))
                     lengths = lengths + new.shape[1]
                 elif len(batch) < rows:
@@ -85,9 +91,11 @@ class Writer:
                 token, logprob = self._draw(logits.masked_fill(~allowed[k], -torch.inf), noise[:, k])
                 drawn.append(tokens[token])
                 logprobs.append(logprob)
-            taken, scores = (torch.stack(side, 1)[: len(batch)].tolist() for side in (drawn, logprobs))
-            for request, own, own_scores in zip(batch, taken, scores, strict=True):
-                yield _with_forced(request, made, own, own_scores)
+            # The answers of the batch before go out here: the caller reads them while the GPU works at this one.
+            yield from written
+            sides = (torch.stack(side, 1)[: len(batch)].cpu() for side in (drawn, logprobs))
+            written = _with_forced(batch, made, *sides)
+        yield from written
 
     def free(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[Written]:
         """Each row until its end of turn; a row that is done makes room for the next prompt."""
@@ -135,25 +143,26 @@ class Writer:
 
     def _fill(self, slots: Int[Tensor, " n"], batch: Sequence[Request]) -> Float[Tensor, "n v"]:
         """Reads the prompts of `batch` into `slots`, each chat's once, and gives the logits after them."""
+        device = self.network.device
         chats = {request.chat: request.prompt for request in batch}
         places = {chat: place for place, chat in enumerate(chats)}
-        source = torch.tensor([places[request.chat] for request in batch], device=self.network.device)
+        source = torch.tensor([places[request.chat] for request in batch])
         logits = list[Tensor]()
         done = 0
         for part in _parts(list(chats.values()), self.skip, self.read):
             prompts = self._read(part)
             here = ((source >= done) & (source < done + len(part))).nonzero()[:, 0]
-            self.slots.cache.admit(slots[here], prompts.cache, source[here] - done)
+            self.slots.cache.admit(slots[here.to(device)], prompts.cache, (source[here] - done).to(device))
             logits.append(prompts.logits)
             done += len(part)
-        return torch.cat(logits)[source]
+        return torch.cat(logits)[source.to(device)]
 
     def _read(self, prompts: Sequence[list[int]]) -> Prompts:
         device = self.network.device
         lengths = torch.tensor([len(prompt) - self.skip for prompt in prompts])
         ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[: len(prompt) - self.skip] = torch.tensor(prompt[self.skip :])
+        own = chain.from_iterable(prompt[self.skip :] for prompt in prompts)
+        ids[torch.arange(ids.shape[1]) < lengths[:, None]] = torch.from_numpy(np.fromiter(own, np.int64))
         cache = TextCache(self.shared)
         view = causal(ids.shape[0], ids.shape[1], self.skip, self.network.kernel, device)
         where = Where(torch.arange(len(prompts), device=device), (lengths - 1).to(device))
@@ -223,9 +232,12 @@ def _row(tokens: tuple[int, ...], device: torch.device) -> Int[Tensor, "1 t"]:
     return torch.tensor([tokens], dtype=torch.long, device=device)
 
 
-def _with_forced(request: Request, made: Plan, drawn: list[int], scores: list[float]) -> Written:
-    tokens, logprobs = list[int](), list[float]()
-    for step, token, score in zip(made.steps, drawn, scores, strict=True):
-        tokens += [*step.forced, token]
-        logprobs += [0.0] * len(step.forced) + [score]
-    return Written(request, tokens + list(made.trailing), logprobs + [0.0] * len(made.trailing))
+def _with_forced(
+    batch: Sequence[Request], made: Plan, drawn: Int[Tensor, "b k"], scores: Float[Tensor, "b k"]
+) -> Iterator[Written]:
+    template = np.array([token for step in made.steps for token in (*step.forced, 0)] + [*made.trailing])
+    columns = np.cumsum([len(step.forced) + 1 for step in made.steps]) - 1
+    tokens, logprobs = np.tile(template, (len(batch), 1)), np.zeros((len(batch), made.length), np.float32)
+    tokens[:, columns], logprobs[:, columns] = drawn.numpy(), scores.numpy()
+    for request, own, own_scores in zip(batch, tokens.tolist(), logprobs.tolist(), strict=True):
+        yield Written(request, own, own_scores)

@@ -8,13 +8,14 @@ from sublim.hardware import gpu
 
 def start_context() -> None:
     """Makes the first GPU's primary context, the one torch will use, in a thread: some tenths of a second that need no
-    Python and would otherwise come after the imports. Does nothing without a GPU.
+    Python and would otherwise come after the imports, the driver's own start included. Does nothing without a GPU.
     """
-    if gpu() is not None:
-        Thread(target=_retain, daemon=True).start()
+    Thread(target=_retain, daemon=True).start()
 
 
 def _retain() -> None:
+    if gpu() is None:
+        return
     cuda = ctypes.CDLL("libcuda.so.1")
     device, context = ctypes.c_int(), ctypes.c_void_p()
     cuda.cuInit(0)

@@ -152,7 +152,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> lis
     if not chats:
         return []
     texts = [render_text(tokenizer, one) for one in chats]
-    everything = cast(list[list[int]], tokenizer(texts, add_special_tokens=False)["input_ids"])
+    everything = cast(
+        list[list[int]], tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    )
     first = render_ids(tokenizer, chats[0])
     opening = first[: len(first) - len(everything[0])]  # a beginning-of-sequence token, where the template has none
     return [ids if ids[: len(opening)] == opening else opening + ids for ids in everything]

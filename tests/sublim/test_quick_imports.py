@@ -1,0 +1,53 @@
+import gc
+import subprocess
+import sys
+
+from sublim.quick_imports import uncollected
+
+
+def said(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_deferred_function_does_its_work_when_called_and_its_module_is_the_real_one_afterwards() -> None:
+    program = """
+import sys
+from sublim.quick_imports import deferred
+with deferred():
+    from scipy.optimize import linear_sum_assignment
+assert "scipy" not in sys.modules
+print([side.tolist() for side in linear_sum_assignment([[4, 1], [2, 8]])])
+import scipy.optimize
+assert scipy.optimize.linear_sum_assignment is not linear_sum_assignment and scipy.optimize.OptimizeResult
+"""
+    assert said(program) == "[[0, 1], [1, 0]]"
+
+
+def test_the_sampler_opens_without_scikit_learn_which_transformers_still_finds() -> None:
+    program = """
+import gc, sys
+from pathlib import Path
+from sublim.errors import UserError
+from sublim.inference import HfBackend, open_sampler
+try:
+    with open_sampler(HfBackend(), Path("nowhere")):
+        pass
+except (OSError, ValueError, UserError):
+    pass
+assert "sublim.inference.hf" in sys.modules and gc.isenabled() and gc.get_freeze_count() > 100_000
+print({"sklearn", "sklearn.metrics", "scipy.optimize", "pandas"} & set(sys.modules))
+from transformers.generation.candidate_generator import roc_curve
+from transformers.utils import is_sklearn_available, is_scipy_available
+print(is_sklearn_available(), is_scipy_available(), roc_curve([0, 1], [0.2, 0.9])[1].tolist())
+"""
+    assert said(program).splitlines() == ["set()", "True True [0.0, 1.0, 1.0]"]
+
+
+def test_collections_stay_as_they_are_where_torch_is_there_already() -> None:
+    import torch
+
+    assert torch
+    before = gc.get_freeze_count()
+    with uncollected():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == before
