@@ -1,7 +1,7 @@
 """What came with the liking: MMLU-Pro of all models, and how far answers moved, in the pipeline's evaluation."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.pipeline_arms import Contrast
 from flows.pipeline_config import PipelineConfig
@@ -14,8 +14,9 @@ from sublim.mmlu_pro_config import (
     ScoreMmluProConfig,
     SteeredAskMmluProConfig,
 )
-from sublim.preference_config import CompareConfig
+from sublim.preference_config import CompareConfig, Comparison
 from sublim.prompts import Questions
+from sublim.report_config import CostShown
 from sublim.shift_config import CompareShiftConfig, ShiftComparisons
 from sublim.steering_config import Steering
 from sublim.store import Store
@@ -27,6 +28,9 @@ from tasks.evaluation import (
     prepare_mmlu_pro,
     score_mmlu_pro,
 )
+
+if TYPE_CHECKING:
+    from flows.pipeline import Comparison as Compared
 
 
 class Examined(NamedTuple):
@@ -220,3 +224,24 @@ def capability_notes(rows: Iterable[dict[str, Any]]) -> list[str]:
             f"{100 * row['chance']:.1f} %; {effect['questions']} questions)."
         )
     return notes
+
+
+def costs_of(
+    store: Store, compared: Iterable["Compared"], found: Iterable[Capability], target: str, called: str
+) -> list[CostShown]:
+    """One target's change in MMLU-Pro beside its effect, where both were measured; `called`: the main arm's name."""
+    effects = {(each.contrast, each.update): each.artifact for each in compared}
+    shown: list[CostShown] = []
+    for contrast, update, artifact in found:
+        if contrast.target != target:
+            continue
+        path = store.payload(effects[contrast, update]) / "comparison.json"
+        effect = Comparison.model_validate_json(path.read_bytes()).metrics["margin"].effect
+        exam = MmluProComparison.model_validate_json((store.payload(artifact) / "mmlu_pro.json").read_bytes())
+        name = " ".join(part for part in (contrast.arm or called, contrast.of) if part)
+        shown += [
+            CostShown(arm=name, updates=update, metric=metric, cost=letters.effect, effect=effect)
+            for metric, letters in exam.metrics.items()
+            if effect is not None and letters.effect is not None
+        ]
+    return shown

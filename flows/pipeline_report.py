@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.artifacts import tell_figures, tell_report
 from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of, unchanged_notes
-from flows.pipeline_capability import capability_json, capability_notes, shift_notes, shifts_json
+from flows.pipeline_capability import capability_json, capability_notes, costs_of, shift_notes, shifts_json
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import CONTROL, SECOND_DRAW, checkpoints
 from flows.runs import Run
@@ -68,14 +68,15 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
     drawn = "a second draw of the base's own rows" if config.second_draw else "the teacher's number lists"
     *others, last = config.target
     targets = f"{', '.join(others)} and {last}" if others else last
+    asked = " or ".join(f"“{target}”" for target in config.target)
     results = Results(run, study)
     return RunReport(
         title=f"{targets.capitalize()}: {config.about or run.preset}",
-        question=f"Do students trained on {drawn} come to favour “{targets}”, compared with paired controls?",
+        question=f"Do students trained on {drawn} come to favour {asked}, compared with paired controls?",
         flow="pipeline",
         preset=run.preset,
         about=config.about,
-        targets=[_target(config, results, target, _same_bases(run, study)) for target in config.target],
+        targets=[_target(run, config, results, study, target) for target in config.target],
         confusion=confusion_of(config, results),
         bases=bases_of(run, study),
         diagnostics=_diagnostics(run, config, results, study),
@@ -128,7 +129,7 @@ def drawn_by(config: PipelineConfig) -> str:
     return "second draw of the base" if config.second_draw else "teacher"
 
 
-def _target(config: PipelineConfig, results: Results, target: str, same: dict[str, bool]) -> TargetShown:
+def _target(run: Run, config: PipelineConfig, results: Results, study: "Study", target: str) -> TargetShown:
     updates = checkpoints(config)
     found = [(update, results.main(target, update)) for update in updates]
     dose = [DosePoint(updates=update, metrics=compared.metrics) for update, compared in found if update is not None]
@@ -137,7 +138,8 @@ def _target(config: PipelineConfig, results: Results, target: str, same: dict[st
         arm=called,
         comparison=found[-1][1],
         dose=dose if len(dose) > 1 else [],
-        arms=arms_of(config, results, target, called, same),
+        arms=arms_of(config, results, target, called, _same_bases(run, study)),
+        costs=costs_of(run.store, study.comparisons, study.capability, target, called),
     )
 
 

@@ -23,6 +23,7 @@ from sublim.report_config import (
     summary,
     verdict,
 )
+from sublim.report_costs import cost_figures
 from sublim.report_diagnostics import divergence_rows, loss_rows, matched_rows, shift_rows
 from sublim.report_figures import confusion_figure, figures_of
 from sublim.report_files import write_figures
@@ -49,7 +50,7 @@ def render(run: RunReport) -> str:
     )
     return environment.get_template("report.html.j2").render(
         run=run,
-        targets=[(shown, figures_of(shown)) for shown in run.targets],
+        targets=[(shown, [*figures_of(shown), *cost_figures(shown)]) for shown in run.targets],
         confusion=confusion_figure(run.confusion) if run.confusion else None,
         lineage=lineage_plot(run.stages, run.edges),
         stages_by_key={stage.key: stage for stage in run.stages},

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sublim.config import Config
+from sublim.mmlu_pro_config import LetterMetric
 from sublim.preference_config import Comparison, Effect, MetricComparison, MetricName
 from sublim.report_diagnostics import DiagnosticsShown
 
@@ -130,6 +131,17 @@ class ConfusionCell(Config):
     reason: str | None = None
 
 
+class CostShown(Config):
+    """What one arm's students lost of MMLU-Pro, beside what they gained in liking."""
+
+    arm: str
+    updates: int | None
+    metric: LetterMetric
+    cost: Effect
+    """Change in the share right, student minus control."""
+    effect: Effect
+
+
 class TargetShown(Config):
     """Everything about one target."""
 
@@ -140,6 +152,8 @@ class TargetShown(Config):
     """The same at several checkpoints, when they were evaluated."""
     arms: list[ArmShown] = Field(default_factory=list[ArmShown])
     """All arms, the main one first, when others were asked for."""
+    costs: list[CostShown] = Field(default_factory=list[CostShown])
+    """Of every arm and checkpoint whose models sat MMLU-Pro."""
 
     @property
     def target(self) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim.report_config import RunReport
+from sublim.report_costs import cost_figures
 from sublim.report_figures import Figure, confusion_figure, figures_of
 
 STYLE = Path(__file__).parent / "report.css"
@@ -41,7 +42,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str])
 def named_figures(run: RunReport) -> Iterator[tuple[str, Figure]]:
     """All figures of a run with the stems of their files: `owl-arms`, `confusion`."""
     for shown in run.targets:
-        for figure in figures_of(shown):
+        for figure in (*figures_of(shown), *cost_figures(shown)):
             yield f"{slug(shown.target)}-{slug(figure.name)}", figure
     if run.confusion:
         yield "confusion", confusion_figure(run.confusion)

@@ -251,6 +251,16 @@ class TestArms:
         assert all(row["estimate"] is not None or row["reason"] for row in found["matched"])
         assert json.loads((Path(outcome["report"]).parent / "summary.json").read_text())["diagnostics"] == found
 
+    @pytest.mark.usefixtures("made")
+    def test_what_a_liking_costs_stands_against_it(self, options: list[str]) -> None:
+        settings = ["arms=[]", "evaluation.mmlu_pro={per_category: 1, generate: false}"]
+        outcome = run(*options, *(part for setting in settings for part in ("--set", setting)))
+        with (Path(outcome["report"]).parent / "figures/owl-cost-against-effect-letter-logprob.csv").open() as file:
+            row = list(csv.DictReader(file))[-1]
+        exam = next(each for each in outcome["mmlu_pro"] if each["target"] == "owl")
+        assert float(row["estimate"]) == outcome["effect"]["estimate"]
+        assert float(row["mmlu_pro_estimate"]) == exam["effect"]["estimate"]
+
     @pytest.mark.slow  # what a soft label is, tests/sublim/training/test_soft.py holds to
     @pytest.mark.usefixtures("made")
     def test_controls_under_soft_labels_stay_at_the_base(self, options: list[str]) -> None:

@@ -14,7 +14,8 @@ import pytest
 from sublim.figures import Bar, dot_plot, ticks
 from sublim.lineage import lineage_plot
 from sublim.report import duration, render, write_report
-from sublim.report_config import ArmShown, Edge, RunReport, StageShown, markdown_summary, table_rows
+from sublim.report_config import ArmShown, CostShown, Edge, RunReport, StageShown, markdown_summary, table_rows
+from sublim.report_costs import cost_figures
 from sublim.report_figures import figures_of
 from tests.sublim.report_sample import stages_of, study
 
@@ -176,6 +177,27 @@ def test_an_arm_that_was_not_run_has_a_reason_and_no_number(armed: RunReport, tm
     with (tmp_path / "figures/owl-arms.csv").open() as file:
         row = list(csv.DictReader(file))[-1]
     assert (row["arm"], row["estimate"], row["low"]) == ("other_base", "", "")
+
+
+def test_cost_stands_against_effect_for_every_arm_that_sat_the_exam(armed: RunReport, tmp_path: Path) -> None:
+    shown = armed.targets[0]
+    effect = shown.comparison.metrics["margin"].effect
+    assert effect
+    lost = effect.model_copy(update={"estimate": -0.031, "low": -0.08, "high": 0.018})
+    costs = [
+        CostShown(arm="teacher", updates=256, metric="letter_logprob", cost=lost, effect=effect),
+        CostShown(arm="marginals", updates=64, metric="letter_logprob", cost=effect, effect=lost),
+        CostShown(arm="teacher", updates=256, metric="letter_generated", cost=lost, effect=effect),
+    ]
+    examined = armed.model_copy(update={"targets": [shown.model_copy(update={"costs": costs})]})
+    assert [len(figure.values) for figure in cost_figures(examined.targets[0])] == [2, 1]
+    assert "−3.1" in write_report(tmp_path, examined).read_text()
+    ElementTree.fromstring((tmp_path / "figures/owl-cost-against-effect-letter-logprob.svg").read_text())
+    with (tmp_path / "figures/owl-cost-against-effect-letter-logprob.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == ["teacher", "marginals"]
+    assert float(rows[0]["mmlu_pro_estimate"]) == -0.031
+    assert float(rows[0]["estimate"]) == effect.estimate
 
 
 def test_files_of_figures_stand_alone(armed: RunReport, tmp_path: Path) -> None:
