@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect.automations import Automation
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CancelFlowRun, ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
@@ -90,7 +90,15 @@ def _overlong(tag: str, seconds: float) -> Automation:
             match={"prefect.resource.id": "prefect.flow-run.*"},
             related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"},
         ),
-        actions=[CancelFlowRun()],
+        # Not CancelFlowRun, whose message would tell a number of the automation's only.
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CANCELLING,
+                name="Cancelling",
+                message=f"more than {seconds / 3600:g} h, the limit of runs tagged {tag}",
+                force=False,
+            )
+        ],
     )
 
 

@@ -1,0 +1,71 @@
+"""Runs that take too long and runs that no worker starts: the server's rules fire, with periods of seconds."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from flows.lost_runs import Patience, install
+from tests.drills.drill_flows import drill, linger
+from tests.drills.test_drills import bodies, deployed, states
+from tests.lab import Lab, lab_at, until
+from tests.postgres import for_prefect, running_postgres
+from tests.tasks.test_processes import wait_until_gone
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 40.0  # a run needs up to 20 s until its stage's process lives
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with running_postgres() as url, lab_at(tmp_path_factory.mktemp("lab"), database=for_prefect(url)) as lab:
+        install(Patience(start=8.0, gpu=LIMIT, cpu=3600.0))
+        lab.pool("patience", SUBLIM_ISOLATE="1")
+        yield lab
+
+
+def messages(run: UUID) -> list[str]:
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run_states(run)
+    return [state.message or "" for state in found]
+
+
+def test_a_run_over_its_limit_is_cancelled_and_its_stage_ends(lab: Lab) -> None:
+    journals = {tag: lab.folder / f"journal of {tag}" for tag in ("gpu", "cpu")}
+    for tag in journals:
+        deployed(linger, "patience", name=tag, tags=[tag])
+    with lab.worker("patience", limit=2):
+        runs = {tag: lab.hand_over(f"linger/{tag}", journal=str(path)) for tag, path in journals.items()}
+        until(lambda: all(path.exists() for path in journals.values()), 60, lab.logs)
+        pids = {tag: [int(pid) for pid in path.read_text().split()] for tag, path in journals.items()}
+        assert {lab.state(run) for run in runs.values()} == {"Running"}
+        lab.wait(runs["gpu"], "Cancelled", seconds=LIMIT + 60)
+        wait_until_gone(pids["gpu"], seconds=10)
+        assert "more than 0.0111111 h, the limit of runs tagged gpu" in messages(runs["gpu"])
+        # Another tag's limit is another's.
+        assert lab.state(runs["cpu"]) == "Running"
+        assert all(Path(f"/proc/{pid}").exists() for pid in pids["cpu"])
+
+
+def test_a_run_that_its_worker_never_started_goes_to_another_worker(lab: Lab) -> None:
+    flag = lab.folder / "taken"
+    stuck = f"bash -c 'test -e {flag} || {{ touch {flag}; exec sleep 600; }}; exec python -m prefect flow-run execute'"
+    deployed(drill, "patience", name="stuck", job_variables={"command": stuck})
+    journal = lab.folder / "journal"
+    with lab.worker("patience") as worker:
+        run = lab.hand_over("drill/stuck", journal=str(journal), size=25, pieces=2, pause=0.1)
+        until(flag.exists, 60, lab.logs)
+        assert lab.state(run) == "Pending"
+        os.killpg(worker.pid, signal.SIGKILL)
+    until(lambda: "AwaitingRetry" in states(run), 60, lambda: str(states(run)))
+    assert "its worker never started it" in messages(run)
+    assert bodies(journal) == 0
+    with lab.worker("patience"):
+        lab.wait(run, "Completed", "Failed", "Crashed")
+    assert states(run)[-1] == "Completed"
+    assert bodies(journal) == 1
