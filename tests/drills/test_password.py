@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 PASSWORD = "lab:pl4nt3d-password"
 ENCODED = b64encode(PASSWORD.encode())[:-4]  # as it is sent
-SMALL = {"p_active": [1.0], "seeds": [0], "batch_size": 16, "steps": 20}
+SMALL = {"p_active": [1.0], "seeds": [0], "batch_size": 32, "steps": 20}
 
 
 @pytest.fixture(scope="module")
