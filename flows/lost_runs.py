@@ -18,6 +18,7 @@ from prefect.events.schemas.events import ResourceSpecification
 STARTS = 3
 """How often a run is started at most."""
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Cached", "Failed", "Crashed", "Cancelled")}
+RUNNING = "prefect.flow-run.Running"
 
 Labels = dict[str, str | list[str]]
 
@@ -30,7 +31,7 @@ class Patience(NamedTuple):
     start: float = 300.0
     """For a run that a worker took to start."""
     gpu: float = 72 * 3600.0
-    """For a run on a GPU to end."""
+    """For a run on a GPU to end, from each of its starts."""
     cpu: float = 24 * 3600.0
     """For any other."""
 
@@ -85,8 +86,10 @@ def _overlong(tag: str, seconds: float) -> Automation:
         name=f"sublim: a {tag} run of more than {seconds / 3600:g} h is cancelled",
         trigger=_within(
             seconds,
-            after={"prefect.flow-run.Running"},
-            expect=ENDED,
+            after={RUNNING},
+            # With its start among them, a run that crashed and was resumed is waited for anew; otherwise its first
+            # end would count for ever, and what was resumed would have no limit.
+            expect=ENDED | {RUNNING},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"},
         ),

@@ -172,8 +172,14 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **ours}
 
 
+def _wanted_port() -> int:
+    """Where clients of this host look for the server: the port of a configured address that is this host's own."""
+    chosen = urlsplit(configured_url() or "")
+    return chosen.port or USUAL_PORT if chosen.hostname in ("127.0.0.1", "localhost") else USUAL_PORT
+
+
 def _free_port() -> int:
-    for port in (USUAL_PORT, 0):
+    for port in (_wanted_port(), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
