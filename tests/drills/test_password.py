@@ -11,7 +11,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from tests.drills.test_drills import tasks_of
 from tests.flows.test_secrets import files
-from tests.lab import ROOT, Lab, lab_at
+from tests.lab import ROOT, Lab, lab_at, until
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +44,8 @@ def test_every_command_works_with_the_password_and_writes_it_nowhere(lab: Lab) -
         run = lab.hand_over("toy-models/cpu", preset="quickstart", settings=SMALL)
         assert lab.wait(run, "Completed", "Failed", "Crashed").run_count == 1
         assert lab.state(run) == "Completed", lab.logs()
-    assert {state for _, state in tasks_of(run)} == {"Cached"}
+    # The server hears of the ends of task runs a little later.
+    until(lambda: {state for _, state in tasks_of(run)} == {"Cached"}, 20, lambda: str(tasks_of(run)))
     written = files(lab.folder) | {"output": "\n".join(said).encode()}
     assert any(name.endswith("prefect.db") for name in written)
     assert any(name.endswith("report.html") for name in written)

@@ -25,7 +25,7 @@ LIMIT = 40.0  # a run needs up to 20 s until its stage's process lives
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with running_postgres() as url, lab_at(tmp_path_factory.mktemp("lab"), database=for_prefect(url)) as lab:
-        install(Patience(start=8.0, gpu=LIMIT, cpu=3600.0))
+        install(Patience(start=10.0, gpu=LIMIT, cpu=3600.0))
         lab.pool("patience", SUBLIM_ISOLATE="1")
         yield lab
 
