@@ -18,6 +18,8 @@ from prefect.events.schemas.events import ResourceSpecification
 STARTS = 3
 """How often a run is started at most."""
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Cached", "Failed", "Crashed", "Cancelled")}
+TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
+"""What a worker says of a run, one after the other, before the run itself says that it is running."""
 RUNNING = "prefect.flow-run.Running"
 
 Labels = dict[str, str | list[str]]
@@ -58,7 +60,7 @@ def automations(patience: Patience) -> list[Automation]:
             name="sublim: a run that never started goes to another worker",
             trigger=_within(
                 patience.start,
-                after={"prefect.flow-run.Pending"},
+                after=TAKEN,
                 expect={"prefect.flow-run.*"},
                 match=runs,
                 related=deployed,

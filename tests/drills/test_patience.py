@@ -19,13 +19,14 @@ from tests.tasks.test_processes import wait_until_gone
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 40.0  # a run needs up to 20 s until its stage's process lives
+LIMIT = 60.0  # a run needs up to 20 s until its stage's process lives, twice that on a busy machine
+START = 40.0
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with running_postgres() as url, lab_at(tmp_path_factory.mktemp("lab"), database=for_prefect(url)) as lab:
-        install(Patience(start=10.0, gpu=LIMIT, cpu=3600.0))
+        install(Patience(start=START, gpu=LIMIT, cpu=3600.0))
         lab.pool("patience", SUBLIM_ISOLATE="1")
         yield lab
 
@@ -34,6 +35,11 @@ def messages(run: UUID) -> list[str]:
     with get_client(sync_client=True) as client:
         found = client.read_flow_run_states(run)
     return [state.message or "" for state in found]
+
+
+def times(run: UUID, name: str) -> list[float]:
+    with get_client(sync_client=True) as client:
+        return sorted(state.timestamp.timestamp() for state in client.read_flow_run_states(run) if state.name == name)
 
 
 def test_a_run_over_its_limit_is_cancelled_and_its_stage_ends(lab: Lab) -> None:
@@ -49,10 +55,12 @@ def test_a_run_over_its_limit_is_cancelled_and_its_stage_ends(lab: Lab) -> None:
     with lab.worker("patience", limit=2):
         until(lambda: all(path.exists() for path in journals.values()), 60, lab.logs)
         pids = {tag: [int(pid) for pid in path.read_text().split()] for tag, path in journals.items()}
-        assert {lab.state(run) for run in runs.values()} == {"Running"}
         lab.wait(runs["gpu"], "Cancelled", seconds=LIMIT + 60)
         wait_until_gone(pids["gpu"], seconds=10)
-        assert "more than 0.0111111 h, the limit of runs tagged gpu" in messages(runs["gpu"])
+        assert f"more than {LIMIT / 3600:g} h, the limit of runs tagged gpu" in messages(runs["gpu"])
+        first, second = times(runs["gpu"], "Running")
+        (cancelled,) = times(runs["gpu"], "Cancelling")
+        assert first < second <= cancelled - LIMIT
         # Another tag's limit is another's.
         assert lab.state(runs["cpu"]) == "Running"
         assert all(Path(f"/proc/{pid}").exists() for pid in pids["cpu"])
@@ -66,9 +74,9 @@ def test_a_run_that_its_worker_never_started_goes_to_another_worker(lab: Lab) ->
     with lab.worker("patience") as worker:
         run = lab.hand_over("drill/stuck", journal=str(journal), size=25, pieces=2, pause=0.1)
         until(flag.exists, 60, lab.logs)
-        assert lab.state(run) == "Pending"
+        assert lab.state(run) in ("Pending", "Submitting", "InfrastructurePending")
         os.killpg(worker.pid, signal.SIGKILL)
-    until(lambda: "AwaitingRetry" in states(run), 60, lambda: str(states(run)))
+    until(lambda: "AwaitingRetry" in states(run), START + 60, lambda: str(states(run)))
     assert "its worker never started it" in messages(run)
     assert bodies(journal) == 0
     with lab.worker("patience"):
