@@ -68,7 +68,8 @@ def test_a_run_over_its_limit_is_cancelled_and_its_stage_ends(lab: Lab) -> None:
 
 def test_a_run_that_its_worker_never_started_goes_to_another_worker(lab: Lab) -> None:
     flag = lab.folder / "taken"
-    stuck = f"bash -c 'test -e {flag} || {{ touch {flag}; exec sleep 600; }}; exec {sys.executable} -m prefect flow-run execute'"
+    start = f"{sys.executable} -m prefect flow-run execute"
+    stuck = f"bash -c 'test -e {flag} || {{ touch {flag}; exec sleep 600; }}; exec {start}'"
     deployed(drill, "patience", name="stuck", job_variables={"command": stuck})
     journal = lab.folder / "journal"
     with lab.worker("patience") as worker:
