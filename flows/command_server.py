@@ -20,6 +20,8 @@ def act(options: argparse.Namespace) -> int:
         case "start":
             found = server.start()
             print(f"the server runs at {found.url} (process {found.pid}); its log is {server.home() / 'server.log'}")
+            if (chosen := server.configured_url()) and chosen.rstrip("/") != f"{found.url}/api":
+                print(f"runs use {chosen}, as PREFECT_API_URL or the active profile says")
         case "stop":
             found = server.stop()
             print(f"the server at {found.url} was stopped" if found else "no local server was running")

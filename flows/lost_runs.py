@@ -11,13 +11,16 @@ from uuid import UUID
 
 from prefect.automations import Automation
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import CancelFlowRun, ChangeFlowRunState
+from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 STARTS = 3
 """How often a run is started at most."""
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Cached", "Failed", "Crashed", "Cancelled")}
+TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
+"""What a worker says of a run, one after the other, before the run itself says that it is running."""
+RUNNING = "prefect.flow-run.Running"
 
 Labels = dict[str, str | list[str]]
 
@@ -30,7 +33,7 @@ class Patience(NamedTuple):
     start: float = 300.0
     """For a run that a worker took to start."""
     gpu: float = 72 * 3600.0
-    """For a run on a GPU to end."""
+    """For a run on a GPU to end, from each of its starts."""
     cpu: float = 24 * 3600.0
     """For any other."""
 
@@ -57,7 +60,7 @@ def automations(patience: Patience) -> list[Automation]:
             name="sublim: a run that never started goes to another worker",
             trigger=_within(
                 patience.start,
-                after={"prefect.flow-run.Pending"},
+                after=TAKEN,
                 expect={"prefect.flow-run.*"},
                 match=runs,
                 related=deployed,
@@ -85,12 +88,22 @@ def _overlong(tag: str, seconds: float) -> Automation:
         name=f"sublim: a {tag} run of more than {seconds / 3600:g} h is cancelled",
         trigger=_within(
             seconds,
-            after={"prefect.flow-run.Running"},
-            expect=ENDED,
+            after={RUNNING},
+            # With its start among them, a run that crashed and was resumed is waited for anew; otherwise its first
+            # end would count for ever, and what was resumed would have no limit.
+            expect=ENDED | {RUNNING},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"},
         ),
-        actions=[CancelFlowRun()],
+        # Not CancelFlowRun, whose message would tell a number of the automation's only.
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CANCELLING,
+                name="Cancelling",
+                message=f"more than {seconds / 3600:g} h, the limit of runs tagged {tag}",
+                force=False,
+            )
+        ],
     )
 
 

@@ -10,6 +10,8 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
+from base64 import b64encode
+from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -42,19 +44,22 @@ def configured_url() -> str | None:
 
     Raises UserError for one that holds a password: addresses are shown and logged.
     """
-    url = os.environ.get("PREFECT_API_URL") or _profile_url()
+    url = _setting("PREFECT_API_URL")
     if url and urlsplit(url).username is not None:
         raise UserError("the Prefect server's address holds a user or password: put them in PREFECT_API_AUTH_STRING")
     return url
 
 
-def _profile_url() -> str | None:
+def _setting(name: str) -> str | None:
+    """A setting of Prefect's from the environment, or from the active profile."""
+    if text := os.environ.get(name):
+        return text
     profiles = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / "profiles.toml"
     if not profiles.exists():
         return None
     settings = tomllib.loads(profiles.read_text())
     active = os.environ.get("PREFECT_PROFILE") or settings.get("active")
-    return settings.get("profiles", {}).get(active, {}).get("PREFECT_API_URL")
+    return settings.get("profiles", {}).get(active, {}).get(name)
 
 
 def responds(url: str, seconds: float = 2.0) -> bool:
@@ -64,6 +69,27 @@ def responds(url: str, seconds: float = 2.0) -> bool:
             return answer.status == 200
     except (urllib.error.URLError, TimeoutError, ConnectionError):
         return False
+
+
+def check_password(url: str, seconds: float = 10.0) -> None:
+    """Raises UserError when the server wants a password (its health does not) and has not the one we know."""
+    request = urllib.request.Request(f"{url.rstrip('/')}/admin/version")
+    password = _setting("PREFECT_API_AUTH_STRING")
+    if password:
+        request.add_header("Authorization", f"Basic {b64encode(password.encode()).decode()}")
+    elif _setting("PREFECT_API_KEY"):
+        return  # Prefect's cloud, or a gateway of the lab's: not for us to judge
+    try:
+        with urllib.request.urlopen(request, timeout=seconds):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code != HTTPStatus.UNAUTHORIZED:
+            return
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return  # busy; Prefect's own client tries again for longer
+    if password:
+        raise UserError(f"the Prefect server at {url} refuses the user:password in PREFECT_API_AUTH_STRING")
+    raise UserError(f"the Prefect server at {url} wants a password: set PREFECT_API_AUTH_STRING to its user:password")
 
 
 def running() -> Server | None:
@@ -122,6 +148,7 @@ def ensure() -> str:
         url = f"{start().url}/api"
     elif not responds(url, 5.0):
         raise UserError(f"no Prefect server answers at {url}: start it, or unset PREFECT_API_URL")
+    check_password(url)
     os.environ["PREFECT_API_URL"] = url
     reread_environment()
     return url
@@ -145,8 +172,14 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **ours}
 
 
+def _wanted_port() -> int:
+    """Where clients of this host look for the server: the port of a configured address that is this host's own."""
+    chosen = urlsplit(configured_url() or "")
+    return chosen.port or USUAL_PORT if chosen.hostname in ("127.0.0.1", "localhost") else USUAL_PORT
+
+
 def _free_port() -> int:
-    for port in (USUAL_PORT, 0):
+    for port in (_wanted_port(), 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -31,13 +31,6 @@ def rerun(stages: int) -> Rerun:
     """Runs a flow of so many stages twice, and times the second."""
     from prefect import flow
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import (
-        FlowRunFilter,
-        FlowRunFilterId,
-        TaskRunFilter,
-        TaskRunFilterState,
-        TaskRunFilterStateName,
-    )
     from prefect.runtime import flow_run
 
     from tasks.stage import Stage, StageRun, stage_runs
@@ -61,12 +54,10 @@ def rerun(stages: int) -> Rerun:
     seconds = time.perf_counter() - started
     assert len(runs) == stages
     assert {run.state for run in runs} == {"Cached"}
-    cached = TaskRunFilter(state=TaskRunFilterState(name=TaskRunFilterStateName(any_=["Cached"])))
-    of_it = FlowRunFilter(id=FlowRunFilterId.model_validate({"any_": [run_id]}))
+    wanted = {"task_runs": {"state": {"name": {"any_": ["Cached"]}}}, "flow_runs": {"id": {"any_": [run_id]}}}
     with get_client(sync_client=True) as client:
         while True:
-            body = {"task_runs": cached.model_dump(mode="json"), "flow_runs": of_it.model_dump(mode="json")}
-            if client.request("POST", "/task_runs/count", json=body).json() >= stages:
+            if client.request("POST", "/task_runs/count", json=wanted).raise_for_status().json() >= stages:
                 return Rerun(seconds, time.perf_counter() - started)
             time.sleep(0.5)
 

@@ -3,6 +3,15 @@
 import os
 import subprocess
 import sys
+import threading
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from flows import server
+from flows.__main__ import main
 
 LATE = """
 import os, sys
@@ -20,3 +29,33 @@ def test_prefect_that_a_check_imported_uses_the_server_found_afterwards(prefect_
         [sys.executable, "-c", LATE, prefect_server], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == prefect_server
+
+
+@pytest.mark.parametrize("known", ["", "lab:pl4nt3d"])
+def test_a_server_that_refuses_the_password_is_told_from_one_that_is_away(
+    known: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Asking(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            right = self.headers["Authorization"] == f"Basic {b64encode(b'lab:right').decode()}"
+            self.send_response(200 if right or self.path == "/api/health" else 401)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Asking) as asking:
+        threading.Thread(target=asking.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{asking.server_port}/api")
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", known)
+        assert main(["pools"]) == 2
+        told = capsys.readouterr().err
+        assert "refuses" in told if known else "wants a password" in told
+        assert "PREFECT_API_AUTH_STRING" in told
+        assert "pl4nt3d" not in told
+        monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+        (tmp_path / "profiles.toml").write_text(
+            'active = "lab"\n[profiles.lab]\nPREFECT_API_AUTH_STRING = "lab:right"\n'
+        )
+        server.check_password(os.environ["PREFECT_API_URL"])
+        asking.shutdown()

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from flows.sweep_config import SweepConfig
 from flows.sweep_plan import differences, plan_digest
 from sublim.errors import UserError
 from sublim.store import Store
+from tests.lab import until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -42,6 +45,24 @@ def fast(published: Path) -> dict[str, Any]:
 def ran(published: Path, **changes: Any) -> dict[str, Any]:
     tree = {"settings": fast(published), "target": ["owl"], "seeds": [0, 1], **changes}
     return sweep(preset="quickstart", settings=tree)
+
+
+def counted(run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, int]]:
+    """What a call gives, and the task and flow runs of every name that the server has heard of since."""
+    from prefect.client.orchestration import get_client
+
+    since = {"start_time": {"after_": datetime.now(UTC).isoformat()}}
+    outcome = run()
+    with get_client(sync_client=True) as client:
+
+        def names(kind: str) -> list[str]:
+            answer = client.request("POST", f"/{kind}_runs/filter", json={f"{kind}_runs": since})
+            return [found["name"].split()[0] for found in answer.raise_for_status().json()]
+
+        # The server hears of task runs a little later, and of one too many as late as of the others.
+        until(lambda: len(names("task")) >= len(outcome["stages"]), 30, lambda: str(names("task")))
+        time.sleep(2)
+        return outcome, dict(Counter([*names("flow"), *names("task")]))
 
 
 def table(outcome: dict[str, Any]) -> pl.DataFrame:
@@ -149,7 +170,10 @@ class TestSweep:
         assert apart.equals(together)
 
     def test_a_cell_whose_keys_are_all_present_costs_one_task_run(self, published: Path) -> None:
-        outcome = ran(published, seeds_per_cell=1)
+        outcome, runs = counted(lambda: ran(published, seeds_per_cell=1))
+        assert runs == {"sweep": 1, "record_cell": 2, "compare": 1, "compare_mmlu_pro": 1, "compare_shift": 1} | {
+            "tabulate_sweep": 1
+        }
         assert outcome["cached"] == outcome["cells"] == 2
         stages = [stage["stage"] for stage in outcome["stages"]]
         assert stages.count("record_cell") == 2
