@@ -164,7 +164,7 @@ def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
         ]
         contrasts += own
         sets = {each.name: each.artifact for each in own if not each.kind.startswith("against")}
-        chosen = OverlapConfig(size=config.size, level=config.level, seed=config.seed)
+        chosen = OverlapConfig(size=config.size, level=config.level)
         overlaps[sae.note.name] = overlap_features(chosen, label=sae.note.name, contrasts=sets)
         if config.vectors:
             vectors |= {

@@ -74,7 +74,7 @@ def test_saes_features_and_contrasts_are_those_they_were(tmp_path: Path) -> None
     there = run(contrast_features, tmp_path / "x", config, target=sides[0], control=sides[1])
     back = run(contrast_features, tmp_path / "y", config, target=sides[1], control=sides[0])
     shared = run(
-        overlap_features, tmp_path / "o", OverlapConfig(level=0.9, draws=100), contrasts={"a": there, "b": back}
+        overlap_features, tmp_path / "o", OverlapConfig(level=0.9), contrasts={"a": there, "b": back}
     )
     (tmp_path / "v").mkdir()
     note = VectorNote(site="resid_post", layer=1, source="user", norm=0)
