@@ -304,7 +304,9 @@ def test_chance_over_classes_of_rates_is_that_of_random_sets() -> None:
     for mine, others in (("a", "b"), ("b", "a")):
         counts = [np.isin(third, sets[mine]).sum() for third in thirds]
         for _ in range(20_000):
-            drawn = np.concatenate([rng.choice(third, k, replace=False) for third, k in zip(thirds, counts, strict=True)])
+            drawn = np.concatenate(
+                [rng.choice(third, k, replace=False) for third, k in zip(thirds, counts, strict=True)]
+            )
             found[mine].append(int(np.isin(drawn, sets[others]).sum()))
     tails = {name: float(np.mean(np.array(shares) >= 12)) for name, shares in found.items()}
     likelier = max(tails, key=lambda name: tails[name])
