@@ -161,7 +161,7 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"{row['sae']}: {row['first']} and {row['second']} share {row['shared']} of {row['sizes'][0]} and "
                 f"{row['sizes'][1]} features; chance {row['chance']:.1f} [{row['low']:.0f}, {row['high']:.0f}], "
-                f"p = {row['p']:.4f}, corrected {row['p_adjusted']:.4f}"
+                f"p = {row['p']:.2g}, corrected {row['p_adjusted']:.2g}"
             )
 
 

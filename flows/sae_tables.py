@@ -91,8 +91,8 @@ def overlap_table(name: str, rows: Sequence[OverlapRow]) -> Table:
                 f"{row.sizes[0]} and {row.sizes[1]}",
                 str(row.shared),
                 f"{row.chance:.1f} [{row.low:.0f}, {row.high:.0f}]",
-                "–" if row.p is None else f"{row.p:.4f}",
-                "–" if row.p_adjusted is None else f"{row.p_adjusted:.4f}",
+                "–" if row.p is None else f"{row.p:.2g}",
+                "–" if row.p_adjusted is None else f"{row.p_adjusted:.2g}",
                 ", ".join(map(str, row.features)) or "–",
             )
             for row in ordered

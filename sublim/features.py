@@ -195,7 +195,10 @@ def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[
             one, other = sets[first], sets[second]
             shared = sorted({*one} & {*other})
             ways = [chance(classes[first], one, other), chance(classes[second], other, one)]
-            way = max(ways, key=lambda each: each[len(shared) :].sum())
+            means = [float(way @ np.arange(len(way))) for way in ways]
+            # Sums of what is exactly 1 differ in their last digit and would choose by that.
+            tails = [float(way[len(shared) :].sum()) if shared else 1.0 for way in ways]
+            tail, mean, way = max(zip(tails, means, ways, strict=True), key=lambda each: each[:2])
             below = way.cumsum()
             low, high = (int(np.searchsorted(below, bound)) for bound in (0.025, 0.975))
             rows.append(
@@ -204,10 +207,10 @@ def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[
                     second=second,
                     sizes=(len(one), len(other)),
                     shared=len(shared),
-                    chance=float(way @ np.arange(len(way))),
+                    chance=mean,
                     low=low,
                     high=high,
-                    p=min(float(way[len(shared) :].sum()), 1.0) if one and other else None,
+                    p=min(tail, 1.0) if one and other else None,
                     features=shared,
                 )
             )

@@ -315,6 +315,16 @@ def test_chance_over_classes_of_rates_is_that_of_random_sets() -> None:
     assert (row.low, row.high) == tuple(np.quantile(found[likelier], [0.025, 0.975]))
 
 
+def test_chance_where_nothing_is_shared_is_the_larger_of_both_ways_round() -> None:
+    """Matched to the rare set no random feature is among the dense ones, and the other way round some are."""
+    rates = np.concatenate([np.full(500, 0.01), np.full(500, 0.9)])
+    tables = {"a": ranked([*range(30)], rates), "b": ranked([*range(500, 530)], np.full(1000, 0.5))}
+    for names in (("a", "b"), ("b", "a")):
+        [row] = overlaps(dict(zip("xy", (tables[name] for name in names), strict=True)), OverlapConfig())
+        assert (row.shared, row.p) == (0, 1.0)
+        assert row.chance == pytest.approx(30 * 30 / 1000)
+
+
 def test_an_overlap_far_beyond_chance_stands_out_among_a_hundred_others() -> None:
     """Three targets' sets make 105 comparisons: drawn sets would have to be tens of thousands for any to count."""
     rng = np.random.default_rng(6)
