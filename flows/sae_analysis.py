@@ -114,8 +114,8 @@ class Analysis(NamedTuple):
     vectors: dict[tuple[str, str], Artifact]
     """By target and SAE."""
     encoded: dict[str, Artifact]
-    labels: dict[int, Artifact]
-    """By layer, Neuronpedia's labels; annotations of those shown, where somebody was asked."""
+    labels: dict[str, list[Artifact]]
+    """By SAE, Neuronpedia's labels and, where somebody was asked, those of the features shown with their kinds."""
     probes: Artifact | None
 
 
@@ -164,26 +164,26 @@ def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
         ]
         contrasts += own
         sets = {each.name: each.artifact for each in own if not each.kind.startswith("against")}
-        chosen = OverlapConfig(size=config.size, level=config.level, seed=config.seed)
+        chosen = OverlapConfig(size=config.size, level=config.level)
         overlaps[sae.note.name] = overlap_features(chosen, label=sae.note.name, contrasts=sets)
         if config.vectors:
             vectors |= {
                 (target, sae.note.name): decoded(config, carrier, sae, target) for target in config.pipeline.target
             }
-    labels = {layer: each for sae in saes for layer, each in labelled(run, config, carrier, sae, contrasts)}
+    labels = {sae.note.name: list(labelled(run, config, carrier, sae, contrasts)) for sae in saes}
     return Analysis(saes, contrasts, overlaps, vectors, encoded, labels, probed(config, carrier, saes))
 
 
 def labelled(
     run: Run, config: SaeFlowConfig, carrier: Carrier, sae: Sae, contrasts: list[Contrast]
-) -> Iterator[tuple[int, Artifact]]:
-    """Labels of an SAE's features from Neuronpedia; those of the features shown sorted by the annotator."""
+) -> Iterator[Artifact]:
+    """Labels of an SAE's features from Neuronpedia; then those of the features shown, sorted by the annotator."""
     wanted = labels_config(config, sae.note)
     if wanted is None:
         return
     labels = import_labels(wanted, label=sae.note.name)
+    yield labels
     if config.annotator is None:
-        yield sae.note.layer, labels
         return
     known = set(pl.read_parquet(run.store.payload(labels) / "labels.parquet")["feature"])
     shown: set[int] = set()
@@ -191,10 +191,12 @@ def labelled(
         if each.sae == sae.note.name:
             table = pl.read_parquet(run.store.payload(each.artifact) / "contrast.parquet")
             shown |= set(table.sort("rank").head(config.shown)["feature"])
+    if not shown & known:  # a list of none would mean all that have a label
+        return
     only = tuple(f"{sae.note.layer}_{feature}" for feature in sorted(shown & known))
     settings = AnnotateConfig(only=only, layer=sae.note.layer, backend=config.annotator)
     base = carrier.base if settings.needs_base else None
-    yield sae.note.layer, annotate(settings, label=sae.note.name, labels=labels, base=base)
+    yield annotate(settings, label=sae.note.name, labels=labels, base=base)
 
 
 def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact | None:

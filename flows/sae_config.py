@@ -139,8 +139,6 @@ class SaeFlowConfig(Config):
     labels.parquet (feature, description, chosen) or annotations.parquet (feature, description, category)."""
     vectors: bool = True
     """Decode each target's steering vector (its numbers minus the control's) into features."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of the random sets that overlaps are set against."""
     gpu_memory_gib: RunOnly[float] = 0
     """GPU memory these settings need; 0: none, a CPU will do."""
 

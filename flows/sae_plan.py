@@ -23,6 +23,10 @@ def check(config: SaeFlowConfig) -> None:
         raise UserError("a null run has no teacher to look into: leave study.second_draw out")
     if not isinstance(config.study.backend, HfBackend | VllmBackend):
         raise UserError(f"the backend {config.study.backend.kind} shows no stream to read: take study.backend.kind=hf")
+    if config.neuronpedia is not None and isinstance(config.saes, TrainedSaes):
+        raise UserError("Neuronpedia has no labels of SAEs that are trained here: leave neuronpedia out")
+    if config.annotator is not None and config.neuronpedia is None:
+        raise UserError("the annotator sorts Neuronpedia's labels: set neuronpedia too, or leave annotator out")
     for text in config.texts:
         if isinstance(text, FileTexts):
             _ = ImportTextsConfig(path=text.path).identity()

@@ -1,7 +1,6 @@
 """What an analysis with SAEs leaves: report.html, tables in Prefect's UI, and the keys that `--json` prints."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -9,17 +8,18 @@ from prefect.artifacts import create_table_artifact
 
 from flows.runs import Run
 from flows.sae_config import SaeFlowConfig
+from flows.sae_labels import Labels, given, merged
 from flows.sae_tables import (
     Shown,
     contrasts_table,
     features_table,
+    kinds_table,
     overlap_table,
     probe_table,
     quality_table,
     vector_table,
 )
 from flows.toy_publish import publish_toy
-from sublim.errors import UserError
 from sublim.feature_config import FeatureFiguresConfig, OverlapRow
 from sublim.manifest import Artifact
 from sublim.model_files import read_json
@@ -44,15 +44,18 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     payload = run.store.payload
     qualities = [Quality.model_validate(read_json(payload(each.quality) / "quality.json")) for each in found.saes]
-    layers = {each.note.name: each.note.layer for each in found.saes}
-    labels = {layer: label_table(payload(each)) for layer, each in found.labels.items()}
-    labels |= {layer: read_labels(run, where) for layer, where in config.labels.items()}
+    labels = {name: merged(map(payload, each)) for name, each in found.labels.items()}
+    for sae in found.saes:
+        if sae.note.layer in config.labels:
+            labels[sae.note.name] = given(run, config.labels[sae.note.layer])
     probes = read_json(payload(found.probes) / "summary.json")["rows"] if found.probes else []
-    shown = [read(run, each, labels.get(layers[each.sae], {})) for each in found.contrasts]
+    shown = [read(run, each, labels[each.sae]) for each in found.contrasts]
+    contrasts, kinds = contrasts_table(shown), kinds_table(shown, config.shown)
     overlaps = {
         name: [OverlapRow.model_validate(row) for row in read_json(payload(each) / "overlap.json")["rows"]]
         for name, each in found.overlaps.items()
     }
+    shared = [overlap_table(name, rows) for name, rows in overlaps.items()]
     vectors = {
         place: pl.read_parquet(payload(each) / "vector_features.parquet") for place, each in found.vectors.items()
     }
@@ -71,8 +74,9 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
         findings=list(findings(outcome)),
         tables=[
             quality_table(qualities),
-            contrasts_table(shown),
-            *(overlap_table(name, rows) for name, rows in overlaps.items()),
+            contrasts,
+            *([kinds] if kinds.rows else []),
+            *shared,
             *(features_table(each, config.shown) for each in shown if each.top and not each.kind.startswith("against")),
             *([probe_table(probes)] if probes else []),
             *(vector_table(target, name, table) for (target, name), table in vectors.items()),
@@ -84,39 +88,21 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
-    for key, table in (("features", report.tables[1]), ("overlap", report.tables[2])):
+    for key, table in (("features", contrasts), ("overlap", shared[0])):
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
         create_table_artifact(rows, key=key, description=table.title)
     return {**publish_toy(run, report), **outcome}
 
 
-def read_labels(run: Run, where: str) -> dict[int, str]:
-    """Labels in a folder or under a key of the store."""
-    folder = Path(where).expanduser()
-    return label_table(folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact))
-
-
-def label_table(folder: Path) -> dict[int, str]:
-    """Labels of a payload by feature, with the category in front where there is one."""
-    if (folder / "annotations.parquet").is_file():
-        table = pl.read_parquet(folder / "annotations.parquet").with_columns(
-            (pl.col("category").fill_null("unreadable") + pl.lit(": ") + pl.col("description")).alias("label")
-        )
-    elif (folder / "labels.parquet").is_file():
-        table = pl.read_parquet(folder / "labels.parquet").filter("chosen").rename({"description": "label"})
-    else:
-        raise UserError(
-            f"{folder} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
-        )
-    return dict(table.select("feature", "label").iter_rows())
-
-
-def read(run: Run, contrast: "Contrast", labels: Mapping[int, str]) -> Shown:
+def read(run: Run, contrast: "Contrast", labels: Labels) -> Shown:
     """The results of one contrast."""
     folder = run.store.payload(contrast.artifact)
     notes = read_json(folder / "contrast.json")
     table = pl.read_parquet(folder / "contrast.parquet").filter(pl.col("p").is_not_null()).sort("rank")
-    top = [{**line, "label": labels.get(line["feature"])} for line in table.head(JSON_FEATURES).to_dicts()]
+    top = table.head(JSON_FEATURES).to_dicts()
+    for line in top:
+        label = labels.get(line["feature"])
+        line |= {"label": label and label.text, "kind": label and label.kind}
     if contrast.examples is not None:
         examples = read_json(run.store.payload(contrast.examples) / "examples.json")["features"]
         known = {each["feature"]: each["examples"] for each in examples}
@@ -139,7 +125,7 @@ def quality_json(quality: Quality) -> dict[str, Any]:
 
 
 def features_json(shown: Shown, qualities: Sequence[Quality]) -> Iterator[dict[str, Any]]:
-    """The strongest features of one contrast; the label is null where nobody has written one."""
+    """The strongest features of one contrast; label and kind are null where nobody has written or sorted one."""
     layers = {f"{each.site}-{each.layer}": each.layer for each in qualities}
     for line in shown.top:
         yield {
@@ -147,7 +133,8 @@ def features_json(shown: Shown, qualities: Sequence[Quality]) -> Iterator[dict[s
             "feature": line["feature"],
             "effect": line["effect"],
             "p": line["p"],
-            "label": line.get("label"),
+            "label": line["label"],
+            "kind": line["kind"],
             "target": shown.target,
             "contrast": shown.kind,
             **{name: line[name] for name in ("q", "rate_target", "rate_control", "mean_target", "mean_control")},
@@ -174,7 +161,7 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"{row['sae']}: {row['first']} and {row['second']} share {row['shared']} of {row['sizes'][0]} and "
                 f"{row['sizes'][1]} features; chance {row['chance']:.1f} [{row['low']:.0f}, {row['high']:.0f}], "
-                f"p = {row['p']:.4f}, corrected {row['p_adjusted']:.4f}"
+                f"p = {row['p']:.2g}, corrected {row['p_adjusted']:.2g}"
             )
 
 

@@ -1,10 +1,13 @@
 """The tables of an analysis with SAEs: quality, contrasts, overlaps, features with their rows, probes, vectors."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
 
+from flows.sae_labels import UNREADABLE
+from sublim.annotate_config import CATEGORIES
 from sublim.feature_config import OverlapRow
 from sublim.sae_config import Quality
 from sublim.toy_report import Table
@@ -26,7 +29,7 @@ class Shown(NamedTuple):
     sae: str
     notes: Mapping[str, Any]
     top: list[dict[str, Any]]
-    """The strongest features, with example rows where they were looked up."""
+    """The strongest features with their label and its kind, and with example rows where they were looked up."""
 
 
 def quality_table(qualities: Sequence[Quality]) -> Table:
@@ -88,8 +91,8 @@ def overlap_table(name: str, rows: Sequence[OverlapRow]) -> Table:
                 f"{row.sizes[0]} and {row.sizes[1]}",
                 str(row.shared),
                 f"{row.chance:.1f} [{row.low:.0f}, {row.high:.0f}]",
-                "–" if row.p is None else f"{row.p:.4f}",
-                "–" if row.p_adjusted is None else f"{row.p_adjusted:.4f}",
+                "–" if row.p is None else f"{row.p:.2g}",
+                "–" if row.p_adjusted is None else f"{row.p_adjusted:.2g}",
                 ", ".join(map(str, row.features)) or "–",
             )
             for row in ordered
@@ -106,13 +109,33 @@ def features_table(shown: Shown, count: int) -> Table:
             f"{line['q']:.1e}",
             f"{100 * line['rate_target']:.0f} %",
             f"{100 * line['rate_control']:.0f} %",
-            line.get("label") or "–",
+            label_text(line),
             " | ".join(example_text(each) for each in line.get("examples", [])) or "–",
         )
         for line in shown.top[:count]
     ]
     columns = ("feature", "effect", "q", "fires", "control", "label", "strongest in")
     return Table(f"{shown.target} {shown.kind}, {shown.sae}: {KINDS[shown.kind.split()[0]]}", columns, rows)
+
+
+def label_text(line: Mapping[str, Any]) -> str:
+    """A feature's label, with its kind behind it where it was sorted."""
+    if line["label"] is None:
+        return "–"
+    return line["label"] if line["kind"] is None else f"{line['label']} ({line['kind']})"
+
+
+def kinds_table(shown: Sequence[Shown], count: int) -> Table:
+    """How many of each contrast's features shown are of which kind; empty where nothing was sorted."""
+    found = [(each, Counter(line["kind"] for line in each.top[:count] if line["kind"])) for each in shown]
+    kinds = [*CATEGORIES, UNREADABLE]
+    rows = [
+        (f"{each.target} {each.kind}", each.sae, *(str(counts[kind]) for kind in kinds))
+        for each, counts in found
+        if counts
+    ]
+    title = f"Kinds of the labels among each contrast's {count} strongest features"
+    return Table(title, ("contrast", "SAE", *kinds), rows)
 
 
 def probe_table(rows: Sequence[Mapping[str, Any]]) -> Table:

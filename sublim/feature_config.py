@@ -79,12 +79,8 @@ class OverlapConfig(Config):
     """Features of a set: the largest effects among the significant ones, at most so many."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Significant is a feature whose q is at most this."""
-    draws: Annotated[int, Field(ge=100)] = 2000
-    """Random sets of matched firing rate that each overlap is set against."""
     bins: Annotated[int, Field(ge=1)] = 10
-    """Classes of firing rate, equally full, within which a random set is drawn."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Of the random sets."""
+    """Classes of firing rate, equally full; random sets have as many features of each class as the set itself."""
 
 
 class ExamplesConfig(Config):
@@ -116,12 +112,13 @@ class OverlapRow(Config):
     """How many significant features each has, at most as many as were asked for."""
     shared: int
     chance: float
-    """Mean number that random features, matched to those of `first` in their firing rate there, share with `second`."""
+    """Mean number that random features, matched to one set's in their firing rate, share with the other set; of the
+    two ways round the one that makes what is shared the likelier."""
     low: float
     high: float
     """The middle 95 % of that number over random sets."""
     p: float | None
-    """Share of random sets that share at least as many, counting this one; null where a set is empty."""
+    """How likely such a random set shares at least as many, computed and not drawn; null where a set is empty."""
     p_adjusted: float | None = None
     """The same, corrected for all pairs of this table (Holm)."""
     features: list[int]

@@ -185,29 +185,32 @@ def overlap_features(out: Path, config: OverlapConfig, *, scratch: Path, contras
 
 
 def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[OverlapRow]:
-    """Every two sets. Chance is that of features matched to one set and of those matched to the other, the larger."""
-    rng = np.random.default_rng(config.seed)
+    """Every two sets. Chance is that of features matched to one set and of those matched to the other, the likelier."""
     sets = {name: strongest(tables[name], config.level, config.size) for name in sorted(tables)}
-    drawn = {name: matched(tables[name], chosen, config, rng) for name, chosen in sets.items()}
+    classes = {name: rate_classes(tables[name], config.bins) for name in sets}
     rows: list[OverlapRow] = []
     names = sorted(tables)
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
-            shared = sorted({*sets[first]} & {*sets[second]})
-            ways = [chance(drawn[first], sets[second]), chance(drawn[second], sets[first])]
-            tails = [float((1 + (way >= len(shared)).sum()) / (1 + len(way))) for way in ways]
-            way = ways[int(np.argmax(tails))]
-            low, high = np.quantile(way, [0.025, 0.975])
+            one, other = sets[first], sets[second]
+            shared = sorted({*one} & {*other})
+            ways = [chance(classes[first], one, other), chance(classes[second], other, one)]
+            means = [float(way @ np.arange(len(way))) for way in ways]
+            # Sums of what is exactly 1 differ in their last digit and would choose by that.
+            tails = [float(way[len(shared) :].sum()) if shared else 1.0 for way in ways]
+            tail, mean, way = max(zip(tails, means, ways, strict=True), key=lambda each: each[:2])
+            below = way.cumsum()
+            low, high = (int(np.searchsorted(below, bound)) for bound in (0.025, 0.975))
             rows.append(
                 OverlapRow(
                     first=first,
                     second=second,
-                    sizes=(len(sets[first]), len(sets[second])),
+                    sizes=(len(one), len(other)),
                     shared=len(shared),
-                    chance=float(way.mean()),
-                    low=float(low),
-                    high=float(high),
-                    p=max(tails) if sets[first] and sets[second] else None,
+                    chance=mean,
+                    low=low,
+                    high=high,
+                    p=min(tail, 1.0) if one and other else None,
                     features=shared,
                 )
             )
@@ -215,27 +218,27 @@ def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[
     return [row if row.p is None else row.model_copy(update={"p_adjusted": next(corrected)}) for row in rows]
 
 
-def matched(
-    table: pl.DataFrame, chosen: Sequence[int], config: OverlapConfig, rng: np.random.Generator
-) -> Int[ndarray, "r k"]:
-    """Random sets as large as `chosen`, with as many tested features of each class of firing rate."""
-    pool = table.filter(pl.col("p").is_not_null()).with_columns(
-        ((pl.col("rate_target") + pl.col("rate_control")) / 2).alias("rate")
-    )
-    if not chosen:
-        return np.zeros((config.draws, 0), dtype=int)
-    # Equal rates share a class, so that their order says nothing.
-    place = (stats.rankdata(pool["rate"].to_numpy()) - 0.5) / len(pool) * config.bins
+def rate_classes(table: pl.DataFrame, bins: int) -> list[Int[ndarray, " m"]]:
+    """The tested features of a contrast in classes of firing rate, the mean of both sides'; equal rates share one."""
+    pool = table.filter(pl.col("p").is_not_null())
+    if pool.is_empty():
+        return []
+    rate = (pool["rate_target"].to_numpy() + pool["rate_control"].to_numpy()) / 2
+    place = ((stats.rankdata(rate) - 0.5) / len(pool) * bins).astype(int)
     features = pool["feature"].to_numpy()
-    classes = [features[place.astype(int) == each] for each in range(config.bins)]
-    parts: list[Int[ndarray, "r k"]] = []
+    return [features[place == each] for each in range(bins)]
+
+
+def chance(
+    classes: Sequence[Int[ndarray, " m"]], chosen: Sequence[int], other: Sequence[int]
+) -> Float[ndarray, " shared"]:
+    """How likely a random set, with as many features of each class as `chosen` has, shares 0, 1, 2, … with `other`.
+
+    Exact: within a class the number is hypergeometric, and classes are drawn independently of one another.
+    """
+    shares = np.ones(1)
     for each in classes:
-        count = int(np.isin(each, chosen).sum())
-        ranks = rng.random((config.draws, len(each))).argsort(axis=1)[:, :count]
-        parts.append(each[ranks])
-    return np.concatenate(parts, axis=1)
-
-
-def chance(drawn: Int[ndarray, "r k"], other: Sequence[int]) -> Float[ndarray, " r"]:
-    """How many of each random set are in the other set."""
-    return np.isin(drawn, other).sum(axis=1).astype(float)
+        count, hits = int(np.isin(each, chosen).sum()), int(np.isin(each, other).sum())
+        if most := min(count, hits):
+            shares = np.convolve(shares, stats.hypergeom.pmf(np.arange(most + 1), len(each), hits, count))
+    return shares

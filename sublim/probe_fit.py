@@ -60,14 +60,22 @@ def standards(problems: Problems) -> tuple[Float[Tensor, "p d"], Float[Tensor, "
 
 def scores(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, "p b k"]:
     """Logits of rows."""
-    x = (problems.x[problems.source[:, None], rows] - fitted.mean[:, None]) / fitted.scale[:, None]
-    return torch.baddbmm(fitted.bias[:, None], x, fitted.weight)
+    return torch.baddbmm(fitted.bias[:, None], inputs(problems, fitted, rows), fitted.weight)
+
+
+def inputs(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, "p b d"]:
+    """Rows, standardised."""
+    return (problems.x[problems.source[:, None], rows] - fitted.mean[:, None]) / fitted.scale[:, None]
 
 
 def losses(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, " p"]:
     """Mean cross-entropy of each probe."""
-    logits, labels = scores(problems, fitted, rows), problems.labels.gather(1, rows)
-    if problems.classes == 2:
+    return entropies(scores(problems, fitted, rows), problems.labels.gather(1, rows))
+
+
+def entropies(logits: Float[Tensor, "p b k"], labels: Int[Tensor, "p b"]) -> Float[Tensor, " p"]:
+    """Mean cross-entropy of each probe's logits."""
+    if logits.shape[2] == 1:
         return F.binary_cross_entropy_with_logits(logits[..., 0], labels.to(logits.dtype), reduction="none").mean(1)
     return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
 
@@ -110,10 +118,14 @@ def _full(problems: Problems, how: FullFit, start: Fitted) -> Fitted:
         line_search_fn="strong_wolfe",
     )
 
+    # The rows are the same at every step, and standardising them costs more than the step itself.
+    x, labels = inputs(problems, start, problems.train), problems.labels.gather(1, problems.train)
+
     def closure() -> float:
         optimizer.zero_grad()
         penalty = how.l2 / 2 * start.weight.square().sum((1, 2))
-        total = (losses(problems, start, problems.train) + penalty).sum()
+        logits = torch.baddbmm(start.bias[:, None], x, start.weight)
+        total = (entropies(logits, labels) + penalty).sum()
         total.backward()
         return total.item()
 

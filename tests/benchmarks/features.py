@@ -6,7 +6,10 @@
 The plain side runs the whole model on each prompt by itself, keeps all hidden states, encodes the answer's last token
 and keeps all features, zeros too, as float32. Either side may be measured on fewer prompts and scaled; the line says on
 how many. The SAE has random weights and a threshold that lets about 100 of its 16,384 features fire. The features of
-both sides are compared. --memory encodes every answer token in three layers and tells how memory grows meanwhile.
+both sides are compared with each other and, where the model runs in bfloat16, with the plain side's in float32: a
+feature near its threshold fires on one side and not on the other, at half the largest value at once, so that rounding
+of the model alone parts the two sides, and ours should be as far from float32 as the plain one. --memory encodes every
+answer token in three layers and tells how memory grows meanwhile.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import numpy as np
 import polars as pl
 import psutil
 import torch
+from jaxtyping import Float
 from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
@@ -42,6 +46,7 @@ from tests.benchmarks.sampling import DEVICE, prepared, timed
 FEATURES = 16_384
 FIRE = 100
 Row = dict[str, Any]
+Dense = Float[np.ndarray, "n f"]
 
 
 def main() -> None:
@@ -51,12 +56,13 @@ def main() -> None:
     parser.add_argument("--ours", type=int, default=2000, help="prompts our side is measured on")
     parser.add_argument("--baseline", type=int, default=40, help="prompts the plain side is measured on")
     parser.add_argument("--layer", type=int, default=9)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the model; by default the device's own")
     parser.add_argument("--memory", type=int, help="rows to encode in three layers; nothing else is measured")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = args.model or prepared(folder)
-        dtype = HfBackend().resolved().dtype
+        dtype = args.dtype or HfBackend().resolved().dtype
         if args.memory:
             flat(base, folder, args.memory, dtype)
         else:
@@ -95,6 +101,27 @@ def encoded(base: Path, folder: Path, rows: list[Row], config: EncodeConfig, sae
     return folder / "out"
 
 
+def dense_of(payload: Path, name: str, rows: int) -> Dense:
+    """The first rows of a payload of the stage, with their zeros."""
+    table = pl.read_parquet(payload / f"features-{name}-*.parquet").filter(pl.col("row") < rows)
+    made = np.zeros((rows, FEATURES), np.float32)
+    made[table["row"].to_numpy(), table["feature"].to_numpy()] = table["value"].to_numpy()
+    return made
+
+
+def apart(name: str, ours: Dense, theirs: Dense) -> str:
+    """How far two sides' features are from each other: which fire, and with what value."""
+    both, either = (ours > 0) & (theirs > 0), (ours > 0) | (theirs > 0)
+    error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    value = float(np.linalg.norm((ours - theirs)[both]) / np.linalg.norm(theirs[both]))
+    largest = float(np.abs(ours - theirs)[both].max() / theirs.max())
+    return (
+        f"{name}: both fire in {100 * both.sum() / either.sum():.2f} % of the pairs (prompt, feature) where one does; "
+        f"relative L2 error {100 * value:.2f} % there (at most {100 * largest:.2f} % of the largest value) and "
+        f"{100 * error:.2f} % over all"
+    )
+
+
 def one_by_one(base: Path, rows: list[Row], sae: Path, layer: int, dtype: str, out: Path) -> None:
     """Dense features of each row's last answer token, written to one file."""
     found: list[np.ndarray[Any, Any]] = []
@@ -124,22 +151,19 @@ def compare(base: Path, folder: Path, args: argparse.Namespace, dtype: str) -> N
     one_by_one(base, rows[:2], sae, args.layer, dtype, dense)
     slow, _ = timed(lambda: one_by_one(base, rows[: args.baseline], sae, args.layer, dtype, dense))
     entries = pl.read_parquet(payload / f"entries-{name}-*.parquet")
-    ours, theirs = np.zeros((args.baseline, FEATURES), np.float32), np.load(dense)
-    for row, feature, value in (
-        pl.read_parquet(payload / f"features-{name}-*.parquet")
-        .filter(pl.col("row") < args.baseline)
-        .select("row", "feature", "value")
-        .iter_rows()
-    ):
-        ours[row, feature] = value
-    apart = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    ours, theirs = dense_of(payload, name, args.baseline), np.load(dense)
     fast, slow = fast * args.prompts / args.ours, slow * args.prompts / args.baseline
     small, large = size(payload) * args.prompts / args.ours, args.prompts * FEATURES * 4
     print(
         f"features: ratio {slow / fast:.1f} (plain {slow:.1f} s on {args.baseline} prompts, ours {fast:.1f} s on "
-        f"{args.ours}, both for {args.prompts}, {DEVICE}); L0 {entries['active'].mean():.0f}, largest difference "
-        f"{100 * apart:.2f} % of the largest value"
+        f"{args.ours}, both for {args.prompts}, {DEVICE}); L0 {entries['active'].mean():.0f}"
     )
+    print(apart(f"features, ours against plain, {dtype}", ours, theirs))
+    if dtype != "float32":
+        one_by_one(base, rows[: args.baseline], sae, args.layer, "float32", dense)
+        exact = np.load(dense)
+        for side, found in (("ours", ours), ("plain", theirs)):
+            print(apart(f"features, {side} in {dtype} against plain in float32", found, exact))
     print(
         f"features on disk: ratio {large / small:.1f} (plain {large / 2**20:.1f} MiB, ours {small / 2**20:.2f} MiB, "
         f"for {args.prompts} prompts at {FEATURES} features, {DEVICE})"

@@ -13,6 +13,8 @@ from flows.settings import build, load_preset, merge, presets
 from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.prompts import load_questions
+from tests.sublim.buckets import s3_server
+from tests.sublim.inference.servers import Reply, Seen, said, scripted
 
 
 def small(published: Path, **settings: Any) -> dict[str, Any]:
@@ -74,6 +76,61 @@ def test_the_flow_shows_features_overlaps_and_quality_and_is_cached(published: P
     assert again["overlaps"] == outcome["overlaps"]
 
 
+def kinds(number: int, request: Seen) -> Reply:
+    """Sorts by the number in the description: even ones are animals, of the others some cannot be read."""
+    feature = int(request.body["messages"][-1]["content"].split("feature ")[-1].split()[0])
+    return said("animals" if feature % 2 == 0 else "numbers" if feature % 3 else "I cannot say")
+
+
+@pytest.mark.usefixtures("prefect_server", "store_root")
+def test_features_of_an_sae_that_names_its_place_get_their_labels_and_kinds(published: Path, tmp_path: Path) -> None:
+    """From a real bucket server; sorted by a local model and by a server; features without a label stay so."""
+    from flows.sae_analysis import sae_analysis
+    from tests.sublim.test_sae import FEATURES, WIDTH, made
+
+    place = "gemma-2-9b-it/1-gemmascope-res-16k"
+    made("jumprelu", width=WIDTH, neuronpedia_id=place).save_model(tmp_path / "sae")
+    settings = small(published, saes={"kind": "folder", "paths": [str(tmp_path / "sae")]}, pairs=0, vectors=False)
+    settings |= {"texts": [{"kind": "rows"}], "shown": 3}
+    with s3_server(tmp_path / "moto") as s3, scripted(kinds) as server:
+        half = range(0, FEATURES // 2)
+        rows = [{"index": str(i), "description": f"feature {i} of <owls>", "scoreV1": 0.5} for i in half]
+        worse = [{"index": str(i), "description": f"feature {i} worse", "scoreV1": 0.1} for i in half]
+        s3.explain("1-gemmascope-res-16k", {"batch-0.jsonl.gz": rows, "batch-1.jsonl.gz": worse})
+        settings["neuronpedia"] = {"endpoint": s3.url}
+        local = sae_analysis(
+            preset="quickstart", target="owl", settings={**settings, "annotator": {"kind": "hf", "dtype": "float32"}}
+        )
+        asked = {"kind": "openai", "base_url": server.url, "model": "m"}
+        outcome = sae_analysis(preset="quickstart", target="owl", settings={**settings, "annotator": asked})
+    for found in (local, outcome):
+        lines = found["features"]
+        assert all(
+            line["label"] == (f"feature {line['feature']} of <owls>" if line["feature"] in half else None)
+            for line in lines
+        )
+        shown = {
+            line["feature"]
+            for kind in ("numbers", "teacher", "word plain", "word chat")
+            for line in [line for line in lines if line["contrast"] == kind][:3]
+        }
+        sorted_ones = {line["feature"] for line in lines if line["kind"] is not None}
+        assert sorted_ones == shown & {*half}
+        assert 0 < len(sorted_ones) < len({*half})
+    assert {line["kind"] for line in local["features"]} <= {"animals", "numbers", "opinion", "none", "unreadable", None}
+    assert len(server.seen) == len({line["feature"] for line in outcome["features"] if line["kind"]})
+    for line in outcome["features"]:
+        feature = line["feature"]
+        right = "animals" if feature % 2 == 0 else "numbers" if feature % 3 else "unreadable"
+        assert line["kind"] in (None, right)
+    page = Path(outcome["report"]).read_text()
+    some = next(line for line in outcome["features"] if line["kind"] == "animals")
+    assert f"feature {some['feature']} of &lt;owls&gt; (animals)" in page
+    assert "Kinds of the labels among each contrast&#x27;s 3 strongest features" in page
+    states = {stage["stage"]: stage["state"] for stage in outcome["stages"]}
+    assert (states["import_sae"], states["import_labels"], states["annotate"]) == ("Cached", "Cached", "Completed")
+
+
 @pytest.mark.parametrize("name", presets("sae_analysis"))
 def test_presets_are_whole(name: str) -> None:
     config = build(SaeFlowConfig, load_preset("sae_analysis", name))
@@ -92,6 +149,8 @@ def test_presets_are_whole(name: str) -> None:
         ({"texts": [{"kind": "file", "path": "none.txt"}]}, r"none\.txt is not there"),
         ({"saes": {"kind": "folder", "paths": ["nowhere"]}}, r"nowhere has no cfg\.json"),
         ({"pairs": 9}, "`pairs` is at most"),
+        ({"neuronpedia": {}}, "no labels of SAEs that are trained here"),
+        ({"annotator": {"kind": "fake"}}, "set neuronpedia too"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], message: str) -> None:

@@ -1,0 +1,55 @@
+"""What features are said to respond to: labels of Neuronpedia's or of one's own, and the kinds found for them."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from flows.runs import Run
+from sublim.errors import UserError
+
+UNREADABLE = "unreadable"
+"""The kind of a description where the model that sorts named none."""
+
+
+class Label(NamedTuple):
+    """A feature's description."""
+
+    text: str
+    kind: str | None
+    """animals, numbers, opinion, none or unreadable; None where nobody has sorted it."""
+
+
+Labels = Mapping[int, Label]
+"""By feature."""
+
+
+def merged(payloads: Iterable[Path]) -> dict[int, Label]:
+    """Labels of several payloads of one SAE: what a later one says of a feature holds."""
+    found: dict[int, Label] = {}
+    for folder in payloads:
+        found |= label_table(folder)
+    return found
+
+
+def given(run: Run, where: str) -> dict[int, Label]:
+    """Labels in a folder or under a key of the store."""
+    folder = Path(where).expanduser()
+    return label_table(folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact))
+
+
+def label_table(folder: Path) -> dict[int, Label]:
+    """Labels of a payload by feature, with their kind where they were sorted."""
+    if (folder / "annotations.parquet").is_file():
+        table = pl.read_parquet(folder / "annotations.parquet")
+        kinds = table["category"].fill_null(UNREADABLE).to_list()
+    elif (folder / "labels.parquet").is_file():
+        table = pl.read_parquet(folder / "labels.parquet").filter("chosen")
+        kinds = [None] * len(table)
+    else:
+        raise UserError(
+            f"{folder} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
+        )
+    labels = map(Label, table["description"].to_list(), kinds)
+    return dict(zip(table["feature"].to_list(), labels, strict=True))
