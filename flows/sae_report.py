@@ -151,18 +151,27 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
             f"{each['tokens']} held-out tokens"
         )
     for each in outcome["contrasts"]:
+        if each["contrast"].startswith(("against", "word")):
+            continue
         yield (
             f"{each['target']} {each['contrast']} ({each['sae']}): of {each['tested']} features tested "
             f"{each['more']} fire more and {each['less']} less, over {each['rows'][0]} and {each['rows'][1]} rows"
             f"{' in pairs' if each['paired'] else ''}"
         )
+    targets = {each["target"] for each in outcome["contrasts"]}
+    between = list[dict[str, Any]]()
     for row in outcome["overlaps"]:
-        if row["p"] is not None and row["shared"]:
+        if len({side for side in targets if row["first"].startswith(side) or row["second"].startswith(side)}) > 1:
+            between.append(row)
+        elif row["p"] is not None and row["shared"]:
             yield (
                 f"{row['sae']}: {row['first']} and {row['second']} share {row['shared']} of {row['sizes'][0]} and "
                 f"{row['sizes'][1]} features; chance {row['chance']:.1f} [{row['low']:.0f}, {row['high']:.0f}], "
                 f"p = {row['p']:.2g}, corrected {row['p_adjusted']:.2g}"
             )
+    if between:
+        beyond = sum(row["p_adjusted"] is not None and row["p_adjusted"] <= 0.05 for row in between)
+        yield f"Of {len(between)} pairs across targets {beyond} share more than chance (corrected p at most .05)"
 
 
 def probe_figure(run: Run, probes: Artifact) -> list[FigureFile]:
