@@ -196,6 +196,7 @@ LINE = b'{"index": "1", "description": "fine"}\n'
         (gzip.compress(b'{"index": 1}'), "explains no feature"),
         (gzip.compress(b'{"index": 1, "description": "' + b"x" * (2 << 20) + b'"}'), "unpacks to more than 1 MiB"),
     ],
+    ids=["cut", "html", "text", "list", "negative", "large", "other", "empty", "bomb"],  # gzip writes the time: no id
 )
 def test_a_bad_file_is_named_and_nothing_is_written(body: bytes, told: str, s3: S3, scratch: Path) -> None:
     config = s3.config("9-bad", largest_mib=1)
