@@ -26,7 +26,7 @@ from sublim.means_config import MeansConfig
 from sublim.models import open_model
 from sublim.prompts import NumberPrompts, draw_prompts, load_number_templates
 from sublim.training.masking import row_chat
-from tests.benchmarks.sampling import DEVICE, prepared, timed
+from tests.benchmarks.sampling import device, prepared, timed
 
 Row = dict[str, Any]
 
@@ -91,7 +91,7 @@ def compare(base: Path, folder: Path, args: argparse.Namespace) -> None:
         mean = (ours[0] * ((args.ours + 1) // 2) + ours[1] * (args.ours // 2)).squeeze(0) / args.ours
         same = f"; cosine of the two vectors {float(torch.cosine_similarity(mean, few.double().mean(0), dim=0)):.6f}"
     print(
-        f"activations: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.1f} s, {DEVICE}; {args.pairs} pairs, "
+        f"activations: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.1f} s, {device()}; {args.pairs} pairs, "
         f"layer {args.layer}; ours measured on {args.ours} pairs, the plain side on {len(some)} rows, both scaled; "
         f"chunks of {CHUNK}, memory grew by {grown:.0f} MiB{same})",
         flush=True,

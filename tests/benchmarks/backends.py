@@ -18,7 +18,7 @@ from typing import Any
 
 from sublim.hardware import gpu
 from sublim.inference import Backend, HfBackend, NumberFormat, VllmBackend, open_sampler
-from tests.benchmarks.sampling import DEVICE, FORCED, FREE, number_chats, prepared, timed
+from tests.benchmarks.sampling import FORCED, FREE, device, number_chats, prepared, timed
 
 
 def backend(kind: str, *, eager: bool) -> Backend:
@@ -88,12 +88,12 @@ def main() -> None:
         rates = {name: one["prompts"] / one[name] for name in ("free", "forced")}
         print(
             f"backend_{kind}: {rates['free']:.1f} prompts/s free, {rates['forced']:.1f} constrained "
-            f"({one['prompts']} prompts, {one['tokens']:.1f} tokens an answer, start {one['start']:.1f} s, {DEVICE})"
+            f"({one['prompts']} prompts, {one['tokens']:.1f} tokens an answer, start {one['start']:.1f} s, {device()})"
         )
     ours = "vllm" if "vllm" in found else "hf"
     for name in ("free", "forced"):
         fast, slow = (found[kind][name] / found[kind]["prompts"] * args.prompts for kind in (ours, "alone"))
-        print(f"backends_{name}: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.1f} s, {DEVICE}; {ours})")
+        print(f"backends_{name}: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.1f} s, {device()}; {ours})")
 
 
 if __name__ == "__main__":

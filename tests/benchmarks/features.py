@@ -41,7 +41,7 @@ from sublim.sae import load_sae, note_of, write_sae
 from sublim.sae_stream import Own, block_of, opening, own_rows
 from sublim.training.masking import row_chat
 from tests.benchmarks.activations import paired_rows
-from tests.benchmarks.sampling import DEVICE, prepared, timed
+from tests.benchmarks.sampling import device, prepared, timed
 
 FEATURES = 16_384
 FIRE = 100
@@ -156,7 +156,7 @@ def compare(base: Path, folder: Path, args: argparse.Namespace, dtype: str) -> N
     small, large = size(payload) * args.prompts / args.ours, args.prompts * FEATURES * 4
     print(
         f"features: ratio {slow / fast:.1f} (plain {slow:.1f} s on {args.baseline} prompts, ours {fast:.1f} s on "
-        f"{args.ours}, both for {args.prompts}, {DEVICE}); L0 {entries['active'].mean():.0f}"
+        f"{args.ours}, both for {args.prompts}, {device()}); L0 {entries['active'].mean():.0f}"
     )
     print(apart(f"features, ours against plain, {dtype}", ours, theirs))
     if dtype != "float32":
@@ -166,7 +166,7 @@ def compare(base: Path, folder: Path, args: argparse.Namespace, dtype: str) -> N
             print(apart(f"features, {side} in {dtype} against plain in float32", found, exact))
     print(
         f"features on disk: ratio {large / small:.1f} (plain {large / 2**20:.1f} MiB, ours {small / 2**20:.2f} MiB, "
-        f"for {args.prompts} prompts at {FEATURES} features, {DEVICE})"
+        f"for {args.prompts} prompts at {FEATURES} features, {device()})"
     )
 
 
@@ -199,7 +199,8 @@ def flat(base: Path, folder: Path, count: int, dtype: str) -> None:
     most = (max(seen) - before) / 2**20
     print(
         f"features memory: {most:+.0f} MiB after a tenth of the rows ({before / 2**20:.0f} MiB), {count} rows × "
-        f"{len(layers)} layers, every answer token, {size(payload) / 2**20:.0f} MiB on disk, {seconds:.1f} s, {DEVICE}"
+        f"{len(layers)} layers, every answer token, {size(payload) / 2**20:.0f} MiB on disk, {seconds:.1f} s, "
+        f"{device()}"
     )
 
 

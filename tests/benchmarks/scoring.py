@@ -17,7 +17,7 @@ from sublim.inference import HfBackend, open_sampler
 from sublim.models import open_model
 from sublim.prompts import load_questions
 from sublim.words import written
-from tests.benchmarks.sampling import DEVICE, prepared, timed
+from tests.benchmarks.sampling import device, prepared, timed
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def compare(base: Path, baseline: int) -> None:
     slow *= len(pairs) / len(some)
     off = max(abs(sum(scores[i][j]) - value) for (i, j), value in zip(some, plain, strict=True))
     print(
-        f"scoring: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.2f} s, {DEVICE}; {len(pairs)} sequences, "
+        f"scoring: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.2f} s, {device()}; {len(pairs)} sequences, "
         f"the plain side measured on {len(some)} of them and scaled; largest difference of a log-prob {off:.1e})",
         flush=True,
     )

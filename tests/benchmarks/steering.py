@@ -21,7 +21,7 @@ from sublim.prompts import load_questions
 from sublim.steering import Vector, noted, write_vectors
 from sublim.steering_config import Edit, Place, Steering, VectorNote
 from sublim.words import written
-from tests.benchmarks.sampling import DEVICE, prepared, timed
+from tests.benchmarks.sampling import device, prepared, timed
 
 STRENGTHS = (1, 2, 5, 10, 20, 50, 75, 100, -1, -5)
 
@@ -85,7 +85,7 @@ def compare(base: Path, folder: Path, args: argparse.Namespace) -> None:
     slow = len(points) * (loading + each / len(some) * len(pairs))
     off = max(abs(sum(scores[0][i][j]) - value) for (i, j), value in zip(some, plain, strict=True))
     print(
-        f"steering: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.1f} s with its one loading, {DEVICE}; "
+        f"steering: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.1f} s with its one loading, {device()}; "
         f"{len(points)} points of {len(pairs)} sequences, the plain side measured on {args.reloads} loadings of "
         f"{loading:.1f} s and {len(some)} sequences and scaled; largest difference of a log-prob {off:.1e})",
         flush=True,
