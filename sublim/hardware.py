@@ -1,9 +1,12 @@
 """What this machine can compute on, asked of the CUDA driver itself so that nothing heavy is imported."""
 
 import ctypes
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Gpu(NamedTuple):
@@ -43,3 +46,23 @@ def cpu_multiplies_bfloat16() -> bool:
     except OSError:
         return False
     return bool({"avx512_bf16", "amx_bf16"} & set(described.split()))
+
+
+@contextmanager
+def peak_gpu_memory() -> Generator[dict[str, int]]:
+    """Puts under `peak_gpu_bytes` the most that torch held of the GPU's memory meanwhile, whatever was in use of it.
+
+    Nothing is put there where torch used no GPU; torch is not imported for it. Other processes are not counted, and
+    what CUDA itself keeps for a process (about 0.5 GB) is not torch's.
+    """
+    found: dict[str, int] = {}
+    if torch := _torch_on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+    yield found
+    if torch := _torch_on_gpu():
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
+
+
+def _torch_on_gpu() -> Any:
+    torch: Any = sys.modules.get("torch")
+    return torch if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized() else None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from sublim.errors import UserError
+from sublim.hardware import peak_gpu_memory
 from sublim.progress import Listener, listening
 
 NETWORK_ERRORS = ("ConnectionError", "TimeoutError", "TransportError", "APIConnectionError")
@@ -41,11 +42,13 @@ def restore_paths(value: Any) -> Any:
 
 
 def run_body(job: dict[str, Any]) -> dict[str, Any]:
-    """Runs one stage body here and returns its notes."""
+    """Runs one stage body here and returns its notes, with `peak_gpu_bytes` where it used a GPU."""
     function = cast(Callable[..., dict[str, Any] | None], resolve_name(job["function"]))
     config = resolve_name(job["config_type"]).model_validate(job["config"])
     inputs = restore_paths(job["inputs"])
-    return function(Path(job["out"]), config, scratch=Path(job["scratch"]), **inputs) or {}
+    with peak_gpu_memory() as peak:
+        notes = function(Path(job["out"]), config, scratch=Path(job["scratch"]), **inputs) or {}
+    return peak | notes
 
 
 class _EventHandler(logging.Handler):

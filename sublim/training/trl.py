@@ -81,8 +81,6 @@ def train_on(
     attention = faithful_attention(config.attention, shape)
     kept, checkpoints = scratch / "kept", scratch / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     with progress("training", len(plan)) as advance, open_trainee(config, base, attention, shape) as trainee:
 
         def keep(update: int) -> None:
@@ -111,7 +109,6 @@ def train_on(
         "updates": len(plan),
         "label_tokens": label_count(rows),
         "micro_batch": micro_batch,
-        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     }
 
 

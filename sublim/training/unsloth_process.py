@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from sublim.errors import UserError
+from sublim.hardware import peak_gpu_memory
 from sublim.models import DTYPES
 from sublim.progress import listening
 from sublim.training import Lora, TrainConfig
@@ -108,7 +109,7 @@ def main() -> None:
 
     job = json.load(sys.stdin)
     try:
-        with listening(lambda *step: tell(progress=step)):
+        with listening(lambda *step: tell(progress=step)), peak_gpu_memory() as peak:
             notes = train_on(
                 opened,
                 chosen_step,
@@ -118,7 +119,7 @@ def main() -> None:
                 base=Path(job["base"]),
                 data=Path(job["data"]),
             )
-        tell(notes=notes)
+        tell(notes=peak | notes)
     except UserError as error:
         tell(refused=str(error))
     except torch.OutOfMemoryError:

@@ -153,7 +153,9 @@ def main() -> None:
     parser.add_argument("--preset", default="quickstart", help="of the pipeline")
     parser.add_argument("--settings", type=json.loads, default={}, help="laid over it, as JSON")
     parser.add_argument("--store", type=Path, help="a store that has what the cells share")
-    parser.add_argument("--out", type=Path, default=Path("results/fanout"), help="folder for timeline.svg and fanout.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/fanout"), help="folder for timeline.svg and fanout.json"
+    )
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # `timeout` must not leave server and workers behind

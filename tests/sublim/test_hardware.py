@@ -3,8 +3,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from sublim.hardware import gpu
+from sublim.hardware import gpu, peak_gpu_memory
 from sublim.provenance import code_version, device, package_versions
 
 ASK = "from sublim.hardware import gpu; print(gpu())"
@@ -22,8 +23,6 @@ def test_hidden_devices_are_no_devices() -> None:
 
 
 def test_what_the_driver_says_is_what_torch_says() -> None:
-    import torch
-
     card = gpu()
     assert (card is not None) == torch.cuda.is_available()
     if card is not None:
@@ -49,3 +48,20 @@ def test_code_version_is_a_commit_where_there_is_a_checkout() -> None:
     commit, dirty = code_version()
     assert (commit is None) == (dirty is None)
     assert commit is None or len(commit) == 40
+
+
+def test_without_a_gpu_no_peak_is_told() -> None:
+    if gpu() is not None:
+        pytest.skip("has a GPU")
+    with peak_gpu_memory() as peak:
+        torch.zeros(10)
+    assert peak == {}
+
+
+@pytest.mark.gpu
+def test_the_peak_is_that_of_the_time_meant() -> None:
+    torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    torch.cuda.empty_cache()
+    with peak_gpu_memory() as peak:
+        torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    assert 2**28 <= peak["peak_gpu_bytes"] < 2**29
