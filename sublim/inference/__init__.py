@@ -14,7 +14,7 @@ from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.inference.device import start_context
 from sublim.inference.vllm_environment import settle
-from sublim.quick_imports import deferred, uncollected
+from sublim.quick_imports import deferred, uncollected, unsearched
 from sublim.steering_config import Steering
 from sublim.training import checkpoint
 
@@ -246,7 +246,7 @@ def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | 
     match backend:
         case HfBackend():
             start_context()
-            with uncollected(), deferred():
+            with uncollected(), deferred(), unsearched():
                 from sublim.inference.hf import open_hf
 
             with open_hf(backend.resolved(), base, weights) as sampler:

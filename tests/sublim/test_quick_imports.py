@@ -43,6 +43,29 @@ print(is_sklearn_available(), is_scipy_available(), roc_curve([0, 1], [0.2, 0.9]
     assert said(program).splitlines() == ["set()", "True True [0.0, 1.0, 1.0]"]
 
 
+def test_transformers_finds_the_same_models_and_versions_when_it_searches_less() -> None:
+    program = """
+import hashlib, importlib.metadata, json
+from contextlib import nullcontext
+from sublim.quick_imports import unsearched
+ask = importlib.metadata.packages_distributions
+with MANNER():
+    import transformers
+    import transformers.models
+assert importlib.metadata.packages_distributions is ask
+from transformers.utils import import_utils
+names = [{name: sorted(module._object_missing_backend.get(name, [])) for name in dir(module)} for module in
+         (transformers, transformers.models)]
+versions = {name: import_utils._is_package_available(name, return_version=True) for name in (
+    "torch", "accelerate", "peft", "numpy", "huggingface_hub", "PIL", "sklearn", "yaml", "nowhere", "triton")}
+assert (import_utils.create_import_structure_from_path.cache_info().hits > 0) == (MANNER is unsearched)
+print(json.dumps([len(names[0]), hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest(), versions]))
+assert dict(import_utils.PACKAGE_DISTRIBUTION_MAPPING) == ask()
+"""
+    quick, plain = (said(program.replace("MANNER", manner)) for manner in ("unsearched", "nullcontext"))
+    assert quick == plain
+
+
 def test_collections_stay_as_they_are_where_torch_is_there_already() -> None:
     import torch
 
