@@ -45,10 +45,13 @@ class PackedStep:
     def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
         rows = packed(batch).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = packed_logits(model, rows)
-            loss = F.cross_entropy(logits.float(), rows.labels, reduction="sum") / tokens
+            loss = self.summed_loss(model, rows) / tokens
         loss.backward()
         return loss.detach()
+
+    def summed_loss(self, model: Any, rows: PackedBatch) -> Float[Tensor, ""]:
+        """Cross-entropy summed over the label tokens."""
+        return F.cross_entropy(packed_logits(model, rows).float(), rows.labels, reduction="sum")
 
 
 class Captured(NamedTuple):

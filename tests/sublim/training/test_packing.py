@@ -17,7 +17,9 @@ from sublim.inference.network import set_attention
 from sublim.jsonl import read_jsonl
 from sublim.training import FullWeights, Lora, TrainConfig
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, collate, packed
-from sublim.training.step import EagerStep, PackedStep, packed_logits
+from sublim.training.soft import PackedSoftStep, SoftStep, train_soft
+from sublim.training.soft_config import SoftTrainConfig
+from sublim.training.step import EagerStep, PackedStep, Step, packed_logits
 from sublim.training.trl import check_attention, chosen_step, opened, train_on
 from tests.sublim.training.conftest import Trained
 from tests.sublim.training.test_step import rows_of
@@ -117,7 +119,7 @@ def choose_packed(*_: object) -> tuple[PackedStep, int]:
     return PackedStep(CPU, "float32"), 0
 
 
-def learnt(model: Any, step: EagerStep | PackedStep, batch: Batch) -> tuple[float, dict[str, Tensor]]:
+def learnt(model: Any, step: Step, batch: Batch) -> tuple[float, dict[str, Tensor]]:
     loss = step(model, batch, 10).item()
     return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -148,6 +150,21 @@ def test_packing_changes_neither_loss_nor_gradients(
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
     assert len(kernel) == (2 if attention == "flash_attention_2" else 0)
+
+
+@pytest.mark.parametrize("attention", ["eager", "flash_attention_2"])
+def test_packing_changes_neither_loss_nor_gradients_of_soft_labels(
+    tiny_models: dict[str, Path], data: Path, kernel: list[Call], attention: str
+):
+    base, config = tiny_models["gemma2"], SoftTrainConfig(updates=1, dtype="float32", temperature=1.5)
+    batch = unequal(base, data)
+    teacher, other = (model_of(base, each, adapter=True).merge_and_unload() for each in ("eager", attention))
+    whole, expected = learnt(model_of(base, "eager"), SoftStep(teacher, config, ()), batch)
+    loss, found = learnt(model_of(base, attention), PackedSoftStep(other, config), batch)
+    assert loss == pytest.approx(whole, rel=1e-5)
+    assert whole > 0.1
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flash_attention_2"])
@@ -282,3 +299,19 @@ def test_flash_attention_trains_packed_as_sdpa_does_padded(
         assert (notes["attention"], notes["packed"]) == (config.attention, config.attention == "flash_attention_2")
         losses[config.attention] = [row["loss"] for row in read_jsonl(out / "training.jsonl")]
     assert losses["flash_attention_2"] == pytest.approx(losses["sdpa"], rel=2e-2)
+
+
+@pytest.mark.gpu
+def test_soft_labels_train_packed_under_flash_attention_as_padded_under_sdpa(smollm2: Path, data: Path, tmp_path: Path):
+    pytest.importorskip("flash_attn")
+    plain = TrainConfig(method=Lora(rank=4, alpha=8), batch_size=3, epochs=1, lr=1e-3, dtype="bfloat16")
+    teacher, scratch = folders(tmp_path, "teacher")
+    train_on(opened, chosen_step, teacher, plain, scratch=scratch, base=smollm2, data=data)
+    losses = dict[str, list[float]]()
+    for attention in ("sdpa", "flash_attention_2"):
+        out, scratch = folders(tmp_path, attention)
+        config = SoftTrainConfig.model_validate(plain.model_dump() | {"attention": attention, "lr": 1e-4})
+        notes = train_soft(out, config, scratch=scratch, base=smollm2, data=data, teacher=teacher)
+        assert notes["packed"] == (attention == "flash_attention_2")
+        losses[attention] = [row["loss"] for row in read_jsonl(out / "training.jsonl")]
+    assert losses["flash_attention_2"] == pytest.approx(losses["sdpa"], rel=0.1, abs=5e-3)
