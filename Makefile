@@ -49,9 +49,9 @@ lint: install
 slow: install  ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-# toy_gpu wants a GPU and the digits' folder; the drawing and the plain loops are what others are made with.
+# toy_gpu wants a GPU and the digits' folder, packing a GPU and flash-attn; the drawing and the plain loops are what others are made with.
 bench: install  ## every benchmark, about half an hour on two cores
-	@for file in $(filter-out %/toy_gpu.py,$(wildcard tests/benchmarks/[a-z]*.py)); do \
+	@for file in $(filter-out %/toy_gpu.py %/packing.py,$(wildcard tests/benchmarks/[a-z]*.py)); do \
 	! grep -q __main__ $$file || $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 server: install  ## the local Prefect server with its UI

@@ -90,9 +90,10 @@ class TrainConfig(Config):
     """Type of the matrix products: bfloat16 is autocast over float32 weights; `auto` takes it where the card, or the
     processor where there is no card, has instructions for it."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel; `auto` takes flash-attention where it is installed and the card can, otherwise sdpa."""
+    """Attention kernel; `auto` takes flash-attention where it is installed and the card can, otherwise sdpa. Under
+    flash-attention trl's rows are packed: no time and no memory go to padding."""
     cuda_graph: RunOnly[bool] = True
-    """On a GPU, replay each update as one CUDA graph where the model and the micro-batch allow it."""
+    """On a GPU under sdpa, replay each update as one CUDA graph where the model and the micro-batch allow it."""
     checkpoint_every: RunOnly[int | None] = Field(default=None, ge=1)
     """Updates between checkpoints that a killed run resumes from; nothing: about once a minute."""
 
@@ -110,17 +111,30 @@ class TrainConfig(Config):
 
     def resolved(self) -> Self:
         """`dtype` and `attention` as this machine has them; a `frozen_base` follows from them and from the base."""
-        card = gpu()
         dtype, attention, method = self.dtype, self.attention, self.method
         if dtype == "auto":
+            card = gpu()
             halved = cpu_multiplies_bfloat16() if card is None else card.capability >= AMPERE
             dtype = "bfloat16" if halved else "float32"
         if attention == "auto":
-            flash = card is not None and card.capability >= AMPERE and dtype == "bfloat16" and find_spec("flash_attn")
-            attention = "flash_attention_2" if flash else "sdpa"
+            attention = "sdpa" if no_flash(dtype) else "flash_attention_2"
         if isinstance(method, Lora) and method.frozen_base == "auto" and dtype == "float32":
             method = method.model_copy(update={"frozen_base": "float32"})
         return self.model_copy(update={"dtype": dtype, "attention": attention, "method": method})
+
+
+def no_flash(dtype: str) -> str | None:
+    """Why flash-attention cannot serve products of this type here, or None."""
+    card = gpu()
+    if card is None:
+        return "it needs an NVIDIA GPU"
+    if card.capability < AMPERE:
+        return f"it needs compute capability 8.0, {card.name} has {card.capability[0]}.{card.capability[1]}"
+    if dtype != "bfloat16":
+        return f"it has no {dtype} kernels, only bfloat16"
+    if find_spec("flash_attn") is None:
+        return "flash-attn is not installed (see `sublim doctor`)"
+    return None
 
 
 def checkpoint(trained: Path, update: int | None = None) -> Path:

@@ -6,6 +6,7 @@ from math import ceil
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -35,6 +36,25 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class PackedBatch(NamedTuple):
+    """Rows one after another in one sequence, without padding and without their last tokens, which predict nothing."""
+
+    input_ids: Int[Tensor, "1 t"]
+    position_ids: Int[Tensor, "1 t"]
+    """They start at 0 in every row: that is how transformers tells the rows apart where no mask is given."""
+    bounds: Int[Tensor, " b_plus_1"]
+    """Where the rows start, and the end of the last one."""
+    longest: int
+    """Tokens in the longest row."""
+    places: Int[Tensor, " a"]
+    """Where the tokens to learn are predicted."""
+    labels: Int[Tensor, " a"]
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        tensors = {name: part for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        return self._replace(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def row_chat(row: Mapping[str, Any]) -> Chat:
@@ -101,3 +121,18 @@ def collate(rows: Sequence[TokenRow], *, padding: int) -> Batch:
         mask[i, width - end :] = 1
         labels[i, answer - (end - start) :] = torch.tensor(row.labels[start:end])
     return Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), labels)
+
+
+def packed(batch: Batch) -> PackedBatch:
+    """The same rows without their padding."""
+    seen, learnt = batch.attention_mask[:, :-1].bool(), batch.labels != UNTRAINED
+    asked = F.pad(learnt, (seen.shape[1] - learnt.shape[1], 0))
+    lengths = seen.sum(1)
+    return PackedBatch(
+        input_ids=batch.input_ids[:, :-1][seen][None],
+        position_ids=batch.position_ids[:, :-1][seen][None],
+        bounds=F.pad(lengths.cumsum(0), (1, 0)).int(),
+        longest=int(lengths.max()),
+        places=asked[seen].nonzero().flatten(),
+        labels=batch.labels[learnt],
+    )

@@ -20,9 +20,9 @@ from sublim.model_files import is_adapter
 from sublim.models import check_base, freeze, load
 from sublim.preference import chosen_weights
 from sublim.training import FullWeights, Lora, TrainConfig
-from sublim.training.masking import UNTRAINED, Batch, TokenRow, shared_prefix
+from sublim.training.masking import UNTRAINED, Batch, PackedBatch, TokenRow, shared_prefix
 from sublim.training.soft_config import SoftTrainConfig
-from sublim.training.step import Step, answer_logits
+from sublim.training.step import PackedStep, Step, answer_logits, packed_logits
 from sublim.training.trl import frozen_dtype, opened, train_on
 
 
@@ -40,6 +40,8 @@ def train_soft(
     ) -> tuple[Step, int]:
         assert isinstance(config, SoftTrainConfig)
         model = teacher_model(config, base, chosen_weights(teacher, None), attention, shape)
+        if attention == "flash_attention_2":
+            return PackedSoftStep(model, config), 0
         dropped = isinstance(config.method, Lora) and config.method.dropout > 0
         prefix = [] if dropped or torch.cuda.is_available() else shared_prefix(rows)
         return SoftStep(model, config, prefix), len(prefix)
@@ -77,6 +79,20 @@ class SoftStep:
         loss = soft_loss(ours[learnt].float(), theirs[learnt].float(), self.temperature) / tokens
         loss.backward()
         return loss.detach()
+
+
+class PackedSoftStep(PackedStep):
+    """The same without padding, for flash-attention."""
+
+    def __init__(self, teacher: PreTrainedModel, config: SoftTrainConfig) -> None:
+        super().__init__(teacher.device, config.dtype)
+        self.teacher, self.temperature = teacher, config.temperature
+
+    def summed_loss(self, model: Any, rows: PackedBatch) -> Float[Tensor, ""]:
+        """The divergence summed over the label tokens."""
+        with torch.no_grad():
+            theirs = packed_logits(self.teacher, rows)
+        return soft_loss(packed_logits(model, rows).float(), theirs.float(), self.temperature)
 
 
 def soft_loss(student: Float[Tensor, "n v"], teacher: Float[Tensor, "n v"], temperature: float) -> Float[Tensor, ""]:

@@ -1,4 +1,4 @@
-"""The loss and gradients of one micro-batch: op by op, or on a GPU as one CUDA graph."""
+"""The loss and gradients of one micro-batch: op by op, packed for flash-attention, or on a GPU as one CUDA graph."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
-from sublim.training.masking import UNTRAINED, Batch
+from sublim.training.masking import UNTRAINED, Batch, PackedBatch, packed
 
 WARM_UPS = 2
 
@@ -31,6 +31,27 @@ class EagerStep:
             loss = summed_loss(model, batch.to(self.device), self.prefix) / tokens
         loss.backward()
         return loss.detach()
+
+
+class PackedStep:
+    """Op by op, without padding: flash-attention reads rows of any length as one sequence in which none sees another.
+
+    The loss and the gradients are those of padded rows; an adapter's dropout is drawn anew, from the same seed.
+    """
+
+    def __init__(self, device: torch.device, dtype: str) -> None:
+        self.device, self.autocast = device, dtype == "bfloat16"
+
+    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
+        rows = packed(batch).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = self.summed_loss(model, rows) / tokens
+        loss.backward()
+        return loss.detach()
+
+    def summed_loss(self, model: Any, rows: PackedBatch) -> Float[Tensor, ""]:
+        """Cross-entropy summed over the label tokens."""
+        return F.cross_entropy(packed_logits(model, rows).float(), rows.labels, reduction="sum")
 
 
 class Captured(NamedTuple):
@@ -131,6 +152,21 @@ def answer_logits(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tens
         # Indices and not a count: the head would copy its weights for every row of a slice.
         logits_to_keep=torch.arange(ids.shape[1] - answer, ids.shape[1], device=ids.device),
     ).logits
+
+
+def packed_logits(model: Any, batch: PackedBatch) -> Float[Tensor, "a v"]:
+    """Logits at the places of the batch alone."""
+    return model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        use_cache=False,
+        # Otherwise every layer works them out from the positions, and waits for the GPU to do so.
+        cu_seq_lens_q=batch.bounds,
+        cu_seq_lens_k=batch.bounds,
+        max_length_q=batch.longest,
+        max_length_k=batch.longest,
+        logits_to_keep=batch.places,
+    ).logits[0]
 
 
 def causal_mask(mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
@@ -19,12 +20,12 @@ from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.models import forget_base, freeze, lent, load, load_tokenizer
 from sublim.progress import progress
-from sublim.training import FullWeights, Lora, TrainConfig
+from sublim.training import FullWeights, Lora, TrainConfig, no_flash
 from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint
 from sublim.training.masking import TokenRow, label_count, row_chat, shared_prefix, token_rows
 from sublim.training.plan import planned_updates
 from sublim.training.saving import whole, write_adapter, write_model
-from sublim.training.step import EagerStep, GraphedStep, Step, can_graph
+from sublim.training.step import EagerStep, GraphedStep, PackedStep, Step, can_graph
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def train_on(
     wanted = {*config.keep, len(plan)}
     shape = AutoConfig.from_pretrained(base)
     attention = faithful_attention(config.attention, shape)
+    check_attention(attention, config.dtype)
     kept, checkpoints = scratch / "kept", scratch / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     with progress("training", len(plan)) as advance, open_trainee(config, base, attention, shape) as trainee:
@@ -104,6 +106,7 @@ def train_on(
     return {
         "contexts": [context(tokenizer, row_chat(raw[0])[:-1])],
         "attention": attention,
+        "packed": isinstance(step, PackedStep),
         "dtype": config.dtype,
         "rows": len(rows),
         "updates": len(plan),
@@ -125,6 +128,23 @@ def faithful_attention(attention: str, shape: PretrainedConfig) -> str:
     """The kernel that computes the model as it was defined: sdpa leaves out Gemma 2's soft cap without a word."""
     softcapped = getattr(shape, "attn_logit_softcapping", None) is not None
     return "eager" if softcapped and attention == "sdpa" else attention
+
+
+def check_attention(attention: str, dtype: str) -> None:
+    """Says why a GPU goes without flash-attention. Raises UserError where it was asked for and cannot run."""
+    why = no_flash(dtype)
+    if attention != "flash_attention_2":
+        if why and torch.cuda.is_available():
+            log.info("attention is %s, not flash-attention: %s", attention, why)
+        return
+    if why:
+        raise UserError(f"flash_attention_2 cannot run here: {why}; or set attention to sdpa")
+    try:
+        import_module("flash_attn")
+    except ImportError as error:
+        raise UserError(
+            f"flash-attn does not import ({error}): build it again for this torch, or set attention to sdpa"
+        ) from error
 
 
 @contextmanager
@@ -193,6 +213,8 @@ def chosen_step(
     config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
 ) -> tuple[Step, int]:
     """How a micro-batch is computed, and how many tokens at the rows' beginning it reads once for all rows."""
+    if attention == "flash_attention_2":
+        return PackedStep(torch.device("cuda"), config.dtype), 0
     if not torch.cuda.is_available():
         # Dropout is drawn for each row; a passage read once would have one draw for all.
         dropped = isinstance(config.method, Lora) and config.method.dropout > 0
