@@ -64,8 +64,6 @@ def read_class(payload: Path, config: ProbesConfig) -> Class:
     if not found or not sum(len(table) for table in tables):
         raise UserError(f"no {config.site} was read at {config.read_at}: read it, or set site and read_at to what was")
     index, layers = pl.concat(tables), sorted(found)
-    if config.read_at == "all":
-        raise UserError("a probe takes one vector a row: read means or last tokens")
     if index["id"].null_count():
         raise UserError("the rows have no ids, so nothing says which answers share a prompt: number them")
     prompts = index["id"].to_numpy() // config.answers

@@ -171,6 +171,17 @@ def test_standardisation_sees_the_training_rows_alone(tmp_path: Path) -> None:
     assert torch.equal(fit(problems, config.fit).weight, fit(problems._replace(x=without_test), config.fit).weight)
 
 
+def test_the_epoch_is_chosen_by_the_validation_rows_and_not_by_the_test(tmp_path: Path) -> None:
+    """Labels turned round make an early epoch the best: of the validation rows that counts, of the test rows not."""
+    rows, how = rows_of(tmp_path, 3.0), AdamFit(epochs=4, lr=1e-2)
+    problems = problems_of(rows, ProbesConfig(fit=how), (0,))
+    chosen = fit(problems, how).weight
+    for part, same in ((problems.test, True), (problems.validation, False)):
+        labels = problems.labels.clone()
+        labels[0, part[0]] = 1 - labels[0, part[0]]
+        assert torch.equal(fit(problems._replace(labels=labels), how).weight, chosen) == same
+
+
 def test_full_fits_are_scikit_learn_s(tmp_path: Path) -> None:
     rows, how = rows_of(tmp_path, 1.0), FullFit(l2=0.02)
     problems = problems_of(rows, ProbesConfig(fit=how), (0, 1, 2))
