@@ -3,7 +3,7 @@
     sublim run annotate --preset quickstart                             # 48 descriptions, the bundled model
     sublim run annotate --preset neuronpedia --set features=20_4711,9_12      # by their Neuronpedia labels
     sublim run annotate --set file=labels.parquet --set layer=20        # a table of labels
-    sublim run annotate --set 'features=["20_1: owls at night"]'
+    sublim run annotate --set 'features=["20_1: owls at night"]' --set 'file=""'
     python -m flows.annotate --preset quickstart
 
 Descriptions come with the list, from a table of one's own or from Neuronpedia's public bucket. Any sampler sorts them,

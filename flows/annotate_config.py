@@ -70,7 +70,10 @@ class AnnotateFlowConfig(Config):
         if not self.features and not self.file:
             raise ValueError("there is nothing to sort: list features, or name a file")
         if self.features and self.file and not self.table:
-            raise ValueError("features are listed and a file of features is named: give one of the two")
+            raise ValueError(
+                f"features are listed and a file of features is named ({self.file}): give one of the two, "
+                "as with --set 'file=\"\"'"
+            )
         return self
 
     @property

@@ -18,6 +18,7 @@ from sublim.search_config import (
     Journal,
     Multiple,
     Objective,
+    Postgres,
     Pruning,
     Range,
     SamplerConfig,
@@ -109,6 +110,10 @@ def check(config: LoraSearchConfig) -> None:
 
     check_pipeline(config)
     check_space(config.student, searched(config))
+    if config.study is not None or isinstance(config.storage, Postgres):  # otherwise other settings are another study
+        from sublim.search_study import check_stored
+
+        check_stored(study_config(config, updates=1))
 
 
 def searched(config: LoraSearchConfig) -> dict[str, Range]:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 
 from flows.pipeline_config import PipelineConfig
+from flows.settings import build
 from sublim.activations_config import ActivationsConfig
 from sublim.config import Config, RunOnly
 from sublim.inference import HfBackend, VllmBackend
@@ -37,7 +38,7 @@ class ProbeFlowConfig(Config):
         """The study with this run's targets."""
         if self.target is None:
             return self.study
-        return PipelineConfig.model_validate({**self.study.model_dump(), "target": self.target})
+        return build(PipelineConfig, {**self.study.model_dump(), "target": self.target})
 
     def reading(self, layers: int) -> ActivationsConfig:
         """What is read of a model of so many layers."""

@@ -6,8 +6,9 @@
     python -m flows.sae_analysis --preset quickstart
 
 Contrasts, row against row: the target's numbers against the control's for the same prompts, read by the base; the
-teacher against the base, and a student against its control student, on one and the same text; the target's word against
-other words. Sets of features are then set against each other, and against random features that fire as often.
+teacher against the base, and a student against its control student and against the base, on one and the same text; the
+target's word against other words. Sets of features are then set against each other, and against random features that
+fire as often.
 """
 
 import sys
@@ -19,7 +20,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline import derive, filter_block, prepare_bases, train_all
-from flows.pipeline_arms import student_sets
+from flows.pipeline_arms import BaseName, student_sets
 from flows.pipeline_plan import CONTROL, generate_config
 from flows.pipeline_teachers import BASE_ITSELF, TeacherModel, make_teacher, write_numbers
 from flows.runs import Run, recorded
@@ -27,6 +28,7 @@ from flows.sae_config import ChatTexts, FileTexts, SaeFlowConfig, TrainedSaes
 from flows.sae_plan import (
     chats_config,
     check,
+    check_layers,
     contrast_config,
     encode_config,
     import_configs,
@@ -34,6 +36,7 @@ from flows.sae_plan import (
     means_config,
     other_words,
     probe_reading,
+    probes_config,
     train_configs,
     word_config,
 )
@@ -93,7 +96,9 @@ class Contrast(NamedTuple):
 
     target: str
     kind: str
-    """numbers, teacher, student 0, word plain, word chat, against wolf."""
+    """numbers, teacher, student 0, student 0 minus base, word plain, word chat, against wolf."""
+    sides: tuple[str, str]
+    """What was encoded of each side. Sets of two contrasts that have one in common share more than chance by that."""
     sae: str
     artifact: Artifact
     examples: Artifact | None
@@ -152,8 +157,10 @@ def sae_analysis(
 def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
     """Runs every stage, or takes it from the cache."""
     questions = load_questions(config.study.evaluation.questions)
-    carrier = write_carrier(config, questions)
-    saes = make_saes(run, config, carrier)
+    bases, taken = prepare_bases(config.pipeline), take_saes(config)
+    check_layers(config, [note_of(run, each) for each in taken], run.store.payload(bases["base"]))
+    carrier = write_carrier(config, questions, bases)
+    saes = make_saes(run, config, carrier, taken)
     encoded = encode_all(config, questions, carrier, saes)
     contrasts: list[Contrast] = []
     overlaps: dict[str, Artifact] = {}
@@ -211,14 +218,25 @@ def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact
             for arm, rows in carrier.rows.items()
         }
     targets = {arm: each for arm, each in read.items() if arm != CONTROL}
-    return fit_probes(config.probes, target=targets, control=read[CONTROL])
+    return fit_probes(probes_config(config, config.probes), target=targets, control=read[CONTROL])
 
 
-def write_carrier(config: SaeFlowConfig, questions: Questions) -> Carrier:
+def take_saes(config: SaeFlowConfig) -> list[Artifact]:
+    """The SAEs of others, before anything that costs; none where they are trained here."""
+    if isinstance(config.saes, TrainedSaes):
+        return []
+    return [import_sae(each, label=str(number)) for number, each in enumerate(import_configs(config.saes))]
+
+
+def note_of(run: Run, sae: Artifact) -> SaeNote:
+    """What an SAE is for."""
+    return SaeNote.model_validate(read_json(run.store.payload(sae) / "sae.json"))
+
+
+def write_carrier(config: SaeFlowConfig, questions: Questions, bases: dict[BaseName, Artifact]) -> Carrier:
     """Number rows of every teacher and of the base, and the students of them, exactly as the pipeline makes them."""
     study = config.pipeline
-    bases, block = prepare_bases(study), study.blocks[0]
-    base = bases["base"]
+    block, base = study.blocks[0], bases["base"]
     teachers = {target: make_teacher(study, questions, base, target, block) for target in study.target}
     raw: dict[str, list[Artifact]] = {}
     rows: dict[str, list[Artifact]] = {}
@@ -236,7 +254,7 @@ def write_carrier(config: SaeFlowConfig, questions: Questions) -> Carrier:
     return Carrier(base, teachers, {arm: own[0] for arm, own in rows.items()}, students)
 
 
-def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier) -> list[Sae]:
+def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier, taken: list[Artifact]) -> list[Sae]:
     """The SAEs, trained here or taken in, each measured on texts that none here was trained on."""
     sources: dict[str, Artifact] = {}
     for number, text in enumerate(config.texts):
@@ -249,16 +267,15 @@ def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier) -> list[Sae]:
                 sources |= {f"{number} {arm} numbers": rows for arm, rows in carrier.rows.items()}
     texts = gather_texts(GatherTextsConfig(held_out=config.held_out), label="texts", sources=sources)
     with one_process():
+        made = taken
         if isinstance(config.saes, TrainedSaes):
             made = [
                 train_sae(each, label=f"layer {each.layer}", base=carrier.base, texts=texts)
                 for each in train_configs(config, config.saes)
             ]
-        else:
-            made = [import_sae(each, label=str(number)) for number, each in enumerate(import_configs(config.saes))]
         saes: list[Sae] = []
         for artifact in made:
-            note = SaeNote.model_validate(read_json(run.store.payload(artifact) / "sae.json"))
+            note = note_of(run, artifact)
             settings = QualityConfig.model_validate(
                 {"tokens": config.quality_tokens, "dtype": encode_config(config, "last").dtype}
             )
@@ -311,6 +328,10 @@ def contrast_all(
         for pair in range(config.pairs)
     ]
     sides += [
+        (f"student {pair} minus base", f"student {pair} {target}", f"base {CONTROL}", carrier.rows[CONTROL], True)
+        for pair in range(config.pairs)
+    ]
+    sides += [
         (f"word {context}", f"word {context} {target}", f"word {context} others {target}", None, False)
         for context in config.contexts
     ]
@@ -329,7 +350,7 @@ def contrast_all(
                 features=encoded[ours],
                 rows=rows,
             )
-        found.append(Contrast(target, kind, sae.note.name, made, examples))
+        found.append(Contrast(target, kind, (ours, theirs), sae.note.name, made, examples))
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from flows.pipeline_config import PipelineConfig
+from flows.settings import build
 from sublim.config import Config, RunOnly
 from sublim.feature_config import FeatureAt
 from sublim.inference import Backend
@@ -158,4 +159,4 @@ class SaeFlowConfig(Config):
         """The study with this run's targets."""
         if self.target is None:
             return self.study
-        return PipelineConfig.model_validate({**self.study.model_dump(), "target": self.target})
+        return build(PipelineConfig, {**self.study.model_dump(), "target": self.target})

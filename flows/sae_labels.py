@@ -1,13 +1,14 @@
 """What features are said to respond to: labels of Neuronpedia's or of one's own, and the kinds found for them."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
 
-from flows.runs import Run
 from sublim.errors import UserError
+from sublim.store import Store
 
 UNREADABLE = "unreadable"
 """The kind of a description where the model that sorts named none."""
@@ -33,10 +34,12 @@ def merged(payloads: Iterable[Path]) -> dict[int, Label]:
     return found
 
 
-def given(run: Run, where: str) -> dict[int, Label]:
+def given(store: Store, where: str) -> dict[int, Label]:
     """Labels in a folder or under a key of the store."""
     folder = Path(where).expanduser()
-    return label_table(folder if folder.is_dir() else run.store.payload(run.store.search(where).artifact))
+    if not folder.is_dir() and not re.fullmatch("[0-9a-f]{6,64}", where):
+        raise UserError(f"labels: {where} is neither a folder nor six or more digits of a key: mend `labels`")
+    return label_table(folder if folder.is_dir() else store.payload(store.search(where).artifact))
 
 
 def label_table(folder: Path) -> dict[int, Label]:

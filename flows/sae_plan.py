@@ -1,18 +1,24 @@
 """The stages' configs of an analysis with SAEs; checked before anything runs, without Prefect."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from flows.pipeline_plan import check as check_pipeline
 from flows.pipeline_plan import check_machine, words_of
 from flows.sae_config import ChatTexts, FileTexts, FolderSaes, PretrainedSaes, SaeFlowConfig, TrainedSaes
+from flows.sae_labels import given
 from sublim.activations_config import ActivationsConfig
 from sublim.errors import UserError
 from sublim.feature_config import ContrastConfig, EncodeConfig, FeatureAt, WordRowsConfig, bundled_sentences
 from sublim.inference import HfBackend, SamplingParams, VllmBackend
 from sublim.means_config import MeansConfig
+from sublim.model_files import read_json
 from sublim.neuronpedia_config import LabelsConfig
 from sublim.probes_config import ProbesConfig
 from sublim.prompts import Questions
 from sublim.sae_config import FolderSae, ImportSaeConfig, PretrainedSae, SaeNote, TrainSaeConfig
 from sublim.sae_texts_config import ImportTextsConfig, WriteChatsConfig, bundled_topics
+from sublim.store import open_store
 
 
 def check(config: SaeFlowConfig) -> None:
@@ -30,9 +36,31 @@ def check(config: SaeFlowConfig) -> None:
     for text in config.texts:
         if isinstance(text, FileTexts):
             _ = ImportTextsConfig(path=text.path).identity()
+    if isinstance(config.saes, TrainedSaes) and (strange := sorted({*config.labels} - {*config.saes.layers})):
+        raise UserError(f"labels are given for layer {strange[0]}, of which there is no SAE: see saes.layers")
+    if config.labels:
+        store = open_store()
+        for where in config.labels.values():
+            _ = given(store, where)
     if isinstance(config.saes, FolderSaes):
         for each in import_configs(config.saes):
             _ = each.source.identity()
+
+
+def check_layers(config: SaeFlowConfig, notes: Sequence[SaeNote], base: Path) -> None:
+    """Raises UserError, before the study is run, for a layer that the base lacks or an SAE of another width."""
+    shape = read_json(base / "config.json")
+    shape = shape.get("text_config") or shape
+    count, width = int(shape["num_hidden_layers"]), int(shape["hidden_size"])
+    trained = config.saes.layers if isinstance(config.saes, TrainedSaes) else ()
+    probed = config.probe_layers if config.probes and config.probe_layers else ()
+    if beyond := [layer for layer in (*trained, *probed, *(note.layer for note in notes)) if not 0 <= layer < count]:
+        raise UserError(f"the model has no layer {beyond[0]}: it has {count}, counted from 0 to {count - 1}")
+    if other := [note for note in notes if note.d_in != width]:
+        raise UserError(
+            f"the SAE ({other[0].source}) is for a stream {other[0].d_in} wide ({other[0].model}), the model's is "
+            f"{width} wide: take one for this model"
+        )
 
 
 def dtype_of(config: SaeFlowConfig) -> str:
@@ -97,6 +125,11 @@ def labels_config(config: SaeFlowConfig, note: SaeNote) -> LabelsConfig | None:
         return None
     model, _, source = note.neuronpedia.partition("/")
     return LabelsConfig.model_validate({**config.neuronpedia.model_dump(), "model": model, "source": source})
+
+
+def probes_config(config: SaeFlowConfig, probes: ProbesConfig) -> ProbesConfig:
+    """Probes whose splits keep all answers to a prompt together."""
+    return probes.model_copy(update={"answers": config.study.carrier.sampling.n})
 
 
 def probe_reading(config: SaeFlowConfig, probes: ProbesConfig, layers: tuple[int, ...]) -> ActivationsConfig:

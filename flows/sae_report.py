@@ -1,6 +1,7 @@
 """What an analysis with SAEs leaves: report.html, tables in Prefect's UI, and the keys that `--json` prints."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -47,12 +48,12 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     labels = {name: merged(map(payload, each)) for name, each in found.labels.items()}
     for sae in found.saes:
         if sae.note.layer in config.labels:
-            labels[sae.note.name] = given(run, config.labels[sae.note.layer])
+            labels[sae.note.name] = given(run.store, config.labels[sae.note.layer])
     probes = read_json(payload(found.probes) / "summary.json")["rows"] if found.probes else []
     shown = [read(run, each, labels[each.sae]) for each in found.contrasts]
     contrasts, kinds = contrasts_table(shown), kinds_table(shown, config.shown)
     overlaps = {
-        name: [OverlapRow.model_validate(row) for row in read_json(payload(each) / "overlap.json")["rows"]]
+        name: list(overlap_rows(payload(each), [one for one in found.contrasts if one.sae == name]))
         for name, each in found.overlaps.items()
     }
     shared = [overlap_table(name, rows) for name, rows in overlaps.items()]
@@ -65,7 +66,7 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
         "features": [line for each in shown for line in features_json(each, qualities)],
         "contrasts": [{"target": e.target, "contrast": e.kind, **e.notes} for e in shown],
         "probes": probes,
-        "overlaps": [{"sae": name, **row.model_dump()} for name, rows in overlaps.items() for row in rows],
+        "overlaps": [{"sae": name, **row} for name, rows in overlaps.items() for row in rows],
     }
     report = ToyReport(
         title=f"SAE analysis: {config.about or run.preset}",
@@ -92,6 +93,14 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
         create_table_artifact(rows, key=key, description=table.title)
     return {**publish_toy(run, report), **outcome}
+
+
+def overlap_rows(payload: Path, contrasts: Sequence["Contrast"]) -> Iterator[dict[str, Any]]:
+    """Every two sets of one SAE, and whether their contrasts have a side in common."""
+    sides = {each.name: {*each.sides} for each in contrasts}
+    for each in read_json(payload / "overlap.json")["rows"]:
+        row = OverlapRow.model_validate(each)
+        yield {**row.model_dump(), "common": bool(sides[row.first] & sides[row.second])}
 
 
 def read(run: Run, contrast: "Contrast", labels: Labels) -> Shown:
@@ -161,7 +170,12 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
     targets = {each["target"] for each in outcome["contrasts"]}
     between = list[dict[str, Any]]()
     for row in outcome["overlaps"]:
-        if len({side for side in targets if row["first"].startswith(side) or row["second"].startswith(side)}) > 1:
+        if row["common"]:
+            continue
+        if (
+            len({target for target in targets for name in ("first", "second") if row[name].startswith(f"{target} ")})
+            > 1
+        ):
             between.append(row)
         elif row["p"] is not None and row["shared"]:
             yield (
@@ -171,7 +185,15 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
             )
     if between:
         beyond = sum(row["p_adjusted"] is not None and row["p_adjusted"] <= 0.05 for row in between)
-        yield f"Of {len(between)} pairs across targets {beyond} share more than chance (corrected p at most .05)"
+        yield (
+            f"Of {len(between)} pairs across targets without a side in common {beyond} share more than chance "
+            "(corrected p at most .05)"
+        )
+
+
+def target_of(name: str, targets: set[str]) -> str:
+    """Whose contrast is called so."""
+    return next(target for target in targets if name.startswith(f"{target} "))
 
 
 def probe_figure(run: Run, probes: Artifact) -> list[FigureFile]:

@@ -8,7 +8,6 @@ import polars as pl
 
 from flows.sae_labels import UNREADABLE
 from sublim.annotate_config import CATEGORIES
-from sublim.feature_config import OverlapRow
 from sublim.sae_config import Quality
 from sublim.toy_report import Table
 
@@ -16,6 +15,7 @@ KINDS = {
     "numbers": "the target's number rows against the control's for the same prompts, both read by the base",
     "teacher": "the teacher against the base, both reading the control's rows",
     "student": "a student against its control student, both reading the control's rows",
+    "minus base": "a student against the base, both reading the control's rows",
     "word": "the target's word against the other words of the comparison list",
     "against": "the target's number rows against another target's for the same prompts",
 }
@@ -30,6 +30,11 @@ class Shown(NamedTuple):
     notes: Mapping[str, Any]
     top: list[dict[str, Any]]
     """The strongest features with their label and its kind, and with example rows where they were looked up."""
+
+
+def compared(kind: str) -> str:
+    """What is set against what in a contrast of this kind."""
+    return KINDS["minus base" if kind.endswith("minus base") else kind.split()[0]]
 
 
 def quality_table(qualities: Sequence[Quality]) -> Table:
@@ -68,7 +73,7 @@ def contrasts_table(shown: Sequence[Shown]) -> Table:
         (
             f"{each.target} {each.kind}",
             each.sae,
-            KINDS[each.kind.split()[0]],
+            compared(each.kind),
             " and ".join(map(str, each.notes["rows"])),
             *(str(each.notes[name]) for name in ("tested", "more", "less")),
         )
@@ -77,23 +82,24 @@ def contrasts_table(shown: Sequence[Shown]) -> Table:
     return Table("Contrasts", ("contrast", "SAE", "what is compared", "rows", "tested", "more", "less"), rows)
 
 
-def overlap_table(name: str, rows: Sequence[OverlapRow]) -> Table:
-    """Every two sets. Sets of numbers share the control's rows, so that chance is no measure of theirs."""
-    ordered = sorted(rows, key=lambda row: (row.p is None, row.p or 0, -row.shared))
-    columns = ("first", "second", "sizes", "shared", "chance", "p", "corrected", "features")
+def overlap_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Every two sets; those whose contrasts have a side in common come last, since chance is no measure of theirs."""
+    ordered = sorted(rows, key=lambda row: (row["common"], row["p"] is None, row["p"] or 0, -row["shared"]))
+    columns = ("first", "second", "sizes", "shared", "chance", "p", "corrected", "features", "")
     return Table(
-        f"{name}: features that sets share (two sets of numbers have the control's rows in common: no test of those)",
+        f"{name}: features that sets share (where both contrasts have a side in common, p is no test)",
         columns,
         [
             (
-                row.first,
-                row.second,
-                f"{row.sizes[0]} and {row.sizes[1]}",
-                str(row.shared),
-                f"{row.chance:.1f} [{row.low:.0f}, {row.high:.0f}]",
-                "–" if row.p is None else f"{row.p:.2g}",
-                "–" if row.p_adjusted is None else f"{row.p_adjusted:.2g}",
-                ", ".join(map(str, row.features)) or "–",
+                row["first"],
+                row["second"],
+                f"{row['sizes'][0]} and {row['sizes'][1]}",
+                str(row["shared"]),
+                f"{row['chance']:.1f} [{row['low']:.0f}, {row['high']:.0f}]",
+                "–" if row["p"] is None else f"{row['p']:.2g}",
+                "–" if row["p_adjusted"] is None else f"{row['p_adjusted']:.2g}",
+                ", ".join(map(str, row["features"])) or "–",
+                "a side in common" if row["common"] else "",
             )
             for row in ordered
         ],
@@ -115,7 +121,7 @@ def features_table(shown: Shown, count: int) -> Table:
         for line in shown.top[:count]
     ]
     columns = ("feature", "effect", "q", "fires", "control", "label", "strongest in")
-    return Table(f"{shown.target} {shown.kind}, {shown.sae}: {KINDS[shown.kind.split()[0]]}", columns, rows)
+    return Table(f"{shown.target} {shown.kind}, {shown.sae}: {compared(shown.kind)}", columns, rows)
 
 
 def label_text(line: Mapping[str, Any]) -> str:

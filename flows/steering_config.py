@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from flows.pipeline_config import PipelineConfig
+from flows.settings import build
 from sublim.config import Config, RunOnly
 from sublim.means_config import PROMPT_KINDS, MeanAt
 from sublim.mmlu_pro_config import MmluProConfig
@@ -154,4 +155,4 @@ class SteeringFlowConfig(Config):
         """The study with this run's targets."""
         if self.target is None:
             return self.study
-        return PipelineConfig.model_validate({**self.study.model_dump(), "target": self.target})
+        return build(PipelineConfig, {**self.study.model_dump(), "target": self.target})

@@ -1,5 +1,6 @@
 """Rows for probes: activations of two or more classes, and splits that keep all answers to a prompt together."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,10 @@ class Rows(NamedTuple):
 
     target: str
     classes: int
-    values: Float[Tensor, "l n d"]
+    values: Float[Tensor, "l m d"]
+    """Rows of every question, which share their control."""
+    places: Int[ndarray, " n"]
+    """Of this question's rows, among `values`."""
     labels: Int[ndarray, " n"]
     """0 is the control."""
     prompts: Int[ndarray, " n"]
@@ -39,7 +43,7 @@ class Rows(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Row numbers."""
+    """Row numbers within one question."""
 
     train: Int[ndarray, " a"]
     validation: Int[ndarray, " b"]
@@ -60,26 +64,31 @@ def read_class(payload: Path, config: ProbesConfig) -> Class:
     if not found or not sum(len(table) for table in tables):
         raise UserError(f"no {config.site} was read at {config.read_at}: read it, or set site and read_at to what was")
     index, layers = pl.concat(tables), sorted(found)
-    if config.read_at == "all":
-        raise UserError("a probe takes one vector a row: read means or last tokens")
     if index["id"].null_count():
         raise UserError("the rows have no ids, so nothing says which answers share a prompt: number them")
     prompts = index["id"].to_numpy() // config.answers
     return Class(torch.stack([torch.cat(found[layer]) for layer in layers]), prompts, layers)
 
 
-def together(name: str, classes: list[Class]) -> Rows:
-    """The rows of several classes, control first."""
+def together(classes: list[Class], questions: Mapping[str, Sequence[int]]) -> list[Rows]:
+    """Questions by name, each about some of the classes, by number and control first, over one stack of values."""
     if any(one.layers != classes[0].layers for one in classes):
         raise UserError("target and control were read at different layers: read them alike")
-    return Rows(
-        name,
-        len(classes),
-        torch.cat([one.values for one in classes], 1),
-        np.concatenate([np.full(len(one.prompts), label) for label, one in enumerate(classes)]),
-        np.concatenate([one.prompts for one in classes]),
-        classes[0].layers,
-    )
+    values = torch.cat([one.values for one in classes], 1)
+    ends = np.cumsum([len(one.prompts) for one in classes])
+    places = [np.arange(end - len(one.prompts), end) for one, end in zip(classes, ends, strict=True)]
+    return [
+        Rows(
+            name,
+            len(members),
+            values,
+            np.concatenate([places[one] for one in members]),
+            np.concatenate([np.full(len(places[one]), label) for label, one in enumerate(members)]),
+            np.concatenate([classes[one].prompts for one in members]),
+            classes[0].layers,
+        )
+        for name, members in questions.items()
+    ]
 
 
 def split(rows: Rows, config: ProbesConfig, rng: np.random.Generator) -> Split:

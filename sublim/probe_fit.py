@@ -34,7 +34,10 @@ class Fitted(NamedTuple):
 
 
 def fit(problems: Problems, how: AdamFit | FullFit) -> Fitted:
-    """All probes at once; each ends as it would alone, since Adam is elementwise and the loss a plain sum."""
+    """All probes at once; each ends as it would alone, since Adam is elementwise and the loss a plain sum.
+
+    L-BFGS takes one step for all, so that there it is as near as `tolerance_grad` says.
+    """
     mean, scale = standards(problems)
     count, width = len(problems.source), problems.x.shape[2]
     columns = 1 if problems.classes == 2 else problems.classes

@@ -7,7 +7,7 @@ Both answers to a prompt are on one side of a split, since they share their prom
 training rows alone; no layer, epoch or setting is chosen by the test rows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ SCHEMA = {
 class Trial(NamedTuple):
     """One probe to be fitted."""
 
+    target: str
     layer: int
     seed: int
     shuffled: bool
@@ -43,29 +44,25 @@ def fit_probes(
 ) -> dict[str, Any]:
     """Stage: writes the files of this module's head; `target` is one activation payload, or several by name.
 
-    Costs seconds; all layers, seeds and labellings of a target are one batch.
+    Costs seconds; all layers, targets, seeds and labellings are one batch for each shape of problem (see `probed`).
     """
     named = {"target": target} if isinstance(target, Path) else dict(target)
-    zero = read_class(control, config)
-    classes = {name: read_class(path, config) for name, path in named.items()}
-    questions = [together(name, [zero, one]) for name, one in classes.items()]
-    if config.multiclass and len(classes) > 1:
-        questions.append(together(MULTICLASS, [zero, *classes.values()]))
-    found: dict[tuple[str, Trial], Judged] = {}
-    with progress("fitting probes", len(questions)) as advance:
-        for rows in questions:
-            found |= {(rows.target, trial): tested for trial, tested in probed(rows, config)}
-            advance(1)
+    classes = [read_class(path, config) for path in (control, *named.values())]
+    asked = {name: [0, number] for number, name in enumerate(named, start=1)}
+    if config.multiclass and len(named) > 1:
+        asked[MULTICLASS] = [*range(len(classes))]
+    questions = together(classes, asked)
+    found = probed(questions, config)
     lines = [
-        {"layer": trial.layer, "target": name, "seed": trial.seed, "shuffled": trial.shuffled}
+        trial._asdict()
         | {metric: float(values[0]) for metric, values in metrics(tested).items()}
         | {"n": len(tested.labels)}
-        for (name, trial), tested in found.items()
+        for trial, tested in found.items()
     ]
     pl.DataFrame(lines, schema=SCHEMA).sort("target", "layer", "seed", "shuffled").write_parquet(out / "probes.parquet")
     grouped: dict[tuple[str, int], dict[bool, list[Judged]]] = {}
-    for (name, trial), tested in found.items():
-        grouped.setdefault((name, trial.layer), {False: [], True: []})[trial.shuffled].append(tested)
+    for trial, tested in found.items():
+        grouped.setdefault((trial.target, trial.layer), {False: [], True: []})[trial.shuffled].append(tested)
     (out / "summary.json").write_text(summarise(grouped, config).model_dump_json(indent=1))
     return {
         "rows": {rows.target: len(rows.labels) for rows in questions},
@@ -75,73 +72,112 @@ def fit_probes(
 
 def identical(rows: Rows) -> float:
     """Share of the targets' rows with the very same activations as the control's to that prompt: none can tell them."""
-    control = {int(rows.prompts[n]): n for n in np.flatnonzero(rows.labels == 0)}
-    others = np.flatnonzero(rows.labels != 0).tolist()
+    of_control = rows.labels == 0
+    control = dict(zip(rows.prompts[of_control].tolist(), rows.places[of_control].tolist(), strict=True))
+    others = np.flatnonzero(~of_control).tolist()
     same = [
-        torch.equal(rows.values[:, n], rows.values[:, control[int(rows.prompts[n])]])
+        torch.equal(rows.values[:, int(rows.places[n])], rows.values[:, control[int(rows.prompts[n])]])
         for n in others
         if int(rows.prompts[n]) in control
     ]
     return sum(same) / len(others)
 
 
-def probed(rows: Rows, config: ProbesConfig) -> Iterator[tuple[Trial, Judged]]:
-    """Every probe of one question on its test split."""
-    splits = {seed: split(rows, config, np.random.default_rng([seed, 0])) for seed in config.seeds}
-    singles = [Trial(layer, seed, mixed) for layer in rows.layers for seed in config.seeds for mixed in (False, True)]
-    yield from _batched(rows.values, rows, config, splits, singles)
-    if config.together and len(rows.layers) > 1:
-        beside = rows.values.transpose(0, 1).flatten(1)[None]
-        trials = [Trial(ALL, seed, mixed) for seed in config.seeds for mixed in (False, True)]
-        yield from _batched(beside, rows, config, splits, trials)
+def trials(rows: Rows, config: ProbesConfig) -> list[Trial]:
+    """Every probe of one question."""
+    layers = [*rows.layers, *([ALL] if config.together and len(rows.layers) > 1 else [])]
+    return [
+        Trial(rows.target, layer, seed, mixed) for layer in layers for seed in config.seeds for mixed in (False, True)
+    ]
 
 
-def _batched(
-    values: torch.Tensor, rows: Rows, config: ProbesConfig, splits: dict[int, Split], trials: list[Trial]
-) -> Iterator[tuple[Trial, Judged]]:
+def probed(questions: Sequence[Rows], config: ProbesConfig) -> dict[Trial, Judged]:
+    """Every probe of every question on its test split, in their order.
+
+    Fitted as one batch is what has one shape: single layers of all targets, then all layers side by side, and the same
+    of several classes. Targets whose lists were filtered alone have splits of other sizes, and batches of their own.
+    """
+    splits = {
+        (rows.target, seed): split(rows, config, np.random.default_rng([seed, 0]))
+        for rows in questions
+        for seed in config.seeds
+    }
+    batches: dict[tuple[bool, int, tuple[int, ...]], list[Trial]] = {}
+    for rows in questions:
+        for trial in trials(rows, config):
+            sizes = tuple(map(len, splits[trial.target, trial.seed]))
+            batches.setdefault((trial.layer == ALL, rows.classes, sizes), []).append(trial)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    x = values.to(device)
+    values, asked = questions[0].values.to(device), {rows.target: rows for rows in questions}
+    found: dict[Trial, Judged] = {}
+    with progress("fitting probes", sum(map(len, batches.values()))) as advance:
+        for (beside, _, sizes), batch in batches.items():
+            x = values.transpose(0, 1).flatten(1)[None] if beside else values
+            size = at_once(x.shape[2], asked[batch[0].target].classes, sizes[0], config)
+            for start in range(0, len(batch), size):
+                part = batch[start : start + size]
+                found |= zip(part, judged(x, asked, config, splits, part), strict=True)
+                advance(len(part))
+    return {trial: found[trial] for rows in questions for trial in trials(rows, config)}
+
+
+def at_once(width: int, classes: int, rows: int, config: ProbesConfig) -> int:
+    """How many probes fit into the memory that may be taken."""
     # Weights, their best, gradient and Adam's two moments, and the rows of a step, of the validation or of the test.
-    floats = values.shape[2] * (5 * rows.classes + 2 + 3 * max(len(splits[config.seeds[0]].train), 1))
-    size = max(1, int(config.memory_gib * 2**30 / (4 * floats)))
-    for start in range(0, len(trials), size):
-        part = trials[start : start + size]
-        problems = _problems(x, rows, config, splits, part)
-        fitted = fit(problems, config.fit)
-        with torch.no_grad():
-            logits = scores(problems, fitted, problems.test).double().cpu().numpy()
-        if rows.classes == 2:
-            logits = np.concatenate([np.zeros_like(logits), logits], 2)
-        labels = problems.labels.gather(1, problems.test).cpu().numpy()
-        for trial, own, true in zip(part, logits, labels, strict=True):
-            yield trial, Judged(own, true, rows.prompts[splits[trial.seed].test])
+    floats = width * (5 * classes + 2 + 3 * rows)
+    return max(1, int(config.memory_gib * 2**30 / (4 * floats)))
+
+
+def judged(
+    x: torch.Tensor,
+    asked: Mapping[str, Rows],
+    config: ProbesConfig,
+    splits: Mapping[tuple[str, int], Split],
+    batch: Sequence[Trial],
+) -> Iterator[Judged]:
+    """One batch, fitted and tested."""
+    problems = _problems(x, asked, config, splits, batch)
+    fitted = fit(problems, config.fit)
+    with torch.no_grad():
+        logits = scores(problems, fitted, problems.test).double().cpu().numpy()
+    if problems.classes == 2:
+        logits = np.concatenate([np.zeros_like(logits), logits], 2)
+    labels = problems.labels.gather(1, problems.test).cpu().numpy()
+    for trial, own, true in zip(batch, logits, labels, strict=True):
+        yield Judged(own, true, asked[trial.target].prompts[splits[trial.target, trial.seed].test])
 
 
 def _problems(
-    x: torch.Tensor, rows: Rows, config: ProbesConfig, splits: dict[int, Split], trials: list[Trial]
+    x: torch.Tensor,
+    asked: Mapping[str, Rows],
+    config: ProbesConfig,
+    splits: Mapping[tuple[str, int], Split],
+    batch: Sequence[Trial],
 ) -> Problems:
-    device, places = x.device, {layer: place for place, layer in enumerate(rows.layers)}
+    device, first = x.device, asked[batch[0].target]
+    layers = {layer: place for place, layer in enumerate(first.layers)}
     epochs = config.fit.epochs if isinstance(config.fit, AdamFit) else 0
-    labels, orders = list[np.ndarray](), list[np.ndarray]()
-    for trial in trials:
-        parts = splits[trial.seed]
-        labels.append(
-            shuffled(rows.labels, parts, np.random.default_rng([trial.seed, 1])) if trial.shuffled else rows.labels
-        )
+    labels, orders, parts = list[np.ndarray](), list[np.ndarray](), list[list[np.ndarray]]()
+    for trial in batch:
+        rows, own = asked[trial.target], splits[trial.target, trial.seed]
+        mixed = shuffled(rows.labels, own, np.random.default_rng([trial.seed, 1])) if trial.shuffled else rows.labels
+        labels.append(np.zeros(x.shape[1], np.int64))
+        labels[-1][rows.places] = mixed
+        parts.append([rows.places[part] for part in own])
         rng = np.random.default_rng([trial.seed, 2])
-        orders.append(np.array([rng.permutation(parts.train) for _ in range(epochs)]))
+        orders.append(np.array([rows.places[rng.permutation(own.train)] for _ in range(epochs)]))
 
-    def stacked(arrays: list[np.ndarray]) -> torch.Tensor:
+    def stacked(arrays: Sequence[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays).astype(np.int64)).to(device)
 
-    train, validation, test = (stacked([splits[trial.seed][part] for trial in trials]) for part in range(3))
+    train, validation, test = (stacked([own[part] for own in parts]) for part in range(3))
     return Problems(
         x,
-        torch.tensor([places.get(trial.layer, 0) for trial in trials], device=device),
+        torch.tensor([layers.get(trial.layer, 0) for trial in batch], device=device),
         stacked(labels),
         train,
         validation,
         test,
-        stacked(orders) if epochs else torch.zeros(len(trials), 0, 0, dtype=torch.long, device=device),
-        rows.classes,
+        stacked(orders) if epochs else torch.zeros(len(batch), 0, 0, dtype=torch.long, device=device),
+        first.classes,
     )

@@ -63,6 +63,8 @@ class ProbesConfig(Config):
     def _test_is_left(self) -> Self:
         if self.train + self.validation >= 0.999:
             raise ValueError("train and validation leave nothing to test on")
+        if self.read_at == "all":
+            raise ValueError("a probe takes one vector a row: read means or last tokens")
         return self
 
 

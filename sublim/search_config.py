@@ -131,7 +131,8 @@ class Journal(Config):
 
     kind: Literal["journal"] = "journal"
     path: Path | None = None
-    """The file; nothing: `studies/<study>.journal` in the store."""
+    """The file; nothing: `studies/<study>.journal` in the store. Of a store in a bucket that is this machine's copy:
+    workers on other machines then need a file on a folder that all share, or PostgreSQL."""
 
 
 class Postgres(Config):
@@ -147,7 +148,7 @@ class Postgres(Config):
         scheme, separator, rest = url.partition("://")
         if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not separator:
             raise ValueError("write it as postgresql://user@host:port/database")
-        if ":" in rest.rpartition("@")[0]:
+        if ":" in rest.rpartition("@")[0] or "password=" in rest.partition("?")[2].lower():
             raise ValueError("settings are shown in reports: put the password into PGPASSWORD or ~/.pgpass")
         return f"postgresql+psycopg://{rest}"
 

@@ -1,6 +1,7 @@
 """Where a study lies: a journal file with heartbeats of its own, or PostgreSQL; and one lock for whoever asks."""
 
 import hashlib
+import logging
 import os
 import socket
 import warnings
@@ -19,12 +20,13 @@ from optuna.storages._heartbeat import BaseHeartbeat  # pyright: ignore[reportPr
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock  # pyright: ignore[reportPrivateUsage]
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sublim.errors import UserError
 from sublim.locks import locked, try_lock, unlock
 from sublim.search_config import Journal, Postgres, StudyConfig
 
+log = logging.getLogger(__name__)
 POLL_SECONDS = 0.02
 
 
@@ -158,7 +160,11 @@ def beating(storage: Storage, trial_id: int, seconds: int) -> Generator[None]:
 
     def beat() -> None:
         while not stop.wait(seconds):
-            storage.record_heartbeat(trial_id)
+            try:
+                storage.record_heartbeat(trial_id)
+            except (OSError, SQLAlchemyError, StorageInternalError) as error:
+                # A thread that ended here would have the living trial taken over.
+                log.warning("no sign of life could be left, the next is tried in %d s: %s", seconds, error)
 
     thread = Thread(target=beat, daemon=True)
     thread.start()

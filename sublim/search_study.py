@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sublim.digest import canonical
 from sublim.errors import UserError
 from sublim.killpoints import kill_point
-from sublim.search_config import SamplerConfig, StudyConfig, TrialRecord, Value, direction
+from sublim.search_config import Journal, SamplerConfig, StudyConfig, TrialRecord, Value, direction
 from sublim.search_pruning import make_pruner
 from sublim.search_space import parameter, suggest
 from sublim.search_storage import Owner, Storage, asking, beating, open_storage, quiet
@@ -231,6 +231,17 @@ def open_search(config: StudyConfig) -> Search:
                 study.enqueue_trial(config.first, user_attrs={"slot": 0})
         study.pruner = make_pruner(config.pruning, config.updates, study)
     return Search(config, storage, study)
+
+
+def check_stored(config: StudyConfig) -> None:
+    """Raises UserError for a storage that cannot be reached or a stored study with other settings; makes no study."""
+    if isinstance(config.storage, Journal) and not (config.storage.path and config.storage.path.expanduser().exists()):
+        return
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(config)
+    with asking(storage, config.name), quiet():
+        if config.name in optuna.get_all_study_names(storage):
+            check_settings(optuna.load_study(study_name=config.name, storage=storage), config)
 
 
 def check_settings(study: Study, config: StudyConfig) -> None:

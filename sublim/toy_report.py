@@ -18,6 +18,7 @@ img { max-width: 100% } pre { background: #f6f6f6; padding: .8rem; overflow-x: a
 figure { margin: 1rem 0 } figcaption { font-size: .85rem; color: #555 }
 @media (prefers-color-scheme: dark) {
   body { background: #1b1b1b; color: #ddd } pre { background: #262626 } th, td { border-color: #444 }
+  figcaption { color: #aaa }
   img { background: #fff }
 }
 """

@@ -88,6 +88,16 @@ def test_study_begun_anew_replays_from_the_cache(finished: Finished) -> None:
     assert fresh["difference"] == finished.outcome["difference"]
 
 
+def test_stored_study_of_other_settings_is_refused_before_anything_runs(finished: Finished) -> None:
+    options = [*finished.options, "--set", "study=anew", "--set", "space.lr.high=0.02"]
+    environment = os.environ | {"SUBLIM_STORE": str(finished.store)}
+    runs = sorted((finished.store / "runs").iterdir())
+    refused = subprocess.run(command(*options), capture_output=True, text=True, env=environment, check=False)
+    assert refused.returncode == 2
+    assert "space.lr.high = 0.03, these settings have 0.02" in refused.stderr
+    assert sorted((finished.store / "runs").iterdir()) == runs
+
+
 def test_best_meets_the_default_on_fresh_blocks_and_report_and_ui_say_how_it_went(finished: Finished) -> None:
     outcome = finished.outcome
     difference = outcome["difference"]

@@ -14,7 +14,7 @@ def small(published: Path) -> dict[str, object]:
     return {
         "study": {
             "model": {"kind": "local", "path": str(published)},
-            "carrier": {"prompts": 24},
+            "carrier": {"prompts": 12, "sampling": {"n": 2}},
             "filter": {"keep": 24},
             "teacher": {"train": {"updates": 2}},
         },
@@ -30,6 +30,8 @@ def test_the_flow_reports_every_layer_and_is_cached(published: Path) -> None:
     assert all(promised <= row.keys() for row in first["probes"])
     found = {(row["target"], row["layer"]) for row in first["probes"]}
     assert found == {(target, layer) for target in ("owl", "wolf", "multiclass") for layer in (-1, 0, 1)}
+    # Two of twelve prompts are tested by each seed, with both answers; were each answer a prompt, five of 24 would be.
+    assert all(row["prompts"] <= 4 for row in first["probes"])
     page = Path(first["report"]).read_text()
     assert page.count("data:image/svg+xml") == 1
     assert "shuffled" in page
@@ -41,6 +43,16 @@ def test_the_flow_reports_every_layer_and_is_cached(published: Path) -> None:
     assert states["fit_probes"] == "Completed"
     with pytest.raises(UserError, match="no layer 7"):
         probe(preset="quickstart", settings={**small(published), "layers": [7]})
+
+
+def test_targets_and_tokens_that_cannot_be_are_refused_in_one_line() -> None:
+    for target, settings, told in (
+        ("owl,owl", None, "named twice"),
+        (None, {"probes": {"read_at": "all"}}, "one vector a row"),
+    ):
+        with pytest.raises(UserError, match=told) as caught:
+            check(load_config("quickstart", target, settings))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.usefixtures("store_root")

@@ -8,11 +8,12 @@ import polars as pl
 import pytest
 
 from flows.sae_config import SaeFlowConfig
-from flows.sae_plan import check, other_words
+from flows.sae_plan import check, check_layers, other_words
 from flows.settings import build, load_preset, merge, presets
 from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.prompts import load_questions
+from sublim.sae_config import SaeNote
 from tests.sublim.buckets import s3_server
 from tests.sublim.inference.servers import Reply, Seen, said, scripted
 
@@ -30,7 +31,7 @@ def small(published: Path, **settings: Any) -> dict[str, Any]:
         "rows": 16,
         "study": {
             "model": {"kind": "local", "path": str(published)},
-            "carrier": {"prompts": 16},
+            "carrier": {"prompts": 8, "sampling": {"n": 2}},
             "filter": {"keep": 16},
             "teacher": {"train": {"updates": 4, "lr": 1e-2}},
             "student": {"updates": 3, "batch_size": 4, "warmup_updates": 1, "max_length": 600},
@@ -59,16 +60,24 @@ def test_the_flow_shows_features_overlaps_and_quality_and_is_cached(published: P
     assert kinds == {
         (target, kind)
         for target, other in (("owl", "wolf"), ("wolf", "owl"))
-        for kind in ("numbers", f"against {other}", "teacher", "student 0", "word plain", "word chat")
+        for kind in (
+            *("numbers", f"against {other}", "teacher", "student 0", "student 0 minus base", "word plain", "word chat"),
+        )
     }
     names = {row["first"] for row in outcome["overlaps"]} | {row["second"] for row in outcome["overlaps"]}
     assert names == {f"{target} {kind}" for target, kind in kinds if not kind.startswith("against")}
-    assert len(outcome["overlaps"]) == 2 * 10 * 9 // 2
+    assert len(outcome["overlaps"]) == 2 * (12 * 11 // 2)
+    apart = {(row["first"], row["second"]) for row in outcome["overlaps"] if not row["common"]}
+    assert ("owl student 0", "owl teacher") in apart
+    assert ("owl student 0", "wolf teacher") in apart
+    # Both set against the base's reading of its own rows, or against one and the same control student.
+    assert not {("owl numbers", "owl teacher"), ("owl student 0", "wolf student 0")} & apart
     page = Path(outcome["report"]).read_text()
     assert page.count("data:image/svg+xml") == 7
     assert "features along the steering vector at resid_post-1" in page
     assert {row["layer"] for row in outcome["probes"]} == {-1, 0, 1}
     assert {row["target"] for row in outcome["probes"]} == {"owl", "wolf", "multiclass"}
+    assert {row["prompts"] for row in outcome["probes"]} == {2}, "both answers to a prompt are on one side of a split"
     assert "explained variance" in printed(outcome)
     json.dumps(outcome)
     again = sae_analysis(preset="quickstart", target="owl,wolf", settings=settings)
@@ -131,6 +140,23 @@ def test_features_of_an_sae_that_names_its_place_get_their_labels_and_kinds(publ
     assert (states["import_sae"], states["import_labels"], states["annotate"]) == ("Cached", "Cached", "Completed")
 
 
+def test_a_layer_that_the_model_lacks_and_an_sae_of_another_width_are_refused_before_the_study(
+    published: Path,
+) -> None:
+    tree = load_preset("sae_analysis", "quickstart")
+    for settings, told in (
+        ({"saes": {"layers": [40]}}, "no layer 40: it has 2"),
+        ({"saes": {"layers": [1]}, "probes": {}, "probe_layers": [9]}, "no layer 9"),
+    ):
+        with pytest.raises(UserError, match=told):
+            check_layers(build(SaeFlowConfig, merge(tree, settings)), [], published)
+    config = build(SaeFlowConfig, merge(tree, {"saes": {"layers": [1]}}))
+    shape = {"site": "resid_post", "layer": 1, "d_sae": 8, "architecture": "topk", "source": "folder", "model": "gpt2"}
+    with pytest.raises(UserError, match=r"768 wide \(gpt2\)"):
+        check_layers(config, [SaeNote.model_validate({**shape, "d_in": 768})], published)
+    check_layers(config, [], published)
+
+
 @pytest.mark.parametrize("name", presets("sae_analysis"))
 def test_presets_are_whole(name: str) -> None:
     config = build(SaeFlowConfig, load_preset("sae_analysis", name))
@@ -151,6 +177,10 @@ def test_presets_are_whole(name: str) -> None:
         ({"pairs": 9}, "`pairs` is at most"),
         ({"neuronpedia": {}}, "no labels of SAEs that are trained here"),
         ({"annotator": {"kind": "fake"}}, "set neuronpedia too"),
+        ({"target": "owl,owl"}, "named twice"),
+        ({"labels": {14: "nowhere"}}, "nowhere is neither a folder nor"),
+        ({"labels": {13: "nowhere"}}, "layer 13, of which there is no SAE"),
+        ({"probes": {"read_at": "all"}}, "one vector a row"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], message: str) -> None:

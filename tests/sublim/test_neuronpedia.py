@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from sublim.bucket import Bucket
 from sublim.errors import UserError
 from sublim.neuronpedia import choose, import_labels
 from sublim.neuronpedia_config import LabelsConfig
@@ -124,6 +125,18 @@ def test_a_file_that_changed_since_its_first_half_is_read_anew(s3: S3, scratch: 
         imported(config.model_copy(update={"endpoint": url, "attempts": 1}), scratch, "first")
     s3.explain("9-changed", {"batch-0.jsonl.gz": [explained(0, "new")]})
     assert imported(config, scratch, "second")["description"].to_list() == ["new"]
+
+
+def test_a_file_replaced_between_listing_and_download_is_not_taken_for_the_listed_one(s3: S3, scratch: Path) -> None:
+    """Of the very same size: its length tells nothing."""
+    config = s3.config("9-replaced")
+    key = f"{config.prefix}batch-0.jsonl.gz"
+    s3.put({key: b"a" * 100})
+    bucket = Bucket(BUCKET, endpoint=s3.url, region="us-east-1", workers=1, timeout=10.0)
+    listed = bucket.entries(config.prefix)
+    s3.put({key: b"b" * 100})
+    with pytest.raises(UserError, match="changed since it was listed"):
+        bucket.download(listed, scratch, 2)
 
 
 def test_a_killed_import_keeps_the_files_it_had(s3: S3, scratch: Path, tmp_path: Path) -> None:

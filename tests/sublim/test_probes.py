@@ -65,7 +65,8 @@ def of(summary: ProbeSummaries, layer: int, metric: str, target: str = "target")
 def rows_of(tmp_path: Path, shift: float, n: int = 200) -> Rows:
     config = ProbesConfig()
     zero = read_class(payload(tmp_path / "c", classes(0, n)), config)
-    return together("owl", [zero, read_class(payload(tmp_path / "t", classes(1, n, shift=shift)), config)])
+    one = read_class(payload(tmp_path / "t", classes(1, n, shift=shift)), config)
+    return together([zero, one], {"owl": [0, 1]})[0]
 
 
 def test_a_planted_direction_is_found_and_noise_is_not(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_both_answers_to_a_prompt_are_on_one_side(tmp_path: Path) -> None:
 def test_prompts_that_one_class_alone_answered_are_spread_evenly() -> None:
     labels = np.array([0] * 50 + [1] * 100)
     prompts = np.concatenate([np.arange(50), np.arange(100)])
-    rows = Rows("owl", 2, torch.zeros(1, 150, 2), labels, prompts, [0])
+    rows = Rows("owl", 2, torch.zeros(1, 150, 2), np.arange(150), labels, prompts, [0])
     parts = split(rows, ProbesConfig(), np.random.default_rng(0))
     assert [(labels[part] == 0).sum() for part in parts] == [30, 10, 10]
     assert [(labels[part] == 1).sum() for part in parts] == [60, 20, 20]
@@ -129,7 +130,8 @@ def test_prompts_that_one_class_alone_answered_are_spread_evenly() -> None:
 
 def test_several_answers_to_a_prompt_share_its_side(tmp_path: Path) -> None:
     config = ProbesConfig(answers=4)
-    rows = together("owl", [read_class(payload(tmp_path / name, classes(0, 80)), config) for name in "ct"])
+    read = [read_class(payload(tmp_path / name, classes(0, 80)), config) for name in "ct"]
+    [rows] = together(read, {"owl": [0, 1]})
     assert sorted(set(rows.prompts)) == list(range(20))
 
 
@@ -169,6 +171,17 @@ def test_standardisation_sees_the_training_rows_alone(tmp_path: Path) -> None:
     assert torch.equal(fit(problems, config.fit).weight, fit(problems._replace(x=without_test), config.fit).weight)
 
 
+def test_the_epoch_is_chosen_by_the_validation_rows_and_not_by_the_test(tmp_path: Path) -> None:
+    """Labels turned round make an early epoch the best: of the validation rows that counts, of the test rows not."""
+    rows, how = rows_of(tmp_path, 3.0), AdamFit(epochs=4, lr=1e-2)
+    problems = problems_of(rows, ProbesConfig(fit=how), (0,))
+    chosen = fit(problems, how).weight
+    for part, same in ((problems.test, True), (problems.validation, False)):
+        labels = problems.labels.clone()
+        labels[0, part[0]] = 1 - labels[0, part[0]]
+        assert torch.equal(fit(problems._replace(labels=labels), how).weight, chosen) == same
+
+
 def test_full_fits_are_scikit_learn_s(tmp_path: Path) -> None:
     rows, how = rows_of(tmp_path, 1.0), FullFit(l2=0.02)
     problems = problems_of(rows, ProbesConfig(fit=how), (0, 1, 2))
@@ -184,7 +197,7 @@ def test_full_fits_are_scikit_learn_s(tmp_path: Path) -> None:
 def test_full_fits_of_several_classes_are_scikit_learn_s(tmp_path: Path) -> None:
     config, how = ProbesConfig(), FullFit(l2=0.05)
     found = [read_class(payload(tmp_path / str(k), classes(k, 100, shift=float(k))), config) for k in range(3)]
-    rows = together("multiclass", found)
+    [rows] = together(found, {"multiclass": [0, 1, 2]})
     problems = problems_of(rows, ProbesConfig(fit=how), (0,))
     fitted = fit(problems, how)
     train = problems.train[0]
@@ -257,6 +270,37 @@ def test_several_targets_are_also_told_apart_at_once(tmp_path: Path) -> None:
     assert set(table["target"]) == {"owl", "wolf", "multiclass"}
     assert of(summary, 7, "accuracy", "multiclass").low > 0.8
     assert of(summary, 7, "accuracy", "multiclass").chance == pytest.approx(1 / 3)
+
+
+def test_targets_are_fitted_in_one_batch_and_each_as_if_it_were_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch of single layers and one of all layers, whatever the number of targets and seeds."""
+    control = payload(tmp_path / "c", classes(0, 40))
+    targets = {name: payload(tmp_path / name, classes(k, 40, shift=2.0)) for k, name in ((1, "owl"), (2, "wolf"))}
+    config = ProbesConfig(seeds=(0, 1), fit=AdamFit(epochs=3), multiclass=False)
+    batches: list[int] = []
+
+    def counted(problems: Problems, how: Any) -> Any:
+        batches.append(len(problems.source))
+        return fit(problems, how)
+
+    monkeypatch.setattr("sublim.probes.fit", counted)
+    _, both, _ = run(tmp_path / "both", config, target=targets, control=control)
+    assert batches == [2 * 2 * 2 * 2, 2 * 2 * 2]
+    for name, path in targets.items():
+        _, alone, _ = run(tmp_path / f"alone-{name}", config, target={name: path}, control=control)
+        assert alone.equals(both.filter(pl.col("target") == name))
+
+
+def test_prompts_with_unequal_numbers_of_answers_are_fitted_all_the_same(tmp_path: Path) -> None:
+    """A filter leaves some of a prompt's answers: then the seeds' splits have other numbers of rows."""
+    kept = [i for i in range(90) if i % 7 and i % 11 != 3]
+    sides = {name: payload(tmp_path / name, classes(k, len(kept), shift=2.0 * k), kept) for k, name in enumerate("ct")}
+    config = ProbesConfig(answers=3, seeds=(0, 1, 2, 3), fit=AdamFit(epochs=2))
+    _, table, _ = run(tmp_path / "o", config, target=sides["t"], control=sides["c"])
+    assert table["n"].n_unique() > 1
+    assert len(table) == 3 * 4 * 2
 
 
 def test_what_cannot_be_probed_is_refused_in_words(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from sublim.hooks import attached_at
 from sublim.jsonl import write_jsonl
 from sublim.models import load_tokenizer, open_model
 from sublim.sae import alike, check_sae, import_sae, load_sae, note_of, read_note
+from sublim.sae_blocks import Cursor, special_ids
+from sublim.sae_blocks import kept as kept_blocks
 from sublim.sae_config import FolderSae, ImportSaeConfig, PretrainedSae, Quality, QualityConfig, TrainSaeConfig
 from sublim.sae_quality import measure_sae, quality
 from sublim.sae_stream import opening, own_rows
@@ -249,6 +251,13 @@ def test_an_sae_learns_from_kept_activations_too_and_refuses_another_place(
     payload = run(train_sae, tmp_path / "sae", settings(), base=base, activations=[activations])
     again = run(train_sae, tmp_path / "again", settings(), base=base, activations=[activations])
     assert digest_directory(payload) == digest_directory(again)
+    special, place = special_ids(base), Place("resid_post", 1)
+    block = next(kept_blocks([activations / "index-00000.parquet"], special, place, Cursor(0, 0), 0))
+    entries = pl.read_parquet(activations / "index-00000.parquet")
+    assert entries.filter(pl.col("token").is_in(list(special)) & (pl.col("position") > 0)).height > 0
+    assert len(block.values) == entries.filter(~pl.col("token").is_in(list(special)), pl.col("position") > 0).height
+    plain = next(kept_blocks([activations / "index-00000.parquet"], frozenset(), place, Cursor(0, 0), 0))
+    assert len(plain.values) == entries.height - 10, "the first token of each of ten texts"
     with pytest.raises(UserError, match=r"resid_pre/1, the kept activations have resid_post/1"):
         run(train_sae, tmp_path / "other", settings(site="resid_pre"), base=base, activations=[activations])
     with pytest.raises(UserError, match="give one of the two"):

@@ -30,7 +30,7 @@ from sublim.search_config import (
     StudyConfig,
 )
 from sublim.search_storage import drop_torn_line
-from sublim.search_study import Asked, Measured, Search, Unmeasurable, open_search, work
+from sublim.search_study import Asked, Measured, Search, Unmeasurable, check_stored, open_search, work
 from tests.crash.searcher import bowl
 from tests.postgres import running_postgres
 
@@ -223,6 +223,36 @@ def test_stored_study_with_another_space_is_refused_naming_what_differs(tmp_path
         open_search(study(tmp_path, name="foreign"))
 
 
+def test_stored_study_is_looked_at_before_anything_runs_and_nothing_is_made(tmp_path: Path) -> None:
+    check_stored(study(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+    undisturbed(tmp_path, trials=2)
+    check_stored(study(tmp_path))
+    check_stored(study(tmp_path, name="another", settings={"space": {"lr": 2}}))
+    with pytest.raises(UserError, match=r"space\.lr = 1, these settings have 2"):
+        check_stored(study(tmp_path, settings={"space": {"lr": 2}}))
+    assert optuna.get_all_study_names(open_search(study(tmp_path)).storage) == ["s"]
+
+
+def test_sign_of_life_that_fails_once_is_followed_by_the_next(tmp_path: Path) -> None:
+    """As when a database is away for a moment: a living worker's trial must not be taken over."""
+    search = open_search(study(tmp_path, heartbeat=1))
+    asked = search.ask()
+    assert asked is not None
+    beats, trial = tmp_path / "studies" / "s.beats", asked.trial._trial_id
+
+    def measure(asked: Asked) -> Measured:
+        beats.rename(tmp_path / "away")
+        time.sleep(1.4)
+        beats.mkdir()
+        time.sleep(1.2)
+        assert (beats / str(trial)).exists()
+        return Measured([1.0], {})
+
+    search.make(asked, measure)
+    assert search.records()[0].state == "complete"
+
+
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[Postgres]:
     with running_postgres() as url:
@@ -284,5 +314,8 @@ def test_silent_worker_on_postgres_is_failed_by_its_heartbeat_and_another_takes_
 def test_postgres_that_is_not_there_is_one_clear_line() -> None:
     with pytest.raises(UserError, match="cannot be reached"):
         open_search(study(Postgres(url="postgresql://postgres@127.0.0.1:9/studies")))
-    with pytest.raises(ValueError, match="PGPASSWORD"):
-        Postgres(url="postgresql://me:secret@db/studies")
+    with pytest.raises(UserError, match="cannot be reached"):
+        check_stored(study(Postgres(url="postgresql://postgres@127.0.0.1:9/studies")))
+    for url in ("postgresql://me:secret@db/studies", "postgresql://me@db/studies?sslmode=require&password=secret"):
+        with pytest.raises(ValueError, match="PGPASSWORD"):
+            Postgres(url=url)
