@@ -184,7 +184,7 @@ def findings(shown: Shown) -> Iterator[str]:
             f"; {best.random} random vectors {best.random_low:+.2f} to {best.random_high:+.2f}, p = "
             f"{best.beyond_random:.2f}"
             if best.random_low is not None and best.random_high is not None and best.beyond_random is not None
-            else ""
+            else "; no random vectors there"
         )
         exam = "" if best.mmlu_pro is None else f"; MMLU-Pro {best.mmlu_pro:.3f} (unsteered {_unsteered(base)})"
         name = " + ".join(map(str, layers))

@@ -119,7 +119,7 @@ def test_what_could_not_be_computed_is_told_with_its_reason_and_never_as_zero() 
     shown = Shown("owl", {}, curve, mechanism)
     text = "\n".join(findings(shown))
     assert "layer 0: most at strength 1 (all), the largest of 2 points, 0.50 [0.10, 0.90] nats" in text
-    assert "MMLU-Pro 0.400 (unsteered missing: all are ties)" in text
+    assert "; no random vectors there; MMLU-Pro 0.400 (unsteered missing: all are ties)" in text
     assert "1 points could not be measured: log-probs are not finite" in text
     assert "adding v_student to the base (student 0): 1 layers could not be measured" in text
     assert "replacing it (student 0): 1 layers could not be measured" in text
