@@ -93,7 +93,7 @@ class MmluProConfig(Config):
     def _categories_are_there(self) -> Self:
         unknown = [name for name in self.categories if name not in CATEGORIES]
         if unknown and not isinstance(self.source, ParquetQuestions):  # a file of one's own may have others
-            raise ValueError(f"MMLU-Pro has no category {unknown[0]!r}: it has {', '.join(CATEGORIES)}")
+            raise ValueError(f"there is no category {unknown[0]!r}: MMLU-Pro has {', '.join(CATEGORIES)}")
         return self
 
 
