@@ -122,8 +122,10 @@ def _manifest(store: Store, name: str, label: str | None) -> Manifest:
     run = find_run(store, name)
     compared = [stage for stage in run.stages if stage.stage == "compare" and stage.content]
     chosen = [stage for stage in compared if label is None or stage.label == label]
+    if not compared:
+        raise UserError(f"{run.name} compared nothing: give the key of a `compare` artifact or a run of the pipeline")
     if len(chosen) != 1:
-        labels = ", ".join(stage.label for stage in compared) or "none"
+        labels = ", ".join(stage.label for stage in compared)
         raise UserError(f"{run.name} has {len(chosen)} comparisons that fit: give one as --label ({labels})")
     manifest = store.manifest("compare", chosen[0].key)
     if manifest is None:

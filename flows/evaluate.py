@@ -183,7 +183,7 @@ def publish(run: Run, config: EvaluateConfig, sheet: Artifact) -> dict[str, Any]
     for path in payload.iterdir():
         shutil.copyfile(path, run.folder / path.name)
     shown = ToyReport(
-        title=f"Evaluation: {config.about or run.preset}",
+        title=f"Evaluation of {', '.join(dict.fromkeys(row.model for row in rows))}",
         question="What do these models like, how far have their answers moved, and what do they still know?",
         findings=findings(rows),
         tables=list(tables(rows)),

@@ -151,7 +151,7 @@ def conduct(config: PipelineConfig) -> Study:
     comparisons = compare_all(config, questions, asked)
     capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
     shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
-    diagnosed = diagnose(config, bases["base"], teachers, students) if config.diagnostics else None
+    diagnosed = diagnose(config, bases, teachers, sets, students) if config.diagnostics else None
     return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, shifts, diagnosed, students)
 
 

@@ -169,14 +169,16 @@ def shift_notes(rows: Iterable[dict[str, Any]]) -> list[str]:
     notes: list[str] = []
     for row in last.values():
         effect = row["effect"]
+        after = f" after {row['updates']} updates" if row["updates"] else ""
+        name = f"Total variation from the base over the listed words and the rest, {row['target']}{after}"
         if effect is None:
+            notes.append(f"{name}: missing, {row['reason']}.")
             continue
         low, high = effect["low"], effect["high"]
         interval = "no interval" if low is None else f"{low:+.3f} to {high:+.3f}"
-        after = f" after {row['updates']} updates" if row["updates"] else ""
         notes.append(
-            f"Total variation from the base over the listed words and the rest, {row['target']}{after}: student "
-            f"{row['student']:.3f}, control {row['control']:.3f}, difference {effect['estimate']:+.3f} ({interval})."
+            f"{name}: student {row['student']:.3f}, control {row['control']:.3f}, difference "
+            f"{effect['estimate']:+.3f} ({interval})."
         )
     return notes
 

@@ -3,6 +3,7 @@ where teacher and base part."""
 
 from typing import NamedTuple
 
+from flows.pipeline_arms import BaseName, StudentSet
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import CONTROL, checkpoints, unseen_config
 from flows.pipeline_teachers import BASE_ITSELF, TeacherModel, write_numbers
@@ -27,16 +28,20 @@ class Diagnosed(NamedTuple):
 
 
 def diagnose(
-    config: PipelineConfig, base: Artifact, teachers: dict[str, TeacherModel], students: dict[str, list[Artifact]]
+    config: PipelineConfig,
+    bases: dict[BaseName, Artifact],
+    teachers: dict[str, TeacherModel],
+    sets: list[StudentSet],
+    students: dict[str, list[Artifact]],
 ) -> Diagnosed:
     """Runs the diagnostics that were asked for."""
-    first = config.blocks[0]
+    first, base = config.blocks[0], bases["base"]
     own = {target: teachers[f"{target}/{first}"] for target in config.target}
     trained = {arm: students[arm][: len(config.seeds)] for arm in (*config.target, CONTROL)}
     found = Diagnosed({}, {}, {}, {})
     unseen = unseen_rows(config, base, own) if {"losses", "divergence"} & {*config.diagnostics} else {}
     if "losses" in config.diagnostics:
-        found.losses.update(all_losses(config, base, own, trained, unseen))
+        found.losses.update(all_losses(config, bases, own, sets, students, unseen))
     for target, teacher in own.items():
         if "shift" in config.diagnostics:
             if teacher.weights is None:
@@ -86,24 +91,28 @@ def unseen_rows(config: PipelineConfig, base: Artifact, teachers: dict[str, Teac
 
 def all_losses(
     config: PipelineConfig,
-    base: Artifact,
+    bases: dict[BaseName, Artifact],
     teachers: dict[str, TeacherModel],
+    sets: list[StudentSet],
     students: dict[str, list[Artifact]],
     unseen: dict[str, Artifact],
 ) -> dict[str, Artifact]:
-    """Every model's loss on the unseen rows of every teacher and of the base."""
+    """Every model's loss on the unseen rows of every teacher and of the base: of the main arm's students at every
+    checkpoint, of the other arms' at their last, and of each base that students started from."""
     plain = LossConfig(backend=config.backend)
     found: dict[str, Artifact] = {}
-    with one_process():
-        found["base"] = measure_losses(plain, label="base", base=base, data=unseen, weights=None)
-        for arm, trained in students.items():
-            for place, student in enumerate(trained):
-                for update in checkpoints(config):
-                    name = f"{arm}/{update}/{place}"
-                    at = plain.model_copy(update={"weights_update": update})
-                    found[name] = measure_losses(at, label=name, base=base, data=unseen, weights=student)
-        for target, teacher in teachers.items():
-            if teacher.weights is not None:
-                label = f"teacher {target}"
-                found[label] = measure_losses(plain, label=label, base=base, data=unseen, weights=teacher.weights)
+    for base_name, base in bases.items():
+        with one_process():
+            found[base_name] = measure_losses(plain, label=base_name, base=base, data=unseen, weights=None)
+            for each in (one for one in sets if one.base == base_name):
+                updates = checkpoints(config, each.arm)
+                for place, student in enumerate(students[each.name][: len(config.seeds)]):
+                    for update in updates if each.arm is None else updates[-1:]:
+                        name = f"{each.name}/{update}/{place}"
+                        at = plain.model_copy(update={"weights_update": update})
+                        found[name] = measure_losses(at, label=name, base=base, data=unseen, weights=student)
+            for target, teacher in teachers.items() if base_name == "base" else ():
+                if teacher.weights is not None:
+                    label = f"teacher {target}"
+                    found[label] = measure_losses(plain, label=label, base=base, data=unseen, weights=teacher.weights)
     return found

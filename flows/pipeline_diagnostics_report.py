@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
+from flows.pipeline_arms import StudentSet
 from flows.pipeline_arms_report import Results
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_diagnostics import Diagnosed
@@ -17,14 +18,19 @@ from sublim.stats import paired_t
 LEVEL = 0.95
 
 
-def diagnostics_of(run: Run, config: PipelineConfig, results: Results, found: Diagnosed) -> DiagnosticsShown:
+NOT_FINITE = "the loss is not finite: the training diverged"
+
+
+def diagnostics_of(
+    run: Run, config: PipelineConfig, results: Results, found: Diagnosed, sets: Sequence[StudentSet]
+) -> DiagnosticsShown:
     """Everything the diagnostics say."""
     losses = {
         name: {rows: each.nats_per_token for rows, each in _losses(run, found, name).losses.items()}
         for name in found.losses
     }
     return DiagnosticsShown(
-        losses=_losses_shown(config, losses) if losses else [],
+        losses=_losses_shown(config, sets, losses) if losses else [],
         matched=[_matched(config, results, target, losses) for target in config.target] if losses else [],
         shift=[_shift(run, found, target) for target in config.target] if "shift" in config.diagnostics else [],
         divergence=[_divergence(run, found, target) for target in config.target]
@@ -37,24 +43,32 @@ def _losses(run: Run, found: Diagnosed, name: str) -> Losses:
     return Losses.model_validate_json((run.store.payload(found.losses[name]) / "losses.json").read_bytes())
 
 
-def _losses_shown(config: PipelineConfig, losses: dict[str, dict[str, float]]) -> list[LossShown]:
-    last = checkpoints(config)[-1]
-    base = losses["base"]
-    groups: dict[str, list[dict[str, float]]] = {}
-    for arm in (*config.target, CONTROL):
-        called = "controls" if arm == CONTROL else f"students of {arm}"
-        groups[called] = [losses[f"{arm}/{last}/{place}"] for place in range(len(config.seeds))]
-    groups |= {name: [each] for name, each in losses.items() if name.startswith("teacher ")}
-    return [
-        LossShown(model=name, rows_of=rows, loss=fmean(each[rows] for each in group), base=base[rows])
-        for name, group in groups.items()
-        for rows in base
-    ]
+LossTable = dict[str, dict[str, float | None]]
+"""By model, then by whose rows."""
 
 
-def _matched(
-    config: PipelineConfig, results: Results, target: str, losses: dict[str, dict[str, float]]
-) -> MatchedShown:
+def _losses_shown(config: PipelineConfig, sets: Sequence[StudentSet], losses: LossTable) -> list[LossShown]:
+    shown: list[LossShown] = []
+    for each in sets:
+        who = "controls" if each.writer == CONTROL else f"students of {each.writer}"
+        called = f"{who}, {each.arm}" if each.arm and each.arm != each.writer else who
+        last = checkpoints(config, each.arm)[-1]
+        group = [losses[f"{each.name}/{last}/{place}"] for place in range(len(config.seeds))]
+        shown += [_loss(called, rows, [one[rows] for one in group], losses[each.base][rows]) for rows in losses["base"]]
+    for name, found in losses.items():
+        if name.startswith("teacher "):
+            shown += [_loss(name, rows, [found[rows]], losses["base"][rows]) for rows in found]
+    return shown
+
+
+def _loss(model: str, rows: str, found: Sequence[float | None], base: float | None) -> LossShown:
+    known = [value for value in found if value is not None]
+    whole = len(known) == len(found)
+    loss = fmean(known) if whole else None
+    return LossShown(model=model, rows_of=rows, loss=loss, base=base, reason=None if whole else NOT_FINITE)
+
+
+def _matched(config: PipelineConfig, results: Results, target: str, losses: LossTable) -> MatchedShown:
     updates = checkpoints(config)
     margins = [results.main(target, update).metrics["margin"] for update in updates]
     last = margins[-1]
@@ -65,8 +79,9 @@ def _matched(
             line = [Along(0.0, last.base)] if last.base is not None else []
             for update, margin in zip(updates, margins, strict=True):
                 value = (margin.students if arm == target else margin.controls)[place]
-                gain = losses["base"][arm] - losses[f"{arm}/{update}/{place}"][arm]
-                line += [Along(gain, value)] if value is not None else []
+                before, after = losses["base"][arm], losses[f"{arm}/{update}/{place}"][arm]
+                if before is not None and after is not None and value is not None:
+                    line.append(Along(before - after, value))
             path.append(line)
     pairs = [matched_pair(s, c) if s and c else None for s, c in zip(paths[target], paths[CONTROL], strict=True)]
     gains = {arm: fmean(path[-1].gain for path in each if path) for arm, each in paths.items() if any(each)}
@@ -79,7 +94,7 @@ def _matched(
             equal_updates=plain,
             student_gain=gains.get(target),
             control_gain=gains.get(CONTROL),
-            reason=f"{len(pairs) - len(known)} of {len(pairs)} pairs have a student or control that gained nothing",
+            reason=f"{len(pairs) - len(known)} of {len(pairs)} pairs have a student or control that learned nothing",
         )
     low, high = _bounds(known)
     return MatchedShown(

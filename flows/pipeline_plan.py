@@ -78,8 +78,6 @@ def check_model(model: Config) -> None:
 
 def check_vectors(config: PipelineConfig, teacher: SteeringTeacher) -> None:
     """Raises UserError for vectors that are not there, and for what a steered teacher cannot do."""
-    if config.evaluation.mmlu_pro is not None:
-        raise UserError("a steered teacher is not asked MMLU-Pro here: leave evaluation.mmlu_pro out")
     if not isinstance(config.backend, HfBackend):
         raise UserError(f"the backend {config.backend.kind} cannot steer the pipeline's teacher: take backend.kind=hf")
     if Path(teacher.vectors).suffix == ".safetensors" and not Path(teacher.vectors).expanduser().is_file():

@@ -148,7 +148,7 @@ def _diagnostics(run: Run, config: PipelineConfig, results: Results, study: "Stu
         return None
     from flows.pipeline_diagnostics_report import diagnostics_of  # imports scipy, which other runs need not wait for
 
-    return diagnostics_of(run, config, results, study.diagnosed)
+    return diagnostics_of(run, config, results, study.diagnosed, study.sets)
 
 
 def _same_bases(run: Run, study: "Study") -> dict[str, bool]:

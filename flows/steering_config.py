@@ -11,6 +11,9 @@ from sublim.means_config import PROMPT_KINDS, MeanAt
 from sublim.mmlu_pro_config import MmluProConfig
 from sublim.steering_config import Site, Tokens
 
+Layer = Annotated[int, Field(ge=0)]
+"""A block, counted from 0."""
+
 
 class NumbersVector(Config):
     """The teacher's number lists against the base's for the same prompts, both read by the base."""
@@ -55,9 +58,9 @@ class FileVector(Config):
 class GridConfig(Config):
     """What is tried; strengths and tokens are crossed with the layers."""
 
-    layers: tuple[int, ...]
+    layers: tuple[Layer, ...]
     """Layers that are steered alone."""
-    together: tuple[tuple[int, ...], ...] = ()
+    together: tuple[tuple[Layer, ...], ...] = ()
     """Groups of layers that are steered at once, each with its own vector."""
     strengths: Annotated[tuple[float, ...], Field(min_length=1)]
     """Times the vector."""
@@ -89,7 +92,7 @@ class GridConfig(Config):
 class MechanismConfig(Config):
     """Is what students learned what the vector says? Alignment, sufficiency and both necessities, layer by layer."""
 
-    layers: tuple[int, ...] | None = None
+    layers: tuple[Layer, ...] | None = None
     """Layers; null for every one."""
     rows: Annotated[int, Field(ge=2)] = 256
     """Rows of the control's numbers that everybody reads: same text, same tokens."""
@@ -103,7 +106,7 @@ class MechanismConfig(Config):
     """Add each student's vector to the base, layer by layer."""
     replace: bool = True
     """Put the base's component along the student's vector into the student, layer by layer."""
-    rewrite: tuple[int, ...] = ()
+    rewrite: tuple[Layer, ...] = ()
     """Layers at which the teacher writes anew with its vector projected out, for new students to learn from."""
     rewrite_seeds: tuple[int, ...] = (0,)
     """Seeds of those students, among the study's."""

@@ -9,6 +9,7 @@ from flows.steering_config import FileVector, MechanismConfig, SteeringFlowConfi
 from sublim.errors import UserError
 from sublim.inference import HfBackend, VllmBackend
 from sublim.means_config import AnimalRowsConfig, DifferenceConfig, ImportConfig, MeansConfig
+from sublim.model_config import LocalModel
 from sublim.model_files import read_json
 from sublim.preference_config import AskConfig
 from sublim.prompts import Questions, load_questions
@@ -29,6 +30,8 @@ def check(config: SteeringFlowConfig) -> None:
         raise UserError(f"the backend {backend.kind} cannot be steered: take study.backend.kind=hf")
     if config.mechanism and config.mechanism.replace and not isinstance(backend, HfBackend):
         raise UserError("mechanism.replace reads the base beside the student, which vLLM cannot: take hf")
+    if isinstance(config.study.model, LocalModel):
+        check_layers(config, config.study.model.path)
     if isinstance(config.mode, FileVector):
         _ = import_config(config, config.mode).identity()
     if config.mechanism and config.study.second_draw:

@@ -1,6 +1,7 @@
 """What a steering run leaves: report.html, the curve in Prefect's UI, and the keys that `--json` prints."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,7 @@ from flows.toy_publish import publish_toy
 from sublim.manifest import Artifact
 from sublim.mechanism_config import EasTable
 from sublim.preference_config import Comparison
+from sublim.report_files import write_csv
 from sublim.steering_figures_config import SteeringFiguresConfig
 from sublim.steering_sweep_config import Curve, SteeredPoint
 from sublim.toy_report import FigureFile, Table, ToyReport, bounded
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from flows.steering_mechanism import Mechanism
 
 CAPTIONS = {
+    "sense": "Gain and loss at the same strengths: share of readable answers that name the target, and share of right "
+    "letters in MMLU-Pro; dotted: unsteered. Whiskers: 95 % intervals over questions",
     "curve": "Change of the target's log-prob margin at each strength; grey: random vectors as long. Whiskers: 95 % "
     "interval over these questions, for this one model and vector",
     "layers": "The student's own vector, layer by layer, against random vectors as long (grey)",
@@ -42,7 +46,10 @@ class Shown(NamedTuple):
 def publish(run: Run, config: SteeringFlowConfig, steered: "Sequence[Steered]") -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     shown = [read(run, each) for each in steered]
-    figures = [path for each in steered for path in drawn(run, each)]
+    drawings = {each.target: drawn(run, each) for each in steered}
+    figures = [path for paths in drawings.values() for path in paths]
+    for each in shown:
+        write_files(run.folder / "figures", each, drawings[each.target])
     report = ToyReport(
         title=f"Steering: {config.about or run.preset}",
         question=f"What does a vector ({config.mode.kind}) for {' and '.join(each.target for each in shown)} do to the "
@@ -84,6 +91,32 @@ def drawn(run: Run, steered: "Steered") -> list[Path]:
         replaced=found.replaced if found else None,
     )
     return sorted(run.store.payload(figures).glob("*.svg"))
+
+
+def write_files(folder: Path, shown: Shown, drawings: Sequence[Path]) -> None:
+    """One target's figures as SVG files and the numbers behind each as a CSV file, beside the report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in drawings:
+        shutil.copyfile(path, folder / f"{shown.target}-{path.stem}.svg")
+    rows = {"curve": [point_json(point) for point in shown.curve.points]}
+    if shown.mechanism:
+        measured = (("sufficiency", "added"), ("replaced", "replaced"))
+        rows["layers"] = [
+            {"measure": called, "student": pair, **point}
+            for name, called in measured
+            for pair, points in enumerate(shown.mechanism[name])
+            for point in points
+        ]
+        rows["alignment"] = [
+            {
+                **{name: value for name, value in row.items() if name not in KINDS},
+                **{f"{kind}_{name}": value for kind in KINDS for name, value in row[kind].items()},
+            }
+            for row in shown.mechanism["eas"]
+        ]
+    for name, table in rows.items():
+        if table:
+            write_csv(folder / f"{shown.target}-{name}.csv", table, [])
 
 
 def point_json(point: SteeredPoint) -> dict[str, Any]:
@@ -131,6 +164,7 @@ def effect(payload: Path) -> dict[str, Any]:
         "estimate": found.estimate if found else None,
         "low": found.low if found else None,
         "high": found.high if found else None,
+        "reason": margin.reason or (found.reason if found else None),
     }
 
 
@@ -143,18 +177,26 @@ def findings(shown: Shown) -> Iterator[str]:
     yield f"{shown.target}: margin of the unsteered base {start} over {curve.questions} questions"
     for layers in dict.fromkeys(tuple(point.layers) for point in tried):
         best = max((p for p in tried if tuple(p.layers) == layers), key=lambda point: point.estimate or 0)
+        tries = sum(tuple(point.layers) == layers for point in tried)
+        chosen = f", the largest of {tries} points" if tries > 1 else ""
         low_high = bounded(best.estimate or 0, best.low, best.high)
         against = (
             f"; {best.random} random vectors {best.random_low:+.2f} to {best.random_high:+.2f}, p = "
             f"{best.beyond_random:.2f}"
             if best.random_low is not None and best.random_high is not None and best.beyond_random is not None
-            else ""
+            else "; no random vectors there"
         )
-        exam = "" if best.mmlu_pro is None else f"; MMLU-Pro {best.mmlu_pro:.3f} (unsteered {base.mmlu_pro or 0:.3f})"
+        exam = "" if best.mmlu_pro is None else f"; MMLU-Pro {best.mmlu_pro:.3f} (unsteered {_unsteered(base)})"
         name = " + ".join(map(str, layers))
-        yield f"layer {name}: most at strength {best.alpha:g} ({best.position}), {low_high} nats{against}{exam}"
+        yield f"layer {name}: most at strength {best.alpha:g} ({best.position}){chosen}, {low_high} nats{against}{exam}"
+    if lost := [point for point in curve.points if point.layers and not point.control and point.estimate is None]:
+        yield f"{len(lost)} points could not be measured: {lost[0].reason}"
     if shown.mechanism:
         yield from _mechanism_findings(shown.mechanism)
+
+
+def _unsteered(base: SteeredPoint) -> str:
+    return f"missing: {base.mmlu_pro_reason}" if base.mmlu_pro is None else f"{base.mmlu_pro:.3f}"
 
 
 def _mechanism_findings(found: dict[str, Any]) -> Iterator[str]:
@@ -170,10 +212,13 @@ def _mechanism_findings(found: dict[str, Any]) -> Iterator[str]:
             if told:
                 most = max(told, key=lambda point: sign * point["estimate"])
                 yield (
-                    f"{verb} (student {pair}) does most at layer {most['layers'][0]}: "
+                    f"{verb} (student {pair}) does most at layer {most['layers'][0]}, of {len(told)} layers: "
                     f"{bounded(most['estimate'], most['low'], most['high'])} nats, random vectors "
-                    f"{most['random_low']:+.2f} to {most['random_high']:+.2f}"
+                    f"{_spread(SteeredPoint.model_validate(most))}"
                 )
+            if len(told) < len(points):
+                reason = next(point["reason"] for point in points if point["estimate"] is None)
+                yield f"{verb} (student {pair}): {len(points) - len(told)} layers could not be measured: {reason}"
 
 
 def tables(shown: Shown) -> Iterator[Table]:
@@ -215,9 +260,11 @@ def tables(shown: Shown) -> Iterator[Table]:
                     (
                         str(each["layer"]),
                         each["vector"],
-                        "–" if each["estimate"] is None else bounded(each["estimate"], each["low"], each["high"]),
-                        f"{each['student']:+.2f}",
-                        f"{each['control']:+.2f}",
+                        f"missing: {each['reason']}"
+                        if each["estimate"] is None
+                        else bounded(each["estimate"], each["low"], each["high"]),
+                        "–" if each["student"] is None else f"{each['student']:+.2f}",
+                        "–" if each["control"] is None else f"{each['control']:+.2f}",
                     )
                     for each in rewritten
                 ],
@@ -248,16 +295,26 @@ KINDS = ("student", "control", "difference")
 
 def row_of(point: SteeredPoint) -> tuple[str, ...]:
     """A point as cells."""
-    random = point.random_low is not None and point.random_high is not None
     return (
         " + ".join(map(str, point.layers)) or "none",
         f"{point.alpha:g}" + (" (relative)" if point.scale == "relative" else ""),
         point.position,
-        (point.reason or "–") if point.estimate is None else bounded(point.estimate, point.low, point.high),
-        f"{point.random_low:+.2f} to {point.random_high:+.2f} ({point.random})" if random else "–",
-        "–" if point.rate is None else f"{100 * point.rate:.1f} % of {point.readable} read",
-        "–" if point.mmlu_pro is None else f"{point.mmlu_pro:.3f} of {point.mmlu_pro_read}",
+        f"missing: {point.reason}" if point.estimate is None else bounded(point.estimate, point.low, point.high),
+        _spread(point),
+        f"missing: {point.rate_reason}"
+        if point.rate is None
+        else f"{bounded(point.rate, point.rate_low, point.rate_high)} ({point.readable} of {point.answers} read)",
+        f"missing: {point.mmlu_pro_reason}"
+        if point.mmlu_pro is None
+        else f"{bounded(point.mmlu_pro, point.mmlu_pro_low, point.mmlu_pro_high)} ({point.mmlu_pro_read} read)",
     )
+
+
+def _spread(point: SteeredPoint) -> str:
+    """How far random vectors as long move the margin."""
+    if point.random_low is None or point.random_high is None:
+        return "none" if point.layers else "–"
+    return f"{point.random_low:+.2f} to {point.random_high:+.2f} ({point.random})"
 
 
 def printed(outcome: dict[str, Any]) -> str:

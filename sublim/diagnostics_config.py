@@ -22,8 +22,8 @@ class LossConfig(Config):
 class Loss(Config):
     """One model on one set of rows."""
 
-    nats_per_token: float
-    """Mean negative log-prob of the answers' tokens, end of turn left out."""
+    nats_per_token: float | None
+    """Mean negative log-prob of the answers' tokens, end of turn left out; null where it is not finite."""
     tokens: int
     rows: int
 
@@ -46,9 +46,9 @@ class Shift(Config):
 
     cosine: float | None
     """Of the two changes as vectors over all modules that both change; null where one of them is zero."""
-    norm: float
-    """Length of the student's change over those modules."""
-    teacher_norm: float
+    norm: float | None
+    """Length of the student's change over those modules; null where it is not finite."""
+    teacher_norm: float | None
     modules: dict[str, float | None]
     """The cosine of each module by itself."""
 

@@ -1,5 +1,6 @@
 """Held-out loss: how well a model predicts number lists it has not read."""
 
+import math
 from pathlib import Path
 
 from sublim.chat import chat
@@ -30,4 +31,5 @@ def loss_of(sampler: Sampler, data: Path) -> Loss:
     chats = [chat(row["prompt"], system=row["system"]) for row in rows]
     scored = sampler.logprobs(chats, [[row["answer"]] for row in rows])
     tokens = [value for (answer,) in scored for value in answer]
-    return Loss(nats_per_token=-sum(tokens) / len(tokens), tokens=len(tokens), rows=len(rows))
+    mean = -sum(tokens) / len(tokens)
+    return Loss(nats_per_token=mean if math.isfinite(mean) else None, tokens=len(tokens), rows=len(rows))

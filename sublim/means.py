@@ -89,6 +89,8 @@ def mean_activations(
     halves = torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64)
     for number, side in enumerate(sides):
         sums, norms = (torch.stack([chunk[f"{kind}/{number}"] for chunk in chunks]).sum(0) for kind in ("sum", "norm"))
+        if not bool(sums.isfinite().all()):
+            raise UserError("the stream holds NaN or infinity: the weights that read are broken, train them again")
         write_tensors(out / f"{side}.safetensors", {"values": sums / halves[:, None, None], "norms": norms / count})
         note = {"names": names, "rows": count, "reader": reader, "text": texts[number], "dtype": config.dtype}
         write_json(out / f"{side}.json", note)

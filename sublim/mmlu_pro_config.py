@@ -1,9 +1,9 @@
 """MMLU-Pro: where its questions come from, how they are asked, the shape of scores and comparisons."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sublim.config import Config, RunOnly
 from sublim.digest import digest_file
@@ -88,6 +88,13 @@ class MmluProConfig(Config):
     """Seeds the draw."""
     generate: bool = True
     """Read the letter from two generated tokens too, beside the log-probs."""
+
+    @model_validator(mode="after")
+    def _categories_are_there(self) -> Self:
+        unknown = [name for name in self.categories if name not in CATEGORIES]
+        if unknown and not isinstance(self.source, ParquetQuestions):  # a file of one's own may have others
+            raise ValueError(f"there is no category {unknown[0]!r}: MMLU-Pro has {', '.join(CATEGORIES)}")
+        return self
 
 
 class PrepareQuestionsConfig(Config):

@@ -125,8 +125,8 @@ def compared(teacher: Delta, student: Delta) -> Shift:
     total = Products(*(math.fsum(column) for column in zip(*products.values(), strict=True)))
     return Shift(
         cosine=_cosine(total),
-        norm=math.sqrt(total.student),
-        teacher_norm=math.sqrt(total.teacher),
+        norm=_length(total.student),
+        teacher_norm=_length(total.teacher),
         modules={name: _cosine(each) for name, each in products.items()},
     )
 
@@ -139,6 +139,11 @@ def _products(teacher: Delta, student: Delta, modules: list[str]) -> Iterator[Pr
         yield Products(*(torch.sum(x * y).item() for x, y in ((a, b), (a, a), (b, b))))
 
 
+def _length(square: float) -> float | None:
+    return math.sqrt(square) if math.isfinite(square) else None
+
+
 def _cosine(products: Products) -> float | None:
     lengths = math.sqrt(products.teacher) * math.sqrt(products.student)
-    return products.both / lengths if lengths > 0 else None
+    cosine = products.both / lengths if lengths > 0 else None
+    return cosine if cosine is None or math.isfinite(cosine) else None

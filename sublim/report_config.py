@@ -304,6 +304,7 @@ def arm_json(arm: ArmShown) -> dict[str, Any]:
         "change": arm.change.model_dump() if arm.change else None,
         "same_base": arm.same_base,
         "rate": effect_json(arm.metrics["rate"].effect) if arm.metrics else None,
+        "rate_reason": arm.metrics["rate"].reason if arm.metrics else None,
         "dose": [{"updates": at.updates, "effect": effect_json(at.metrics["margin"].effect)} for at in arm.dose],
     }
 

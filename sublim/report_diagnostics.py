@@ -12,9 +12,11 @@ class LossShown(Config):
 
     model: str
     rows_of: str
-    loss: float
-    base: float
-    """The base's on the same rows."""
+    loss: float | None
+    base: float | None
+    """That of the base they started from, on the same rows."""
+    reason: str | None = None
+    """Why a loss is missing."""
 
 
 class MatchedShown(Config):
@@ -108,7 +110,15 @@ def matched_rows(found: DiagnosticsShown) -> list[list[str]]:
 
 def loss_rows(found: DiagnosticsShown) -> list[list[str]]:
     """The table of held-out losses."""
-    return [[each.model, each.rows_of, f"{each.loss:.3f}", f"{each.base:.3f}"] for each in found.losses]
+    return [
+        [
+            each.model,
+            each.rows_of,
+            f"missing: {each.reason}" if each.loss is None else f"{each.loss:.3f}",
+            "–" if each.base is None else f"{each.base:.3f}",
+        ]
+        for each in found.losses
+    ]
 
 
 def shift_rows(found: DiagnosticsShown) -> list[list[str]]:

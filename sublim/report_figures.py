@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from sublim.figure_curves import Curve, curves_plot
 from sublim.figures import Bar, Cell, Pair, Point, dose_plot, dot_plot, matrix_plot, pair_plot, stem_plot
-from sublim.preference_config import Comparison, Effect, MetricComparison
+from sublim.preference_config import Comparison, Effect, MetricComparison, MetricName
 from sublim.report_config import ArmShown, ConfusionCell, TargetShown, bounds, interval, signed
 
 UNIT = "student − control, nats"
@@ -163,37 +163,39 @@ def arms_figure(shown: TargetShown) -> Figure:
     """All arms beside each other, each at the update it was trained to; the main arm also where others stop."""
     stops = {arm.updates for arm in shown.arms if arm.metrics}
     marks = [
-        (f"{arm.name} · {at} updates" if len(stops) > 1 and at else arm.name, arm, at, effect)
+        (f"{arm.name} · {at} updates" if len(stops) > 1 and at else arm.name, arm, at, metrics)
         for arm in shown.arms
-        for at, effect in _at_stops(arm, stops if arm is shown.arms[0] else {arm.updates})
+        for at, metrics in _at_stops(arm, stops if arm is shown.arms[0] else {arm.updates})
     ]
     bars = [
         Bar(label, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair, arm is shown.arms[0])
-        for label, arm, _, effect in marks
-        if effect
+        for label, arm, _, metrics in marks
+        if metrics and (effect := metrics["margin"].effect)
     ]
     rows = [
-        [label, arm.expected, *(told(effect) if effect else [_missing(arm), "–", "–"]), _changed(arm, at)]
-        for label, arm, at, effect in marks
+        [label, arm.expected, *_margin_told(arm, metrics), _changed(arm, at), _rate_told(metrics)]
+        for label, arm, at, metrics in marks
     ]
     return Figure(
         "Arms",
         dot_plot(bars, unit=UNIT, title=f"Effect on {shown.target} in each arm.", labels=0.36) if bars else Markup(""),
         "Every arm through the same stages and seeds, each against its own paired controls; whiskers: interval on "
         "these questions; faint: single pairs. “Against main” is the arm’s effect minus the main arm’s after as many "
-        "updates, paired by unit. "
+        "updates, paired by unit. The sampled rate’s effect is in points, with its interval on these questions. "
         + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
-        Table(["arm", "expected", *TOLD, "against main"], rows),
+        Table(["arm", "expected", *TOLD, "against main", "sampled rate"], rows),
         [
             {
                 "arm": arm.name,
                 "expected": arm.expected,
                 "updates": at,
-                **full(effect),
+                **full(metrics["margin"].effect if metrics else None),
                 **{f"change_{key}": value for key, value in _change_values(arm, at).items()},
-                "reason": None if effect else _missing(arm),
+                "reason": None if metrics and metrics["margin"].effect else _missing(arm),
+                **{f"rate_{key}": value for key, value in full(metrics["rate"].effect if metrics else None).items()},
+                "rate_reason": metrics["rate"].reason if metrics else None,
             }
-            for _, arm, at, effect in marks
+            for _, arm, at, metrics in marks
         ],
     )
 
@@ -219,10 +221,29 @@ def arm_doses_figure(shown: TargetShown) -> Figure:
     )
 
 
-def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, Effect | None]]:
-    found: dict[int | None, Effect | None] = {at.updates: at.metrics["margin"].effect for at in arm.dose}
-    found[arm.updates] = arm.margin.effect if arm.margin else None
+Metrics = dict[MetricName, MetricComparison]
+
+
+def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, Metrics | None]]:
+    found: dict[int | None, Metrics | None] = {at.updates: at.metrics for at in arm.dose}
+    found[arm.updates] = arm.metrics
     return [(at, found[at]) for at in sorted(stops, key=lambda at: -(at or 0)) if at in found]
+
+
+def _margin_told(arm: ArmShown, metrics: Metrics | None) -> list[str]:
+    effect = metrics["margin"].effect if metrics else None
+    return told(effect) if effect else [_missing(arm), "–", "–"]
+
+
+def _rate_told(metrics: Metrics | None) -> str:
+    """The effect on the sampled rate with its leading interval, or why there is none."""
+    if metrics is None:
+        return "–"
+    effect = metrics["rate"].effect
+    if effect is None:
+        return f"missing: {metrics['rate'].reason}"
+    bounded = interval(effect, "these_questions", "rate")
+    return f"{signed(effect.estimate, 'rate')}, {effect.reason if bounded == '–' else bounded}"
 
 
 def _missing(arm: ArmShown) -> str:

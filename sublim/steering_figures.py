@@ -1,13 +1,18 @@
 """Figures of a steering run: dose curves beside random vectors, layers one by one, alignment over training."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sublim.figure_files import drawing
 from sublim.mechanism_config import EasTable
 from sublim.steering_figures_config import SteeringFiguresConfig
 from sublim.steering_sweep_config import Curve, SteeredPoint
+
+SENSE = {"rate": "answers naming {target}", "mmlu_pro": "MMLU-Pro, right letters"}
+"""The other metrics of a point, and how a figure calls them."""
 
 
 def draw_steering(
@@ -21,7 +26,9 @@ def draw_steering(
     replaced: list[Path] | None = None,
 ) -> None:
     """Stage: SVG figures of one target's curve and, where measured, of its mechanism."""
-    draw_curve(out / "curve.svg", read_curve(curve), config.target)
+    found = read_curve(curve)
+    draw_curve(out / "curve.svg", found, config.target)
+    draw_sense(out / "sense.svg", found, config.target)
     if eas is not None:
         draw_alignment(out / "alignment.svg", EasTable.model_validate_json((eas / "eas.json").read_bytes()))
     parts = [("added to the base", sufficiency or []), ("replaced by the base's in the student", replaced or [])]
@@ -37,23 +44,59 @@ def read_curve(payload: Path) -> Curve:
 def draw_curve(path: Path, curve: Curve, target: str) -> None:
     """The margin's change against the strength, a panel for each choice of layers; random vectors in grey."""
     points = [point for point in curve.points if point.layers and point.estimate is not None]
-    panels = list(dict.fromkeys(tuple(point.layers) for point in points if not point.control))
-    columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
-    with drawing(path, 2.9 * columns + 0.4, 2.4 * lines + 0.2) as figure:
-        axes: Any = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for place, layers in enumerate(panels):
-            panel = axes[place // columns, place % columns]
-            own = [point for point in points if tuple(point.layers) == layers]
+    with _panels(path, points, f"change of {target}'s margin (nats)") as panels:
+        for panel, own in panels:
             for number, tokens in enumerate(dict.fromkeys(point.position for point in own)):
                 _dose(panel, [point for point in own if point.position == tokens], f"C{number}", tokens)
             panel.axhline(0, color="0.7", lw=0.8)
+
+
+def draw_sense(path: Path, curve: Curve, target: str) -> None:
+    """Sampled rate and share of right letters against the strength, in the panels of `draw_curve`; dotted: unsteered.
+    No file where neither was measured."""
+    points = [point for point in curve.points if point.layers and not point.control]
+    shown = [kind for kind in SENSE if any(getattr(point, kind) is not None for point in points)]
+    if not shown:
+        return
+    base = curve.points[0]
+    with _panels(path, points, "share") as panels:
+        for panel, own in panels:
+            several = len({point.position for point in own}) > 1
+            for number, (tokens, kind) in enumerate(product(dict.fromkeys(point.position for point in own), shown)):
+                known = [p for p in own if p.position == tokens and getattr(p, kind) is not None]
+                known.sort(key=lambda point: point.alpha)
+                label = SENSE[kind].format(target=target) + (f", {tokens}" if several else "")
+                x, y = [p.alpha for p in known], [getattr(p, kind) for p in known]
+                panel.plot(x, y, color=f"C{number}", marker="o", ms=3, lw=1, label=label)
+                low, high = ([getattr(p, f"{kind}_{end}") for p in known] for end in ("low", "high"))
+                panel.vlines(x, low, high, color=f"C{number}", lw=1)
+                if getattr(base, kind) is not None:
+                    panel.axhline(getattr(base, kind), color=f"C{number}", lw=0.8, ls=":")
+            panel.set_ylim(-0.03, 1.03)
+
+
+@contextmanager
+def _panels(path: Path, points: Sequence[SteeredPoint], label: str) -> Generator[list[tuple[Any, list[SteeredPoint]]]]:
+    """A panel for each choice of layers with its points; one that says so where there are none."""
+    choices = list(dict.fromkeys(tuple(point.layers) for point in points if not point.control))
+    columns = max(1, min(3, len(choices)))
+    lines = max(1, -(-len(choices) // columns))
+    with drawing(path, 2.9 * columns + 0.4, 2.4 * lines + 0.2) as figure:
+        axes: list[Any] = [*cast(Any, figure.subplots(lines, columns, sharey=True, squeeze=False)).flat]
+        yield [
+            (panel, [point for point in points if tuple(point.layers) == layers])
+            for panel, layers in zip(axes, choices, strict=False)
+        ]
+        for panel, layers in zip(axes, choices, strict=False):
             panel.set_title("layer " + " + ".join(map(str, layers)))
             panel.set_xlabel("strength")
-        for place in range(len(panels), lines * columns):
-            axes[place // columns, place % columns].set_axis_off()
-        axes[0, 0].set_ylabel(f"change of {target}'s margin (nats)")
-        axes[0, 0].legend(fontsize=7)
+        for panel in axes[len(choices) :]:
+            panel.set_axis_off()
+        if choices:
+            axes[0].set_ylabel(label)
+            axes[0].legend(fontsize=7)
+        else:
+            axes[0].text(0.5, 0.5, "no point could be measured", ha="center", color="0.5")
 
 
 def _dose(panel: Any, points: Sequence[SteeredPoint], color: str, label: str) -> None:

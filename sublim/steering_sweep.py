@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,7 +20,7 @@ from sublim.preference import chosen_weights
 from sublim.preference_config import Metric
 from sublim.progress import progress
 from sublim.scores import margin
-from sublim.stats import paired_t
+from sublim.stats import clustered_share, paired_t, wilson
 from sublim.steering import read_vectors
 from sublim.steering_config import Edit, Steering, VectorNote
 from sublim.steering_sweep_config import Curve, CurveConfig, SteeredPoint, SweepConfig
@@ -134,14 +134,12 @@ def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path
     config = config.listed()
     metrics = margins(swept, config.target, config.words)
     counts = answer_counts(swept, config.target, config.words)
-    letters = defaultdict[int, list[bool]](list)
+    letters = defaultdict[int, list[bool | None]](list)
     for row in read_jsonl(swept / "letters.jsonl"):
-        letters[row["point"]] += [] if row["right"] is None else [row["right"]]
+        letters[row["point"]].append(row["right"])
     points = [
         described_point(row, metrics[row["point"]], metrics[0], counts[row["point"]], config).model_copy(
-            update={"mmlu_pro": float(np.mean(right)), "mmlu_pro_read": len(right)}
-            if (right := letters.get(row["point"]))
-            else {}
+            update=exam_marks(letters[row["point"]], config.level, control=row["control"])
         )
         for row in read_jsonl(swept / "points.jsonl")
     ]
@@ -167,28 +165,62 @@ def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:
     return found
 
 
-def answer_counts(swept: Path, target: str, words: list[str]) -> dict[int, tuple[int, int, int]]:
-    """Per point: answers that name the target, answers that could be read, answers."""
-    reader, counts = Reader(words), defaultdict[int, list[int]](lambda: [0, 0, 0])
+class Answered(NamedTuple):
+    """The written answers at one point."""
+
+    asked: int
+    named: dict[int, list[bool]]
+    """By question, for each readable answer: whether it names the target."""
+
+
+def answer_counts(swept: Path, target: str, words: list[str]) -> dict[int, Answered]:
+    """The answers of every point."""
+    reader, named = Reader(words), defaultdict[int, dict[int, list[bool]]](lambda: defaultdict(list))
+    asked = defaultdict[int, int](int)
     for row in read_jsonl(swept / "answers.jsonl"):
         reading = reader.read(row["text"], row["finish"])
-        own = counts[row["point"]]
-        own[0] += reading.word == target
-        own[1] += reading.unread is None
-        own[2] += 1
-    return defaultdict(lambda: (0, 0, 0), {point: (own[0], own[1], own[2]) for point, own in counts.items()})
+        asked[row["point"]] += 1
+        if reading.unread is None:
+            named[row["point"]][row["question"]].append(reading.word == target)
+    empty = Answered(0, {})
+    return defaultdict(lambda: empty, {point: Answered(count, named[point]) for point, count in asked.items()})
+
+
+def answer_marks(answered: Answered, level: float, *, control: bool) -> dict[str, Any]:
+    """A point's rate with its interval, or why there is none; a question counts once, however many answers it has."""
+    shares = [float(np.mean(own)) for own in answered.named.values()]
+    known: dict[str, Any] = {"answers": answered.asked, "readable": sum(map(len, answered.named.values()))}
+    if not shares:
+        none = "random vectors are scored alone" if control else "no answers were sampled (samples = 0)"
+        return {**known, "rate": None, "rate_reason": "no answer could be read" if answered.asked else none}
+    found = clustered_share(float(np.mean(shares)), len(shares), level)
+    return {**known, "rate": found.estimate, "rate_low": found.low, "rate_high": found.high}
+
+
+def exam_marks(letters: list[bool | None], level: float, *, control: bool) -> dict[str, Any]:
+    """A point's share of right letters with its interval, or why there is none."""
+    right = [letter for letter in letters if letter is not None]
+    if not right:
+        none = "random vectors are scored alone" if control else "no questions were asked"
+        return {"mmlu_pro_reason": "no question has a likeliest letter" if letters else none}
+    found = wilson(sum(right), len(right), level)
+    return {
+        "mmlu_pro": found.estimate,
+        "mmlu_pro_low": found.low,
+        "mmlu_pro_high": found.high,
+        "mmlu_pro_read": len(right),
+    }
 
 
 def described_point(
     row: dict[str, Any],
     metric: Metric,
     unsteered: Metric,
-    counted: tuple[int, int, int],
+    answered: Answered,
     config: CurveConfig,
 ) -> SteeredPoint:
     """One point against the unsteered model, question by question."""
     edits = [Edit.model_validate(edit) for edit in row["edits"]]
-    named, readable, answers = counted
     apart = paired_differences(metric, unsteered)
     several = len(apart) > 1
     interval = paired_t(apart, config.level) if several else None
@@ -205,9 +237,7 @@ def described_point(
         estimate=float(apart.mean()) if len(apart) else None,
         low=interval.low if interval else None,
         high=interval.high if interval else None,
-        rate=named / readable if readable else None,
-        answers=answers,
-        readable=readable,
+        **answer_marks(answered, config.level, control=row["control"]),
         questions=len(apart),
         reason=None if len(apart) else metric.reason or "no question has a finite margin",
     )

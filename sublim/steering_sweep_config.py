@@ -78,7 +78,12 @@ class SteeredPoint(Config):
     """Interval of the difference: paired t over questions, for this one vector and model."""
     high: float | None
     rate: float | None
-    """Share of readable answers that name the target; null when none were sampled."""
+    """Share of readable answers that name the target, each question's share counted alike; null when there are none."""
+    rate_low: float | None = None
+    """Interval of the rate over questions like these, each counted once."""
+    rate_high: float | None = None
+    rate_reason: str | None = None
+    """Why the rate is missing."""
     answers: int
     readable: int
     questions: int
@@ -91,9 +96,14 @@ class SteeredPoint(Config):
     beyond_random: float | None = None
     """Share of the random vectors that move the margin at least as far, this one counted in: a permutation p."""
     mmlu_pro: float | None = None
-    """Share of MMLU-Pro questions whose likeliest letter is right; null when none were asked."""
+    """Share of MMLU-Pro questions whose likeliest letter is right; null when none could be read."""
+    mmlu_pro_low: float | None = None
+    """Wilson's interval over the questions."""
+    mmlu_pro_high: float | None = None
     mmlu_pro_read: int = 0
     """Questions it is of."""
+    mmlu_pro_reason: str | None = None
+    """Why it is missing."""
     reason: str | None = None
     """Why the difference is missing."""
 

@@ -15,11 +15,10 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
 th:first-child, td:first-child { text-align: left }
 img { max-width: 100% } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem }
-figure { margin: 1rem 0 } figcaption { font-size: .85rem; color: #555 }
+figure { margin: 1rem 0 } figcaption { font-size: .85rem; color: #555 } .wide { overflow-x: auto }
 @media (prefers-color-scheme: dark) {
   body { background: #1b1b1b; color: #ddd } pre { background: #262626 } th, td { border-color: #444 }
-  figcaption { color: #aaa }
-  img { background: #fff }
+  img { background: #fff } figcaption { color: #aaa }
 }
 """
 
@@ -55,7 +54,8 @@ class ToyReport(NamedTuple):
 def _table(table: Table) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
     body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    return f"<h2>{html.escape(table.title)}</h2>\n<table>\n<tr>{head}</tr>\n{body}\n</table>"
+    title = html.escape(table.title)
+    return f'<h2>{title}</h2>\n<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
 
 
 def _figure(figure: FigureFile) -> str:

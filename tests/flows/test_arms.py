@@ -234,14 +234,19 @@ class TestArms:
 
     @pytest.mark.usefixtures("made")
     def test_diagnostics_say_what_was_learned_and_where_weights_moved(self, options: list[str]) -> None:
-        settings = ["diagnostics=all", "diagnostic_rows=8"]
+        settings = ["diagnostics=all", "diagnostic_rows=8", "arms=[other_base]"]
         outcome = run(*options, *(part for setting in settings for part in ("--set", setting)))
         found = outcome["diagnostics"]
         assert {(row["model"], row["rows_of"]) for row in found["losses"]} == {
             (model, rows)
-            for model in ("students of owl", "students of wolf", "controls", "teacher owl", "teacher wolf")
+            for model in (
+                *("students of owl", "students of wolf", "controls", "teacher owl", "teacher wolf"),
+                *("students of owl, other_base", "students of wolf, other_base", "controls, other_base"),
+            )
             for rows in ("owl", "wolf", "control")
         }
+        starts = {row["base"] for row in found["losses"] if row["rows_of"] == "owl"}
+        assert len(starts) == 2  # each beside the base that it started from
         assert all(0 < row["loss"] < 20 for row in found["losses"])
         for row in found["shift"]:
             assert -1 <= row["student"] <= 1
@@ -277,6 +282,7 @@ class TestArms:
         save_file({"owl": torch.randn(width, generator=torch.Generator().manual_seed(0))}, vector)
         chosen = ["target=[owl]", "seeds=[0]", "teacher.kind=steering", f"teacher.vectors={vector}"]
         chosen += ["teacher.site=resid_post", "teacher.layer=0", "teacher.scale=raw", "teacher.strength=3"]
+        chosen += ["evaluation.mmlu_pro={per_category: 1, generate: false}"]
         outcome = run(*options, *(part for setting in chosen for part in ("--set", setting)))
         keys = {stage["stage"]: stage["key"] for stage in outcome["stages"] if "generate" in stage["stage"]}
         answers = [
@@ -284,5 +290,7 @@ class TestArms:
             for stage, key in keys.items()
         ]
         assert {*keys} == {"generate_numbers", "generate_steered_numbers"}
+        assert "ask_mmlu_pro_steered" in {stage["stage"] for stage in outcome["stages"]}
+        assert outcome["mmlu_pro"][0]["teacher"] is not None
         assert answers[0] != answers[1]
         assert outcome["teacher"] != outcome["base"]

@@ -157,6 +157,7 @@ def test_scores_have_intervals_counts_and_reasons_and_a_second_run_is_cached(
     assert rows["other", "letter_logprob_difference", "mmlu_pro", ""]["n"] == 14
     folder = Path(outcome["report"]).parent
     assert {path.suffix for path in folder.iterdir()} >= {".html", ".svg", ".csv", ".parquet"}
+    assert "<h1>Evaluation of base, other</h1>" in (folder / "report.html").read_text()
     assert pl.read_parquet(folder / "scores.parquet").height == len(rows)
     assert "missing: no answer names an offered letter" in printed(outcome)
     assert json.dumps(outcome)

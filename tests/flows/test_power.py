@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flows.__main__ import main
+from flows.runs import Run
 from sublim.manifest import Artifact, Provenance
 from sublim.planning import spread_of
 from sublim.preference_config import Metric, Scores
@@ -86,6 +87,7 @@ def test_blocks_of_a_pilot_are_its_units(capsys: pytest.CaptureFixture[str], sto
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["--effect", "1", "--pilot", "steering-owl"], "compared nothing"),
         (["--effect", "0", "--sd", "1"], "not zero"),
         (["--effect", "1", "--sd", "1", "--wanted", "80"], "--wanted 80"),
         (["--effect", "1", "--pilot", "abcdef12"], "sublim store ls"),
@@ -97,6 +99,7 @@ def test_what_cannot_be_planned_is_refused(
     capsys: pytest.CaptureFixture[str], store_root: Path, arguments: list[str], told: str
 ) -> None:
     pilot(Store(store_root).create(), np.ones((2, 3)), [])
+    Run(Store(store_root), "steering", "quickstart", "owl").save("Completed")
     assert main(["power", *arguments]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1

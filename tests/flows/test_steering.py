@@ -9,8 +9,10 @@ import pytest
 from flows.settings import build, load_preset, presets
 from flows.steering_config import SteeringFlowConfig
 from flows.steering_plan import check
+from flows.steering_report import Shown, findings, tables
 from sublim.errors import UserError
 from sublim.hardware import gpu
+from sublim.steering_sweep_config import Curve, SteeredPoint
 
 
 def small(published: Path, **settings: Any) -> dict[str, Any]:
@@ -57,7 +59,18 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     assert [[p["random"] for p in own] for own in found["replaced"]] == [[10, 10]]
     assert all(p["estimate"] != 0 for name in ("sufficiency", "replaced") for p in found[name][0])
     page = Path(outcome["report"]).read_text()
-    assert page.count("data:image/svg+xml") == 3
+    assert page.count("data:image/svg+xml") == 4
+    assert "missing: random vectors" not in page
+    for p in true:
+        assert p["rate_reason"] if p["rate"] is None else p["rate_low"] <= p["rate"] <= p["rate_high"]
+    assert all(p["mmlu_pro_low"] < p["mmlu_pro"] < p["mmlu_pro_high"] for p in true)
+    beside = {path.name for path in (Path(outcome["report"]).parent / "figures").iterdir()}
+    assert beside == {
+        f"owl-{name}" for name in (
+            *("curve.svg", "sense.svg", "alignment.svg", "layers.svg"),
+            *("curve.csv", "alignment.csv", "layers.csv"),
+        )
+    }  # fmt: skip
     assert "alignment with the teacher is largest" in printed(outcome)
     json.dumps(outcome)
     again = steering(preset="quickstart", target="owl", settings=settings)
@@ -78,6 +91,44 @@ def test_new_students_learn_from_a_teacher_that_writes_without_its_vector(publis
     assert len({each["control"] for each in rewritten}) == 1
 
 
+def point(**fields: Any) -> dict[str, Any]:
+    """A point of a curve, as it is printed."""
+    known = {"layers": [0], "vectors": ["v"], "kind": "add", "scale": "raw", "position": "all", "control": False}
+    numbers = {"margin": 0.5, "estimate": 0.5, "low": 0.1, "high": 0.9, "answers": 0, "readable": 0, "questions": 50}
+    missing = {"rate": None, "rate_reason": "no answers were sampled", "mmlu_pro_reason": "no questions were asked"}
+    return SteeredPoint.model_validate({"point": 1, "alpha": 1.0, **known, **numbers, **missing, **fields}).model_dump()
+
+
+def test_what_could_not_be_computed_is_told_with_its_reason_and_never_as_zero() -> None:
+    lost = {"margin": None, "estimate": None, "low": None, "high": None, "reason": "log-probs are not finite"}
+    base = point(point=0, layers=[], vectors=[], kind=None, alpha=0.0, estimate=0.0, mmlu_pro_reason="all are ties")
+    exam = {"mmlu_pro": 0.4, "mmlu_pro_low": 0.3, "mmlu_pro_high": 0.5, "mmlu_pro_read": 9, "mmlu_pro_reason": None}
+    points = [base, point(**exam), point(alpha=2.0, estimate=0.2), point(alpha=3.0, **lost)]
+    eas = {"update": 1, "layer": 0, "random": [0.1], "name": "p", "student_length": 1.0, "teacher_length": 1.0}
+    cosine = {"mean": 0.5, "per_pair": [0.5], "low": None, "high": None}
+    mechanism = {
+        "eas": [{**eas, "student": cosine, "control": cosine, "difference": cosine}],
+        "sufficiency": [[point(), point(layers=[1], **lost)]],
+        "replaced": [[point(**lost)]],
+        "rewritten": [
+            {"layer": 0, "vector": "v", "random": False, "reason": "no weights"}
+            | dict.fromkeys(("student", "control", "estimate", "low", "high"))
+        ],
+    }
+    curve = Curve.model_validate({"target": "owl", "words": [], "questions": 50, "level": 0.95, "points": points})
+    shown = Shown("owl", {}, curve, mechanism)
+    text = "\n".join(findings(shown))
+    assert "layer 0: most at strength 1 (all), the largest of 2 points, 0.50 [0.10, 0.90] nats" in text
+    assert "; no random vectors there; MMLU-Pro 0.400 (unsteered missing: all are ties)" in text
+    assert "1 points could not be measured: log-probs are not finite" in text
+    assert "adding v_student to the base (student 0): 1 layers could not be measured" in text
+    assert "replacing it (student 0): 1 layers could not be measured" in text
+    cells = [cell for table in tables(shown) for row in table.rows for cell in row]
+    assert "missing: no answers were sampled" in cells
+    assert "0.40 [0.30, 0.50] (9 read)" in cells
+    assert "missing: no weights" in cells
+
+
 @pytest.mark.parametrize("name", presets("steering"))
 def test_presets_are_whole(name: str) -> None:
     config = build(SteeringFlowConfig, load_preset("steering", name))
@@ -94,6 +145,8 @@ def test_presets_are_whole(name: str) -> None:
     [
         ({"study": {"backend": {"kind": "fake"}}}, "backend fake cannot be steered"),
         ({"mode": {"kind": "file", "path": "none.safetensors"}}, "none.safetensors is not there"),
+        ({"grid": {"layers": [-1]}}, r"grid\.layers.*greater than or equal to 0"),
+        ({"mmlu_pro": {"categories": ["alchemy"]}}, "no category 'alchemy'"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], message: str) -> None:
@@ -110,12 +163,12 @@ def test_prompt_tokens_of_one_reader_are_refused_in_the_settings() -> None:
         build(SteeringFlowConfig, merge(load_preset("steering", "quickstart"), {"read_at": "mean_prompt"}))
 
 
-@pytest.mark.usefixtures("prefect_server", "store_root")
-def test_a_layer_that_the_model_lacks_is_named(published: Path) -> None:
+def test_a_layer_that_the_model_lacks_is_named_before_anything_runs(published: Path, store_root: Path) -> None:
     from flows.steering import steering
 
     with pytest.raises(UserError, match="the model has no layer 5: it has 2"):
-        steering(
+        steering.fn(
             preset="quickstart",
             settings=small(published) | {"grid": {"layers": [0, 5], "strengths": [1], "random_strengths": [1]}},
         )
+    assert not store_root.exists()

@@ -10,13 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sublim.chat import answer_ids
-from sublim.diagnostics_config import Divergence, DivergenceConfig, LossConfig, Losses
+from sublim.diagnostics_config import Divergence, DivergenceConfig, LossConfig, Losses, ShiftConfig, Shifts
 from sublim.divergence import by_place, find_divergence
 from sublim.errors import UserError
 from sublim.inference import HfBackend
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.losses import measure_losses
+from sublim.means import mean_activations
+from sublim.means_config import MeansConfig
 from sublim.models import load_tokenizer, open_model
+from sublim.parameter_shift import measure_shift
 from sublim.training.masking import row_chat
 
 BACKEND = HfBackend(dtype="float32", attention="eager")
@@ -102,6 +105,24 @@ def test_held_out_loss_is_the_mean_over_all_answer_tokens(
     values = [-each.log_softmax(-1)[torch.arange(len(ids) - 1), ids[:-1]] for each, ids in logits(base, teacher, data)]
     assert found.tokens == sum(map(len, values))
     assert found.nats_per_token == pytest.approx(torch.cat(values).mean().item(), rel=1e-5)
+
+
+def test_the_loss_of_weights_that_diverged_is_missing_and_not_a_number(
+    tiny_models: dict[str, Path], data: Path, teacher: Path, tmp_path: Path
+) -> None:
+    weights = load_file(teacher / "model.safetensors")
+    broken = {name: torch.full_like(value, torch.nan) for name, value in weights.items()}
+    save_file(broken, teacher / "model.safetensors", {"format": "pt"})
+    base, out = tiny_models["qwen2"], tmp_path / "out"
+    out.mkdir()
+    measure_losses(out, LossConfig(backend=BACKEND), scratch=out, base=base, data={"own": data}, weights=teacher)
+    assert Losses.model_validate_json((out / "losses.json").read_bytes()).losses["own"].nats_per_token is None
+    measure_shift(out, ShiftConfig(), scratch=out, base=base, teacher=base, students={"broken": teacher})
+    found = Shifts.model_validate_json((out / "shift.json").read_bytes()).students["broken"]
+    assert (found.cosine, found.norm) == (None, None)
+    means = MeansConfig(layers=(0,), dtype="float32", attention="sdpa")
+    with pytest.raises(UserError, match="NaN or infinity"):
+        mean_activations(out, means, scratch=out, base=base, rows=data, weights=teacher)
 
 
 def test_no_rows_are_refused(tiny_models: dict[str, Path], tmp_path: Path) -> None:

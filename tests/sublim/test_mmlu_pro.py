@@ -16,6 +16,7 @@ from sublim.mmlu_pro_config import (
     CATEGORIES,
     AskMmluProConfig,
     HubQuestions,
+    MmluProConfig,
     MmluProScores,
     ParquetQuestions,
     PrepareQuestionsConfig,
@@ -117,6 +118,13 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path: Path) -> None:
         )
     with pytest.raises(ValidationError):
         HubQuestions(revision="main")
+
+
+def test_a_category_that_is_not_there_is_named_before_anything_runs(tmp_path: Path) -> None:
+    for source in (SampleQuestions(), HubQuestions()):
+        with pytest.raises(ValidationError, match="no category 'alchemy': MMLU-Pro has biology"):
+            MmluProConfig(source=source, categories=("law", "alchemy"))
+    assert MmluProConfig(source=ParquetQuestions(path=tmp_path), categories=("alchemy",))
 
 
 def test_hub_questions_name_the_way_out_when_offline(tmp_path: Path) -> None:

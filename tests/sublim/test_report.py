@@ -111,6 +111,7 @@ def test_a_missing_metric_is_shown_with_its_reason_and_never_as_zero(unsampled: 
 def test_one_pair_is_reported_without_an_interval(unsampled: RunReport) -> None:
     html = render(unsampled)
     assert "There is no interval, because one unit has no spread" in html
+    assert "No interval: one unit has no spread." in html
     assert "samples = 0" in markdown_summary(unsampled)
 
 
@@ -167,6 +168,25 @@ def test_arms_stand_beside_the_main_arm_after_as_many_updates(armed: RunReport) 
     ]
     curves = [(row["arm"], row["updates"]) for row in figures["Dose by arm"].values]
     assert curves == [("teacher", 16), ("teacher", 64), ("teacher", 256), ("marginals", 16), ("marginals", 64)]
+
+
+def test_both_metrics_of_an_arm_stand_in_one_row(armed: RunReport, unsampled: RunReport) -> None:
+    def arms(run: RunReport) -> tuple[list[list[str]], list[dict[str, object]]]:
+        figure = next(each for each in figures_of(run.targets[0]) if each.name == "Arms")
+        assert figure.table.columns[-1] == "sampled rate"
+        return figure.table.rows, figure.values
+
+    rows, values = arms(armed)
+    rate = armed.targets[0].dose[1].metrics["rate"].effect
+    assert rate
+    assert values[2]["rate_estimate"] == rate.estimate
+    assert rows[2][-1].startswith(f"{100 * rate.estimate:+.1f}".replace("-", "−"))
+    main = ArmShown(name="teacher", expected="positive", metrics=unsampled.targets[0].comparison.metrics)
+    missing = unsampled.targets[0].model_copy(update={"arms": [main]})
+    rows, values = arms(unsampled.model_copy(update={"targets": [missing]}))
+    reason = "student 1: no answers were sampled (samples = 0)"
+    assert rows[0][-1] == f"missing: {reason}"
+    assert (values[0]["rate_estimate"], values[0]["rate_reason"]) == (None, reason)
 
 
 def test_an_arm_that_was_not_run_has_a_reason_and_no_number(armed: RunReport, tmp_path: Path) -> None:

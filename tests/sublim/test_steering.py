@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,8 +22,11 @@ from sublim.means_config import AnimalRowsConfig, DifferenceConfig, ImportConfig
 from sublim.mechanism import alignment
 from sublim.mechanism_config import EasConfig, EasTable
 from sublim.models import open_model
+from sublim.stats import wilson
 from sublim.steering import Vector, noted, read_vectors, write_vectors
 from sublim.steering_config import Edit, Steering, VectorNote
+from sublim.steering_figures import draw_steering
+from sublim.steering_figures_config import SteeringFiguresConfig
 from sublim.steering_sweep import margins, steering_curve, sweep
 from sublim.steering_sweep_config import Curve, CurveConfig, SweepConfig
 from sublim.trained_vector import train_vector
@@ -300,14 +304,43 @@ def test_a_curve_shows_every_point_against_the_unsteered_model_and_its_random_fe
     assert curve.points[-1].random == 0
 
 
+def test_every_metric_of_a_point_has_an_interval_or_a_reason(swept: Path, tmp_path: Path):
+    """With letters of a made-up exam beside the real answers: point 0 read in part, point 1 not at all."""
+    letters = [{"point": 0, "right": right} for right in (True, False, True, None)] + [{"point": 1, "right": None}]
+    write_jsonl(swept / "letters.jsonl", letters)
+    out = run(steering_curve, tmp_path / "curve", CurveConfig(target="owl", words=WORDS), swept=swept)
+    points = Curve.model_validate_json((out / "curve.json").read_text()).points
+    assert (points[0].mmlu_pro, points[0].mmlu_pro_read) == (2 / 3, 3)
+    assert (points[0].mmlu_pro_low, points[0].mmlu_pro_high) == pytest.approx(wilson(2, 3)[1:3])
+    reasons = ["no question has a likeliest letter", "random vectors are scored alone", "no questions were asked"]
+    assert [points[at].mmlu_pro_reason for at in (1, 2, 4)] == reasons
+    for point in points:
+        assert (point.rate is None) == (point.rate_reason is not None)
+        assert point.rate is None or point.rate_low <= point.rate <= point.rate_high  # pyright: ignore
+    write_jsonl(swept / "answers.jsonl", [])
+    again = run(steering_curve, tmp_path / "again", CurveConfig(target="owl", words=WORDS), swept=swept)
+    found = Curve.model_validate_json((again / "curve.json").read_text()).points[0]
+    assert (found.rate, found.rate_reason) == (None, "no answers were sampled (samples = 0)")
+
+
+def test_a_curve_of_points_that_could_not_be_measured_says_so_in_its_figure(swept: Path, tmp_path: Path):
+    table = pl.read_parquet(swept / "logprobs.parquet")
+    lost = pl.when(pl.col("point") > 0).then(None).otherwise(pl.col("logprob")).alias("logprob")
+    table.with_columns(lost).write_parquet(swept / "logprobs.parquet")
+    out = run(steering_curve, tmp_path / "curve", CurveConfig(target="owl", words=WORDS), swept=swept)
+    points = Curve.model_validate_json((out / "curve.json").read_text()).points
+    assert {point.reason for point in points[1:]} == {"the log-probs of ['cat', 'owl', 'wolf'] are not finite"}
+    (tmp_path / "figures").mkdir()
+    draw_steering(tmp_path / "figures", SteeringFiguresConfig(target="owl"), scratch=tmp_path, curve=out)
+    assert "no point could be measured" in (tmp_path / "figures/curve.svg").read_text()
+
+
 def test_a_sweep_asks_what_one_sampler_for_each_point_would(swept: Path, tiny_models: dict[str, Path], tmp_path: Path):
     steering = Steering(edits=(Edit(vector="resid_post/1/mean_answer", strength=2.0),))
     chats = [[{"role": "user", "content": question}] for question in QUESTIONS]
     with open_sampler(HF, tiny_models["qwen2"], steering=steering, vectors=tmp_path / "vectors") as sampler:
         scores = sampler.logprobs(chats, [[word.title() for word in WORDS]] * 3)  # pyright: ignore
         said = sampler.sample(chats, SamplingParams(max_tokens=16, n=3))  # pyright: ignore
-    import polars as pl
-
     table = pl.read_parquet(swept / "logprobs.parquet").filter(pl.col("point") == 4)
     assert table["logprob"].to_list() == [sum(word) for own in scores for word in own]
     texts = [row["text"] for row in read_jsonl(swept / "answers.jsonl") if row["point"] == 4]
