@@ -28,8 +28,6 @@ def check(config: SteeringFlowConfig) -> None:
     backend = config.study.backend
     if not isinstance(backend, HfBackend | VllmBackend):
         raise UserError(f"the backend {backend.kind} cannot be steered: take study.backend.kind=hf")
-    if config.mechanism and config.mechanism.replace and not isinstance(backend, HfBackend):
-        raise UserError("mechanism.replace reads the base beside the student, which vLLM cannot: take hf")
     if isinstance(config.study.model, LocalModel):
         check_layers(config, config.study.model.path)
     if isinstance(config.mode, FileVector):

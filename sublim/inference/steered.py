@@ -121,7 +121,7 @@ class Applied:
     def __call__(self, stream: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"] | None:
         if self.reading:
             if self.edit.kind == "replace":
-                self.component = self._component(stream)
+                self.component = self.along(stream)
             return None
         if self.where is False:
             return None
@@ -134,12 +134,13 @@ class Applied:
             case "add":
                 return self.vector
             case "project_out":
-                return -self.strength * self._component(stream) * self.vector
+                return -self.strength * self.along(stream) * self.vector
             case "replace":
                 assert self.component is not None
-                return self.strength * (self.component - self._component(stream)) * self.vector
+                return self.strength * (self.component - self.along(stream)) * self.vector
 
-    def _component(self, stream: Float[Tensor, "... d"]) -> Float[Tensor, "... 1"]:
+    def along(self, stream: Float[Tensor, "... d"]) -> Float[Tensor, "... 1"]:
+        """The stream's component along the vector."""
         return (stream.float() @ self.vector)[..., None]
 
 

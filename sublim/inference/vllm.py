@@ -4,13 +4,17 @@ Costs: the engine starts in about 25 s on two CPU cores; an adapter more costs o
 question once for every answer.
 """
 
+import shutil
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, cast
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from vllm import LLM, RequestOutput
 from vllm import SamplingParams as EngineParams
@@ -35,7 +39,8 @@ from sublim.inference.vllm_engine import (
     naming_the_field,
     rank_limit,
 )
-from sublim.inference.vllm_steered import START, EngineHooks, refuse_unsteerable
+from sublim.inference.vllm_pairs import Request, doubled, room, waves
+from sublim.inference.vllm_steered import START, EngineHooks
 from sublim.model_files import is_adapter
 from sublim.models import check_base, load_tokenizer, token_ids
 from sublim.progress import progress
@@ -50,9 +55,11 @@ def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generat
     tokenizer = load_tokenizer(base)
     adapter = weights if weights is not None and is_adapter(weights) else None
     model = base if weights is None or adapter is not None else weights
-    with lent_engine(backend, model, needed(backend, base, adapter)) as engine:
-        lora = None if adapter is None else taken(engine, adapter)
-        sampler = VllmSampler(engine.llm, backend, base, tokenizer, lora, context_length(backend, model))
+    with lent_engine(backend, model, needed(backend, base, adapter)) as engine, TemporaryDirectory() as folder:
+        loras = None
+        if adapter is not None:
+            loras = Loras(taken(engine, adapter), lambda: taken(engine, emptied(adapter, Path(folder))))
+        sampler = VllmSampler(engine.llm, backend, base, tokenizer, loras, context_length(backend, model))
         try:
             yield sampler
         finally:
@@ -90,6 +97,25 @@ def taken(engine: Engine, adapter: Path) -> LoRARequest:
     return request
 
 
+class Loras(NamedTuple):
+    """What an adapter is to the engine."""
+
+    adapter: LoRARequest
+    base: Callable[[], LoRARequest]
+    """Makes an adapter that changes nothing."""
+
+
+def emptied(adapter: Path, out: Path) -> Path:
+    """The adapter in `adapter` with zeros for weights, written to `out`.
+
+    The base's requests in a batch with an adapter's carry it: without one, vLLM for CPUs gives them the other's.
+    """
+    for name, tensors in ((path.name, load_file(path)) for path in adapter.glob("*.safetensors")):
+        save_file({key: torch.zeros_like(value) for key, value in tensors.items()}, out / name)
+    shutil.copy(adapter / "adapter_config.json", out)
+    return out
+
+
 class VllmSampler:
     """A Sampler (see sublim.inference) on an engine, with an adapter or without."""
 
@@ -99,20 +125,21 @@ class VllmSampler:
         backend: VllmBackend,
         base: Path,
         tokenizer: PreTrainedTokenizerBase,
-        lora: LoRARequest | None,
+        loras: Loras | None,
         context: int,
     ) -> None:
-        self.llm, self.backend, self.tokenizer, self.lora, self.context = llm, backend, tokenizer, lora, context
+        self.llm, self.backend, self.tokenizer, self.loras, self.context = llm, backend, tokenizer, loras, context
         self.base, self.hooks = base, EngineHooks(llm)
         declared = GenerationConfig.from_pretrained(base).eos_token_id
         ends = {*token_ids(declared), *token_ids(tokenizer.eos_token_id), end_of_turn(tokenizer)}
         self.stop = sorted(ends)
 
     def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
-        """The edits with their vectors, checked against this model and against what the engine can do."""
-        return refuse_unsteerable(
-            load_edits(steering, read_vectors(vectors), AutoConfig.from_pretrained(self.base), self.base)
-        )
+        """The edits with their vectors, checked against this model."""
+        edits = load_edits(steering, read_vectors(vectors), AutoConfig.from_pretrained(self.base), self.base)
+        if self.loras is None and any(edit.kind == "replace" for edit, *_ in edits):
+            raise UserError("to replace a component by the base's takes an adapter on that base: give its weights")
+        return edits
 
     def steer(self, edits: Sequence[LoadedEdit]) -> None:
         """Makes `edits`, and no earlier ones, in all that is sampled and scored from now on; none when empty."""
@@ -183,12 +210,24 @@ class VllmSampler:
         if not prompts:
             return []
         with progress(label, len(prompts)) as advance, naming_the_field(self.backend):
+            if self.hooks.paired:
+                return list(self._run_beside_base(map(Request, prompts, params), advance))
             return self.llm.generate(
                 [self._prompt(ids, start) for ids, start in zip(prompts, starts, strict=True)],
                 params,
-                lora_request=self.lora,
+                lora_request=self.loras and self.loras.adapter,
                 use_tqdm=cast(Any, partial(Bar, advance)),
             )
+
+    def _run_beside_base(self, requests: Iterable[Request], advance: Callable[[int], None]) -> Iterator[RequestOutput]:
+        """Each text with the adapter, while the base reads and writes the same in the same passes."""
+        assert self.loras is not None
+        adapters = [self.loras.base(), self.loras.adapter]
+        for wave in waves(requests, room(self.llm)):
+            prompts, params = zip(*doubled(wave), strict=True)
+            outputs = self.llm.generate(prompts, params, lora_request=adapters * len(wave), use_tqdm=False)
+            yield from outputs[1::2]
+            advance(len(wave))
 
     def _prompt(self, ids: list[int], start: int) -> TokensPrompt:
         """Where edits tell prompt from answer, texts share cached keys only if their answers begin at one place."""

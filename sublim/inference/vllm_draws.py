@@ -18,6 +18,7 @@ from sublim.inference import SamplingParams
 from sublim.inference.constrained import Plan
 from sublim.inference.draws import draw
 from sublim.inference.noise import uniforms
+from sublim.inference.vllm_pairs import PAIR, apart
 
 KEY = "sublim"
 """Where a request carries its Answer among vLLM's extra arguments."""
@@ -65,12 +66,21 @@ class Answer:
         return self
 
 
+class Row(NamedTuple):
+    """A row of the engine's batch: the answer it is of, and what was written of it."""
+
+    answer: Answer
+    written: list[int]
+    copy: bool
+    """Whether the base only reads along: it writes what the adapter's row writes."""
+
+
 class Draws(LogitsProcessor):
     """Leaves one token to each row of the requests that carry an Answer."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.device = device
-        self.rows: dict[int, tuple[Answer, list[int]]] = {}
+        self.rows: dict[int, Row] = {}
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -79,23 +89,38 @@ class Draws(LogitsProcessor):
         process_dict_updates(self.rows, batch_update, _admitted)
 
     def apply(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
-        for call in {id(answer.call): answer.call for answer, _ in self.rows.values()}.values():
-            rows = [row for row, (answer, _) in self.rows.items() if answer.call is call]
-            answers = [self.rows[row][0] for row in rows]
-            steps = [len(self.rows[row][1]) for row in rows]  # what the model wrote of this answer so far
-            everyone = rows == list(range(len(logits)))
-            where = torch.tensor(rows, device=self.device)
+        own = {place: row for place, row in self.rows.items() if not row.copy}
+        taken = dict[tuple[int, int], Tensor]()
+        for call in {id(row.answer.call): row.answer.call for row in own.values()}.values():
+            places = [place for place, row in own.items() if row.answer.call is call]
+            answers = [own[place].answer for place in places]
+            steps = [len(own[place].written) for place in places]
+            everyone = places == list(range(len(logits)))
+            where = torch.tensor(places, device=self.device)
             tokens, scores = _drawn(call, logits if everyone else logits[where], answers, steps)
             if call.params.logprobs:
                 call.drawn.append((list(zip(answers, steps, strict=True)), scores))
-            logits[where] = -torch.inf
-            logits[where, tokens] = 0.0
+            self._leave(logits, where, tokens)
+            if len(own) < len(self.rows):
+                ids = map(id, answers)
+                taken |= dict(zip(zip(ids, steps, strict=True), tokens, strict=True))
+        if copies := {place: row for place, row in self.rows.items() if row.copy}:
+            wanted = [(id(row.answer), len(row.written)) for row in copies.values()]
+            if not taken.keys() >= set(wanted):
+                raise apart()
+            where = torch.tensor([*copies], device=self.device)
+            self._leave(logits, where, torch.stack([taken[one] for one in wanted]))
         return logits
 
+    def _leave(self, logits: Float[Tensor, "b v"], where: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> None:
+        logits[where] = -torch.inf
+        logits[where, tokens] = 0.0
 
-def _admitted(params: EngineParams, prompt: list[int] | None, output: list[int]) -> tuple[Answer, list[int]] | None:
-    answer = (params.extra_args or {}).get(KEY)
-    return None if answer is None else (answer, output)
+
+def _admitted(params: EngineParams, prompt: list[int] | None, output: list[int]) -> Row | None:
+    extra = params.extra_args or {}
+    answer, member = extra.get(KEY), extra.get(PAIR)
+    return None if answer is None else Row(answer, output, member is not None and member.copy)
 
 
 def _drawn(

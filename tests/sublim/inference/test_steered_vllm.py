@@ -54,14 +54,22 @@ def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors:
         for site, tokens in (("resid_post", "prompt"), ("resid_pre", "answer"), ("mlp_out", "last"))
     ]
     steerings.append(Steering(edits=(Edit(vector="resid_post/0", strength=0.5), Edit(vector="mlp_out/29"))))
-    params = SamplingParams(max_tokens=6, seed=3)
+    # The base that is read beside the student is under none of the edits.
+    replacing = [
+        steerings[-1],
+        Steering(edits=(Edit(vector="resid_post/13", kind="replace"),)),
+        Steering(edits=(Edit(vector="resid_pre/13", kind="replace", tokens="answer"),)),
+        Steering(edits=(Edit(vector="resid_pre/0", strength=0.5), Edit(vector="mlp_out/29", kind="replace"))),
+        Steering(edits=(Edit(vector="resid_post/0", kind="replace"), Edit(vector="mlp_out/13", tokens="prompt"))),
+    ]
+    params = SamplingParams(max_tokens=6, seed=3, n=2)
     for weights in (None, adapter):
         found = list[list[object]]()
         for backend in (HF, VLLM):
             with open_steerable(backend, smollm2, weights=weights) as sampler:
                 plain = sampler.logprobs(CHATS, WORDS)
                 own: list[object] = []
-                for steering in steerings if weights is None else steerings[-1:]:
+                for steering in steerings if weights is None else replacing:
                     sampler.steer(sampler.edits(steering, vectors))
                     own.append(sampler.logprobs(CHATS, WORDS))
                     if any(edit.tokens != "all" for edit in steering.edits):
@@ -96,7 +104,38 @@ def test_the_engine_goes_on_unsteered_and_refuses_what_it_cannot_do(smollm2: Pat
         assert flat(sampler.logprobs(CHATS, WORDS)) == pytest.approx(flat(plain), abs=1e-5)
     replacing = Steering(edits=(Edit(vector="resid_post/13", kind="replace"),))
     with (
-        pytest.raises(UserError, match="use the hf backend"),
+        pytest.raises(UserError, match="takes an adapter on that base"),
         open_sampler(VLLM, smollm2, steering=replacing, vectors=vectors),
     ):
         pass
+
+
+def test_texts_and_copies_go_in_waves_that_one_pass_can_read():
+    from vllm import SamplingParams as EngineParams
+
+    from sublim.inference.vllm_pairs import Request, Room, waves
+
+    def sizes(room: Room, *lengths: int) -> list[int]:
+        return [len(wave) for wave in waves([Request([1] * n, EngineParams(max_tokens=5)) for n in lengths], room)]
+
+    assert sizes(Room(pairs=3, prompts=100, texts=1000), *[10] * 7) == [3, 3, 1]
+    assert sizes(Room(pairs=9, prompts=25, texts=1000), 10, 10, 10, 20, 5) == [2, 1, 2]
+    assert sizes(Room(pairs=9, prompts=100, texts=40), 10, 10, 10) == [2, 1]
+    assert sizes(Room(pairs=9, prompts=100, texts=40)) == []
+    with pytest.raises(UserError, match=r"a text of 31 tokens and its copy .* use the hf backend"):
+        sizes(Room(pairs=9, prompts=25, texts=1000), 26)
+
+
+def test_a_text_that_is_read_without_its_copy_is_noticed(
+    smollm2: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sublim.inference.vllm_pairs import Room
+
+    adapter = write_adapter(tmp_path / "adapter", smollm2, seed=1)
+    replacing = Steering(edits=(Edit(vector="resid_post/13", kind="replace"),))
+    monkeypatch.setattr("sublim.inference.vllm.room", lambda _: Room(pairs=99, prompts=10**6, texts=10**6))  # type: ignore
+    with open_sampler(VLLM, smollm2, weights=adapter, steering=replacing, vectors=vectors) as sampler:
+        tokens = sampler.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens  # type: ignore
+        count = tokens // 600 + 1
+        with pytest.raises(UserError, match="in another pass than its copy"):
+            sampler.logprobs([chat("Hello " * 300)] * count, [["Owl"]] * count)
