@@ -96,14 +96,14 @@ class _Finder:
 class _Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         usual = importlib.metadata.packages_distributions
-        vars(importlib.metadata)["packages_distributions"] = partial(_Distributions, usual)
+        importlib.metadata.__dict__["packages_distributions"] = partial(_Distributions, usual)
         try:
             super().exec_module(module)
         finally:
-            vars(importlib.metadata)["packages_distributions"] = usual
-        names = vars(module)
+            importlib.metadata.__dict__["packages_distributions"] = usual
+        names: dict[str, Any] = module.__dict__
         # It keeps 128 of the 500 folders that it goes through twice in one order: none is there the second time.
-        scan = names.get("create_import_structure_from_path")
+        scan: Any = names.get("create_import_structure_from_path")
         if hasattr(scan, "cache_parameters"):
             names["create_import_structure_from_path"] = cache(scan.__wrapped__)
         if callable(ask := names.get("_candidate_distribution_names")):

@@ -9,7 +9,7 @@ how many. The SAE has random weights and a threshold that lets about 100 of its 
 both sides are compared with each other and, where the model runs in bfloat16, with the plain side's in float32: a
 feature near its threshold fires on one side and not on the other, at half the largest value at once, so that rounding
 of the model alone parts the two sides, and ours should be as far from float32 as the plain one. --memory encodes every
-answer token in three layers and tells how memory grows meanwhile.
+answer token in three layers and tells the most memory in use, for all rows and for a tenth of them.
 """
 
 import argparse
@@ -192,15 +192,14 @@ def flat(base: Path, folder: Path, count: int, dtype: str) -> None:
     layers = (9, 14, 20)
     saes = {f"resid_post-{layer}": random_sae(base, folder / f"sae-{layer}", layer, dtype) for layer in layers}
     config = EncodeConfig.model_validate({"tokens": "all", "dtype": dtype})
-    encoded(base, folder / "warm", rows_of(count // 10), config, saes)
-    before = psutil.Process().memory_info().rss
-    with watched() as seen:
+    with watched() as few:
+        encoded(base, folder / "few", rows_of(count // 10), config, saes)
+    with watched() as many:
         seconds, payload = timed(lambda: encoded(base, folder / "all", rows_of(count), config, saes))
-    most = (max(seen) - before) / 2**20
     print(
-        f"features memory: {most:+.0f} MiB after a tenth of the rows ({before / 2**20:.0f} MiB), {count} rows × "
-        f"{len(layers)} layers, every answer token, {size(payload) / 2**20:.0f} MiB on disk, {seconds:.1f} s, "
-        f"{device()}"
+        f"features memory: at most {max(many) / 2**20:.0f} MiB for {count} rows × {len(layers)} layers, every answer "
+        f"token, {max(few) / 2**20:.0f} MiB for a tenth of them; {size(payload) / 2**20:.0f} MiB on disk, "
+        f"{seconds:.1f} s, {device()}"
     )
 
 
