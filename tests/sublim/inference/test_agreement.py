@@ -69,9 +69,10 @@ def repetition_penalty(monkeypatch: pytest.MonkeyPatch) -> None:
     plainly = vllm_draws.Draws.apply
 
     def apply(self: Any, logits: torch.Tensor) -> torch.Tensor:
-        for row, (_, output) in self.rows.items():
-            for token in set(output):
-                logits[row, token] = logits[row, token] / 1.3 if logits[row, token] > 0 else logits[row, token] * 1.3
+        for place, row in self.rows.items():
+            for token in set(row.written):
+                score = logits[place, token]
+                logits[place, token] = score / 1.3 if score > 0 else score * 1.3
         return plainly(self, logits)
 
     monkeypatch.setattr(vllm_draws.Draws, "apply", apply)
