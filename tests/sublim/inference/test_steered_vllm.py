@@ -58,26 +58,26 @@ def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors:
     # The base that is read beside the student is under none of the edits.
     replacing = [
         steerings[-1],
-        Steering(edits=(Edit(vector="resid_post/13", kind="replace"),)),
         Steering(edits=(Edit(vector="resid_pre/13", kind="replace", tokens="answer"),)),
         Steering(edits=(Edit(vector="resid_pre/0", strength=0.5), Edit(vector="mlp_out/29", kind="replace"))),
         Steering(edits=(Edit(vector="resid_post/0", kind="replace"), Edit(vector="mlp_out/13", tokens="prompt"))),
     ]
     params = SamplingParams(max_tokens=6, seed=3, n=2, temperature=0.7, logprobs=True)
-    for weights in (None, adapter):
+    for weights, chats in ((None, CHATS), (adapter, CHATS[1:])):  # with an adapter vLLM for CPU takes seconds a text
+        words = WORDS[: len(chats)]
         found, answers = list[list[object]](), list[list[Completion]]()
         for backend in (HF, VLLM):
             with open_steerable(backend, smollm2, weights=weights) as sampler:
-                plain = sampler.logprobs(CHATS, WORDS)
+                plain = sampler.logprobs(chats, words)
                 own, drawn = list[object](), list[Completion]()
                 for steering in steerings if weights is None else replacing:
                     sampler.steer(sampler.edits(steering, vectors))
-                    own.append(sampler.logprobs(CHATS, WORDS))
+                    own.append(sampler.logprobs(chats, words))
                     if any(edit.tokens != "all" for edit in steering.edits):
-                        drawn += chain(*sampler.sample(CHATS, params))
-                drawn += chain(*sampler.sample(CHATS, params))
+                        drawn += chain(*sampler.sample(chats, params))
+                drawn += chain(*sampler.sample(chats, params))
                 sampler.steer([])
-                assert flat(sampler.logprobs(CHATS, WORDS)) == pytest.approx(flat(plain), abs=1e-5)
+                assert flat(sampler.logprobs(chats, words)) == pytest.approx(flat(plain), abs=1e-5)
                 found.append([plain, *own])
                 answers.append(drawn)
         for ours, theirs in zip(*found, strict=True):
@@ -137,7 +137,7 @@ def test_a_text_that_is_read_without_its_copy_is_noticed(
     replacing = Steering(edits=(Edit(vector="resid_post/13", kind="replace"),))
     monkeypatch.setattr("sublim.inference.vllm.room", lambda _: Room(pairs=99, prompts=10**6, texts=10**6))  # type: ignore
     with open_sampler(VLLM, smollm2, weights=adapter, steering=replacing, vectors=vectors) as sampler:
-        tokens = sampler.llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens  # type: ignore
-        count = tokens // 600 + 1
+        scheduler = sampler.llm.llm_engine.engine_core.engine_core.scheduler  # type: ignore
+        monkeypatch.setattr(scheduler, "max_num_scheduled_tokens", 40)  # a text, and its copy in part
         with pytest.raises(UserError, match="in another pass than its copy"):
-            sampler.logprobs([chat("Hello " * 300)] * count, [["Owl"]] * count)
+            sampler.logprobs(CHATS[:1], [["Owl"]])
