@@ -136,15 +136,18 @@ int cuDeviceGetAttribute(int *value, int which, int) { *value = which == 75 ? 8 
 """
 
 
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def standing_in(folder: Path) -> Path:
     """A folder with a stand-in for the CUDA driver, for LD_LIBRARY_PATH."""
-    folder = tmp_path_factory.mktemp("driver")
     source = folder / "driver.cpp"
     source.write_text(DRIVER)
     compiler = next(name for name in ("c++", "g++", "clang++") if shutil.which(name))
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return standing_in(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.mark.usefixtures("prefect_server")
