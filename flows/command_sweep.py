@@ -8,9 +8,9 @@ from flows.settings import Tree, merge
 from flows.sweep import load_config
 from flows.sweep_cells import Cell, cell_digest, cells_of, looked_up, remembered, where_of
 from flows.sweep_config import Here, SweepConfig
-from flows.sweep_plan import freeze, frozen_path, stored_path
+from flows.sweep_plan import freeze, frozen_path, note_in_store
 from sublim.errors import UserError
-from sublim.store import Store, open_store, write_synced
+from sublim.store import Store, open_store
 
 
 def prepare(options: argparse.Namespace, settings: Tree) -> tuple[Tree, bool]:
@@ -28,10 +28,7 @@ def prepare(options: argparse.Namespace, settings: Tree) -> tuple[Tree, bool]:
         # Held to the plan beside the file, whatever was changed since.
         text = frozen_path(options.config).read_text()
         name = json.loads(text)["digest"]
-        note = stored_path(store, name)
-        if not note.exists():
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(note, text)
+        note_in_store(store, name, text)
         settings = merge(settings, {"frozen": name})
     if options.dry_run:
         tell(options, config, cells, store, settings.get("frozen"))

@@ -16,7 +16,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.lora_search_config import LoraSearchConfig, check, study_config
+from flows.lora_search_config import LoraSearchConfig, check, study_config, tell_if_alone
 from flows.lora_search_report import Difference, Found, confirmed, printed, publish
 from flows.lora_search_trial import Lab, Values, make_block, measure, measure_trial, updates_of
 from flows.runs import recorded
@@ -66,6 +66,7 @@ def lora_search(
             base = prepare_model(PrepareModelConfig(source=config.model))
             block = make_block(lab, base, config.blocks[0])
             study = study_config(config, updates_of(lab, config.student, block))
+            tell_if_alone(config, run.store)
             search = open_search(study)
             minutes = config.worker.minutes
             finished = work(search, lambda asked: measure_trial(lab, block, asked), seconds=minutes and 60 * minutes)

@@ -1,6 +1,7 @@
 """Everything a parameter search can be told, on top of what a pipeline run can; checked before anything runs."""
 
 import difflib
+import logging
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
@@ -25,8 +26,10 @@ from sublim.search_config import (
     StorageConfig,
     StudyConfig,
 )
-from sublim.store import open_store
+from sublim.store import Store, open_store
 from sublim.training import TrainConfig
+
+log = logging.getLogger("sublim.search")
 
 
 class ConfirmConfig(Config):
@@ -176,6 +179,15 @@ def study_config(config: LoraSearchConfig, updates: int) -> StudyConfig:
         grace=config.worker.grace,
         attempts=config.worker.attempts,
     )
+
+
+def tell_if_alone(config: LoraSearchConfig, store: Store) -> None:
+    """Warns where the store is for many machines and the study is a file of this one."""
+    if isinstance(config.storage, Journal) and config.storage.path is None and store.address != str(store.root):
+        log.warning(
+            "the store is in a bucket and the study in a file on this machine: workers elsewhere make a study of their "
+            "own, unless storage.kind=postgres or storage.path names what all reach"
+        )
 
 
 def trial_settings(config: LoraSearchConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from flows.fields import full_path
@@ -171,18 +172,25 @@ def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:
 
 def remembered(store: Store, name: str) -> Results | None:
     """The results noted under `name`, if every artifact they rest on is intact."""
-    path = store.root / "runs" / "cells" / f"{name[:32]}.json"
+    path = _memo(store, name)
+    if not path.exists():
+        store.refresh(path.relative_to(store.root).as_posix())
     if not path.exists():
         return None
     noted = [(label, Artifact.model_validate(each)) for label, each in json.loads(path.read_text())]
-    return None if any(store.problem(artifact) for _, artifact in noted) else results_of(noted)
+    return results_of(noted) if all(store.find(each.stage, each.key) == each for _, each in noted) else None
 
 
 def remember(store: Store, name: str, compared: Iterable[tuple[str, Artifact]]) -> None:
     """Notes what a cell's run compared, so that the next sweep finds it at once."""
-    path = store.root / "runs" / "cells" / f"{name[:32]}.json"
+    path = _memo(store, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_synced(path, json.dumps([[label, artifact.model_dump()] for label, artifact in compared]))
+    store.share(path)
+
+
+def _memo(store: Store, name: str) -> Path:
+    return store.root / "runs" / "cells" / f"{name[:32]}.json"
 
 
 def compared_by(store: Store, flow_run_id: str) -> list[tuple[str, Artifact]]:

@@ -50,8 +50,20 @@ def frozen_path(plan: Path) -> Path:
 
 
 def stored_path(store: Store, name: str) -> Path:
-    """The note in the store."""
-    return store.root / "runs" / "plans" / f"{name}.json"
+    """The note in the store, brought here where another machine froze the plan."""
+    path = store.root / "runs" / "plans" / f"{name}.json"
+    if not path.exists():
+        store.refresh(path.relative_to(store.root).as_posix())
+    return path
+
+
+def note_in_store(store: Store, name: str, text: str) -> None:
+    """Puts a plan's note into the store, for all machines, unless the store has one: the first counts."""
+    path = stored_path(store, name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(path, text)
+        store.share(path)
 
 
 def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> str:
@@ -64,14 +76,16 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
     if noted.exists():
         before = json.loads(noted.read_text())
         if before["digest"] == name:
-            stored_path(store, name).parent.mkdir(parents=True, exist_ok=True)
-            write_synced(stored_path(store, name), noted.read_text())
+            note_in_store(store, name, noted.read_text())
             return name
         changed = ", ".join(differences(before["plan"]["sweep"], canonical(config))) or "the preset it starts from"
         raise UserError(
             f"{plan} was changed after it was frozen on {before['frozen']} ({changed}): put it back, or freeze it "
             "under another file name as a new plan"
         )
+    if (before := stored_path(store, name)).exists():  # frozen under another file name, or on another machine
+        write_synced(noted, before.read_text())
+        return name
     for cell in cells:
         if found := first_result(cell):
             raise UserError(
@@ -87,8 +101,7 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
         "plan": plan_of(config, cells),
     }
     text = json.dumps(record, indent=1)
-    stored_path(store, name).parent.mkdir(parents=True, exist_ok=True)
-    write_synced(stored_path(store, name), text)
+    note_in_store(store, name, text)
     write_synced(noted, text)
     return name
 

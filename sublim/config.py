@@ -62,6 +62,7 @@ class Config(BaseModel):
 
 
 def _holds_mark(annotation: Any) -> bool:
+    annotation = getattr(annotation, "__value__", annotation)  # what an alias of `type X = ...` stands for
     return isinstance(annotation, RunOnlyMark) or any(_holds_mark(part) for part in get_args(annotation))
 
 

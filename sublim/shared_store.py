@@ -98,6 +98,16 @@ class SharedStore(Store):
             self._adopt(manifest)
         return manifest
 
+    def find(self, stage: str, key: str, *, deep: bool = False) -> Artifact | None:
+        """As in a folder; what another machine forgot, or made with other content, is not found by what lies here."""
+        shared, here = self.shared_manifest(stage, key), super().manifest(stage, key)
+        if here is not None and (self.uploaded(here.artifact) or shared is not None):
+            if shared is None or shared.artifact.content != here.artifact.content:
+                return None
+        elif shared is not None:
+            self._adopt(shared)
+        return super().find(stage, key, deep=deep)
+
     def problem(self, artifact: Artifact, *, deep: bool = False) -> str | None:
         """As in a folder; an artifact of which only the manifest is here is believed by that."""
         manifest = self.manifest(artifact.stage, artifact.key)
@@ -119,12 +129,12 @@ class SharedStore(Store):
             if name in there or not self.uploaded(manifest.artifact):
                 yield manifest
 
-    def share(self, folder: Path) -> None:
+    def share(self, path: Path) -> None:
         try:
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                self.bucket.put(path.relative_to(self.root).as_posix(), path.read_bytes(), anyway=True)
+            for file in sorted(file for file in (path, *path.rglob("*")) if file.is_file()):
+                self.bucket.put(file.relative_to(self.root).as_posix(), file.read_bytes(), anyway=True)
         except StoreUnreachable as error:
-            log.warning("%s; %s is on this machine alone", error, folder)
+            log.warning("%s; %s is on this machine alone", error, path)
 
     def refresh(self, pattern: str) -> None:
         for item in list(self.bucket.list(re.split(r"[*?\[]", pattern)[0])):

@@ -47,8 +47,8 @@ class Store:
         """
         yield None
 
-    def share(self, folder: Path) -> None:
-        """Lets the others see the small files of a folder under the root."""
+    def share(self, path: Path) -> None:
+        """Lets the others see a small file under the root, or all those of a folder."""
 
     def refresh(self, pattern: str) -> None:
         """Brings the files that others shared, whose paths below the root match `pattern`."""

@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 from sublim.errors import UserError
@@ -20,6 +22,7 @@ from sublim.progress import Listener, listening
 from tasks.child import run_body
 
 GRACE_SECONDS = 4.0
+VMSTAT = Path("/proc/vmstat")
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
 log = logging.getLogger("sublim.process")
@@ -30,11 +33,21 @@ class StageFailed(Exception):
 
 
 class StageKilled(Exception):
-    """The process of a stage died under it: killed, out of host memory, or lost with its machine."""
+    """The process of a stage died under it: killed, or lost with its machine."""
 
 
 class OutOfDeviceMemory(UserError):
     """The GPU's memory did not suffice."""
+
+
+class OutOfHostMemory(UserError):
+    """The machine's memory did not suffice: the kernel killed the stage's process."""
+
+
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory; 0 where it does not say."""
+    found = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE) if VMSTAT.exists() else None
+    return int(found[1]) if found else 0
 
 
 class StageProcess:
@@ -79,6 +92,7 @@ class StageProcess:
     def run(self, job: dict[str, Any], listener: Listener, logger: Logger) -> dict[str, Any]:
         """Runs one body and returns its notes; re-raises what it raised."""
         assert self._process.stdin is not None
+        kills = oom_kills()
         with contextlib.suppress(BrokenPipeError):  # it is dead: its events end, and that is told below
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
@@ -96,6 +110,11 @@ class StageProcess:
                 case _:
                     return event["notes"]
         code = self._process.wait()
+        if code == -signal.SIGKILL and oom_kills() > kills:
+            raise OutOfHostMemory(
+                "the machine's memory did not suffice and the system ended the stage's process: lower the batch size, "
+                "or run less beside it"
+            )
         self._drainer.join(1.0)
         reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         raise StageKilled(f"the stage's process ended with {reason}; its last words: {self._last_line or 'none'}")

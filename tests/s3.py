@@ -1,5 +1,6 @@
 """A real S3 server (moto's, a process of its own) and a proxy in front of it that can refuse, cut, delay and count."""
 
+import base64
 import http.client
 import os
 import socket
@@ -10,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 # Ends the server with whoever started it, even by SIGKILL: its end of this pipe closes.
@@ -56,8 +58,9 @@ class S3Proxy(ThreadingHTTPServer):
     """Passes requests on, as `rule(method, path)` says of each.
 
     None passes it on, a whole number answers with that status, a float waits so many seconds first, "cut" ends the
-    connection in the middle of the answer, "lost" does the work and never answers, and "unconditional" drops If-Match
-    and If-None-Match, as servers do that know neither.
+    connection in the middle of the answer, "lost" does the work and never answers, "flip" changes a bit of what is
+    sent (and refuses it where a checksum tells), and "unconditional" drops If-Match and If-None-Match, as servers do
+    that know neither.
     """
 
     daemon_threads = True
@@ -102,6 +105,12 @@ class _Passing(BaseHTTPRequestHandler):
         if isinstance(verdict, float):
             time.sleep(verdict)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "expect")}
+        if verdict == "flip":
+            body = bytes([body[0] ^ 1]) + body[1:]
+            said = self.headers.get("x-amz-checksum-sha256")
+            if said is not None and said != base64.b64encode(sha256(body).digest()).decode():  # moto does not look
+                self._answer(400, [], _refusal(400))
+                return
         if verdict == "unconditional":
             headers = {name: value for name, value in headers.items() if not name.lower().startswith("if-")}
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.target, timeout=60)
@@ -133,5 +142,5 @@ class _Passing(BaseHTTPRequestHandler):
 
 
 def _refusal(status: int) -> bytes:
-    code = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}.get(status, "Refused")
+    code = {400: "BadDigest", 403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}.get(status, "Refused")
     return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()

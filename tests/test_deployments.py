@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.command_pool import find_server
+from flows.command_pool import find_server, settle
 from flows.pools import Card, Pool, card_of, declared, environment_of, filled, lacking, template
 from flows.registry import FLOWS, load
 from flows.settings import load_preset
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 UNITS = sorted((ROOT / "deployments" / "systemd").glob("*.service"))
 SILENT = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 GIB = 2**30
+SHARED = ("flows.pipeline:pipeline", "flows.lora_search:lora_search")  # as many at once as there are workers
 A6000 = Card(name="RTX A6000", memory_gib=48, capability="8.6")
 
 
@@ -54,6 +55,18 @@ def test_parameters_are_the_flow_s_and_the_preset_exists(each: dict[str, Any]) -
     assert each["tags"][0] == ("gpu" if each["name"] == "a6000" else "cpu")
     for schedule in each.get("schedules", []):
         assert schedule["active"] == "{{ $SUBLIM_SCHEDULES }}"
+    assert each["concurrency_limit"]["collision_strategy"] == "ENQUEUE"  # the next waits, none is lost
+    assert (each["concurrency_limit"]["limit"] == 1) == (entry.flow not in SHARED)
+
+
+def test_schedules_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SUBLIM_REPO": str(ROOT), "SUBLIM_STORE": "s3://b/x", "SUBLIM_SCHEDULES": ""}.items():
+        monkeypatch.setenv(name, value)
+    settle()
+    assert os.environ["SUBLIM_SCHEDULES"] == "false"
+    monkeypatch.setenv("SUBLIM_SCHEDULES", "true")
+    settle()
+    assert os.environ["SUBLIM_SCHEDULES"] == "true"
 
 
 def test_pools_give_their_runs_the_environment_that_is_declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,15 +136,18 @@ int cuDeviceGetAttribute(int *value, int which, int) { *value = which == 75 ? 8 
 """
 
 
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def standing_in(folder: Path) -> Path:
     """A folder with a stand-in for the CUDA driver, for LD_LIBRARY_PATH."""
-    folder = tmp_path_factory.mktemp("driver")
     source = folder / "driver.cpp"
     source.write_text(DRIVER)
     compiler = next(name for name in ("c++", "g++", "clang++") if shutil.which(name))
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(source)], check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return standing_in(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -143,7 +159,8 @@ def test_a_worker_on_a_lesser_card_refuses_to_start_and_says_why(driver: Path, t
     def refused(*options: str) -> str:
         command = [sys.executable, "-m", "flows", "worker", *options]
         environment = os.environ | {"LD_LIBRARY_PATH": str(driver), "PREFECT_HOME": str(tmp_path / "home")}
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        # A worker that starts after all does not end by itself.
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2, done.stderr
         return done.stderr
 

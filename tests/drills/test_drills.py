@@ -164,6 +164,26 @@ def test_a_schedule_that_fires_while_a_run_goes_on_waits_for_it(lab: Lab) -> Non
     assert bodies(Path(journal)) == 1
 
 
+def test_the_nightly_evaluation_ships_inactive_and_is_planned_once_it_is_switched_on(lab: Lab) -> None:
+    lab.pool("cpu")
+    with get_client(sync_client=True) as client:
+
+        def planned() -> list[tuple[int, int]]:
+            which = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[evaluation.id]))
+            found = [run.expected_start_time for run in client.read_flow_runs(flow_run_filter=which)]
+            return [(time.hour, time.minute) for time in found if time]
+
+        lab.sublim("deploy", "evaluate/cpu")
+        evaluation = client.read_deployment_by_name("evaluate/cpu")
+        assert [schedule.active for schedule in evaluation.schedules] == [False]
+        assert planned() == []
+        lab.environment["SUBLIM_SCHEDULES"] = "true"
+        lab.sublim("deploy", "evaluate/cpu")
+        until(planned, 60)
+        assert {*planned()} == {(2, 0)}
+        client.delete_deployment(evaluation.id)
+
+
 @pytest.mark.usefixtures("workers")
 def test_a_run_whose_machine_is_lost_goes_to_another_worker_and_resumes(lab: Lab, lost: UUID) -> None:
     run = lab.wait(lost, "Completed", "Failed")

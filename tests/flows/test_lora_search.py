@@ -13,11 +13,14 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 
-from flows.lora_search_config import LoraSearchConfig, check, searched
+from flows.lora_search_config import LoraSearchConfig, check, searched, tell_if_alone
 from flows.lora_search_report import CAPTIONS
 from flows.settings import assignments, build, load_preset, merge, presets
 from sublim.errors import UserError
+from sublim.s3 import Bucket
 from sublim.search_config import KNOWN_SPACE, Multiple
+from sublim.shared_store import SharedStore
+from sublim.store import Store
 
 
 def command(*options: str) -> list[str]:
@@ -191,3 +194,20 @@ def test_space_of_the_issue_is_the_default_and_every_preset_is_sound() -> None:
 def test_settings_that_cannot_work_are_refused_with_what_to_do(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check(config_of(*text.split("\n")))
+
+
+def test_study_that_only_this_machine_can_reach_is_told(
+    s3_store: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    preset = load_preset("lora_search", "quickstart")
+    bucket = SharedStore(Bucket(s3_store), tmp_path / "copies")
+
+    def told(store: Store, **storage: str) -> bool:
+        caplog.clear()
+        tell_if_alone(build(LoraSearchConfig, merge(preset, {"storage": storage} if storage else {})), store)
+        return "storage.kind=postgres" in caplog.text
+
+    assert told(bucket)
+    assert not told(Store(tmp_path))
+    assert not told(bucket, kind="journal", path=str(tmp_path / "shared.journal"))
+    assert not told(bucket, kind="postgres", url="postgresql://me@host/studies")

@@ -1,9 +1,10 @@
 import subprocess
 import sys
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Optional, Self
 
 import pytest
 from pydantic import Field, ValidationError
+from typing_extensions import TypeAliasType
 
 from sublim.config import Config, RunOnly
 
@@ -91,11 +92,34 @@ def test_importing_the_core_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_run_only_inside_a_union_is_refused_where_the_config_is_defined() -> None:
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        RunOnly[int] | None,
+        Optional[RunOnly[int]],  # noqa: UP045 - the older spelling
+        Annotated[RunOnly[int] | None, Field(gt=0)],
+        list[RunOnly[int]],
+        TypeAliasType("Named", RunOnly[int]),
+    ],
+    ids=str,
+)
+def test_run_only_that_a_key_would_not_see_is_refused_where_the_config_is_defined(hidden: Any) -> None:
     with pytest.raises(TypeError, match=r"Hidden\.batch: RunOnly\[\.\.\.\] goes around the whole type"):
 
         class Hidden(Config):
             """A mark that a key would not see."""
 
-            batch: RunOnly[int] | None = None
+            batch: hidden
             """Rows at a time."""
+
+
+def test_run_only_around_the_whole_type_stays_out_of_identity_whatever_else_the_field_says() -> None:
+    class Seen(Config):
+        """Marks that a key sees."""
+
+        batch: RunOnly[int | None] = None
+        """Rows at a time."""
+        limit: Annotated[RunOnly[int], Field(gt=0)] = 1
+        """Rows at most."""
+
+    assert Seen(batch=2, limit=3).identity() == {} == Seen().identity()

@@ -45,10 +45,10 @@ def host(s3_store: str, tmp_path: Path) -> Host:
     return host
 
 
-def made(store: SharedStore, number: int = 1, files: dict[str, bytes] = FILES) -> Artifact:
+def made(store: SharedStore, number: int = 1, files: dict[str, bytes] = FILES, stage: str = "pick") -> Artifact:
     """Commits an artifact whose key depends on `number` alone."""
     key = f"{number:x}" * 64
-    with store.draft("pick", key) as draft:
+    with store.draft(stage, key) as draft:
         for name, content in files.items():
             (draft / "payload" / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / "payload" / name).write_bytes(content)
@@ -56,7 +56,7 @@ def made(store: SharedStore, number: int = 1, files: dict[str, bytes] = FILES) -
             commit=None, dirty=None, packages={}, python="", host="", device="", started="2026-01-01", seconds=0
         )
         return store.commit(
-            draft, stage="pick", key=key, version=1, config={}, inputs={}, notes={}, provenance=provenance
+            draft, stage=stage, key=key, version=1, config={}, inputs={}, notes={}, provenance=provenance
         )
 
 
@@ -318,10 +318,36 @@ def test_forgetting_is_for_all_machines(host: Host) -> None:
     a.forget(next(a.manifests()))
     assert list(a.bucket.list("pick/")) == []
     assert list(a.bucket.list("locks/")) == []
+    assert b.find("pick", artifact.key) is None  # although its files lie there
     assert list(b.manifests()) == []
     with claim(b) as found:
         assert found is None
     assert b.find("pick", artifact.key) is None
+
+
+def test_result_that_was_made_anew_elsewhere_is_not_found_by_the_old_copy_here(host: Host) -> None:
+    a, b = host("a"), host("b")
+    old = made(a)
+    assert read(b, old) == FILES
+    a.forget(next(a.manifests()))
+    new = made(a, files={**FILES, "rows.jsonl": b"mended"})
+    assert b.find("pick", old.key) is None
+    with claim(b) as found:
+        assert found == new
+    assert b.find("pick", old.key) == new
+    assert (b.payload(new) / "rows.jsonl").read_bytes() == b"mended"
+
+
+@pytest.mark.parametrize("size", [1000, PART + 1])
+def test_bytes_that_change_on_the_way_up_are_refused_by_the_server(host: Host, proxy: S3Proxy, size: int) -> None:
+    a = host("a")
+    proxy.rule = lambda method, path: "flip" if method == "PUT" and "/big" in path else None
+    artifact = made(a, files={"big": bytes(size)})
+    assert a.pending() != []
+    assert host("b").find("pick", artifact.key) is None
+    proxy.rule = lambda method, path: None
+    a.ready()
+    assert (host("b").payload(artifact) / "big").read_bytes() == bytes(size)
 
 
 def test_gc_removes_what_no_manifest_names_and_spare_copies_here(host: Host, proxy: S3Proxy) -> None:

@@ -55,7 +55,9 @@ class FailConfig(Config):
     """Fails in a chosen way."""
 
     how: str = "user"
-    """user, own, bug, disk, killed, killed once, network once, exit, gpu memory or notes."""
+    """user, own, bug, disk, killed, killed once, network once, exit, gpu memory, memory or notes."""
+    counter: RunOnly[str] = ""
+    """File that the kernel counts in, for `memory`."""
 
 
 class RelativesConfig(Config):
@@ -169,6 +171,9 @@ def fail(out: Path, config: FailConfig, *, scratch: Path) -> dict[str, Any]:
         case "network once":
             (scratch / "was here").write_text("")
             raise httpx.ConnectError("no route to host")
+        case "memory":
+            Path(config.counter).write_text("pgfault 9\noom_kill 4\noom_kill_other 9\n")
+            os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
             os._exit(3)
         case "gpu memory":

@@ -17,7 +17,7 @@ from sublim.config import Config
 from sublim.errors import UserError
 from sublim.manifest import Artifact
 from sublim.store import open_store
-from tasks.processes import StageKilled, one_process
+from tasks.processes import StageFailed, StageKilled, one_process
 from tasks.stage import Stage, StageRun, asset_key, stage_runs
 from tests.tasks.proxy import Proxy, proxy_to
 from tests.tasks.sample_stages import CountConfig, FailConfig, PickConfig, ShardsConfig
@@ -328,6 +328,21 @@ def test_killed_stage_is_tried_once_more_and_resumes(monkeypatch: pytest.MonkeyP
     with pytest.raises(StageKilled, match="SIGKILL"):
         in_flow(lambda: fail(FailConfig(how="killed")))
     assert messages(lines).count("Retry 1/1") == 2
+
+
+@pytest.mark.parametrize("how", ["own", "bug", "disk", "notes", "gpu memory", "memory"])
+def test_what_another_try_would_not_mend_is_tried_once(
+    how: str, monkeypatch: pytest.MonkeyPatch, lines: Records, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SUBLIM_ISOLATE", "1")
+    monkeypatch.setattr("tasks.stage.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.processes.VMSTAT", tmp_path / "vmstat")  # which the kernel writes, or the stage here
+    (tmp_path / "vmstat").write_text("pgfault 8\noom_kill 3\noom_kill_other 9\n")
+    with pytest.raises(StageFailed if how in ("bug", "notes") else UserError) as caught:
+        in_flow(lambda: fail(FailConfig(how=how, counter=str(tmp_path / "vmstat"))))
+    assert states(caught.value.runs) == ["fail Failed"]  # type: ignore[attr-defined]
+    assert "Retry" not in messages(lines)
+    assert "memory" not in how or "lower the batch size" in str(caught.value)
 
 
 @pytest.mark.parametrize("isolate", ["0", "1"])
