@@ -1,6 +1,7 @@
 """The search end to end on a tiny model: every stage real, the study in a journal, a real Prefect server."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,11 +14,16 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 
-from flows.lora_search_config import LoraSearchConfig, check, searched
-from flows.lora_search_report import CAPTIONS
+from flows.lora_search import best_of
+from flows.lora_search_config import LoraSearchConfig, check, searched, study_config
+from flows.lora_search_report import CAPTIONS, Found, write_preset
+from flows.pipeline_config import PipelineConfig
+from flows.pipeline_plan import check as check_pipeline
 from flows.settings import assignments, build, load_preset, merge, presets
 from sublim.errors import UserError
 from sublim.search_config import KNOWN_SPACE, Multiple
+from sublim.search_space import student_with
+from sublim.search_study import Measured, open_search, work
 
 
 def command(*options: str) -> list[str]:
@@ -74,6 +80,9 @@ def test_killed_search_goes_on_and_repeats_no_finished_trial(finished: Finished)
     outcome = finished.outcome
     assert [trial["number"] for trial in outcome["trials"]] == list(range(5))
     assert {trial["state"] for trial in outcome["trials"]} == {"complete", "pruned"}
+    judged = [value for trial in outcome["trials"] for value in trial["intermediate"].values()]
+    assert judged
+    assert max(judged) < 0, "a loss is turned round where more is better, or the best would be stopped"
     asked = {stage["label"].split()[1] for stage in outcome["stages"] if stage["label"].startswith("trial")}
     assert asked == {"3", "4"}
     again = [stage["state"] for stage in outcome["stages"] if stage["label"].startswith("trial 3")]
@@ -102,6 +111,7 @@ def test_best_meets_the_default_on_fresh_blocks_and_report_and_ui_say_how_it_wen
     outcome = finished.outcome
     difference = outcome["difference"]
     assert difference["blocks"] == 4
+    assert len({*difference["default"], outcome["default"]["values"]["effect"]}) == 5, "no block is another's rows"
     assert difference["estimate"] == pytest.approx(sum(difference["best"]) / 4 - sum(difference["default"]) / 4)
     assert difference["low"] <= difference["estimate"] <= difference["high"]
     assert difference["tie"] == (difference["low"] <= 0 <= difference["high"])
@@ -130,6 +140,26 @@ def test_best_preset_runs_the_pipeline_with_students_from_the_cache(finished: Fi
     found = json.loads(piped.stdout.splitlines()[-1])
     assert {stage["state"] for stage in found["stages"] if stage["stage"] == "train_student"} == {"Cached"}
     assert found["effect"]["estimate"] == pytest.approx(outcome["best"]["values"]["effect"])
+
+
+@pytest.mark.parametrize(("objectives", "best"), [("loss", 1), ("effect", 3), ("loss, effect", 1)])
+def test_preset_has_the_parameters_of_the_trial_that_is_best_in_the_first_objective(
+    objectives: str, best: int, store_root: Path, tmp_path: Path
+) -> None:
+    config = config_of(f"objectives=[{objectives}]", "trials=5", "pruning=null")
+    study = study_config(config, updates=4)
+    search = open_search(study)
+    several = len(config.objectives)
+    made = [[2.0, 1.0], [1.0, 2.0], [3.0, 4.0], [5.0, 3.0], [math.nan, math.nan]]
+    assert work(search, lambda asked: Measured(made[asked.slot][:several], {}))
+    found = best_of(search)
+    assert found is not None
+    assert found.number == best
+    path = write_preset(tmp_path / "best.yaml", config, Found(study, search.records(), found, None, None, True))
+    preset = build(PipelineConfig, load_preset("pipeline", str(path)))
+    check_pipeline(preset)
+    assert preset.student == student_with(config.student, study.space, found.params) != config.student
+    assert preset.model_copy(update={"student": config.student, "about": config.about}) == config.pipeline()
 
 
 def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stands(finished: Finished) -> None:
