@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 
 from flows.lora_search_config import LoraSearchConfig, check, study_config
 from flows.lora_search_report import Difference, Found, confirmed, printed, publish
-from flows.lora_search_trial import Lab, Values, make_block, measure, measure_trial, updates_of
+from flows.lora_search_trial import Block, Lab, Values, make_block, measure, measure_trial, updates_of
 from flows.runs import recorded
 from flows.settings import build, load_preset, merge
 from sublim.manifest import Artifact
@@ -26,7 +26,7 @@ from sublim.model_config import PrepareModelConfig
 from sublim.prompts import load_questions
 from sublim.search_config import SIGN, TrialRecord
 from sublim.search_space import student_with
-from sublim.search_study import Search, open_search, work
+from sublim.search_study import Search, Unmeasurable, open_search, work
 from sublim.training import TrainConfig
 from tasks.pipeline import prepare_model
 from tasks.processes import one_process
@@ -70,12 +70,9 @@ def lora_search(
             minutes = config.worker.minutes
             finished = work(search, lambda asked: measure_trial(lab, block, asked), seconds=minutes and 60 * minutes)
             best = best_of(search)
-            if not finished or best is None or config.worker.role == "trials":
-                found = Found(study, search.records(), best, None, None, finished)
-            else:
-                default = measure(lab, block, config.student, label="default")
-                student = student_with(config.student, study.space, best.params)
-                found = Found(study, search.records(), best, default, rerun(lab, base, student), finished)
+            found = Found(study, search.records(), best, finished)
+            if finished and best is not None and config.worker.role == "all":
+                found = confirm(lab, base, block, found, student_with(config.student, study.space, best.params))
         return publish(run, config, found)
 
 
@@ -91,6 +88,15 @@ def goodness(search: Search, record: TrialRecord) -> tuple[float, ...]:
     return tuple(SIGN[name] * value for name, value in zip(search.config.objectives, record.values, strict=True))
 
 
+def confirm(lab: Lab, base: Artifact, block: Block, found: Found, best: TrainConfig) -> Found:
+    """What was found, with the default's values and the comparison; or with the reason why one is missing."""
+    try:
+        found = found._replace(default=measured(lab, block, lab.config.student, label="default"))
+        return found._replace(differences=rerun(lab, base, best))
+    except Unmeasurable as error:
+        return found._replace(missing=str(error))
+
+
 def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | None:
     """Best and default on every fresh block."""
     if lab.config.confirm is None:
@@ -98,9 +104,17 @@ def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | Non
     pairs: list[tuple[Values, Values]] = []
     for number in lab.config.confirm.blocks:
         block = make_block(lab, base, number)
-        found = measure(lab, block, best, label=f"best block {number}")
-        pairs.append((found, measure(lab, block, lab.config.student, label=f"default block {number}")))
+        found = measured(lab, block, best, label=f"best block {number}")
+        pairs.append((found, measured(lab, block, lab.config.student, label=f"default block {number}")))
     return confirmed(lab.config, pairs)
+
+
+def measured(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values:
+    """Its values; Unmeasurable names the student that has none."""
+    try:
+        return measure(lab, block, train, label=label)
+    except Unmeasurable as error:
+        raise Unmeasurable(f"{label}: {error}") from error
 
 
 if __name__ == "__main__":

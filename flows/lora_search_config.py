@@ -67,7 +67,8 @@ class LoraSearchConfig(PipelineConfig):
     metric: Literal["margin", "rate"] = "margin"
     """Metric of the effect."""
     space: dict[str, Range | None] = KNOWN_SPACE
-    """The searched fields of `student`, each with its range; a field set to nothing is not searched."""
+    """The searched fields of `student`, each with its range, of one `kind`: `float` or `int` (low, high, log, step),
+    `choice` (values) or `multiple` (of another field, values). A field set to nothing is not searched."""
     sampler: SamplerConfig = SamplerConfig()
     """What proposes parameters."""
     pruning: Pruning | None = None

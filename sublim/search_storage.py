@@ -114,7 +114,8 @@ def open_postgres(url: str, config: StudyConfig) -> RDBStorage:
         raise UserError(f"PostgreSQL needs psycopg ({error}): pip install psycopg psycopg-binary") from error
     except (OperationalError, StorageInternalError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{url} cannot be reached: start the server or mend storage.url ({reason[:200]})") from error
+        given = url.replace("+psycopg", "", 1)
+        raise UserError(f"{given} cannot be reached: start the server or mend storage.url ({reason[:200]})") from error
     return storage
 
 

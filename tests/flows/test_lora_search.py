@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 
 from flows.lora_search import best_of
 from flows.lora_search_config import LoraSearchConfig, check, searched, study_config
-from flows.lora_search_report import CAPTIONS, Found, write_preset
+from flows.lora_search_report import CAPTIONS, Found, findings, write_preset
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import check as check_pipeline
 from flows.settings import assignments, build, load_preset, merge, presets
@@ -142,6 +142,16 @@ def test_best_preset_runs_the_pipeline_with_students_from_the_cache(finished: Fi
     assert found["effect"]["estimate"] == pytest.approx(outcome["best"]["values"]["effect"])
 
 
+def test_search_in_which_no_trial_has_a_value_says_why(store_root: Path) -> None:
+    config = config_of("trials=3", "pruning=null")
+    study = study_config(config, updates=4)
+    search = open_search(study)
+    assert work(search, lambda asked: Measured([math.nan], {}))
+    said = list(findings(config, Found(study, search.records(), best_of(search), finished=True), None))
+    assert said[0] == "3 of 3 trials: 3 failed"
+    assert said[1].startswith("No trial has a value: the objective came out as nan. Search other bounds")
+
+
 @pytest.mark.parametrize(("objectives", "best"), [("loss", 1), ("effect", 3), ("loss, effect", 1)])
 def test_preset_has_the_parameters_of_the_trial_that_is_best_in_the_first_objective(
     objectives: str, best: int, store_root: Path, tmp_path: Path
@@ -155,7 +165,7 @@ def test_preset_has_the_parameters_of_the_trial_that_is_best_in_the_first_object
     found = best_of(search)
     assert found is not None
     assert found.number == best
-    path = write_preset(tmp_path / "best.yaml", config, Found(study, search.records(), found, None, None, True))
+    path = write_preset(tmp_path / "best.yaml", config, Found(study, search.records(), found, finished=True))
     preset = build(PipelineConfig, load_preset("pipeline", str(path)))
     check_pipeline(preset)
     assert preset.student == student_with(config.student, study.space, found.params) != config.student
@@ -163,8 +173,9 @@ def test_preset_has_the_parameters_of_the_trial_that_is_best_in_the_first_object
 
 
 def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stands(finished: Finished) -> None:
-    """A learning rate that overflows: a real loss that is no number, not a value and not a crash."""
+    """A learning rate that overflows, the default's: a real loss that is no number, not a value and not a crash."""
     settings = [
+        "student.lr=1.0e+38",
         "space={lr: {kind: choice, values: [1.0e-3, 1.0e+38]}, dropout: null, rank: null, alpha: null}",
         "objectives=[loss, cost]",
         "evaluation.mmlu_pro={per_category: 1, generate: false}",
@@ -184,6 +195,8 @@ def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stand
     cost = outcome["best"]["values"]["cost"]
     assert abs(cost * 14) == pytest.approx(round(abs(cost * 14)), abs=1e-6)  # one question of each category
     assert outcome["difference"] is None
+    assert outcome["default"]["values"] is None
+    assert f"Not measured: default: {failed['reason']}" in outcome["findings"]
     assert any("Not confirmed" in line for line in outcome["findings"])
 
 
@@ -215,6 +228,12 @@ def test_space_of_the_issue_is_the_default_and_every_preset_is_sound() -> None:
         ("objectives=[cost]", r"evaluation\.mmlu_pro"),
         ("objectives=[effect]\nmetric=rate", r"evaluation\.samples"),
         ("arms=[second_draw]", "one arm"),
+        ("space.weight_decay={low: 0, high: 0.1}", r"^space\.weight_decay: its `kind` is missing$"),
+        ("space.rank={kind: int, low: 8, high: 13, step: 4}", r"^space\.rank: 8 to 13 is no whole number"),
+        ("space.speed={kind: float, low: slow, high: 1}", r"^space\.speed\.low: .* \(given: 'slow'\)$"),
+        ("space.lr=0.1", r"^space\.lr: write it as \{name: value"),
+        ("pruning={kind: median}", r"^pruning\.kind: .*'halving', 'hyperband' \(given: 'median'\)$"),
+        ("objectives=[accuracy]", r"^objectives\.0: .* \(given: 'accuracy'\)$"),
         ("storage={kind: postgres, url: 'postgresql://me:secret@db/s'}", "PGPASSWORD"),
     ],
 )
