@@ -10,13 +10,14 @@ study: it takes a trial, measures it, tells the study, until all are made; a kil
 next. Then the best trial and the default meet on fresh blocks: the interval of best - default is over blocks.
 """
 
+import logging
 import sys
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.lora_search_config import LoraSearchConfig, check, study_config
+from flows.lora_search_config import LoraSearchConfig, check, check_rungs, study_config
 from flows.lora_search_report import Difference, Found, confirmed, printed, publish
 from flows.lora_search_trial import Block, Lab, Values, make_block, measure, measure_trial, updates_of
 from flows.runs import recorded
@@ -58,6 +59,7 @@ def lora_search(
         target: The word the teacher is made to like; nothing for the preset's.
         settings: Values laid over the preset's, as a tree.
     """
+    logging.getLogger("sublim.search_study").setLevel(logging.INFO)  # which trial, whose; Prefect leaves it at WARNING
     config = load_config(preset, target, settings)
     check(config)
     with recorded("lora-search", preset, config.target[0]) as run:
@@ -66,6 +68,7 @@ def lora_search(
             base = prepare_model(PrepareModelConfig(source=config.model))
             block = make_block(lab, base, config.blocks[0])
             study = study_config(config, updates_of(lab, config.student, block))
+            check_rungs(config.pruning, study.updates)
             search = open_search(study)
             minutes = config.worker.minutes
             finished = work(search, lambda asked: measure_trial(lab, block, asked), seconds=minutes and 60 * minutes)

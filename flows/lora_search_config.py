@@ -18,7 +18,6 @@ from sublim.search_config import (
     Journal,
     Multiple,
     Objective,
-    Postgres,
     Pruning,
     Range,
     SamplerConfig,
@@ -111,10 +110,20 @@ def check(config: LoraSearchConfig) -> None:
 
     check_pipeline(config)
     check_space(config.student, searched(config))
-    if config.study is not None or isinstance(config.storage, Postgres):  # otherwise other settings are another study
+    if config.student.updates is not None:  # else the rows tell, once they are there
+        check_rungs(config.pruning, config.student.updates)
+    if config.study is not None or config.storage != Journal():  # otherwise it is a study of its own in the store
         from sublim.search_study import check_stored
 
         check_stored(study_config(config, updates=1))
+
+
+def check_rungs(pruning: Pruning | None, updates: int) -> None:
+    """Raises UserError for pruning that could stop nobody."""
+    if pruning is not None and pruning.first >= updates:
+        raise UserError(
+            f"pruning.first is {pruning.first}, a whole trial makes {updates} updates: lower it, or leave pruning out"
+        )
 
 
 def searched(config: LoraSearchConfig) -> dict[str, Range]:
