@@ -129,8 +129,9 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _get(tree: dict[str, Any], path: str) -> Any:
+    here: Any = tree
     for part in path.split("."):
-        if not isinstance(tree, dict) or part not in tree:
+        if not isinstance(here, dict) or part not in here:
             raise UserError(f"space: the student as it is set has no {path}: leave it out, or set student.method.kind")
-        tree = tree[part]
-    return tree
+        here = cast(Any, here[part])
+    return here
