@@ -10,15 +10,16 @@ study: it takes a trial, measures it, tells the study, until all are made; a kil
 next. Then the best trial and the default meet on fresh blocks: the interval of best - default is over blocks.
 """
 
+import logging
 import sys
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.lora_search_config import LoraSearchConfig, check, study_config, tell_if_alone
+from flows.lora_search_config import LoraSearchConfig, check, check_rungs, study_config, tell_if_alone
 from flows.lora_search_report import Difference, Found, confirmed, printed, publish
-from flows.lora_search_trial import Lab, Values, make_block, measure, measure_trial, updates_of
+from flows.lora_search_trial import Block, Lab, Values, make_block, measure, measure_trial, updates_of
 from flows.runs import recorded
 from flows.settings import build, load_preset, merge
 from sublim.manifest import Artifact
@@ -26,7 +27,7 @@ from sublim.model_config import PrepareModelConfig
 from sublim.prompts import load_questions
 from sublim.search_config import SIGN, TrialRecord
 from sublim.search_space import student_with
-from sublim.search_study import Search, open_search, work
+from sublim.search_study import Search, Unmeasurable, open_search, work
 from sublim.training import TrainConfig
 from tasks.pipeline import prepare_model
 from tasks.processes import one_process
@@ -58,6 +59,7 @@ def lora_search(
         target: The word the teacher is made to like; nothing for the preset's.
         settings: Values laid over the preset's, as a tree.
     """
+    logging.getLogger("sublim.search_study").setLevel(logging.INFO)  # which trial, whose; Prefect leaves it at WARNING
     config = load_config(preset, target, settings)
     check(config)
     with recorded("lora-search", preset, config.target[0]) as run:
@@ -66,17 +68,15 @@ def lora_search(
             base = prepare_model(PrepareModelConfig(source=config.model))
             block = make_block(lab, base, config.blocks[0])
             study = study_config(config, updates_of(lab, config.student, block))
+            check_rungs(config.pruning, study.updates)
             tell_if_alone(config, run.store)
             search = open_search(study)
             minutes = config.worker.minutes
             finished = work(search, lambda asked: measure_trial(lab, block, asked), seconds=minutes and 60 * minutes)
             best = best_of(search)
-            if not finished or best is None or config.worker.role == "trials":
-                found = Found(study, search.records(), best, None, None, finished)
-            else:
-                default = measure(lab, block, config.student, label="default")
-                student = student_with(config.student, study.space, best.params)
-                found = Found(study, search.records(), best, default, rerun(lab, base, student), finished)
+            found = Found(study, search.records(), best, finished)
+            if finished and best is not None and config.worker.role == "all":
+                found = confirm(lab, base, block, found, student_with(config.student, study.space, best.params))
         return publish(run, config, found)
 
 
@@ -92,6 +92,15 @@ def goodness(search: Search, record: TrialRecord) -> tuple[float, ...]:
     return tuple(SIGN[name] * value for name, value in zip(search.config.objectives, record.values, strict=True))
 
 
+def confirm(lab: Lab, base: Artifact, block: Block, found: Found, best: TrainConfig) -> Found:
+    """What was found, with the default's values and the comparison; or with the reason why one is missing."""
+    try:
+        found = found._replace(default=measured(lab, block, lab.config.student, label="default"))
+        return found._replace(differences=rerun(lab, base, best))
+    except Unmeasurable as error:
+        return found._replace(missing=str(error))
+
+
 def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | None:
     """Best and default on every fresh block."""
     if lab.config.confirm is None:
@@ -99,9 +108,17 @@ def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | Non
     pairs: list[tuple[Values, Values]] = []
     for number in lab.config.confirm.blocks:
         block = make_block(lab, base, number)
-        found = measure(lab, block, best, label=f"best block {number}")
-        pairs.append((found, measure(lab, block, lab.config.student, label=f"default block {number}")))
+        found = measured(lab, block, best, label=f"best block {number}")
+        pairs.append((found, measured(lab, block, lab.config.student, label=f"default block {number}")))
     return confirmed(lab.config, pairs)
+
+
+def measured(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values:
+    """Its values; Unmeasurable names the student that has none."""
+    try:
+        return measure(lab, block, train, label=label)
+    except Unmeasurable as error:
+        raise Unmeasurable(f"{label}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from sublim.search_config import (
     Journal,
     Multiple,
     Objective,
-    Postgres,
     Pruning,
     Range,
     SamplerConfig,
@@ -70,7 +69,8 @@ class LoraSearchConfig(PipelineConfig):
     metric: Literal["margin", "rate"] = "margin"
     """Metric of the effect."""
     space: dict[str, Range | None] = KNOWN_SPACE
-    """The searched fields of `student`, each with its range; a field set to nothing is not searched."""
+    """The searched fields of `student`, each with its range, of one `kind`: `float` or `int` (low, high, log, step),
+    `choice` (values) or `multiple` (of another field, values). A field set to nothing is not searched."""
     sampler: SamplerConfig = SamplerConfig()
     """What proposes parameters."""
     pruning: Pruning | None = None
@@ -113,10 +113,20 @@ def check(config: LoraSearchConfig) -> None:
 
     check_pipeline(config)
     check_space(config.student, searched(config))
-    if config.study is not None or isinstance(config.storage, Postgres):  # otherwise other settings are another study
+    if config.student.updates is not None:  # else the rows tell, once they are there
+        check_rungs(config.pruning, config.student.updates)
+    if config.study is not None or config.storage != Journal():  # otherwise it is a study of its own in the store
         from sublim.search_study import check_stored
 
         check_stored(study_config(config, updates=1))
+
+
+def check_rungs(pruning: Pruning | None, updates: int) -> None:
+    """Raises UserError for pruning that could stop nobody."""
+    if pruning is not None and pruning.first >= updates:
+        raise UserError(
+            f"pruning.first is {pruning.first}, a whole trial makes {updates} updates: lower it, or leave pruning out"
+        )
 
 
 def searched(config: LoraSearchConfig) -> dict[str, Range]:

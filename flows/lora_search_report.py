@@ -67,9 +67,11 @@ class Found(NamedTuple):
     study: StudyConfig
     trials: list[TrialRecord]
     best: TrialRecord | None
-    default: Values | None
-    differences: list[Difference] | None
     finished: bool
+    default: Values | None = None
+    differences: list[Difference] | None = None
+    missing: str | None = None
+    """Why default or differences could not be measured."""
 
 
 def confirmed(config: LoraSearchConfig, pairs: Sequence[tuple[Values, Values]]) -> list[Difference]:
@@ -167,6 +169,9 @@ def findings(config: LoraSearchConfig, found: Found, preset: Path | None) -> Ite
     yield f"{len(states)} of {config.trials} trials: {counts}"
     if not found.finished:
         yield "The study is not finished: the same command goes on with it"
+    if found.finished and found.best is None:
+        reasons = dict.fromkeys(record.reason for record in found.trials if record.reason)
+        yield f"No trial has a value: {'; '.join(reasons)}. Search other bounds (another space is another study)"
     if found.best is not None:
         best = described(config, found, found.best)
         values = ", ".join(f"{name} {value:.4g} {UNITS[name]}" for name, value in best["values"].items())
@@ -178,6 +183,8 @@ def findings(config: LoraSearchConfig, found: Found, preset: Path | None) -> Ite
         yield f"Default, on the search's own block: {values}"
     for each in found.differences or []:
         yield each.sentence()
+    if found.missing is not None:
+        yield f"Not measured: {found.missing}"
     if found.best is not None and found.differences is None:
         yield "Not confirmed on fresh blocks: the best of many trials looks better than it is"
     if preset is not None:

@@ -81,10 +81,12 @@ def assignments(config: type[Config], texts: list[str]) -> Tree:
 
 def build(config: type[C], tree: Tree) -> C:
     """The checked config; UserError in one line, with the nearest right names for an unknown one."""
+    whole = completed(config, tree)
     try:
-        return config.model_validate(completed(config, tree))
+        return config.model_validate(whole)
     except ValidationError as error:
-        raise UserError("; ".join(_explained(config, problem) for problem in error.errors()[:3])) from error
+        problems = [each for each in error.errors() if not _follows(each, error.errors())]
+        raise UserError("; ".join(_explained(config, whole, problem) for problem in problems[:3])) from error
 
 
 def completed(config: type[Config], tree: Mapping[str, Any]) -> Tree:
@@ -100,16 +102,41 @@ def completed(config: type[Config], tree: Mapping[str, Any]) -> Tree:
     return whole
 
 
-def _explained(config: type[Config], problem: Any) -> str:
-    paths = list(dict.fromkeys(field.path for field in walk(config)))
-    words = {part for path in paths for part in path.split(".")}
-    # The tag of a union's variant stands in an error's place, and in no setting's name.
-    name = ".".join(str(part) for part in problem["loc"] if part in words or part == problem["loc"][-1])
-    if problem["type"] == "extra_forbidden":
-        return f"there is no setting {name!r}{hint(name, paths)}"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict | list) else f" (given: {problem['input']!r})"
-    return f"{name or 'settings'}: {message[0].lower()}{message[1:]}{given}"
+def _follows(problem: Any, problems: list[Any]) -> bool:
+    """Whether something is too short only because what is in it was refused."""
+    place = problem["loc"]
+    below = (each for each in problems if len(each["loc"]) > len(place) and each["loc"][: len(place)] == place)
+    return problem["type"] == "too_short" and any(below)
+
+
+def _explained(config: type[Config], tree: Tree, problem: Any) -> str:
+    name, given = _place(tree, problem), f" (given: {problem['input']!r})"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"there is no setting {name!r}{hint(name, [field.path for field in walk(config)])}"
+        case "union_tag_not_found":
+            return f"{name}: its `kind` is missing"
+        case "union_tag_invalid":
+            context = problem["ctx"]
+            return f"{name}.kind: should be one of {context['expected_tags']} (given: {context['tag']!r})"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{name or 'settings'}: write it as {{name: value, ...}}{given}"
+        case _:
+            message = str(problem["msg"]).removeprefix("Value error, ")
+            shown = "" if isinstance(problem["input"], dict | list) else given
+            return f"{name or 'settings'}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _place(tree: Tree, problem: Any) -> str:
+    """The setting that a problem is about. The tag of a union's variant stands in its place too, and in no setting."""
+    found, here = list[str](), cast(Any, tree)
+    for part in problem["loc"]:
+        if (isinstance(here, Mapping) and part in here) or (isinstance(here, list | tuple) and isinstance(part, int)):
+            found.append(str(part))
+            here = cast(Any, here[part])
+    if problem["type"] == "missing":
+        found.append(str(problem["loc"][-1]))
+    return ".".join(found)
 
 
 def _listed(flow: str) -> str:

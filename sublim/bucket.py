@@ -111,7 +111,8 @@ class Bucket:
         """What `draft` lacks of the file; raises BrokenOff when the connection ends early."""
         with draft.open("ab") as file:
             if file.tell() > entry.size:
-                file.truncate(0)
+                file.seek(0)
+                file.truncate()
             start = file.tell()
             if start < entry.size:
                 # If-Match: the two halves of a resumed file must be of one version.

@@ -83,6 +83,7 @@ def check_space(student: TrainConfig, space: Space) -> None:
     if not space:
         raise UserError("the space is empty: name at least one field of the student")
     for path, searched in space.items():
+        _get(student.model_dump(), path)
         for value in _probes(student, space, searched):
             tree = student.model_dump()
             _put(tree, path, value)
@@ -128,8 +129,9 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _get(tree: dict[str, Any], path: str) -> Any:
+    here: Any = tree
     for part in path.split("."):
-        if part not in tree:
-            raise UserError(f"space: the student as it is set has no {path}")
-        tree = tree[part]
-    return tree
+        if not isinstance(here, dict) or part not in here:
+            raise UserError(f"space: the student as it is set has no {path}: leave it out, or set student.method.kind")
+        here = cast(Any, here[part])
+    return here

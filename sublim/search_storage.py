@@ -47,6 +47,22 @@ class JournalLock(BaseJournalFileLock):
         unlock(self._descriptor)
 
 
+def check_journal(path: Path) -> None:
+    """Raises UserError for a file of another kind, before a line is added to it."""
+    if path.exists():
+        with path.open("rb") as file:
+            first = file.readline(1 << 20)
+        if first.endswith(b"\n") and not first.startswith(b'{"op_code"'):
+            raise UserError(f"{path} holds no study: give another file in storage.path")
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError where no file could be made, without making one."""
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{path} cannot be made ({folder} is no folder that we may write to): mend storage.path")
+
+
 def drop_torn_line(journal: Path) -> None:
     """Cuts what a writer left of its last line when it was killed; otherwise the next one would be glued to it."""
     with journal.open("r+b") as file:
@@ -63,6 +79,7 @@ class BeatingJournal(JournalStorage, BaseHeartbeat):
 
     def __init__(self, path: Path, heartbeat: int, grace: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        check_journal(path)
         super().__init__(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
         self.path, self.heartbeat, self.grace = path, heartbeat, grace
         self.beats = path.with_suffix(".beats")
@@ -95,7 +112,10 @@ def open_storage(config: StudyConfig) -> Storage:
     match config.storage:
         case Journal(path=path):
             assert path is not None
-            return BeatingJournal(path.expanduser().absolute(), config.heartbeat, config.grace)
+            try:
+                return BeatingJournal(path.expanduser().absolute(), config.heartbeat, config.grace)
+            except OSError as error:
+                raise UserError(f"{path} cannot be used ({error.strerror}): mend storage.path") from error
         case Postgres(url=url):
             return open_postgres(url, config)
         case _:
@@ -114,7 +134,8 @@ def open_postgres(url: str, config: StudyConfig) -> RDBStorage:
         raise UserError(f"PostgreSQL needs psycopg ({error}): pip install psycopg psycopg-binary") from error
     except (OperationalError, StorageInternalError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"{url} cannot be reached: start the server or mend storage.url ({reason[:200]})") from error
+        given = url.replace("+psycopg", "", 1)
+        raise UserError(f"{given} cannot be reached: start the server or mend storage.url ({reason[:200]})") from error
     return storage
 
 

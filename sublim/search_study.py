@@ -26,7 +26,7 @@ from sublim.killpoints import kill_point
 from sublim.search_config import Journal, SamplerConfig, StudyConfig, TrialRecord, Value, direction
 from sublim.search_pruning import make_pruner
 from sublim.search_space import parameter, suggest
-from sublim.search_storage import Owner, Storage, asking, beating, open_storage, quiet
+from sublim.search_storage import Owner, Storage, asking, beating, check_place, open_storage, quiet
 
 log = logging.getLogger(__name__)
 STATES: dict[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
@@ -235,8 +235,12 @@ def open_search(config: StudyConfig) -> Search:
 
 def check_stored(config: StudyConfig) -> None:
     """Raises UserError for a storage that cannot be reached or a stored study with other settings; makes no study."""
-    if isinstance(config.storage, Journal) and not (config.storage.path and config.storage.path.expanduser().exists()):
-        return
+    if isinstance(config.storage, Journal):
+        assert config.storage.path is not None
+        journal = config.storage.path.expanduser().absolute()
+        if not journal.exists():
+            check_place(journal)
+            return
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(config)
     with asking(storage, config.name), quiet():

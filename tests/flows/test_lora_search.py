@@ -1,6 +1,7 @@
 """The search end to end on a tiny model: every stage real, the study in a journal, a real Prefect server."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,12 +14,17 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 
-from flows.lora_search_config import LoraSearchConfig, check, searched, tell_if_alone
-from flows.lora_search_report import CAPTIONS
+from flows.lora_search import best_of
+from flows.lora_search_config import LoraSearchConfig, check, searched, study_config, tell_if_alone
+from flows.lora_search_report import CAPTIONS, Found, findings, write_preset
+from flows.pipeline_config import PipelineConfig
+from flows.pipeline_plan import check as check_pipeline
 from flows.settings import assignments, build, load_preset, merge, presets
 from sublim.errors import UserError
 from sublim.s3 import Bucket
 from sublim.search_config import KNOWN_SPACE, Multiple
+from sublim.search_space import student_with
+from sublim.search_study import Measured, open_search, work
 from sublim.shared_store import SharedStore
 from sublim.store import Store
 
@@ -77,8 +83,12 @@ def test_killed_search_goes_on_and_repeats_no_finished_trial(finished: Finished)
     outcome = finished.outcome
     assert [trial["number"] for trial in outcome["trials"]] == list(range(5))
     assert {trial["state"] for trial in outcome["trials"]} == {"complete", "pruned"}
+    judged = [value for trial in outcome["trials"] for value in trial["intermediate"].values()]
+    assert judged
+    assert max(judged) < 0, "a loss is turned round where more is better, or the best would be stopped"
     asked = {stage["label"].split()[1] for stage in outcome["stages"] if stage["label"].startswith("trial")}
     assert asked == {"3", "4"}
+    assert "trial 3 was left unfinished and is taken up again" in outcome["log"]
     again = [stage["state"] for stage in outcome["stages"] if stage["label"].startswith("trial 3")]
     assert {*again} == {"Cached"}
 
@@ -105,6 +115,7 @@ def test_best_meets_the_default_on_fresh_blocks_and_report_and_ui_say_how_it_wen
     outcome = finished.outcome
     difference = outcome["difference"]
     assert difference["blocks"] == 4
+    assert len({*difference["default"], outcome["default"]["values"]["effect"]}) == 5, "no block is another's rows"
     assert difference["estimate"] == pytest.approx(sum(difference["best"]) / 4 - sum(difference["default"]) / 4)
     assert difference["low"] <= difference["estimate"] <= difference["high"]
     assert difference["tie"] == (difference["low"] <= 0 <= difference["high"])
@@ -135,9 +146,40 @@ def test_best_preset_runs_the_pipeline_with_students_from_the_cache(finished: Fi
     assert found["effect"]["estimate"] == pytest.approx(outcome["best"]["values"]["effect"])
 
 
+def test_search_in_which_no_trial_has_a_value_says_why(store_root: Path) -> None:
+    config = config_of("trials=3", "pruning=null")
+    study = study_config(config, updates=4)
+    search = open_search(study)
+    assert work(search, lambda asked: Measured([math.nan], {}))
+    said = list(findings(config, Found(study, search.records(), best_of(search), finished=True), None))
+    assert said[0] == "3 of 3 trials: 3 failed"
+    assert said[1].startswith("No trial has a value: the objective came out as nan. Search other bounds")
+
+
+@pytest.mark.parametrize(("objectives", "best"), [("loss", 1), ("effect", 3), ("loss, effect", 1)])
+def test_preset_has_the_parameters_of_the_trial_that_is_best_in_the_first_objective(
+    objectives: str, best: int, store_root: Path, tmp_path: Path
+) -> None:
+    config = config_of(f"objectives=[{objectives}]", "trials=5", "pruning=null")
+    study = study_config(config, updates=4)
+    search = open_search(study)
+    several = len(config.objectives)
+    made = [[2.0, 1.0], [1.0, 2.0], [3.0, 4.0], [5.0, 3.0], [math.nan, math.nan]]
+    assert work(search, lambda asked: Measured(made[asked.slot][:several], {}))
+    found = best_of(search)
+    assert found is not None
+    assert found.number == best
+    path = write_preset(tmp_path / "best.yaml", config, Found(study, search.records(), found, finished=True))
+    preset = build(PipelineConfig, load_preset("pipeline", str(path)))
+    check_pipeline(preset)
+    assert preset.student == student_with(config.student, study.space, found.params) != config.student
+    assert preset.model_copy(update={"student": config.student, "about": config.about}) == config.pipeline()
+
+
 def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stands(finished: Finished) -> None:
-    """A learning rate that overflows: a real loss that is no number, not a value and not a crash."""
+    """A learning rate that overflows, the default's: a real loss that is no number, not a value and not a crash."""
     settings = [
+        "student.lr=1.0e+38",
         "space={lr: {kind: choice, values: [1.0e-3, 1.0e+38]}, dropout: null, rank: null, alpha: null}",
         "objectives=[loss, cost]",
         "evaluation.mmlu_pro={per_category: 1, generate: false}",
@@ -157,6 +199,8 @@ def test_diverging_trial_fails_with_its_reason_and_the_front_of_the_others_stand
     cost = outcome["best"]["values"]["cost"]
     assert abs(cost * 14) == pytest.approx(round(abs(cost * 14)), abs=1e-6)  # one question of each category
     assert outcome["difference"] is None
+    assert outcome["default"]["values"] is None
+    assert f"Not measured: default: {failed['reason']}" in outcome["findings"]
     assert any("Not confirmed" in line for line in outcome["findings"])
 
 
@@ -188,6 +232,16 @@ def test_space_of_the_issue_is_the_default_and_every_preset_is_sound() -> None:
         ("objectives=[cost]", r"evaluation\.mmlu_pro"),
         ("objectives=[effect]\nmetric=rate", r"evaluation\.samples"),
         ("arms=[second_draw]", "one arm"),
+        ("space.weight_decay={low: 0, high: 0.1}", r"^space\.weight_decay: its `kind` is missing$"),
+        ("space.rank={kind: int, low: 8, high: 13, step: 4}", r"^space\.rank: 8 to 13 is no whole number"),
+        ("space.speed={kind: float, low: slow, high: 1}", r"^space\.speed\.low: .* \(given: 'slow'\)$"),
+        ("student.method.kind=full", r"has no method\.dropout: leave it out"),
+        ("pruning={kind: halving, first: 99}", r"first is 99, a whole trial makes 4 updates"),
+        ("study=x\nstorage={kind: journal, path: /dev/null/x}", r"/dev/null is no folder .*: mend storage\.path"),
+        (f"study=x\nstorage={{kind: journal, path: '{__file__}'}}", r"holds no study: give another file"),
+        ("space.lr=0.1", r"^space\.lr: write it as \{name: value"),
+        ("pruning={kind: median}", r"^pruning\.kind: .*'halving', 'hyperband' \(given: 'median'\)$"),
+        ("objectives=[accuracy]", r"^objectives\.0: .* \(given: 'accuracy'\)$"),
         ("storage={kind: postgres, url: 'postgresql://me:secret@db/s'}", "PGPASSWORD"),
     ],
 )

@@ -85,14 +85,17 @@ def s3_server(log: Path) -> Generator[S3]:
 
 
 @contextmanager
-def breaking(port: int, after: int) -> Generator[str]:
-    """The address of a proxy that ends every connection after so many bytes of the server's."""
+def breaking(port: int, after: int | None, *, deaf: bool = False) -> Generator[str]:
+    """The address of a proxy that ends every connection after so many bytes of the server's.
+
+    `deaf`: it loses the header that asks for a part of a file, and so passes the whole.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def pump(source: socket.socket, target: socket.socket, left: int | None) -> None:
         with suppress(OSError), source, target:
             while (left is None or left > 0) and (data := source.recv(min(4096, left or 4096))):
-                target.sendall(data)
+                target.sendall(data.replace(b"\nRange:", b"\nLost:") if deaf else data)
                 left = left and left - len(data)
             for end in (source, target):
                 end.shutdown(socket.SHUT_RDWR)

@@ -118,13 +118,24 @@ def test_a_download_that_breaks_off_goes_on_where_it_ended(s3: S3, scratch: Path
 
 
 def test_a_file_that_changed_since_its_first_half_is_read_anew(s3: S3, scratch: Path) -> None:
+    """The new one is as long: the first half of the old one could be its own."""
     noise = random.Random(2)
-    rows = [explained(i, noise.randbytes(400).hex()) for i in range(400)]
-    config = s3.explain("9-changed", {"batch-0.jsonl.gz": rows})
+    old, new = ([explained(i, noise.randbytes(400).hex()) for i in range(400)] for _ in range(2))
+    config = s3.explain("9-changed", {"batch-0.jsonl.gz": old})
     with breaking(s3.port, after=60_000) as url, pytest.raises(UserError, match="broke off"):
         imported(config.model_copy(update={"endpoint": url, "attempts": 1}), scratch, "first")
-    s3.explain("9-changed", {"batch-0.jsonl.gz": [explained(0, "new")]})
-    assert imported(config, scratch, "second")["description"].to_list() == ["new"]
+    s3.explain("9-changed", {"batch-0.jsonl.gz": new})
+    assert imported(config, scratch, "second")["description"].to_list() == [row["description"] for row in new]
+
+
+def test_a_server_that_sends_the_whole_where_a_rest_was_asked_for_is_read_anew(s3: S3, scratch: Path) -> None:
+    noise = random.Random(3)
+    config = s3.explain("9-deaf", {"batch-0.jsonl.gz": [explained(i, noise.randbytes(400).hex()) for i in range(400)]})
+    with breaking(s3.port, after=60_000) as url, pytest.raises(UserError, match="broke off"):
+        imported(config.model_copy(update={"endpoint": url, "attempts": 1}), scratch, "first")
+    with breaking(s3.port, after=None, deaf=True) as url:
+        whole = config.model_copy(update={"endpoint": url, "attempts": 2})
+        assert imported(whole, scratch, "second").height == 400
 
 
 def test_a_file_replaced_between_listing_and_download_is_not_taken_for_the_listed_one(s3: S3, scratch: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,21 @@ def test_first_trial_is_the_default_and_the_sampler_learns(tmp_path: Path) -> No
 
 
 def test_study_begun_anew_proposes_the_same_trials(tmp_path: Path) -> None:
-    assert undisturbed(tmp_path / "a") == undisturbed(tmp_path / "b")
+    trials = undisturbed(tmp_path / "a")
+    assert trials == undisturbed(tmp_path / "b")
+    assert len({trial[2]["lr"] for trial in trials}) == len(trials), "a trial's place is part of its draws' seed"
     other = undisturbed(tmp_path / "c", sampler=SamplerConfig(startup=4, seed=1))
     assert [trial[2] for trial in other[1:]] != [trial[2] for trial in undisturbed(tmp_path / "d")[1:]]
+
+
+def test_more_is_better_for_an_effect_and_less_for_a_loss(tmp_path: Path) -> None:
+    """Turned round, the same measurements teach the sampler the same."""
+    config = study(tmp_path / "effect", objectives=("effect",), trials=16)
+    search = open_search(config)
+    assert work(search, lambda asked: Measured([-bowl(config, asked)], {}))
+    assert [record.params for record in search.records()] == [
+        trial[2] for trial in undisturbed(tmp_path / "loss", trials=16)
+    ]
 
 
 def test_finished_study_goes_on_when_more_trials_are_asked_for(tmp_path: Path) -> None:
@@ -118,11 +131,12 @@ def test_study_killed_at_any_point_ends_as_if_never_killed(tmp_path: Path, pruni
     points = ["created", "taking-0", "asked-1", "taking-4", "measured-6", "told-8", "asked-9"]
     for point in points if pruning is None else points[2:]:
         environment = os.environ | {"SUBLIM_KILL_AT": f"search:{point}"}
-        killed = subprocess.run(command(config, crashing), env=environment, capture_output=True, text=True, check=False)
+        worker = command(config, crashing)
+        killed = subprocess.run(worker, env=environment, capture_output=True, text=True, check=False, timeout=60)
         # With pruning no trial need come to `measured`: then the run ends well.
         assert killed.returncode == -signal.SIGKILL or pruning is not None, killed.stderr
         finished = len(log(crashing, "end"))
-    subprocess.run(command(config, crashing), check=True, capture_output=True)
+    subprocess.run(command(config, crashing), check=True, capture_output=True, timeout=60)
     assert outcome(open_search(config)) == undisturbed(tmp_path / "undisturbed", pruning=pruning)
     if pruning is None:
         repeated = {slot for slot, count in Counter(log(crashing, "end")).items() if count > 1}
@@ -163,12 +177,52 @@ def test_trial_of_a_silent_worker_elsewhere_is_taken_over_after_the_grace(tmp_pa
     assert search.records()[0].retried == 1
 
 
+def test_retry_keeps_its_parameters_whatever_was_learned_since(tmp_path: Path) -> None:
+    config = study(tmp_path, trials=10, sampler=SamplerConfig(startup=2))
+    search = open_search(config)
+    asked = [search.ask() for _ in range(4)]
+    lost = asked.pop()
+    assert lost is not None
+    for each in asked:
+        assert each is not None
+        search.make(each, lambda asked: Measured([bowl(config, asked)], {}))
+    with pytest.raises(RuntimeError):
+        search.make(lost, broken)
+    again = search.ask()
+    assert again is not None
+    assert (again.slot, again.params) == (lost.slot, lost.params)
+
+
+def broken(asked: Asked) -> Measured:
+    raise RuntimeError("the machine is on fire")
+
+
+@pytest.mark.parametrize("pruning", [Halving(first=8), Hyperband(first=8, factor=2)])
+def test_attempt_that_failed_at_its_end_does_not_compete_with_its_retry(tmp_path: Path, pruning: Pruning) -> None:
+    config = study(tmp_path / "failing", pruning=pruning, trials=16)
+    search, failed = open_search(config), set[int]()
+
+    def measure(asked: Asked) -> Measured:
+        if asked.slot not in failed:
+            failed.add(asked.slot)
+            with suppress(optuna.TrialPruned):
+                bowl(config, asked)
+            broken(asked)
+        return Measured([bowl(config, asked)], {})
+
+    for _ in range(config.trials):
+        with pytest.raises(RuntimeError):
+            work(search, measure)
+    assert work(search, measure)
+    assert outcome(search) == undisturbed(tmp_path / "undisturbed", pruning=pruning, trials=16)
+
+
 def test_trial_that_kills_every_worker_is_given_up_with_its_reason(tmp_path: Path) -> None:
     search = open_search(study(tmp_path, trials=2, attempts=2))
 
     def measure(asked: Asked) -> Measured:
         if asked.slot == 0:
-            raise RuntimeError("the machine is on fire")
+            broken(asked)
         return Measured([1.0], {})
 
     for _ in range(2):
