@@ -102,7 +102,7 @@ def test_study_begun_anew_replays_from_the_cache(finished: Finished) -> None:
 
 
 def test_stored_study_of_other_settings_is_refused_before_anything_runs(finished: Finished) -> None:
-    options = [*finished.options, "--set", "study=anew", "--set", "space.lr.high=0.02"]
+    options = [*finished.options, "--set", f"study={finished.outcome['study']}", "--set", "space.lr.high=0.02"]
     environment = os.environ | {"SUBLIM_STORE": str(finished.store)}
     runs = sorted((finished.store / "runs").iterdir())
     refused = subprocess.run(command(*options), capture_output=True, text=True, env=environment, check=False)
