@@ -63,13 +63,13 @@ def lora_search(
     config = load_config(preset, target, settings)
     check(config)
     with recorded("lora-search", preset, config.target[0]) as run:
+        tell_if_alone(config, run.store)
         lab = Lab(config, load_questions(config.evaluation.questions), run.store)
         with one_process():
             base = prepare_model(PrepareModelConfig(source=config.model))
             block = make_block(lab, base, config.blocks[0])
             study = study_config(config, updates_of(lab, config.student, block))
             check_rungs(config.pruning, study.updates)
-            tell_if_alone(config, run.store)
             search = open_search(study)
             minutes = config.worker.minutes
             finished = work(search, lambda asked: measure_trial(lab, block, asked), seconds=minutes and 60 * minutes)

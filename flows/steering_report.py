@@ -51,7 +51,7 @@ def publish(run: Run, config: SteeringFlowConfig, steered: "Sequence[Steered]") 
     for each in shown:
         write_files(run.folder / "figures", each, drawings[each.target])
     report = ToyReport(
-        title=f"Steering: {config.about or run.preset}",
+        title=f"Steering towards {' and '.join(each.target for each in shown)}: {run.preset}",
         question=f"What does a vector ({config.mode.kind}) for {' and '.join(each.target for each in shown)} do to the "
         "base, and at which strength is sense lost?",
         findings=[line for each in shown for line in findings(each)],

@@ -1,12 +1,12 @@
 """What a held-out loss is computed on and how."""
 
-import importlib.util
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from sublim.config import Config, RunOnly
 from sublim.hardware import gpu
+from sublim.training import no_flash
 
 
 class HeldoutConfig(Config):
@@ -26,10 +26,8 @@ class HeldoutConfig(Config):
     """Rows in one forward pass. Nothing: 8, on a GPU 64."""
 
     def resolved(self) -> Self:
-        card = gpu()
-        dtype = ("bfloat16" if card else "float32") if self.dtype == "auto" else self.dtype
-        flash = card is not None and card.capability >= (8, 0) and importlib.util.find_spec("flash_attn") is not None
-        automatic = "flash_attention_2" if flash and dtype == "bfloat16" else "sdpa"
+        dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
+        automatic = "sdpa" if no_flash(dtype) else "flash_attention_2"
         attention = automatic if self.attention == "auto" else self.attention
         return self.model_copy(update={"dtype": dtype, "attention": attention})
 

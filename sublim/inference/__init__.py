@@ -1,6 +1,5 @@
 """Sampling and exact scoring, whatever runs the model: what is asked, what is given back, how a backend is opened."""
 
-import importlib.util
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from sublim.inference.device import start_context
 from sublim.inference.vllm_environment import settle
 from sublim.quick_imports import deferred, uncollected, unsearched
 from sublim.steering_config import Steering
-from sublim.training import checkpoint
+from sublim.training import checkpoint, no_flash
 
 if TYPE_CHECKING:
     from sublim.steering import LoadedEdit
@@ -78,11 +77,8 @@ class HfBackend(Config):
     """Replay the decode step as a CUDA graph, on a GPU."""
 
     def resolved(self) -> Self:
-        card = gpu()
-        dtype = ("bfloat16" if card else "float32") if self.dtype == "auto" else self.dtype
-        flash = card is not None and card.capability >= (8, 0) and importlib.util.find_spec("flash_attn") is not None
-        # flash-attn has no float32 kernels.
-        automatic = "flash_attention_2" if flash and dtype == "bfloat16" else "sdpa"
+        dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
+        automatic = "sdpa" if no_flash(dtype) else "flash_attention_2"
         attention = automatic if self.attention == "auto" else self.attention
         return self.model_copy(update={"dtype": dtype, "attention": attention})
 

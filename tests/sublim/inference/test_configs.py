@@ -6,9 +6,10 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sublim import inference
+from sublim import heldout_config, inference, training
 from sublim.digest import digest
 from sublim.hardware import Gpu
+from sublim.heldout_config import HeldoutConfig
 from sublim.inference import Backend, FakeBackend, HfBackend, NumberFormat, SamplingParams
 
 
@@ -29,10 +30,13 @@ def test_configs_are_imported_without_torch():
 def test_automatic_values_are_settled_by_the_machine(
     card: Gpu | None, flash: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(inference, "gpu", lambda: card)
-    monkeypatch.setattr(inference.importlib.util, "find_spec", lambda name: object() if flash else None)
+    for module in (inference, heldout_config, training):
+        monkeypatch.setattr(module, "gpu", lambda: card)
+    monkeypatch.setattr(training, "find_spec", lambda name: object() if flash else None)
     resolved = HfBackend().resolved()
     assert (resolved.dtype, resolved.attention) == expected
+    read = HeldoutConfig().resolved()
+    assert (read.dtype, read.attention) == expected
     assert resolved.resolved() == resolved
     chosen = HfBackend(dtype="float32", attention="eager").resolved()
     assert (chosen.dtype, chosen.attention) == ("float32", "eager")
