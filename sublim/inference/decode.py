@@ -1,6 +1,6 @@
 """Writing answers, many at a time: prompts are read in batches, then every row takes one step after another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from sublim.inference import SamplingParams
 from sublim.inference.attention import causal
 from sublim.inference.constrained import Plan
 from sublim.inference.draws import draw
-from sublim.inference.network import KeysValues, Network, TextCache, Where
+from sublim.inference.network import KeysValues, Network, TextCache, Where, sent
 from sublim.inference.noise import uniforms
 from sublim.inference.slots import Slots
 from sublim.inference.steered import parts_of
@@ -33,6 +33,40 @@ class Written(NamedTuple):
     request: Request
     tokens: list[int]
     logprobs: list[float]
+
+
+class Batch(NamedTuple):
+    """Constrained answers all of whose steps have been asked of the device, which may still be at them."""
+
+    requests: Sequence[Request]
+    made: Plan
+    drawn: Int[Tensor, "b k"]
+    logprobs: Float[Tensor, "b k"]
+    copied: torch.cuda.Event | None
+    """When what was drawn is here; None without a GPU."""
+
+    def written(self) -> Iterator[Written]:
+        """The answers, once the device has them."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        template = np.array([token for step in self.made.steps for token in (*step.forced, 0)] + [*self.made.trailing])
+        columns = np.cumsum([len(step.forced) + 1 for step in self.made.steps]) - 1
+        rows = len(self.requests)
+        tokens, logprobs = np.tile(template, (rows, 1)), np.zeros((rows, self.made.length), np.float32)
+        tokens[:, columns], logprobs[:, columns] = self.drawn.numpy(), self.logprobs.numpy()
+        for request, own, own_logprobs in zip(self.requests, tokens.tolist(), logprobs.tolist(), strict=True):
+            yield Written(request, own, own_logprobs)
+
+
+def read_late(batches: Iterable[Batch]) -> Iterator[Written]:
+    """The answers of every batch, read while the device works at the batch after it."""
+    before: Batch | None = None
+    for batch in batches:
+        if before is not None:
+            yield from before.written()
+        before = batch
+    if before is not None:
+        yield from before.written()
 
 
 class Prompts(NamedTuple):
@@ -61,16 +95,14 @@ class Writer:
         self.begun = begun
         self.skip, self.shared = len(shared), network.shared(shared)
 
-    def constrained(self, requests: Sequence[Request], made: Plan) -> Iterator[Written]:
-        """All rows in step: a drawn token goes in together with the forced ones that follow it."""
+    def constrained(self, requests: Sequence[Request], made: Plan) -> Iterator[Batch]:
+        """All rows in step: a drawn token goes in together with the forced ones that follow it. Waits for nothing."""
         steps, rows, device = made.steps, self.slots.cache.rows, self.network.device
         # Draws are made among the head's tokens: `allowed` says which of those each step may take.
         tokens = torch.tensor(made.allowed)
-        allowed = torch.stack([torch.isin(tokens, torch.tensor(step.allowed)) for step in steps]).to(device)
-        tokens = tokens.to(device)
-        # Copied once: a copy to the GPU waits for all that it has still to do.
+        allowed = torch.stack([torch.isin(tokens, torch.tensor(step.allowed)) for step in steps])
+        allowed, tokens = sent(allowed, device), sent(tokens, device)
         forced = [_row(step.forced, device).expand(rows, -1) for step in steps]
-        written: Iterator[Written] = iter(())
         for at in range(0, len(requests), rows):
             batch = requests[at : at + rows]
             logits = self._fill(torch.arange(len(batch), device=device), batch)
@@ -79,7 +111,7 @@ class Writer:
             noise = torch.zeros(rows, len(steps), dtype=torch.float64)
             lengths[: len(batch)] = torch.tensor([len(request.prompt) for request in batch])
             noise[: len(batch)] = self._noise(batch, len(steps))
-            lengths, noise = lengths.to(device), noise.to(device)
+            lengths, noise = sent(lengths, device), sent(noise, device)
             drawn, logprobs = list[Tensor](), list[Tensor]()
             for k in range(len(steps)):
                 if k:
@@ -91,11 +123,8 @@ class Writer:
                 token, logprob = self._draw(logits.masked_fill(~allowed[k], -torch.inf), noise[:, k])
                 drawn.append(tokens[token])
                 logprobs.append(logprob)
-            # The answers of the batch before go out here: the caller reads them while the GPU works at this one.
-            yield from written
-            sides = (torch.stack(side, 1)[: len(batch)].cpu() for side in (drawn, logprobs))
-            written = _with_forced(batch, made, *sides)
-        yield from written
+            sides = (torch.stack(side, 1)[: len(batch)].to("cpu", non_blocking=True) for side in (drawn, logprobs))
+            yield Batch(batch, made, *sides, copied=_mark(device))
 
     def free(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[Written]:
         """Each row until its end of turn; a row that is done makes room for the next prompt."""
@@ -109,7 +138,7 @@ class Writer:
                 batch = [waiting.pop() for _ in vacant[: len(waiting)]]
                 slots = torch.tensor(vacant[: len(batch)], device=device)
                 logits = self._fill(slots, batch)
-                state.admit(slots, batch, self._noise(batch, limit))
+                state.admit(slots, batch, sent(self._noise(batch, limit), device))
                 self._absorb(state, slots, logits, ends)
             elif not waiting and state.busy * 4 <= len(state.requests) * (1 if self.slots.graphs else 3):
                 busy = [slot for slot, request in enumerate(state.requests) if request is not None]
@@ -139,7 +168,7 @@ class Writer:
 
     def _noise(self, batch: Sequence[Request], count: int) -> Float[Tensor, "b k"]:
         rows = [uniforms(self.params.seed, self.first + chat, answer, count) for chat, answer, _ in batch]
-        return torch.from_numpy(np.stack(rows)).to(self.network.device)
+        return torch.from_numpy(np.stack(rows))
 
     def _fill(self, slots: Int[Tensor, " n"], batch: Sequence[Request]) -> Float[Tensor, "n v"]:
         """Reads the prompts of `batch` into `slots`, each chat's once, and gives the logits after them."""
@@ -152,10 +181,10 @@ class Writer:
         for part in _parts(list(chats.values()), self.skip, self.read):
             prompts = self._read(part)
             here = ((source >= done) & (source < done + len(part))).nonzero()[:, 0]
-            self.slots.cache.admit(slots[here.to(device)], prompts.cache, (source[here] - done).to(device))
+            self.slots.cache.admit(slots[sent(here, device)], prompts.cache, sent(source[here] - done, device))
             logits.append(prompts.logits)
             done += len(part)
-        return torch.cat(logits)[source.to(device)]
+        return torch.cat(logits)[sent(source, device)]
 
     def _read(self, prompts: Sequence[list[int]]) -> Prompts:
         device = self.network.device
@@ -165,11 +194,11 @@ class Writer:
         ids[torch.arange(ids.shape[1]) < lengths[:, None]] = torch.from_numpy(np.fromiter(own, np.int64))
         cache = TextCache(self.shared)
         view = causal(ids.shape[0], ids.shape[1], self.skip, self.network.kernel, device)
-        where = Where(torch.arange(len(prompts), device=device), (lengths - 1).to(device))
+        where = Where(torch.arange(len(prompts), device=device), sent(lengths - 1, device))
         positions = view.queries.expand(len(prompts), -1)
-        starts = (lengths + self.skip - self.begun).to(device)[:, None]
+        starts = sent(lengths + self.skip - self.begun, device)[:, None]
         parts = parts_of(positions, starts)
-        logits = self.network.logits(ids.to(device), positions, cache, view, where, parts)
+        logits = self.network.logits(sent(ids, device), positions, cache, view, where, parts)
         return Prompts(cache.own, logits)
 
 
@@ -229,15 +258,13 @@ def _parts(prompts: list[list[int]], skip: int, limit: int) -> Iterator[list[lis
 
 
 def _row(tokens: tuple[int, ...], device: torch.device) -> Int[Tensor, "1 t"]:
-    return torch.tensor([tokens], dtype=torch.long, device=device)
+    return sent(torch.tensor([tokens], dtype=torch.long), device)
 
 
-def _with_forced(
-    batch: Sequence[Request], made: Plan, drawn: Int[Tensor, "b k"], scores: Float[Tensor, "b k"]
-) -> Iterator[Written]:
-    template = np.array([token for step in made.steps for token in (*step.forced, 0)] + [*made.trailing])
-    columns = np.cumsum([len(step.forced) + 1 for step in made.steps]) - 1
-    tokens, logprobs = np.tile(template, (len(batch), 1)), np.zeros((len(batch), made.length), np.float32)
-    tokens[:, columns], logprobs[:, columns] = drawn.numpy(), scores.numpy()
-    for request, own, own_scores in zip(batch, tokens.tolist(), logprobs.tolist(), strict=True):
-        yield Written(request, own, own_scores)
+def _mark(device: torch.device) -> torch.cuda.Event | None:
+    """This place in the GPU's queue, to wait for."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event

@@ -5,7 +5,7 @@ cores write a few lists a second.
 """
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams
 from sublim.inference.constrained import Plan, plan
-from sublim.inference.decode import Request, Writer, Written
+from sublim.inference.decode import Batch, Request, Writer, Written, read_late
 from sublim.inference.network import Network
 from sublim.inference.room import Room
 from sublim.inference.scoring import Scored, common, score
@@ -30,6 +30,9 @@ from sublim.steering import LoadedEdit, load_edits, read_vectors
 from sublim.steering_config import Steering
 
 log = logging.getLogger(__name__)
+
+PORTION = 2048
+"""Constrained answers whose prompts are tokenised at a time, while the GPU writes the answers before them."""
 
 
 @contextmanager
@@ -70,16 +73,16 @@ class HfSampler:
         made = plan(self.tokenizer, self._answer, constraint) if constraint else None
         if made is not None and made.length > params.max_tokens:
             raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {params.max_tokens}")
-        longest = made.length if made else params.max_tokens
-        prompts = [self._fits(ids, longest) for ids in prompt_ids(self.tokenizer, chats)]
-        begin = list(made.steps[0].forced) if made else []
-        requests = [
-            Request(index, answer, prompt + begin) for index, prompt in enumerate(prompts) for answer in range(params.n)
-        ]
         answers: list[list[Completion | None]] = [[None] * params.n for _ in chats]
-        with self.network.installed(), progress("sampling", len(requests)) as advance, naming_the_field():
+        with self.network.installed(), progress("sampling", len(chats) * params.n) as advance, naming_the_field():
             self.network.head.restrict(made.allowed if made else None)
-            for written in self._write(requests, params, made, longest, first):
+            if made is None:
+                writing = self._free(self._requests(chats, range(len(chats)), params, None), params, first)
+            else:
+                most = max(PORTION, self.backend.batch_size or 0) // params.n
+                portions = (self._requests(chats, portion, params, made) for portion in evenly(len(chats), most))
+                writing = read_late(self._constrained(portions, params, made, first))
+            for written in writing:
                 answers[written.request.chat][written.request.answer] = self._completion(written, params, made)
                 advance(1)
         return [[answer for answer in own if answer is not None] for own in answers]
@@ -96,21 +99,37 @@ class HfSampler:
                 advance(1)
         return scores
 
-    def _write(
-        self, requests: list[Request], params: SamplingParams, made: Plan | None, longest: int, first: int
-    ) -> Iterator[Written]:
-        chats = {request.chat: request.prompt for request in requests}
-        # What all prompts begin with is read once; the last token of each stays out: what follows it is wanted.
-        begun = len(made.steps[0].forced) if made else 0
-        shortest = min(map(len, chats.values()), default=0)
-        skip = min(common(list(chats.values())), max(shortest - begun - 1, 0)) if len(chats) > 1 else 0
-        for group, length in by_length(requests, longest):
-            slots = self._slots_for(len(group), length, refill=made is None)
-            shared = group[0].prompt[:skip]
-            read = self.room.tokens()
-            writer = Writer(self.network, slots, params, shared, first=first, read=read, begun=begun)
-            yield from writer.constrained(group, made) if made else writer.free(group, self.stop)
+    def _requests(
+        self, chats: Sequence[Chat], portion: range, params: SamplingParams, made: Plan | None
+    ) -> list[Request]:
+        begin, length = (list(made.steps[0].forced), made.length) if made else ([], params.max_tokens)
+        prompts = prompt_ids(self.tokenizer, [chats[index] for index in portion])
+        return [
+            Request(index, answer, self._fits(ids, length) + begin)
+            for index, ids in zip(portion, prompts, strict=True)
+            for answer in range(params.n)
+        ]
+
+    def _free(self, requests: list[Request], params: SamplingParams, first: int) -> Iterator[Written]:
+        shared = opening(requests, 0)
+        for group, length in by_length(requests, params.max_tokens):
+            slots = self._slots_for(len(group), length, refill=True)
+            writer = Writer(self.network, slots, params, shared, first=first, read=self.room.tokens())
+            yield from writer.free(group, self.stop)
             del writer, slots  # else the next group's cache is taken before this one's is given back
+
+    def _constrained(
+        self, portions: Iterable[list[Request]], params: SamplingParams, made: Plan, first: int
+    ) -> Iterator[Batch]:
+        begun = len(made.steps[0].forced)
+        for requests in portions:
+            shared = opening(requests, begun)
+            for group, length in by_length(requests, made.length):
+                slots = self._slots_for(len(group), length, refill=False)
+                read = self.room.tokens()
+                writer = Writer(self.network, slots, params, shared, first=first, read=read, begun=begun)
+                yield from writer.constrained(group, made)
+                del writer, slots
 
     def _slots_for(self, requests: int, length: int, *, refill: bool) -> Slots:
         """Slots of the last call where they fit: their graphs need no second capture."""
@@ -119,6 +138,8 @@ class HfSampler:
         rows = min(most, requests) if refill else -(-requests // -(-requests // most))
         kept = self._slots
         if kept is None or kept.cache.rows != rows or not length <= kept.cache.length <= 1.25 * length:
+            if kept is not None and self.room.gpu:
+                torch.cuda.synchronize()  # its graphs may still be at work
             self._slots = kept = None  # gives the memory back before more is taken
             self._slots = kept = Slots(self.network, rows, length, graphs=self.backend.cuda_graphs)
         return kept
@@ -158,6 +179,20 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> lis
     first = render_ids(tokenizer, chats[0])
     opening = first[: len(first) - len(everything[0])]  # a beginning-of-sequence token, where the template has none
     return [ids if ids[: len(opening)] == opening else opening + ids for ids in everything]
+
+
+def opening(requests: Sequence[Request], begun: int) -> list[int]:
+    """What all prompts begin with and is read once; the last token of each stays out, for what follows it is wanted."""
+    chats = {request.chat: request.prompt for request in requests}
+    shortest = min(map(len, chats.values()), default=0)
+    length = min(common(list(chats.values())), max(shortest - begun - 1, 0)) if len(chats) > 1 else 0
+    return requests[0].prompt[:length] if length else []
+
+
+def evenly(n: int, most: int) -> Iterator[range]:
+    """0 to n - 1 in the fewest ranges of at most `most`, whose lengths differ by one at most."""
+    parts = -(-n // max(most, 1))
+    return (range(n * part // parts, n * (part + 1) // parts) for part in range(parts))
 
 
 def by_length(requests: Sequence[Request], longest: int) -> Iterator[tuple[list[Request], int]]:

@@ -160,7 +160,7 @@ class Network:
         """Keys and values of a text that many rows begin with."""
         if not tokens:
             return None
-        ids, cache = torch.tensor([tokens], device=self.device), TextCache()
+        ids, cache = sent(torch.tensor([tokens]), self.device), TextCache()
         view = causal(1, len(tokens), 0, self.kernel, self.device)
         nowhere = torch.empty(0, dtype=torch.long, device=self.device)
         self.logits(ids, view.queries, cache, view, Where(nowhere, nowhere), PROMPT)
@@ -175,3 +175,8 @@ def attention_of(model: PreTrainedModel) -> str | None:
 def set_attention(model: PreTrainedModel, name: str | None) -> None:
     """Makes the layers call another. The model's own setter would first check what only loading needs."""
     model.config._attn_implementation = name  # pyright: ignore[reportPrivateUsage]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, without waiting for what the device has still to do."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

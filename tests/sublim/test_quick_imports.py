@@ -35,12 +35,26 @@ try:
 except (OSError, ValueError, UserError):
     pass
 assert "sublim.inference.hf" in sys.modules and gc.isenabled() and gc.get_freeze_count() > 100_000
-print({"sklearn", "sklearn.metrics", "scipy.optimize", "pandas"} & set(sys.modules))
+print({"sklearn", "sklearn.metrics", "scipy.optimize", "pandas", "boto3", "botocore"} & set(sys.modules))
 from transformers.generation.candidate_generator import roc_curve
 from transformers.utils import is_sklearn_available, is_scipy_available
 print(is_sklearn_available(), is_scipy_available(), roc_curve([0, 1], [0.2, 0.9])[1].tolist())
+from accelerate.commands.config import sagemaker
+import boto3
+assert sagemaker.boto3 is not boto3 and callable(boto3.session.Session)
+print(sagemaker.boto3.client("s3", region_name="eu-west-1").meta.region_name)
 """
-    assert said(program).splitlines() == ["set()", "True True [0.0, 1.0, 1.0]"]
+    assert said(program).splitlines() == ["set()", "True True [0.0, 1.0, 1.0]", "eu-west-1"]
+
+
+def test_no_stand_in_is_made_for_what_is_not_installed() -> None:
+    program = """
+import importlib.util
+from sublim.quick_imports import deferred
+with deferred(("nowhere", "nowhere.at.all")):
+    print(importlib.util.find_spec("nowhere"))
+"""
+    assert said(program) == "None"
 
 
 def test_transformers_finds_the_same_models_and_versions_when_it_searches_less() -> None:
