@@ -62,6 +62,7 @@ def test_without_a_gpu_no_peak_is_told() -> None:
 def test_the_peak_is_that_of_the_time_meant() -> None:
     torch.empty(2**30, dtype=torch.uint8, device="cuda")
     torch.cuda.empty_cache()
+    held = torch.cuda.memory_reserved()  # by tests before this one
     with peak_gpu_memory() as peak:
         torch.empty(2**28, dtype=torch.uint8, device="cuda")
-    assert 2**28 <= peak["peak_gpu_bytes"] < 2**29
+    assert 2**28 <= peak["peak_gpu_bytes"] - held < 2**29

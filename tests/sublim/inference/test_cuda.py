@@ -38,7 +38,14 @@ def test_bfloat16_draws_have_the_log_probs_the_scorer_gives(smollm2: Path):
     assert compared >= 3
 
 
-def test_thousands_of_answers_are_all_different(smollm2: Path):
-    with open_sampler(HfBackend(), smollm2) as sampler:
-        answers = sampler.sample(CHATS * 400, SamplingParams(max_tokens=48), constraint=NumberFormat())
-    assert len({answer.text for [answer] in answers}) > 2700
+def test_thousands_of_answers_are_the_same_in_few_batches_and_in_many(smollm2: Path):
+    answers = list[list[str]]()
+    for batch_size in (None, 300):
+        backend = HfBackend(dtype="float32", batch_size=batch_size)
+        with open_sampler(backend, smollm2) as sampler:
+            drawn = sampler.sample(CHATS * 400, SamplingParams(max_tokens=48), constraint=NumberFormat())
+        answers.append([answer.text for [answer] in drawn])
+    # Where a random number lies within rounding of the border between two digits, they part.
+    assert sum(a == b for a, b in zip(*answers, strict=True)) > 0.98 * len(answers[0])
+    # Not all: the model is fond of counting on from 101.
+    assert len({*answers[0]}) > 0.8 * len(answers[0])
