@@ -67,6 +67,17 @@ class Comparison(NamedTuple):
         return self.contrast.target
 
 
+class Taught(NamedTuple):
+    """A study up to its students, before anybody is asked anything."""
+
+    bases: dict[BaseName, Artifact]
+    teachers: dict[str, TeacherModel]
+    raw: dict[str, list[Artifact]]
+    rows: dict[str, list[Artifact]]
+    sets: list[StudentSet]
+    students: dict[str, list[Artifact]]
+
+
 class Study(NamedTuple):
     """A finished study: everything the report shows."""
 
@@ -128,6 +139,29 @@ def pipeline(
 def conduct(config: PipelineConfig) -> Study:
     """Runs every stage of the study, or takes it from the cache."""
     questions = load_questions(config.evaluation.questions)
+    made = taught(config, questions)
+    asked, examined = ask_all(config, questions, made.bases, made.teachers, made.sets, made.students)
+    comparisons = compare_all(config, questions, asked)
+    capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
+    shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
+    diagnosed = diagnose(config, made.bases, made.teachers, made.sets, made.students) if config.diagnostics else None
+    return Study(
+        made.bases,
+        made.teachers,
+        made.raw,
+        made.rows,
+        made.sets,
+        asked,
+        comparisons,
+        capability,
+        shifts,
+        diagnosed,
+        made.students,
+    )
+
+
+def taught(config: PipelineConfig, questions: Questions) -> Taught:
+    """Teachers, their rows, and every student."""
     bases = prepare_bases(config)
     teachers: dict[str, TeacherModel] = {}
     raw: dict[str, list[Artifact]] = {}
@@ -146,13 +180,7 @@ def conduct(config: PipelineConfig) -> Study:
                 raw.setdefault(arm, []).append(written)
         filter_block(config, raw, rows)
     sets = student_sets(config, rows, derive)
-    students = train_all(config, bases, teachers, sets)
-    asked, examined = ask_all(config, questions, bases, teachers, sets, students)
-    comparisons = compare_all(config, questions, asked)
-    capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
-    shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
-    diagnosed = diagnose(config, bases, teachers, sets, students) if config.diagnostics else None
-    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, shifts, diagnosed, students)
+    return Taught(bases, teachers, raw, rows, sets, train_all(config, bases, teachers, sets))
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:

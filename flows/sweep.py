@@ -76,7 +76,7 @@ def sweep(
     with recorded("sweep", preset, ",".join(config.target)) as run:
         outcomes = run_cells(config, cells, run.store)
         table = gather(config, outcomes)
-        results = [each.artifact for outcome in outcomes if outcome.results for each in outcome.results.effects]
+        results = [each for outcome in outcomes if outcome.results for each in outcome.results.effects]
         return publish(run, config, outcomes, table, verdict(config, cells, run.store, results))
 
 
