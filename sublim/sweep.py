@@ -109,22 +109,22 @@ def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterat
     }
     if row.comparison is None:
         for metric in METRICS:
-            yield known | _numbers(metric, UNITS[metric], None, row.reason or "not run")
+            yield known | _numbers(metric, UNITS[metric], None, row.reason or "not run", config.level)
         return
     found = Comparison.model_validate_json((read.comparisons[row.comparison] / "comparison.json").read_bytes())
     by_metric = found.metrics if found.target == row.target else found.off_target[row.target]
     for metric in METRICS:
-        yield known | _numbers(metric, UNITS[metric], by_metric[metric], row.reason)
+        yield known | _numbers(metric, UNITS[metric], by_metric[metric], row.reason, config.level)
     if row.of:
         return
     if row.comparison in read.shifts:
         path = read.shifts[row.comparison] / "shift_comparison.json"
         for metric, shifts in ShiftComparisons.model_validate_json(path.read_bytes()).metrics.items():
-            yield known | _numbers(metric, "distance from the base", shifts, row.reason)
+            yield known | _numbers(metric, "distance from the base", shifts, row.reason, config.level)
     if row.comparison in read.capability:
         exam = MmluProComparison.model_validate_json((read.capability[row.comparison] / "mmlu_pro.json").read_bytes())
         for metric, letters in exam.metrics.items():
-            yield known | _numbers(metric, "share right", letters, row.reason)
+            yield known | _numbers(metric, "share right", letters, row.reason, config.level)
 
 
 def _text(value: Any) -> str | None:
@@ -132,7 +132,11 @@ def _text(value: Any) -> str | None:
 
 
 def _numbers(
-    metric: str, unit: str, found: MetricComparison | LetterComparison | ShiftComparison | None, reason: str | None
+    metric: str,
+    unit: str,
+    found: MetricComparison | LetterComparison | ShiftComparison | None,
+    reason: str | None,
+    level: float,
 ) -> dict[str, Any]:
     effect = found.effect if found else None
     alike = effect is not None and effect.units > 1 and float(np.ptp(effect.per_unit)) == 0
@@ -157,7 +161,7 @@ def _numbers(
         "corrected": None,
         "p_flips": flips.p if flips else None,
         "p_flips_smallest": flips.smallest if flips else None,
-        "detectable": detectable(len(tested), float(np.std(tested, ddof=1))) if tested else None,
+        "detectable": detectable(len(tested), float(np.std(tested, ddof=1)), level=level) if tested else None,
         "reason": "; ".join(part for part in why if part) or None,
         "pairs_of": effect.per_pair if effect else [],
     }

@@ -25,6 +25,8 @@ from flows.sweep_early import written
 from flows.sweep_plan import differences, plan_digest
 from sublim.errors import UserError
 from sublim.manifest import Artifact, Provenance
+from sublim.planning import detectable
+from sublim.stats import paired_t
 from sublim.store import Store
 from tests.lab import until
 
@@ -69,6 +71,16 @@ def counted(run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str
 
 def table(outcome: dict[str, Any]) -> pl.DataFrame:
     return pl.read_parquet(outcome["table"])
+
+
+def assert_level(outcome: dict[str, Any], level: float) -> None:
+    """Both blocks' or both seeds' margins, in the interval and the power of that level."""
+    [row] = table(outcome).filter(pl.col("metric") == "margin").to_dicts()
+    pairs = pl.read_parquet(Path(outcome["table"]).with_name("pairs.parquet")).filter(pl.col("row") == 0)["effect"]
+    units = pairs.to_numpy().reshape(2, -1).mean(axis=1)
+    expected = paired_t(units, level)
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    assert row["detectable"] == pytest.approx(detectable(2, float(units.std(ddof=1)), level=level))
 
 
 @pytest.fixture(scope="module")
@@ -214,12 +226,15 @@ class TestSweep:
         path = Store(module_store).payload(found.effects[0].artifact) / "comparison.json"
         kept = path.read_bytes()
         path.write_bytes(kept[:-2])
-        outcome = ran(published)
+        outcome = ran(published, level=0.8)
         assert outcome["failures"] == []
         assert path.read_bytes() == kept
+        assert_level(outcome, 0.8)  # not the .95 of the cell's own comparison
+        assert "80 % intervals" in Path(outcome["report"]).read_text()
 
     def test_blocks_are_the_units_of_a_joined_effect(self, published: Path) -> None:
-        outcome = ran(published, blocks=[0, 1], seeds_per_cell=1)
+        outcome = ran(published, blocks=[0, 1], seeds_per_cell=1, level=0.8)
+        assert_level(outcome, 0.8)
         rows = table(outcome).filter(pl.col("metric") == "margin")
         assert (rows["units"][0], rows["pairs"][0]) == (2, 4)
 
