@@ -147,6 +147,10 @@ def test_presets_are_whole(name: str) -> None:
         ({"mode": {"kind": "file", "path": "none.safetensors"}}, "none.safetensors is not there"),
         ({"grid": {"layers": [-1]}}, r"grid\.layers.*greater than or equal to 0"),
         ({"mmlu_pro": {"categories": ["alchemy"]}}, "no category 'alchemy'"),
+        ({"mechanism": {}, "study": {"second_draw": True}}, "a null run has no teacher's vector"),
+        ({"mechanism": {}, "study": {"teacher": {"kind": "prompt"}}}, "take a teacher that is trained"),
+        ({"mechanism": {}, "study": {"blocks": [0, 1]}}, "all students against one teacher"),
+        ({"mechanism": {}, "study": {"student": {"method": {"kind": "full"}}}}, "an adapter on that base"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], message: str) -> None:
