@@ -372,3 +372,10 @@ def test_alignment_is_one_with_oneself_and_near_nothing_with_chance(tiny_models:
     assert row.difference.per_pair[0] == pytest.approx(difference)
     assert len(row.random) == 10
     assert row.student_length > 0
+    student, control, apart = (
+        read_vectors(run(difference_vectors, tmp_path / f"v{i}", DifferenceConfig(random=0), target=a, control=b))
+        for i, (a, b) in enumerate(((read[0], own), (read[2], own), (read[0], read[2])))
+    )
+    for name, vector in apart.items():  # v_student - v_control, itself a vector
+        difference = student[name].values - control[name].values
+        torch.testing.assert_close(vector.values, difference, rtol=0, atol=1e-5)
