@@ -92,8 +92,9 @@ def test_a_vector_planted_in_the_weights_is_recovered(family: Any, tiny_models: 
     )
     for name, vector in vectors.items():
         assert float(vector.values.norm()) == pytest.approx(float(planted.norm()), rel=1e-4)
+        assert (vector.note.place, vector.note.norm) == (("resid_pre", 0), float(vector.values.norm()))
+        assert vector.note.source == ("random" if "random" in name else "mean_difference")
         if "random" in name:
-            assert vector.note.source == "random"
             assert abs(cosine(vector.values, planted)) < 0.6
         else:
             assert cosine(vector.values, planted) > 0.9999
