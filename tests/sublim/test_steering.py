@@ -27,6 +27,7 @@ from sublim.steering import Vector, noted, read_vectors, write_vectors
 from sublim.steering_config import Edit, Steering, VectorNote
 from sublim.steering_figures import draw_steering
 from sublim.steering_figures_config import SteeringFiguresConfig
+from sublim.steering_names import names_by_layer
 from sublim.steering_sweep import margins, steering_curve, sweep
 from sublim.steering_sweep_config import Curve, CurveConfig, SweepConfig
 from sublim.trained_vector import train_vector
@@ -209,6 +210,9 @@ def test_a_vector_of_the_users_own_goes_where_ours_go(tiny_models: dict[str, Pat
     assert {"mine", "mine/random-0", "mine/random-1"} == first.keys() == second.keys()
     assert torch.equal(first["mine"].values, second["mine"].values)
     assert first["mine"].note == second["mine"].note
+    assert names_by_layer(made[0], (1,)) == {1: "mine"}  # what a grid finds it by
+    with pytest.raises(UserError, match=r"layer 0 has 0 vectors, one is needed: the file has layers \[1\]"):
+        names_by_layer(made[0], (0, 1))
     moved = tmp_path / "elsewhere.safetensors"
     moved.write_bytes((tmp_path / "bare.safetensors").read_bytes())
     assert ImportConfig(path=moved).identity() == ImportConfig(path=tmp_path / "bare.safetensors").identity()
