@@ -10,7 +10,7 @@ import polars as pl
 
 from sublim.mmlu_pro_config import LetterComparison, MmluProComparison
 from sublim.planning import detectable
-from sublim.preference_config import METRICS, UNITS, Comparison, Effect, MetricComparison
+from sublim.preference_config import METRICS, UNITS, Comparison, Effect, MetricComparison, MetricName
 from sublim.shift_config import ShiftComparison, ShiftComparisons
 from sublim.stats import benjamini_hochberg, holm, paired_t_p, sign_flip_test
 from sublim.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
@@ -107,14 +107,11 @@ def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterat
         "expected": row.expected,
         "grid": {name.rpartition(".")[2]: value for name, value in row.grid.items()},
     }
-    if row.comparison is None:
-        for metric in METRICS:
-            yield known | _numbers(metric, UNITS[metric], None, row.reason or "not run", config.level)
-        return
-    found = Comparison.model_validate_json((read.comparisons[row.comparison] / "comparison.json").read_bytes())
-    by_metric = found.metrics if found.target == row.target else found.off_target[row.target]
+    by_metric, reason = _compared(row, read.comparisons)
     for metric in METRICS:
-        yield known | _numbers(metric, UNITS[metric], by_metric[metric], row.reason, config.level)
+        yield known | _numbers(metric, UNITS[metric], by_metric.get(metric), reason, config.level)
+    if row.comparison is None:
+        return
     if row.of:
         return
     if row.comparison in read.shifts:
@@ -125,6 +122,23 @@ def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterat
         exam = MmluProComparison.model_validate_json((read.capability[row.comparison] / "mmlu_pro.json").read_bytes())
         for metric, letters in exam.metrics.items():
             yield known | _numbers(metric, "share right", letters, row.reason, config.level)
+
+
+def _compared(
+    row: SweepRow, comparisons: Mapping[str, Path]
+) -> tuple[Mapping[MetricName, MetricComparison], str | None]:
+    """Both metrics of a row's effect, or none; and why it is missing, or what it lacks."""
+    if row.comparison is None:
+        return {}, row.reason or "not run"
+    found = Comparison.model_validate_json((comparisons[row.comparison] / "comparison.json").read_bytes())
+    if row.target == found.target:
+        return found.metrics, row.reason
+    if row.target not in found.off_target:
+        lacking = (
+            f"{found.target}'s students were not asked {row.target!r}: list all targets in settings.evaluation.words"
+        )
+        return {}, "; ".join(part for part in (row.reason, lacking) if part)
+    return found.off_target[row.target], row.reason
 
 
 def _text(value: Any) -> str | None:

@@ -117,6 +117,7 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "prepare_mmlu_pro": exam,
         "ask_mmlu_pro": letters["s0"],
         "score_mmlu_pro": marks["s0"],
+        "compare": compared,
         "compare_mmlu_pro": cost,
         "shift": shifted,
         "compare_shift": moved,
@@ -139,6 +140,17 @@ def _readable(payload: Path, into: Path) -> Path:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_light_stage_writes_what_it_wrote(payloads: dict[str, Path], name: str) -> None:
     assert (getattr(evaluation, name).version, fingerprint(payloads[name])) == GOLDEN[name], ADVICE.format(name=name)
+
+
+def test_a_target_that_another_targets_students_were_not_asked_is_missing_with_its_reason(
+    payloads: dict[str, Path], tmp_path: Path
+) -> None:
+    row = SweepRow(target="otter", arm="other_teacher", of="owl", comparison="a")
+    inputs: dict[str, dict[str, Path]] = {"comparisons": {"a": payloads["compare"]}, "capability": {}, "shifts": {}}
+    table = run(tabulate_sweep, tmp_path / "table", SweepTableConfig(rows=(row,), axes=()), **inputs)
+    rows = json.loads((_readable(table, tmp_path / "text") / "table.json").read_text())
+    assert [(row["metric"], row["estimate"]) for row in rows] == [("margin", None), ("rate", None)]
+    assert all("owl's students were not asked 'otter'" in row["reason"] for row in rows)
 
 
 def test_missing_rows_are_null_and_carry_their_reason(payloads: dict[str, Path]) -> None:
