@@ -16,7 +16,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
-from flows.pipeline_capability import Capability, Examined, compare_capability, compare_shifts, examine
+from flows.pipeline_capability import Capability, Examined, compare_capability, compare_shifts, examine, questions_of
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_diagnostics import Diagnosed, diagnose
 from flows.pipeline_plan import (
@@ -139,6 +139,8 @@ def pipeline(
 def conduct(config: PipelineConfig) -> Study:
     """Runs every stage of the study, or takes it from the cache."""
     questions = load_questions(config.evaluation.questions)
+    if config.evaluation.mmlu_pro:
+        questions_of(config)  # a data set that cannot be fetched is found out before anything is trained
     made = taught(config, questions)
     asked, examined = ask_all(config, questions, made.bases, made.teachers, made.sets, made.students)
     comparisons = compare_all(config, questions, asked)

@@ -37,6 +37,8 @@ def check(config: PipelineConfig) -> None:
         check_model(config.other_base)
         if config.other_base == config.model:
             raise UserError("other_base is the base itself: set other_base to another model or leave the arm out")
+    if config.evaluation.mmlu_pro:
+        config.evaluation.mmlu_pro.source.identity()
     questions = load_questions(config.evaluation.questions)
     if isinstance(config.teacher, SteeringTeacher):
         check_vectors(config, config.teacher)

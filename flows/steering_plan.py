@@ -34,6 +34,8 @@ def check(config: SteeringFlowConfig) -> None:
         check_layers(config, config.study.model.path)
     if isinstance(config.mode, FileVector):
         _ = import_config(config, config.mode).identity()
+    if config.mmlu_pro:
+        config.mmlu_pro.source.identity()
     if config.mechanism:
         check_mechanism(config.study, config.mechanism)
 

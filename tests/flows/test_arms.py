@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flows.pipeline import conduct
 from flows.pipeline_arms import arms_run, contrasts, student_sets
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import check, checkpoints, student_config
@@ -21,6 +22,7 @@ from sublim.jsonl import read_jsonl
 from sublim.manifest import Artifact
 from sublim.mmlu_pro_config import CATEGORIES
 from sublim.prompts import load_questions
+from tasks.stage import NotThere, looking_up
 from tests.flows.conftest import small_options
 from tests.flows.test_pipeline import run, states
 from tests.tiny import tiny_model
@@ -130,6 +132,13 @@ class TestPlan:
             check(config(teacher=teacher, target="owl,wolf"))
         with pytest.raises(UserError, match="fake cannot steer"):
             check(config(teacher=teacher, backend={"kind": "fake"}))
+
+    def test_an_exam_that_cannot_be_had_is_found_out_before_anything_is_trained(self) -> None:
+        absent = {"mmlu_pro": {"source": {"kind": "parquet", "path": "none.parquet"}}}
+        with pytest.raises(UserError, match=r"none\.parquet: there is no such file"):
+            check(config(evaluation=absent))
+        with looking_up(), pytest.raises(NotThere, match=r"^prepare_mmlu_pro "):
+            conduct(config(evaluation={"mmlu_pro": {}}))
 
     def test_every_arm_says_what_is_expected_and_why(self) -> None:
         assert all(arm.about and arm.expected and arm.why for arm in ARMS.values())

@@ -160,6 +160,10 @@ def test_presets_are_whole(name: str) -> None:
         ({"mode": {"kind": "file", "path": "none.safetensors"}}, "none.safetensors is not there"),
         ({"grid": {"layers": [-1]}}, r"grid\.layers.*greater than or equal to 0"),
         ({"mmlu_pro": {"categories": ["alchemy"]}}, "no category 'alchemy'"),
+        (
+            {"mmlu_pro": {"source": {"kind": "parquet", "path": "none.parquet"}}},
+            r"none\.parquet: there is no such file",
+        ),
         ({"mechanism": {}, "study": {"second_draw": True}}, "a null run has no teacher's vector"),
         ({"mechanism": {}, "study": {"teacher": {"kind": "prompt"}}}, "take a teacher that is trained"),
         ({"mechanism": {}, "study": {"blocks": [0, 1]}}, "all students against one teacher"),
