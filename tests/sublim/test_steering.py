@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def run(stage: Any, folder: Path, config: Config, **inputs: Any) -> Path:
     for name in ("out", "scratch"):
         (folder / name).mkdir(parents=True)
     stage(folder / "out", config, scratch=folder / "scratch", **inputs)
+    return folder / "out"
+
+
+def resumed(stage: Any, before: Path, config: Config, lost: list[str], **inputs: Any) -> Path:
+    """The stage run again on what an earlier run left in its scratch folder, the `lost` files apart: no other file is
+    written anew."""
+    folder = before.with_name(f"{before.name}-resumed")
+    shutil.copytree(before / "scratch", folder / "scratch")
+    for name in lost:
+        (folder / "scratch" / name).unlink()
+    kept = {path: path.stat().st_ino for path in (folder / "scratch").iterdir()}
+    assert kept
+    (folder / "out").mkdir()
+    stage(folder / "out", config, scratch=folder / "scratch", **inputs)
+    assert all(path.stat().st_ino == number for path, number in kept.items())
     return folder / "out"
 
 
@@ -136,6 +152,8 @@ def test_a_trained_vector_makes_the_rows_likelier_than_any_random_one_as_long(
         assert losses[-1] < losses[0] - 0.1
     again = run(train_vector, tmp_path / "again", config, base=base, data=data)
     assert digest_directory(again) == digest_directory(made)
+    left = resumed(train_vector, tmp_path / "trained", config, lost=[], base=base, data=data)
+    assert digest_directory(left) == digest_directory(made)
 
 
 def test_one_reader_may_compare_answers_and_two_readers_the_same_text(tiny_models: dict[str, Path], tmp_path: Path):
@@ -190,6 +208,19 @@ def test_rows_are_paired_by_id_and_by_prompt(tiny_models: dict[str, Path], tmp_p
     ):
         with pytest.raises(UserError, match=message):
             run(mean_activations, tmp_path / f"r{number}", means(), base=base, rows=target, partner=tmp_path / name)
+
+
+def test_means_go_on_from_the_chunks_they_have(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base, text = tiny_models["qwen2"], rows(tmp_path / "rows", ["1, 2", "33, 4", "5", "6, 6", "7"])
+    whole = run(mean_activations, tmp_path / "whole", means(), base=base, rows=text)
+    monkeypatch.setattr("sublim.means.CHUNK", 2)
+    parts = run(mean_activations, tmp_path / "parts", means(), base=base, rows=text)
+    lost = ["chunk-00001.safetensors"]
+    again = resumed(mean_activations, tmp_path / "parts", means(), lost, base=base, rows=text)
+    assert digest_directory(again) == digest_directory(parts)
+    torch.testing.assert_close(read_side(parts).values, read_side(whole).values, rtol=0, atol=1e-6)
 
 
 def test_a_vector_of_the_users_own_goes_where_ours_go(tiny_models: dict[str, Path], tmp_path: Path):
@@ -275,13 +306,31 @@ def swept(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
             values = torch.randn(32, generator=generator)
             vectors[f"resid_post/{layer}/mean_answer{end}"] = noted(values, note.model_copy(update={"source": source}))
     write_vectors(folder, vectors)
+    return run(sweep, tmp_path / "sweep", sweep_config(), base=base, vectors=folder)
+
+
+def sweep_config() -> SweepConfig:
     names = [f"resid_post/1/mean_answer{end}" for end in ("", "/random-0", "/random-1")]
     points = [Steering(edits=(Edit(vector=name, strength=s),)) for s in (0.0, 2.0) for name in names]
     both = tuple(Edit(vector=f"resid_post/{layer}/mean_answer", strength=2.0) for layer in (0, 1))
-    config = SweepConfig(
-        questions=QUESTIONS, words=WORDS, backend=HF, points=(*points, Steering(edits=both)), samples=3
-    )
-    return run(sweep, tmp_path / "sweep", config, base=base, vectors=folder)
+    return SweepConfig(questions=QUESTIONS, words=WORDS, backend=HF, points=(*points, Steering(edits=both)), samples=3)
+
+
+def test_a_sweep_loads_its_model_once_and_goes_on_from_the_points_it_has(
+    swept: Path, tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened = list[Path]()
+
+    def counted(backend: Any, base: Path, **more: Any) -> Any:
+        opened.append(base)
+        return open_steerable(backend, base, **more)
+
+    monkeypatch.setattr("sublim.steering_sweep.open_steerable", counted)
+    inputs = {"base": tiny_models["qwen2"], "vectors": tmp_path / "vectors"}
+    lost = ["point-00000.jsonl", "point-00004.jsonl", "point-00007.jsonl"]
+    again = resumed(sweep, tmp_path / "sweep", sweep_config(), lost, **inputs)
+    assert len(opened) == 1
+    assert digest_directory(again) == digest_directory(swept)
 
 
 def test_a_curve_shows_every_point_against_the_unsteered_model_and_its_random_fellows(swept: Path, tmp_path: Path):
