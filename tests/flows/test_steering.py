@@ -138,6 +138,7 @@ def test_what_could_not_be_computed_is_told_with_its_reason_and_never_as_zero() 
     assert "replacing it (student 0): 1 layers could not be measured" in text
     cells = [cell for table in tables(shown) for row in table.rows for cell in row]
     assert "missing: no answers were sampled" in cells
+    assert cells.count("missing: log-probs are not finite") == 3  # of the curve, added, replaced
     assert "0.40 [0.30, 0.50] (9 read)" in cells
     assert "missing: no weights" in cells
 
