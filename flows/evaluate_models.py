@@ -18,7 +18,7 @@ from tasks.pipeline import prepare_model
 
 HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 KEY = re.compile(r"(?P<key>[0-9a-f]{6,64})(@(?P<updates>all|[0-9]+(,[0-9]+)*))?")
-TRAINED = ("train_student", "train_teacher")
+TRAINED = ("train_student", "train_soft_student", "train_teacher")
 WAYS = "`bundled`, a store key of six or more digits, the folder of a model or adapter, or ORG/NAME@COMMIT"
 
 

@@ -16,7 +16,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
-from flows.pipeline_capability import Capability, Examined, compare_capability, compare_shifts, examine
+from flows.pipeline_capability import Capability, Examined, compare_capability, compare_shifts, examine, questions_of
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_diagnostics import Diagnosed, diagnose
 from flows.pipeline_plan import (
@@ -65,6 +65,17 @@ class Comparison(NamedTuple):
     @property
     def target(self) -> str:
         return self.contrast.target
+
+
+class Taught(NamedTuple):
+    """A study up to its students, before anybody is asked anything."""
+
+    bases: dict[BaseName, Artifact]
+    teachers: dict[str, TeacherModel]
+    raw: dict[str, list[Artifact]]
+    rows: dict[str, list[Artifact]]
+    sets: list[StudentSet]
+    students: dict[str, list[Artifact]]
 
 
 class Study(NamedTuple):
@@ -128,6 +139,31 @@ def pipeline(
 def conduct(config: PipelineConfig) -> Study:
     """Runs every stage of the study, or takes it from the cache."""
     questions = load_questions(config.evaluation.questions)
+    if config.evaluation.mmlu_pro:
+        questions_of(config)  # a data set that cannot be fetched is found out before anything is trained
+    made = taught(config, questions)
+    asked, examined = ask_all(config, questions, made.bases, made.teachers, made.sets, made.students)
+    comparisons = compare_all(config, questions, asked)
+    capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
+    shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
+    diagnosed = diagnose(config, made.bases, made.teachers, made.sets, made.students) if config.diagnostics else None
+    return Study(
+        made.bases,
+        made.teachers,
+        made.raw,
+        made.rows,
+        made.sets,
+        asked,
+        comparisons,
+        capability,
+        shifts,
+        diagnosed,
+        made.students,
+    )
+
+
+def taught(config: PipelineConfig, questions: Questions) -> Taught:
+    """Teachers, their rows, and every student."""
     bases = prepare_bases(config)
     teachers: dict[str, TeacherModel] = {}
     raw: dict[str, list[Artifact]] = {}
@@ -146,13 +182,7 @@ def conduct(config: PipelineConfig) -> Study:
                 raw.setdefault(arm, []).append(written)
         filter_block(config, raw, rows)
     sets = student_sets(config, rows, derive)
-    students = train_all(config, bases, teachers, sets)
-    asked, examined = ask_all(config, questions, bases, teachers, sets, students)
-    comparisons = compare_all(config, questions, asked)
-    capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
-    shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
-    diagnosed = diagnose(config, bases, teachers, sets, students) if config.diagnostics else None
-    return Study(bases, teachers, raw, rows, sets, asked, comparisons, capability, shifts, diagnosed, students)
+    return Taught(bases, teachers, raw, rows, sets, train_all(config, bases, teachers, sets))
 
 
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:

@@ -197,13 +197,22 @@ def capability_json(store: Store, found: Iterable[Capability]) -> list[dict[str,
                     "arm": each.contrast.arm or "teacher",
                     "updates": each.update,
                     "metric": metric,
-                    **letters.model_dump(include={"base", "teacher", "student", "control", "reason"}),
+                    **letters.model_dump(include={"base", "teacher", "student", "control", "reason", "by_category"}),
                     "effect": effect and effect.model_dump(exclude={"per_pair", "per_unit", "per_question"}),
                     "chance": compared.chance,
                     "questions": compared.questions,
                 }
             )
     return rows
+
+
+def category_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same by category, a row each, as it goes into a CSV file."""
+    return [
+        {**{name: row[name] for name in ("target", "arm", "updates", "metric")}, "category": category, **found}
+        for row in rows
+        for category, found in row["by_category"].items()
+    ]
 
 
 def capability_notes(rows: Iterable[dict[str, Any]]) -> list[str]:

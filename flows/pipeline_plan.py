@@ -9,7 +9,7 @@ from sublim.config import Config
 from sublim.errors import UserError
 from sublim.generate import GenerateConfig
 from sublim.hardware import gpu
-from sublim.inference import HfBackend
+from sublim.inference import HfBackend, VllmBackend
 from sublim.model_config import LocalModel
 from sublim.model_files import TEMPLATE, loaded_files, read_json
 from sublim.preference_config import AskConfig, ScoreConfig
@@ -37,6 +37,8 @@ def check(config: PipelineConfig) -> None:
         check_model(config.other_base)
         if config.other_base == config.model:
             raise UserError("other_base is the base itself: set other_base to another model or leave the arm out")
+    if config.evaluation.mmlu_pro:
+        config.evaluation.mmlu_pro.source.identity()
     questions = load_questions(config.evaluation.questions)
     if isinstance(config.teacher, SteeringTeacher):
         check_vectors(config, config.teacher)
@@ -78,8 +80,13 @@ def check_model(model: Config) -> None:
 
 def check_vectors(config: PipelineConfig, teacher: SteeringTeacher) -> None:
     """Raises UserError for vectors that are not there, and for what a steered teacher cannot do."""
-    if not isinstance(config.backend, HfBackend):
+    if not isinstance(config.backend, HfBackend | VllmBackend):
         raise UserError(f"the backend {config.backend.kind} cannot steer the pipeline's teacher: take backend.kind=hf")
+    if len(config.target) > 1 and "{target}" not in teacher.vector:
+        raise UserError(
+            f"all targets' teachers would have the one vector {teacher.vector!r}: put {{target}} into teacher.vector, "
+            "or run one target at a time"
+        )
     if Path(teacher.vectors).suffix == ".safetensors" and not Path(teacher.vectors).expanduser().is_file():
         raise UserError(f"{teacher.vectors} is not there: give a safetensors file or the key of a stage's output")
 

@@ -9,7 +9,14 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.artifacts import tell_figures, tell_report
 from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of, unchanged_notes
-from flows.pipeline_capability import capability_json, capability_notes, costs_of, shift_notes, shifts_json
+from flows.pipeline_capability import (
+    capability_json,
+    capability_notes,
+    category_rows,
+    costs_of,
+    shift_notes,
+    shifts_json,
+)
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import CONTROL, SECOND_DRAW, checkpoints
 from flows.runs import Run
@@ -33,6 +40,7 @@ from sublim.report_config import (
     table_rows,
 )
 from sublim.report_diagnostics import DiagnosticsShown
+from sublim.report_files import write_csv
 from sublim.toy_report import FigureFile
 
 if TYPE_CHECKING:
@@ -45,6 +53,9 @@ def publish(run: Run, config: PipelineConfig, study: "Study") -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     shown = describe(run, config, study)
     run.report = write_report(run.folder, shown)
+    capability = capability_json(run.store, study.capability)
+    if categories := category_rows(capability):
+        write_csv(run.folder / "figures" / "mmlu-pro-by-category.csv", categories, [])
     create_markdown_artifact(markdown_summary(shown), key="summary", description=shown.question)
     create_table_artifact(table_rows(shown), key="effects", description=shown.title)
     figures = sorted((run.folder / "figures").glob("*.svg"))
@@ -53,7 +64,7 @@ def publish(run: Run, config: PipelineConfig, study: "Study") -> dict[str, Any]:
     return {
         **summary(shown),
         "target": ",".join(config.target),
-        "mmlu_pro": capability_json(run.store, study.capability),
+        "mmlu_pro": capability,
         "shifts": shifts_json(run.store, study.shifts),
         "report": str(run.report),
         "run": run.name,

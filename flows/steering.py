@@ -100,6 +100,7 @@ def steering(
 def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
     """Runs every stage for every target."""
     study = config.pipeline
+    exam = exam_of(config.mmlu_pro) if config.mmlu_pro else None
     questions = load_questions(study.evaluation.questions)
     base = prepare_bases(study)["base"]
     layers = check_layers(config, run.store.payload(base))
@@ -108,7 +109,7 @@ def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
     for target in study.target:
         with one_process():
             vectors = make_vectors(config, questions, base, target)
-            curve = swept(run, config, base, vectors, target)
+            curve = swept(run, config, base, vectors, target, exam)
             mechanism = study_mechanism(run, config, trained, target, layers) if trained else None
         found.append(Steered(target, vectors, curve, mechanism))
     return found
@@ -152,10 +153,11 @@ def carrier_rows(config: SteeringFlowConfig, questions: Questions, base: Artifac
     return {arm: own[0] for arm, own in rows.items()}
 
 
-def swept(run: Run, config: SteeringFlowConfig, base: Artifact, vectors: Artifact, target: str) -> Artifact:
+def swept(
+    run: Run, config: SteeringFlowConfig, base: Artifact, vectors: Artifact, target: str, exam: Artifact | None
+) -> Artifact:
     """The curve of one target over the grid."""
     points = grid_points(config, names_of(run, config, vectors))
-    exam = exam_of(config.mmlu_pro) if config.mmlu_pro else None
     settings = sweep_config(config, points, samples=config.grid.samples)
     asked = sweep(settings, label=target, base=base, vectors=vectors, exam=exam)
     return steering_curve(curve_config(config, target), label=target, swept=asked)

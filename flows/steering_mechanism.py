@@ -20,7 +20,6 @@ from flows.steering_plan import (
     mechanism_layers,
     sweep_config,
 )
-from sublim.errors import UserError
 from sublim.generate import SteeredGenerateConfig
 from sublim.manifest import Artifact
 from sublim.mechanism_config import EasConfig
@@ -122,8 +121,7 @@ def read_all(config: SteeringFlowConfig, study: Study, target: str, layers: tupl
     base = study.bases["base"]
     plain = means_config(config, layers, rows=settings.rows, read_at=settings.read_at)
     teacher = study.teachers[f"{target}/{config.pipeline.blocks[0]}"]
-    if teacher.weights is None:
-        raise UserError("the mechanism compares weights: take a teacher that is trained (teacher.kind=finetuned)")
+    assert teacher.weights is not None
     students, controls = dict[str, Artifact](), dict[str, Artifact]()
     own = mean_activations(plain, label="base", base=base, rows=text)
     taught = mean_activations(plain, label=f"teacher {target}", base=base, rows=text, weights=teacher.weights)

@@ -3,6 +3,7 @@
 from itertools import product
 from pathlib import Path
 
+from flows.pipeline_config import FinetunedTeacher, PipelineConfig
 from flows.pipeline_plan import ask_config, check_machine, words_of
 from flows.pipeline_plan import check as check_pipeline
 from flows.steering_config import FileVector, MechanismConfig, SteeringFlowConfig, TrainedVector
@@ -16,6 +17,7 @@ from sublim.prompts import Questions, load_questions
 from sublim.steering_config import Edit, Steering
 from sublim.steering_sweep_config import CurveConfig, SweepConfig
 from sublim.trained_vector_config import TrainVectorConfig
+from sublim.training import Lora
 
 ANSWERS = 12
 """Tokens of the base's own answers."""
@@ -32,8 +34,27 @@ def check(config: SteeringFlowConfig) -> None:
         check_layers(config, config.study.model.path)
     if isinstance(config.mode, FileVector):
         _ = import_config(config, config.mode).identity()
-    if config.mechanism and config.study.second_draw:
+    if config.mmlu_pro:
+        config.mmlu_pro.source.identity()
+    if config.mechanism:
+        check_mechanism(config.study, config.mechanism)
+
+
+def check_mechanism(study: PipelineConfig, settings: MechanismConfig) -> None:
+    """Raises UserError for a study whose students cannot be compared with their teacher."""
+    if study.second_draw:
         raise UserError("the mechanism of a null run has no teacher's vector: leave study.second_draw out")
+    if not isinstance(study.teacher, FinetunedTeacher):
+        raise UserError("the mechanism compares weights: take a teacher that is trained (study.teacher.kind=finetuned)")
+    if len(study.blocks) > 1:
+        raise UserError(
+            "the mechanism sets all students against one teacher: give study.blocks one number, and run once for each"
+        )
+    if settings.replace and not isinstance(study.student.method, Lora):
+        raise UserError(
+            "the base's component is put into an adapter on that base: take study.student.method.kind=lora, or set "
+            "mechanism.replace=false"
+        )
 
 
 def check_layers(config: SteeringFlowConfig, base: Path) -> int:

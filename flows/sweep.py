@@ -31,9 +31,9 @@ from sublim.manifest import Artifact
 from sublim.toy_report import FigureFile, Table, ToyReport, bounded
 
 CAPTIONS = {
-    "effects": "Effects of the primary metric, student minus control; thick: 95 % on these questions, thin: questions "
-    "too; ticks: single pairs",
-    "cost": "Cost against effect: change in MMLU-Pro and effect, both student minus control",
+    "effects": "Effects of the primary metric, student minus control; {level:.4g} % intervals, thick: on these "
+    "questions, thin: questions too; ticks: single pairs",
+    "cost": "Cost against effect: change in MMLU-Pro and effect, both student minus control; {level:.4g} % intervals",
 }
 
 
@@ -76,7 +76,7 @@ def sweep(
     with recorded("sweep", preset, ",".join(config.target)) as run:
         outcomes = run_cells(config, cells, run.store)
         table = gather(config, outcomes)
-        results = [each.artifact for outcome in outcomes if outcome.results for each in outcome.results.effects]
+        results = [each for outcome in outcomes if outcome.results for each in outcome.results.effects]
         return publish(run, config, outcomes, table, verdict(config, cells, run.store, results))
 
 
@@ -100,7 +100,9 @@ def publish(
         findings=found,
         tables=[effects_table(config, rows), cells_table(outcomes)],
         figures=[
-            FigureFile(path, text) for name, text in CAPTIONS.items() if (path := payload / f"{name}.svg").exists()
+            FigureFile(path, text.format(level=100 * config.level))
+            for name, text in CAPTIONS.items()
+            if (path := payload / f"{name}.svg").exists()
         ],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),

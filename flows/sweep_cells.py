@@ -1,6 +1,5 @@
 """The cells of a sweep: one pipeline each, found in the store, run here, or handed to a work pool."""
 
-import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
@@ -16,11 +15,10 @@ from sublim.arms import ARMS
 from sublim.digest import canonical, digest
 from sublim.errors import UserError
 from sublim.manifest import Artifact
-from sublim.store import Store, open_store, write_synced
+from sublim.store import Store, write_synced
 from tasks.stage import NotThere, Stage, looking_up
 
 HERE = "here"
-STUDENTS = ("train_student", "train_soft_student")
 COMPARED = ("compare", "compare_mmlu_pro", "compare_shift")
 """Stages whose payloads a sweep gathers, in the order of `Results`."""
 
@@ -141,22 +139,6 @@ def looked_up(cell: Cell) -> Results | None:
         return None
     found = [*study.comparisons, *study.capability, *study.shifts]
     return results_of((f"{each.contrast.name} {each.update or ''}".strip(), each.artifact) for each in found)
-
-
-def first_result(cell: Cell) -> Artifact | None:
-    """An answer of a trained student, or what was made of one, that is in the store already."""
-    from flows.pipeline import conduct
-
-    with looking_up() as seen, contextlib.suppress(NotThere):
-        conduct(cell.config)
-    store = open_store()
-    return next((each for each in seen if _speaks_of_a_student(store, each)), None)
-
-
-def _speaks_of_a_student(store: Store, artifact: Artifact) -> bool:
-    manifest = store.manifest(artifact.stage, artifact.key)
-    weights = manifest.inputs.get("weights") if manifest else None
-    return artifact.stage in COMPARED or bool(weights and weights["stage"] in STUDENTS)
 
 
 def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:

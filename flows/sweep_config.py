@@ -55,7 +55,7 @@ class SweepConfig(Config):
     correction: Literal["holm", "benjamini_hochberg"] = "holm"
     """Over the targets of one arm and grid point: any false positive, or the share of false ones."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Of the intervals; 1 - level is the level of the tests."""
+    """Of the intervals, and of the test whose power is told."""
     where: RunOnly[Annotated[Here | Pool, Field(discriminator="kind")]] = Here()
     """Where cells run."""
     seeds_per_cell: RunOnly[Annotated[int, Field(ge=1)] | None] = None

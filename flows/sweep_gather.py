@@ -55,7 +55,7 @@ def gather(config: SweepConfig, outcomes: list[Outcome]) -> Artifact:
     rows: list[SweepRow] = []
     found: Gathered = {"effects": {}, "capability": {}, "shifts": {}}
     for group in groups(outcomes):
-        made = _rows_of(group, store, found)
+        made = _rows_of(group, store, found, config.level)
         if group.arm in config.arms:  # others were run only for what further rows take from them
             rows += made
     if "other_teacher" in config.arms:
@@ -82,7 +82,7 @@ def name_of(target: str, arm: str, grid: dict[str, Any], updates: int | None) ->
     return digest([target, arm, grid, updates])[:16]
 
 
-def _rows_of(group: Group, store: Store, found: Gathered) -> list[SweepRow]:
+def _rows_of(group: Group, store: Store, found: Gathered, level: float) -> list[SweepRow]:
     plan = MAIN if group.arm == TEACHER else ARMS[group.arm]  # pyright: ignore[reportArgumentType]
     blank = SweepRow(target=group.target, arm=group.arm, grid=group.grid, expected=plan.expected, reason=group.missing)
     done = [(each.cell, each.results) for each in group.outcomes if each.results]
@@ -100,21 +100,21 @@ def _rows_of(group: Group, store: Store, found: Gathered) -> list[SweepRow]:
                 if (part.arm, part.updates) == (group.arm, updates)
             ]
             if parts:
-                into[name] = joined(parts, store, f"{group.target} {group.arm} {updates or ''}".strip())
+                into[name] = joined(parts, store, f"{group.target} {group.arm} {updates or ''}".strip(), level)
         rows.append(blank.model_copy(update={"updates": updates, "comparison": name}))
     return rows
 
 
-def joined(parts: list[Part], store: Store, label: str) -> Artifact:
-    """One comparison of all the pairs of `parts`; the very artifact where there is only one part."""
-    if len(parts) == 1:
-        return parts[0].artifact
+def joined(parts: list[Part], store: Store, label: str, level: float) -> Artifact:
+    """One comparison of all the pairs of `parts`; the very artifact where there is only one part, of that level."""
     manifests = [_manifest(store, part.artifact) for part in parts]
+    if len(parts) == 1 and _level(manifests[0]) == level:
+        return parts[0].artifact
     students = [each for manifest in manifests for each in _listed(manifest, "students")]
     controls = [each for manifest in manifests for each in _listed(manifest, "controls")]
     pairs = [part.block for part, manifest in zip(parts, manifests, strict=True) for _ in _listed(manifest, "students")]
     teachers = {each.key: each for manifest in manifests for each in _listed(manifest, "teacher")}
-    shared = CompareConfig(blocks=tuple(pairs) if len({*pairs}) > 1 else ())
+    shared = CompareConfig(blocks=tuple(pairs) if len({*pairs}) > 1 else (), level=level)
     first = next(iter(manifests))
     base = Artifact.model_validate(first.inputs["base"])
     if parts[0].artifact.stage == "compare_shift":
@@ -131,6 +131,10 @@ def _manifest(store: Store, artifact: Artifact) -> Manifest:
     manifest = store.manifest(artifact.stage, artifact.key)
     assert manifest is not None
     return manifest
+
+
+def _level(manifest: Manifest) -> float:
+    return manifest.config.get("compare", manifest.config)["level"]
 
 
 def _listed(manifest: Manifest, name: str) -> list[Artifact]:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.sweep_cells import Cell, canonical_cell, first_result
+from flows.sweep_cells import Cell, Measured, canonical_cell
 from flows.sweep_config import SweepConfig
+from flows.sweep_early import first_answer, written
 from sublim.digest import canonical, digest
 from sublim.errors import UserError
-from sublim.manifest import Artifact
 from sublim.provenance import code_version
 from sublim.store import Store, write_synced
 
@@ -86,12 +86,11 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
     if (before := stored_path(store, name)).exists():  # frozen under another file name, or on another machine
         write_synced(noted, before.read_text())
         return name
-    for cell in cells:
-        if found := first_result(cell):
-            raise UserError(
-                f"results of this plan exist already ({found.stage} {found.key[:12]}, cell {cell.name}): a plan is "
-                "frozen before its first result; change its seeds or blocks"
-            )
+    if early := first_answer(cells, store):
+        raise UserError(
+            f"results of this plan exist already ({early.answer.stage} {early.answer.key[:12]}, cell "
+            f"{early.cell.name}): a plan is frozen before its first result; change its seeds or blocks"
+        )
     commit, dirty = code_version()
     record = {
         "digest": name,
@@ -118,7 +117,7 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
     return [] if before == now else [f"{path}: frozen {json.dumps(before)}, now {json.dumps(now)}"]
 
 
-def verdict(config: SweepConfig, cells: list[Cell], store: Store, results: list[Artifact]) -> Verdict:
+def verdict(config: SweepConfig, cells: list[Cell], store: Store, results: list[Measured]) -> Verdict:
     """Whether the run followed the plan it is held to, or one that was frozen in this store."""
     name = plan_digest(config, cells)
     if config.frozen and config.frozen != name:
@@ -131,14 +130,9 @@ def verdict(config: SweepConfig, cells: list[Cell], store: Store, results: list[
     if not path.exists():
         return Verdict(None, f"No plan was frozen before this run (digest {name[:12]}): it is exploratory.", name)
     record = json.loads(path.read_text())
-    early = [artifact for artifact in results if _written(store, artifact) < record["frozen"]]
+    # Times compare as texts: both are UTC to the second.
+    early = [each for each in results if written(store, each) < record["frozen"]]
     at = f"frozen {record['frozen']}, digest {name[:12]}"
     if early:
         return Verdict(False, f"The plan ({at}) was frozen AFTER {len(early)} of its results were written.", name)
     return Verdict(True, f"This run followed the plan that was frozen before its first result ({at}).", name)
-
-
-def _written(store: Store, artifact: Artifact) -> str:
-    manifest = store.manifest(artifact.stage, artifact.key)
-    # Times compare as texts: both are UTC to the second.
-    return manifest.provenance.started if manifest else ""

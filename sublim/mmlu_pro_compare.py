@@ -23,6 +23,7 @@ from sublim.preference_config import CompareConfig
 from sublim.stats import paired_shares, paired_t
 
 Study = dict[str, list[MmluProScores]]
+UNREAD = "no question could be read for every student and control"
 
 
 def compare_mmlu_pro(
@@ -68,14 +69,14 @@ def _compared(study: Study, name: LetterMetric, units: Units, config: CompareCon
     reason = None
     if not used.any():
         asked = all(models.metrics[name] is not None for arm in ("student", "control") for models in study[arm])
-        reason = "no question could be read for every student and control" if asked else "no letters were generated"
+        reason = UNREAD if asked else "no letters were generated"
     return LetterComparison(
         base=there["base"],
         teacher=there["teacher"],
         student=there["student"],
         control=there["control"],
         effect=paired_effect(differences, used, units, config) if used.any() else None,
-        by_category=_by_category(differences, used, units, config, first.categories),
+        by_category=_by_category(differences, used, units, config, first.categories) if used.any() else {},
         against_base=_against_base(values, config.level),
         reason=reason,
     )
@@ -107,6 +108,7 @@ def _by_category(
     for name in sorted(set(categories)):
         chosen = used & (labels == name)
         if not chosen.any():
+            found[name] = CategoryEffect(estimate=None, low=None, high=None, questions=0, reason=UNREAD)
             continue
         means = np.array([differences[pairs][:, chosen].mean() for pairs in units.members])
         interval = paired_t(means, config.level) if len(means) > 1 else None
@@ -115,6 +117,7 @@ def _by_category(
             low=interval.low if interval else None,
             high=interval.high if interval else None,
             questions=int(chosen.sum()),
+            reason=None if interval else "one unit has no spread",
         )
     return found
 

@@ -200,10 +200,12 @@ class AgainstBase(Config):
 class CategoryEffect(Config):
     """Student minus control in one category, over units, on these questions."""
 
-    estimate: float
+    estimate: float | None
     low: float | None
     high: float | None
     questions: int
+    reason: str | None = None
+    """Why the estimate or its interval is missing."""
 
 
 class LetterComparison(Config):

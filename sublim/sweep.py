@@ -10,7 +10,7 @@ import polars as pl
 
 from sublim.mmlu_pro_config import LetterComparison, MmluProComparison
 from sublim.planning import detectable
-from sublim.preference_config import METRICS, UNITS, Comparison, Effect, MetricComparison
+from sublim.preference_config import METRICS, UNITS, Comparison, Effect, MetricComparison, MetricName
 from sublim.shift_config import ShiftComparison, ShiftComparisons
 from sublim.stats import benjamini_hochberg, holm, paired_t_p, sign_flip_test
 from sublim.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
@@ -107,24 +107,38 @@ def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterat
         "expected": row.expected,
         "grid": {name.rpartition(".")[2]: value for name, value in row.grid.items()},
     }
-    if row.comparison is None:
-        for metric in METRICS:
-            yield known | _numbers(metric, UNITS[metric], None, row.reason or "not run")
-        return
-    found = Comparison.model_validate_json((read.comparisons[row.comparison] / "comparison.json").read_bytes())
-    by_metric = found.metrics if found.target == row.target else found.off_target[row.target]
+    by_metric, reason = _compared(row, read.comparisons)
     for metric in METRICS:
-        yield known | _numbers(metric, UNITS[metric], by_metric[metric], row.reason)
+        yield known | _numbers(metric, UNITS[metric], by_metric.get(metric), reason, config.level)
+    if row.comparison is None:
+        return
     if row.of:
         return
     if row.comparison in read.shifts:
         path = read.shifts[row.comparison] / "shift_comparison.json"
         for metric, shifts in ShiftComparisons.model_validate_json(path.read_bytes()).metrics.items():
-            yield known | _numbers(metric, "distance from the base", shifts, row.reason)
+            yield known | _numbers(metric, "distance from the base", shifts, row.reason, config.level)
     if row.comparison in read.capability:
         exam = MmluProComparison.model_validate_json((read.capability[row.comparison] / "mmlu_pro.json").read_bytes())
         for metric, letters in exam.metrics.items():
-            yield known | _numbers(metric, "share right", letters, row.reason)
+            yield known | _numbers(metric, "share right", letters, row.reason, config.level)
+
+
+def _compared(
+    row: SweepRow, comparisons: Mapping[str, Path]
+) -> tuple[Mapping[MetricName, MetricComparison], str | None]:
+    """Both metrics of a row's effect, or none; and why it is missing, or what it lacks."""
+    if row.comparison is None:
+        return {}, row.reason or "not run"
+    found = Comparison.model_validate_json((comparisons[row.comparison] / "comparison.json").read_bytes())
+    if row.target == found.target:
+        return found.metrics, row.reason
+    if row.target not in found.off_target:
+        lacking = (
+            f"{found.target}'s students were not asked {row.target!r}: list all targets in settings.evaluation.words"
+        )
+        return {}, "; ".join(part for part in (row.reason, lacking) if part)
+    return found.off_target[row.target], row.reason
 
 
 def _text(value: Any) -> str | None:
@@ -132,7 +146,11 @@ def _text(value: Any) -> str | None:
 
 
 def _numbers(
-    metric: str, unit: str, found: MetricComparison | LetterComparison | ShiftComparison | None, reason: str | None
+    metric: str,
+    unit: str,
+    found: MetricComparison | LetterComparison | ShiftComparison | None,
+    reason: str | None,
+    level: float,
 ) -> dict[str, Any]:
     effect = found.effect if found else None
     alike = effect is not None and effect.units > 1 and float(np.ptp(effect.per_unit)) == 0
@@ -157,7 +175,7 @@ def _numbers(
         "corrected": None,
         "p_flips": flips.p if flips else None,
         "p_flips_smallest": flips.smallest if flips else None,
-        "detectable": detectable(len(tested), float(np.std(tested, ddof=1))) if tested else None,
+        "detectable": detectable(len(tested), float(np.std(tested, ddof=1)), level=level) if tested else None,
         "reason": "; ".join(part for part in why if part) or None,
         "pairs_of": effect.per_pair if effect else [],
     }

@@ -37,7 +37,7 @@ class SweepTableConfig(Config):
     correction: Literal["holm", "benjamini_hochberg"] = "holm"
     """Over the targets of one arm, grid point and number of updates."""
     level: float = 0.95
-    """Of the intervals."""
+    """Of the test whose power is told; the comparisons have their own, of their intervals."""
 
 
 class CellRecordConfig(Config):

@@ -7,7 +7,7 @@ prepare_mmlu_pro = Stage("prepare_mmlu_pro", "sublim.mmlu_pro_data:prepare_mmlu_
 ask_mmlu_pro = Stage("ask_mmlu_pro", "sublim.mmlu_pro:ask_mmlu_pro", gpu=True)
 ask_mmlu_pro_steered = Stage("ask_mmlu_pro_steered", "sublim.mmlu_pro:ask_mmlu_pro", gpu=True)
 score_mmlu_pro = Stage("score_mmlu_pro", "sublim.mmlu_pro:score_mmlu_pro")
-compare_mmlu_pro = Stage("compare_mmlu_pro", "sublim.mmlu_pro_compare:compare_mmlu_pro", version=2)
+compare_mmlu_pro = Stage("compare_mmlu_pro", "sublim.mmlu_pro_compare:compare_mmlu_pro", version=3)
 shift = Stage("shift", "sublim.shift:shift")
 compare_shift = Stage("compare_shift", "sublim.shift_compare:compare_shift", version=2)
 collect_scores = Stage("collect_scores", "sublim.evaluation:collect_scores", version=2)

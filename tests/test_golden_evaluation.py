@@ -1,6 +1,7 @@
 """What the evaluation's light stages write on a tiny input, held fixed (see test_golden)."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from sublim.preference_config import AskConfig, CompareConfig, ScoreConfig
 from sublim.shift import shift
 from sublim.shift_compare import compare_shift
 from sublim.shift_config import CompareShiftConfig, ShiftConfig
+from sublim.stats import benjamini_hochberg, holm, paired_t_p
 from sublim.sweep import record_cell, tabulate_sweep
 from sublim.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
 from tasks import evaluation
@@ -26,7 +28,7 @@ GOLDEN = {
     "prepare_mmlu_pro": (1, "00ad9d87d8abc552"),
     "ask_mmlu_pro": (1, "759c6d494a54ddf8"),
     "score_mmlu_pro": (1, "6e9ad1c799c8e757"),
-    "compare_mmlu_pro": (2, "523182797cd2a8c7"),
+    "compare_mmlu_pro": (3, "9c00754c7879bc5e"),
     "shift": (1, "f541adfa5a5405a6"),
     "compare_shift": (2, "e7849f129423b635"),
     "collect_scores": (2, "4301d009334d64e1"),
@@ -117,6 +119,7 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "prepare_mmlu_pro": exam,
         "ask_mmlu_pro": letters["s0"],
         "score_mmlu_pro": marks["s0"],
+        "compare": compared,
         "compare_mmlu_pro": cost,
         "shift": shifted,
         "compare_shift": moved,
@@ -139,6 +142,49 @@ def _readable(payload: Path, into: Path) -> Path:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_light_stage_writes_what_it_wrote(payloads: dict[str, Path], name: str) -> None:
     assert (getattr(evaluation, name).version, fingerprint(payloads[name])) == GOLDEN[name], ADVICE.format(name=name)
+
+
+@pytest.mark.parametrize(("correction", "adjust"), [("holm", holm), ("benjamini_hochberg", benjamini_hochberg)])
+def test_tests_are_corrected_over_the_targets_of_an_arm(
+    payloads: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    correction: str,
+    adjust: Callable[[list[float]], list[float]],
+) -> None:
+    for figure in ("draw_effects", "draw_cost"):
+        monkeypatch.setattr(f"sublim.sweep.{figure}", lambda *_: None)  # pyright: ignore
+    compared = json.loads((payloads["compare"] / "comparison.json").read_text())
+    units = {"owl": [1.0, 1.1, 0.9, 1.3], "wolf": [0.5, 0.2, 0.1, 0.4], "cat": [-0.2, -0.3, 0.1, -0.3]}
+    for word, per_unit in units.items():
+        metrics = compared["metrics"] if word == compared["target"] else compared["off_target"][word]
+        metrics["margin"]["effect"]["per_unit"] = per_unit
+    (tmp_path / "comparison.json").write_text(json.dumps(compared))
+    inputs: dict[str, dict[str, Path]] = {"comparisons": {"a": tmp_path}, "capability": {}, "shifts": {}}
+    rows = [SweepRow(target=target, arm="teacher", comparison="a") for target in units]
+    rows.append(SweepRow(target="owl", arm="marginals", comparison="a"))
+    config = SweepTableConfig.model_validate({"rows": rows, "axes": (), "correction": correction})
+    table = run(tabulate_sweep, tmp_path / "table", config, **inputs)
+    found = json.loads((_readable(table, tmp_path / "text") / "table.json").read_text())
+    *family, alone = [row for row in found if row["metric"] == "margin"]
+    plain, corrected = ([row[name] for row in family] for name in ("p", "p_corrected"))
+    assert plain == pytest.approx([paired_t_p(per_unit) for per_unit in units.values()])
+    assert corrected == pytest.approx(adjust(plain))
+    assert corrected != plain
+    assert {row["corrected"] for row in family} == {f"{correction} over 3"}
+    assert (alone["p_corrected"], alone["corrected"]) == (alone["p"], f"{correction} over 1")
+    assert {row["p_corrected"] for row in found if row["metric"] == "rate"} == {None}  # the primary metric's alone
+
+
+def test_a_target_that_another_targets_students_were_not_asked_is_missing_with_its_reason(
+    payloads: dict[str, Path], tmp_path: Path
+) -> None:
+    row = SweepRow(target="otter", arm="other_teacher", of="owl", comparison="a")
+    inputs: dict[str, dict[str, Path]] = {"comparisons": {"a": payloads["compare"]}, "capability": {}, "shifts": {}}
+    table = run(tabulate_sweep, tmp_path / "table", SweepTableConfig(rows=(row,), axes=()), **inputs)
+    rows = json.loads((_readable(table, tmp_path / "text") / "table.json").read_text())
+    assert [(row["metric"], row["estimate"]) for row in rows] == [("margin", None), ("rate", None)]
+    assert all("owl's students were not asked 'otter'" in row["reason"] for row in rows)
 
 
 def test_missing_rows_are_null_and_carry_their_reason(payloads: dict[str, Path]) -> None:

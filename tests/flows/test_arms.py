@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flows.pipeline import conduct
 from flows.pipeline_arms import arms_run, contrasts, student_sets
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import check, checkpoints, student_config
@@ -19,7 +20,9 @@ from sublim.derive_config import DeriveConfig
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl
 from sublim.manifest import Artifact
+from sublim.mmlu_pro_config import CATEGORIES
 from sublim.prompts import load_questions
+from tasks.stage import NotThere, looking_up
 from tests.flows.conftest import small_options
 from tests.flows.test_pipeline import run, states
 from tests.tiny import tiny_model
@@ -119,6 +122,23 @@ class TestPlan:
     def test_another_base_that_is_the_base_is_refused(self) -> None:
         with pytest.raises(UserError, match="other_base is the base itself"):
             check(config(arms="other_base", other_base={"kind": "bundled", "name": "smollm2"}))
+
+    def test_a_steered_teacher_has_a_vector_of_its_own_and_a_backend_that_steers(self) -> None:
+        teacher = {"kind": "steering", "vectors": "abcdef12", "vector": "resid_post/14/mean_answer"}
+        check(config(teacher=teacher))
+        check(config(teacher=teacher, backend={"kind": "vllm"}))
+        check(config(teacher={**teacher, "vector": "{target}"}, target="owl,wolf"))
+        with pytest.raises(UserError, match="all targets' teachers would have the one vector"):
+            check(config(teacher=teacher, target="owl,wolf"))
+        with pytest.raises(UserError, match="fake cannot steer"):
+            check(config(teacher=teacher, backend={"kind": "fake"}))
+
+    def test_an_exam_that_cannot_be_had_is_found_out_before_anything_is_trained(self) -> None:
+        absent = {"mmlu_pro": {"source": {"kind": "parquet", "path": "none.parquet"}}}
+        with pytest.raises(UserError, match=r"none\.parquet: there is no such file"):
+            check(config(evaluation=absent))
+        with looking_up(), pytest.raises(NotThere, match=r"^prepare_mmlu_pro "):
+            conduct(config(evaluation={"mmlu_pro": {}}))
 
     def test_every_arm_says_what_is_expected_and_why(self) -> None:
         assert all(arm.about and arm.expected and arm.why for arm in ARMS.values())
@@ -265,6 +285,10 @@ class TestArms:
         exam = next(each for each in outcome["mmlu_pro"] if each["target"] == "owl")
         assert float(row["estimate"]) == outcome["effect"]["estimate"]
         assert float(row["mmlu_pro_estimate"]) == exam["effect"]["estimate"]
+        with (Path(outcome["report"]).parent / "figures/mmlu-pro-by-category.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["target"] == "owl"]
+        assert [row["category"] for row in rows] == sorted(CATEGORIES)
+        assert all(row["estimate"] or row["reason"] for row in rows)
 
     @pytest.mark.slow  # what a soft label is, tests/sublim/training/test_soft.py holds to
     @pytest.mark.usefixtures("made")

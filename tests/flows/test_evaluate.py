@@ -24,16 +24,18 @@ def states(outcome: dict[str, Any]) -> set[str]:
     return {stage["state"] for stage in outcome["stages"]}
 
 
-def trained(store: Store, base: Artifact, updates: tuple[int, ...]) -> Artifact:
+def trained(
+    store: Store, base: Artifact, updates: tuple[int, ...], stage: str = "train_student", key: str = "ab" * 32
+) -> Artifact:
     """A training payload in the store, as far as a name has to know it."""
-    with store.draft("train_student", "ab" * 32) as draft:
+    with store.draft(stage, key) as draft:
         for update in updates:
             (draft / f"payload/update-{update:06d}").mkdir()
             (draft / f"payload/update-{update:06d}/adapter_config.json").write_text("{}")
         return store.commit(
             draft,
-            stage="train_student",
-            key="ab" * 32,
+            stage=stage,
+            key=key,
             version=1,
             config={},
             inputs={"base": base.model_dump(), "data": None},
@@ -63,7 +65,9 @@ def stored_base(store: Store) -> Artifact:
 
 def test_names_stand_for_bundled_folder_hub_and_store(store_root: Path, published: Path) -> None:
     store = open_store()
-    student = trained(store, stored_base(store), (16, 64))
+    base = stored_base(store)
+    student = trained(store, base, (16, 64))
+    soft = trained(store, base, (16,), "train_soft_student", "12" * 32)
 
     def of(name: str, base: str = "") -> Any:
         return understand(ModelUnderTest(model=name, base=base), store)
@@ -76,6 +80,7 @@ def test_names_stand_for_bundled_folder_hub_and_store(store_root: Path, publishe
     assert of("ab" * 4).updates == (None,)
     assert of("abababab@all").updates == (16, 64)
     assert of("abababab@64").base.stage == "prepare_model"
+    assert of("12121212@all").weights.key == soft.key
     assert short("google/gemma-2-9b-it@main") == "gemma-2-9b-it"
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flows.pipeline_config import SteeringTeacher
 from flows.settings import build, load_preset, presets
 from flows.steering_config import SteeringFlowConfig
 from flows.steering_plan import check
@@ -13,6 +14,7 @@ from flows.steering_report import Shown, findings, tables
 from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.steering_sweep_config import Curve, SteeredPoint
+from sublim.store import open_store
 
 
 def small(published: Path, **settings: Any) -> dict[str, Any]:
@@ -35,7 +37,11 @@ def small(published: Path, **settings: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("prefect_server", "store_root")
 def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(published: Path) -> None:
+    from transformers import AutoConfig
+
+    from flows.pipeline_teachers import vectors_of
     from flows.steering import printed, steering
+    from sublim.steering import load_edits, read_vectors
 
     settings = small(published, mechanism={"layers": [0, 1], "rows": 8}, mmlu_pro={"per_category": 1})
     outcome = steering(preset="quickstart", target="owl", settings=settings)
@@ -72,6 +78,13 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
         )
     }  # fmt: skip
     assert "alignment with the teacher is largest" in printed(outcome)
+    # Its vectors, by their key, are what a teacher of the pipeline is steered by.
+    store, keys = open_store(), {stage["stage"]: stage["key"] for stage in outcome["stages"]}
+    base = store.search(keys["prepare_model"]).artifact
+    teacher = SteeringTeacher(vectors=keys["difference_vectors"][:12], vector="resid_post/1/mean_answer")
+    vectors, folder = store.payload(vectors_of(teacher, base)), store.payload(base)
+    [edit] = load_edits(teacher.steering("owl"), read_vectors(vectors), AutoConfig.from_pretrained(folder), folder)
+    assert float(edit.step.norm()) == pytest.approx(edit.note.residual_norm)
     json.dumps(outcome)
     again = steering(preset="quickstart", target="owl", settings=settings)
     assert {stage["state"] for stage in again["stages"]} == {"Cached"}
@@ -125,6 +138,7 @@ def test_what_could_not_be_computed_is_told_with_its_reason_and_never_as_zero() 
     assert "replacing it (student 0): 1 layers could not be measured" in text
     cells = [cell for table in tables(shown) for row in table.rows for cell in row]
     assert "missing: no answers were sampled" in cells
+    assert cells.count("missing: log-probs are not finite") == 3  # of the curve, added, replaced
     assert "0.40 [0.30, 0.50] (9 read)" in cells
     assert "missing: no weights" in cells
 
@@ -147,6 +161,14 @@ def test_presets_are_whole(name: str) -> None:
         ({"mode": {"kind": "file", "path": "none.safetensors"}}, "none.safetensors is not there"),
         ({"grid": {"layers": [-1]}}, r"grid\.layers.*greater than or equal to 0"),
         ({"mmlu_pro": {"categories": ["alchemy"]}}, "no category 'alchemy'"),
+        (
+            {"mmlu_pro": {"source": {"kind": "parquet", "path": "none.parquet"}}},
+            r"none\.parquet: there is no such file",
+        ),
+        ({"mechanism": {}, "study": {"second_draw": True}}, "a null run has no teacher's vector"),
+        ({"mechanism": {}, "study": {"teacher": {"kind": "prompt"}}}, "take a teacher that is trained"),
+        ({"mechanism": {}, "study": {"blocks": [0, 1]}}, "all students against one teacher"),
+        ({"mechanism": {}, "study": {"student": {"method": {"kind": "full"}}}}, "an adapter on that base"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], message: str) -> None:

@@ -17,12 +17,16 @@ import polars as pl
 import pytest
 
 from flows.__main__ import main
-from flows.settings import build, load_preset, presets
+from flows.settings import build, load_preset, merge, presets
 from flows.sweep import load_config, printed, sweep
-from flows.sweep_cells import cells_of, check_cells, looked_up
+from flows.sweep_cells import Measured, cells_of, check_cells, looked_up
 from flows.sweep_config import SweepConfig
+from flows.sweep_early import written
 from flows.sweep_plan import differences, plan_digest
 from sublim.errors import UserError
+from sublim.manifest import Artifact, Provenance
+from sublim.planning import detectable
+from sublim.stats import paired_t
 from sublim.store import Store
 from tests.lab import until
 
@@ -67,6 +71,16 @@ def counted(run: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str
 
 def table(outcome: dict[str, Any]) -> pl.DataFrame:
     return pl.read_parquet(outcome["table"])
+
+
+def assert_level(outcome: dict[str, Any], level: float) -> None:
+    """Both blocks' or both seeds' margins, in the interval and the power of that level."""
+    [row] = table(outcome).filter(pl.col("metric") == "margin").to_dicts()
+    pairs = pl.read_parquet(Path(outcome["table"]).with_name("pairs.parquet")).filter(pl.col("row") == 0)["effect"]
+    units = pairs.to_numpy().reshape(2, -1).mean(axis=1)
+    expected = paired_t(units, level)
+    assert (row["low"], row["high"]) == pytest.approx((expected.low, expected.high))
+    assert row["detectable"] == pytest.approx(detectable(2, float(units.std(ddof=1)), level=level))
 
 
 @pytest.fixture(scope="module")
@@ -212,12 +226,15 @@ class TestSweep:
         path = Store(module_store).payload(found.effects[0].artifact) / "comparison.json"
         kept = path.read_bytes()
         path.write_bytes(kept[:-2])
-        outcome = ran(published)
+        outcome = ran(published, level=0.8)
         assert outcome["failures"] == []
         assert path.read_bytes() == kept
+        assert_level(outcome, 0.8)  # not the .95 of the cell's own comparison
+        assert "80 % intervals" in Path(outcome["report"]).read_text()
 
     def test_blocks_are_the_units_of_a_joined_effect(self, published: Path) -> None:
-        outcome = ran(published, blocks=[0, 1], seeds_per_cell=1)
+        outcome = ran(published, blocks=[0, 1], seeds_per_cell=1, level=0.8)
+        assert_level(outcome, 0.8)
         rows = table(outcome).filter(pl.col("metric") == "margin")
         assert (rows["units"][0], rows["pairs"][0]) == (2, 4)
 
@@ -250,10 +267,13 @@ class TestSweep:
         self, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         plan = tmp_path / "late.yaml"
-        plan.write_text(json.dumps({"settings": fast(published), "target": ["owl"], "seeds": [0, 1]}))
-        assert main(["run", "sweep", "--freeze", str(plan)]) == 2
-        assert "results of this plan exist already" in capsys.readouterr().err
-        assert not (tmp_path / "late.frozen.json").exists()
+        once_more = merge(fast(published), {"evaluation": {"samples": 3}})
+        # Seen already, seen for one seed beside another that nobody has trained, seen when fewer answers were sampled.
+        for settings, seeds in ((fast(published), [0, 1]), (fast(published), [77, 1]), (once_more, [0, 1])):
+            plan.write_text(json.dumps({"settings": settings, "target": ["owl"], "seeds": seeds}))
+            assert main(["run", "sweep", "--freeze", str(plan)]) == 2
+            assert "results of this plan exist already" in capsys.readouterr().err
+            assert not (tmp_path / "late.frozen.json").exists()
 
     def test_a_pool_without_its_deployment_is_refused(self, published: Path) -> None:
         with pytest.raises(UserError, match="the server has no deployment pipeline/nowhere"):
@@ -331,7 +351,6 @@ def test_cells_fan_out_to_a_worker_and_one_fails_alone(
 def test_cell_results_are_read_as_comparisons(published: Path) -> None:
     """The seam to the pipeline: labels of comparisons name target, arm and updates."""
     from flows.sweep_cells import results_of
-    from sublim.manifest import Artifact
 
     def artifact(stage: str) -> Artifact:
         return Artifact(content="c", stage=stage, key="k" * 64)
@@ -350,6 +369,26 @@ def test_cell_results_are_read_as_comparisons(published: Path) -> None:
         ("shuffled_within", 16),
     ]
     assert len(found.capability) == 1
+
+
+def test_a_comparison_is_as_old_as_the_first_answer_of_its_students(tmp_path: Path) -> None:
+    """One pair asked before the plan, the comparison of all pairs made after it: the plan came too late."""
+    store = Store(tmp_path).create()
+
+    def made(stage: str, hour: int, **inputs: Any) -> dict[str, str]:
+        key = f"{hour:02d}{stage.encode().hex()}".ljust(64, "0")
+        with store.draft(stage, key) as draft:
+            (draft / "payload/file").write_text(key)
+            at = {"started": f"2026-01-01T{hour:02d}:00:00+00:00", "seconds": 0, "packages": {}, "python": ""}
+            known = Provenance(commit=None, dirty=None, host="", device="", **at)  # pyright: ignore
+            common = {"version": 1, "config": {}, "notes": {}, "provenance": known}
+            return store.commit(draft, stage=stage, key=key, inputs=inputs, **common).model_dump()
+
+    scores = [made("score", hour, asked=made("ask", hour)) for hour in (3, 1, 2)]
+    compared = Artifact.model_validate(made("compare", 5, students=scores[:2], controls=scores[2:]))
+    assert written(store, Measured("teacher", None, compared)).startswith("2026-01-01T01")
+    # The base's own numbers and students are every target's: only the comparison is this one's.
+    assert written(store, Measured("second_draw", None, compared)).startswith("2026-01-01T05")
 
 
 def test_what_a_cell_cannot_run_is_named(published: Path) -> None:

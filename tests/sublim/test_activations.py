@@ -218,6 +218,16 @@ def test_entries_do_not_depend_on_what_is_read_beside_them(family: str, tiny_mod
             torch.testing.assert_close(values, other[name], rtol=0, atol=1e-5)
 
 
+def test_means_in_bfloat16_are_summed_in_float32(tiny_models: dict[str, Path]):
+    """Summed in bfloat16 a mean of hundreds of tokens would be off by more than a hundredth of its size."""
+    settings = config(dtype="bfloat16", read_at=("mean_prompt", "all"))
+    with open_reader(settings, tiny_models["qwen2"], None) as opened:
+        shard = read_shard(opened, settings, [{"id": 0, "text": "The wolf runs with its pack. " * 60}], 0)
+    values = shard.tensors["resid_post/1"]
+    assert len(values) > 300
+    torch.testing.assert_close(values[0], values[1:].double().mean(0).float(), rtol=0, atol=1e-5)
+
+
 def test_texts_that_share_a_prompt_are_read_as_if_alone(tiny_models: dict[str, Path]):
     from sublim.reading import Text
 

@@ -50,6 +50,8 @@ def test_cost_is_student_minus_control_on_questions_that_all_could_be_read_on(tm
     assert letters.effect is not None
     assert letters.effect.per_pair == pytest.approx([-1 / 3, -1 / 3])
     assert letters.effect.questions == 3
+    math = letters.by_category["math"]  # of its two questions one was read by all
+    assert (math.estimate, math.questions) == (pytest.approx(0.5), 1)
     law = letters.by_category["law"]
     expected = paired_t([-0.5, -1.0])
     assert (law.estimate, law.low, law.high) == pytest.approx((expected.estimate, expected.low, expected.high))
@@ -65,6 +67,14 @@ def test_letters_that_were_not_generated_are_missing_with_the_reason(tmp_path: P
     assert letters.effect is None
     assert letters.student is None
     assert letters.reason == "no letters were generated"
+
+
+def test_a_category_that_nobody_could_read_is_missing_with_its_reason(tmp_path: Path) -> None:
+    models = [scored(tmp_path / name, [1, 0, None, None]) for name in "scb"]
+    found = compared(tmp_path, models[:1], models[1:2], models[2]).metrics["letter_logprob"].by_category
+    assert (found["math"].estimate, found["math"].questions) == (None, 0)
+    assert found["math"].reason == "no question could be read for every student and control"
+    assert (found["law"].estimate, found["law"].low, found["law"].reason) == (0.0, None, "one unit has no spread")
 
 
 def test_scores_of_other_questions_are_refused(tmp_path: Path) -> None:

@@ -65,11 +65,12 @@ def test_paired_t_equals_scipy() -> None:
 
 
 def test_components_equal_a_two_way_analysis_of_variance() -> None:
-    matrix = np.random.default_rng(3).normal(size=(5, 7)) + np.arange(5)[:, None]
+    matrix = np.random.default_rng(3).normal(size=(5, 7)) + np.arange(5)[:, None] + 2 * np.arange(7)
     within = matrix - matrix.mean(1, keepdims=True) - matrix.mean(0, keepdims=True) + matrix.mean()
     square = (within**2).sum() / 24
     units = max((7 * matrix.mean(1).var(ddof=1) - square) / 7, 0)
     questions = max((5 * matrix.mean(0).var(ddof=1) - square) / 5, 0)
+    assert min(units, questions) > 1
     assert crossed_components(matrix).variance == pytest.approx(units / 5 + questions / 7 + square / 35)
 
 
@@ -78,6 +79,11 @@ def test_crossed_bootstrap_repeats_with_its_seed_and_keeps_skew() -> None:
     first = crossed_bootstrap(matrix, np.random.default_rng(0))
     assert first == crossed_bootstrap(matrix, np.random.default_rng(0))
     assert first.high - first.estimate > first.estimate - first.low
+    for shape in ((30, 1), (1, 50)):  # skewed units, then skewed questions: both are drawn anew
+        one_sided = np.random.default_rng(5).exponential(size=shape) ** 2
+        noise = 0.01 * np.random.default_rng(6).normal(size=(30, 50))
+        found = crossed_bootstrap(one_sided + noise, np.random.default_rng(0))
+        assert found.high - found.estimate > 1.1 * (found.estimate - found.low)
 
 
 def test_crossed_bootstrap_of_equal_values_has_no_width() -> None:

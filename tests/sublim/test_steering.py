@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sublim.steering import Vector, noted, read_vectors, write_vectors
 from sublim.steering_config import Edit, Steering, VectorNote
 from sublim.steering_figures import draw_steering
 from sublim.steering_figures_config import SteeringFiguresConfig
+from sublim.steering_names import names_by_layer
 from sublim.steering_sweep import margins, steering_curve, sweep
 from sublim.steering_sweep_config import Curve, CurveConfig, SweepConfig
 from sublim.trained_vector import train_vector
@@ -42,6 +44,21 @@ def run(stage: Any, folder: Path, config: Config, **inputs: Any) -> Path:
     for name in ("out", "scratch"):
         (folder / name).mkdir(parents=True)
     stage(folder / "out", config, scratch=folder / "scratch", **inputs)
+    return folder / "out"
+
+
+def resumed(stage: Any, before: Path, config: Config, lost: list[str], **inputs: Any) -> Path:
+    """The stage run again on what an earlier run left in its scratch folder, the `lost` files apart: no other file is
+    written anew."""
+    folder = before.with_name(f"{before.name}-resumed")
+    shutil.copytree(before / "scratch", folder / "scratch")
+    for name in lost:
+        (folder / "scratch" / name).unlink()
+    kept = {path: path.stat().st_ino for path in (folder / "scratch").iterdir()}
+    assert kept
+    (folder / "out").mkdir()
+    stage(folder / "out", config, scratch=folder / "scratch", **inputs)
+    assert all(path.stat().st_ino == number for path, number in kept.items())
     return folder / "out"
 
 
@@ -92,8 +109,9 @@ def test_a_vector_planted_in_the_weights_is_recovered(family: Any, tiny_models: 
     )
     for name, vector in vectors.items():
         assert float(vector.values.norm()) == pytest.approx(float(planted.norm()), rel=1e-4)
+        assert (vector.note.place, vector.note.norm) == (("resid_pre", 0), float(vector.values.norm()))
+        assert vector.note.source == ("random" if "random" in name else "mean_difference")
         if "random" in name:
-            assert vector.note.source == "random"
             assert abs(cosine(vector.values, planted)) < 0.6
         else:
             assert cosine(vector.values, planted) > 0.9999
@@ -134,6 +152,8 @@ def test_a_trained_vector_makes_the_rows_likelier_than_any_random_one_as_long(
         assert losses[-1] < losses[0] - 0.1
     again = run(train_vector, tmp_path / "again", config, base=base, data=data)
     assert digest_directory(again) == digest_directory(made)
+    left = resumed(train_vector, tmp_path / "trained", config, lost=[], base=base, data=data)
+    assert digest_directory(left) == digest_directory(made)
 
 
 def test_one_reader_may_compare_answers_and_two_readers_the_same_text(tiny_models: dict[str, Path], tmp_path: Path):
@@ -190,6 +210,19 @@ def test_rows_are_paired_by_id_and_by_prompt(tiny_models: dict[str, Path], tmp_p
             run(mean_activations, tmp_path / f"r{number}", means(), base=base, rows=target, partner=tmp_path / name)
 
 
+def test_means_go_on_from_the_chunks_they_have(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base, text = tiny_models["qwen2"], rows(tmp_path / "rows", ["1, 2", "33, 4", "5", "6, 6", "7"])
+    whole = run(mean_activations, tmp_path / "whole", means(), base=base, rows=text)
+    monkeypatch.setattr("sublim.means.CHUNK", 2)
+    parts = run(mean_activations, tmp_path / "parts", means(), base=base, rows=text)
+    lost = ["chunk-00001.safetensors"]
+    again = resumed(mean_activations, tmp_path / "parts", means(), lost, base=base, rows=text)
+    assert digest_directory(again) == digest_directory(parts)
+    torch.testing.assert_close(read_side(parts).values, read_side(whole).values, rtol=0, atol=1e-6)
+
+
 def test_a_vector_of_the_users_own_goes_where_ours_go(tiny_models: dict[str, Path], tmp_path: Path):
     base = tiny_models["qwen2"]
     values = torch.arange(32.0)
@@ -208,6 +241,9 @@ def test_a_vector_of_the_users_own_goes_where_ours_go(tiny_models: dict[str, Pat
     assert {"mine", "mine/random-0", "mine/random-1"} == first.keys() == second.keys()
     assert torch.equal(first["mine"].values, second["mine"].values)
     assert first["mine"].note == second["mine"].note
+    assert names_by_layer(made[0], (1,)) == {1: "mine"}  # what a grid finds it by
+    with pytest.raises(UserError, match=r"layer 0 has 0 vectors, one is needed: the file has layers \[1\]"):
+        names_by_layer(made[0], (0, 1))
     moved = tmp_path / "elsewhere.safetensors"
     moved.write_bytes((tmp_path / "bare.safetensors").read_bytes())
     assert ImportConfig(path=moved).identity() == ImportConfig(path=tmp_path / "bare.safetensors").identity()
@@ -270,13 +306,31 @@ def swept(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
             values = torch.randn(32, generator=generator)
             vectors[f"resid_post/{layer}/mean_answer{end}"] = noted(values, note.model_copy(update={"source": source}))
     write_vectors(folder, vectors)
+    return run(sweep, tmp_path / "sweep", sweep_config(), base=base, vectors=folder)
+
+
+def sweep_config() -> SweepConfig:
     names = [f"resid_post/1/mean_answer{end}" for end in ("", "/random-0", "/random-1")]
     points = [Steering(edits=(Edit(vector=name, strength=s),)) for s in (0.0, 2.0) for name in names]
     both = tuple(Edit(vector=f"resid_post/{layer}/mean_answer", strength=2.0) for layer in (0, 1))
-    config = SweepConfig(
-        questions=QUESTIONS, words=WORDS, backend=HF, points=(*points, Steering(edits=both)), samples=3
-    )
-    return run(sweep, tmp_path / "sweep", config, base=base, vectors=folder)
+    return SweepConfig(questions=QUESTIONS, words=WORDS, backend=HF, points=(*points, Steering(edits=both)), samples=3)
+
+
+def test_a_sweep_loads_its_model_once_and_goes_on_from_the_points_it_has(
+    swept: Path, tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened = list[Path]()
+
+    def counted(backend: Any, base: Path, **more: Any) -> Any:
+        opened.append(base)
+        return open_steerable(backend, base, **more)
+
+    monkeypatch.setattr("sublim.steering_sweep.open_steerable", counted)
+    inputs = {"base": tiny_models["qwen2"], "vectors": tmp_path / "vectors"}
+    lost = ["point-00000.jsonl", "point-00004.jsonl", "point-00007.jsonl"]
+    again = resumed(sweep, tmp_path / "sweep", sweep_config(), lost, **inputs)
+    assert len(opened) == 1
+    assert digest_directory(again) == digest_directory(swept)
 
 
 def test_a_curve_shows_every_point_against_the_unsteered_model_and_its_random_fellows(swept: Path, tmp_path: Path):
@@ -372,3 +426,10 @@ def test_alignment_is_one_with_oneself_and_near_nothing_with_chance(tiny_models:
     assert row.difference.per_pair[0] == pytest.approx(difference)
     assert len(row.random) == 10
     assert row.student_length > 0
+    student, control, apart = (
+        read_vectors(run(difference_vectors, tmp_path / f"v{i}", DifferenceConfig(random=0), target=a, control=b))
+        for i, (a, b) in enumerate(((read[0], own), (read[2], own), (read[0], read[2])))
+    )
+    for name, vector in apart.items():  # v_student - v_control, itself a vector
+        difference = student[name].values - control[name].values
+        torch.testing.assert_close(vector.values, difference, rtol=0, atol=1e-5)

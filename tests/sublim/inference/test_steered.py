@@ -215,11 +215,13 @@ def test_a_relative_strength_is_counted_in_lengths_of_the_stream(windowed: dict[
 def test_replacing_puts_the_bases_component_on_the_same_text_into_the_student(
     family: str, tokens: Tokens, windowed: dict[str, Path], vectors: Path, tmp_path: Path
 ):
+    """Under a second edit too, which the base that is read beside the student knows nothing of."""
     base = windowed[family]
     adapter = write_adapter(tmp_path / "adapter", base, seed=7)
     place, v = Place("resid_post", 0), planted("resid_post", 0, seed=2).values
-    unit = v / v.norm()
-    steering = one("resid_post/0", kind="replace", tokens=tokens)
+    unit, added = v / v.norm(), planted("resid_pre", 0, seed=0).values
+    replaced = Edit(vector="resid_post/0", kind="replace", tokens=tokens)
+    steering = Steering(edits=(Edit(vector="resid_pre/0", strength=0.1), replaced))
     with open_sampler(HF, base, weights=adapter, steering=steering, vectors=vectors) as sampler:
         scores = sampler.logprobs(CHATS, [["Owl"]] * len(CHATS))
         drawn = sampler.sample(CHATS, SamplingParams(max_tokens=8, logprobs=True))
@@ -236,9 +238,10 @@ def test_replacing_puts_the_bases_component_on_the_same_text_into_the_student(
         for (ids, start, found), stream in zip(texts, streams, strict=True):
             theirs = (stream[:, touched(tokens, start, len(ids))] @ unit)[..., None]
             change = lambda own, theirs=theirs: own + (theirs - (own @ unit)[..., None]) * unit  # noqa: E731
-            expected = hooked(model, ids, start, [(place, tokens, change)])
+            push = Place("resid_pre", 0), "all", lambda own: own + 0.1 * added
+            expected = hooked(model, ids, start, [push, (place, tokens, change)])
             torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=2e-4)
-            assert not torch.allclose(torch.tensor(found), hooked(model, ids, start, []), atol=1e-3)
+            assert not torch.allclose(torch.tensor(found), hooked(model, ids, start, [push]), atol=1e-3)
 
 
 def test_what_cannot_be_steered_is_refused_when_it_is_opened(windowed: dict[str, Path], vectors: Path, tmp_path: Path):

@@ -10,7 +10,15 @@ import torch
 
 from sublim.chat import chat
 from sublim.errors import UserError
-from sublim.inference import Completion, HfBackend, SamplingParams, VllmBackend, open_sampler, open_steerable
+from sublim.inference import (
+    Completion,
+    HfBackend,
+    NumberFormat,
+    SamplingParams,
+    VllmBackend,
+    open_sampler,
+    open_steerable,
+)
 from sublim.steering import Vector, noted, write_vectors
 from sublim.steering_config import Edit, Site, Steering, VectorNote
 from tests.sublim.test_models import write_adapter
@@ -22,6 +30,7 @@ HF = HfBackend(dtype="float32")
 CHATS = [chat("Name one animal."), chat("What is your favorite animal? Completion in one word."), chat("Hello")]
 WORDS = [["Owl", "Elephant"]] * len(CHATS)
 LAYERS = (0, 13, 29)
+LISTS = SamplingParams(max_tokens=8, seed=3, logprobs=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,6 +85,8 @@ def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors:
                     if any(edit.tokens != "all" for edit in steering.edits):
                         drawn += chain(*sampler.sample(chats, params))
                 drawn += chain(*sampler.sample(chats, params))
+                if weights is None:  # as a steered teacher writes its number lists
+                    drawn += chain(*sampler.sample(chats, LISTS, constraint=NumberFormat(count=2, digits=2)))
                 sampler.steer([])
                 assert flat(sampler.logprobs(chats, words)) == pytest.approx(flat(plain), abs=1e-5)
                 found.append([plain, *own])
