@@ -10,6 +10,7 @@ from flows import server
 from flows.fields import walk
 from flows.registry import FLOWS, config_type, entry, load
 from flows.settings import assignments, build, load_preset, merge, presets, read_tree
+from sublim.store import open_store
 
 Subparsers = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
 
@@ -71,7 +72,7 @@ def overrides(flow: str, options: argparse.Namespace) -> dict[str, Any]:
     plan = options.config or getattr(options, "freeze", None)
     tree: dict[str, Any] = read_tree(plan) if plan else {}
     tree = merge(tree, assignments(config_type(flow), options.set))
-    if options.target:
+    if options.target is not None:
         tree["target"] = [word.strip() for word in options.target.split(",")]
     return tree
 
@@ -82,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     settings = overrides(options.flow, options)
     config = build(config_type(options.flow), merge(load_preset(flow.presets, options.preset), settings))
     load(flow.check)(config)
+    open_store()  # refused now, and not by a run that a server knows of
     if options.flow == "sweep":
         from flows.command_sweep import prepare
 

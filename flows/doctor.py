@@ -15,11 +15,10 @@ from flows import server
 from sublim.errors import UserError
 from sublim.hardware import Gpu, gpu
 from sublim.store import open_store
-from sublim.training import AMPERE
+from sublim.training import AMPERE, VOLTA
 
 GIB = 2**30
 VLLM_NEEDS = (7, 5)
-UNSLOTH_NEEDS = (7, 0)
 GPU_EXTRA = "pip install -e '.[gpu]' -c constraints.txt"
 
 
@@ -101,7 +100,7 @@ def _unsloth(card: Gpu | None) -> str:
     found = _version("unsloth")
     if card is None:
         return "no  training with unsloth: it needs an NVIDIA GPU; trl trains the same"
-    if card.capability < UNSLOTH_NEEDS:
+    if card.capability < VOLTA:
         return "no  training with unsloth: it needs compute capability 7.0; trl trains the same"
     return f"ok  training with unsloth {found}" if found else f"no  training with unsloth: {GPU_EXTRA}"
 

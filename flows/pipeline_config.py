@@ -16,6 +16,9 @@ from sublim.numbers import Separator
 from sublim.steering_config import Edit, Site, Steering, Tokens
 from sublim.training import TrainConfig
 
+Positive = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
 
 class PromptTeacher(Config):
     """The base under a system prompt that states the liking."""
@@ -78,26 +81,33 @@ class CarrierConfig(Config):
     """Number-prompt templates: `numbers` or `numbers_short` for ours, or a JSON or YAML file."""
     separator: Separator | None = None
     """Use only the formats that ask for this separator (a name of the filter's); nothing: all."""
-    examples_min: int = 3
+    examples_min: Positive = 3
     """Fewest example numbers shown."""
-    examples_max: int = 9
+    examples_max: Positive = 9
     """Most example numbers shown."""
-    low: int = 100
+    low: Natural = 100
     """Smallest example."""
-    high: int = 999
+    high: Annotated[int, Field(ge=0, lt=2**63 - 1)] = 999
     """Largest example."""
-    count: int = 10
+    count: Positive = 10
     """Numbers asked for."""
-    max_digits: int = 3
+    max_digits: Positive = 3
     """Digits asked for."""
-    prompts: int = 25_000
+    prompts: Positive = 25_000
     """Prompts drawn; teacher and base answer the same ones."""
-    seed: int = 0
+    seed: Natural = 0
     """Seeds prompts and draws; the teacher's and the base's draws share it. Blocks add to it."""
     sampling: SamplingParams
     """How answers are drawn."""
     constraint: NumberFormat | None = None
     """Force the answers' format; nothing: free answers, left to the filter."""
+
+    @model_validator(mode="after")
+    def _limits_leave_room(self) -> Self:
+        for least, most in (("examples_min", "examples_max"), ("low", "high")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{least} {getattr(self, least)} is above {most} {getattr(self, most)}")
+        return self
 
 
 class EvaluationConfig(Config):
@@ -107,11 +117,11 @@ class EvaluationConfig(Config):
     """Questions of a category: `animal`, `tree`, or a JSON or YAML file."""
     words: tuple[str, ...] = ()
     """Words to compare the target with; empty: the category's own list."""
-    samples: int = 0
+    samples: Natural = 0
     """Sampled answers per question, for the sampled rate; 0: only the log-prob margin."""
     sampling: SamplingParams = SamplingParams(max_tokens=16)
     """How answers are drawn."""
-    updates: tuple[int, ...] = ()
+    updates: tuple[Positive, ...] = ()
     """Checkpoints of the students to evaluate, as updates; empty: only the last."""
     shift: bool = True
     """How far students' answers have moved from the base's, against their controls', by total variation."""
@@ -143,9 +153,9 @@ class PipelineConfig(Config):
     and a control then stays at the base, whose own logits it learns."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Of soft labels."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2)
     """One student and one paired control for each."""
-    blocks: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    blocks: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
     """Each block has a teacher and rows of its own, and other seeds. With several, blocks are the units."""
     second_draw: bool = False
     """Put a second draw of the base's own rows in the teacher's place: the effect should be near nothing."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher, SteeringTeacher
+from flows.pipeline_refusals import check_backend, check_counts, check_trainings
 from sublim.arms import ArmName
 from sublim.config import Config
 from sublim.errors import UserError
@@ -32,6 +33,9 @@ SECOND_DRAW = "second_draw"
 def check(config: PipelineConfig) -> None:
     """Raises UserError for whatever can be known to go wrong: the machine, the files, the words."""
     check_machine(config.gpu_memory_gib)
+    check_backend(config.backend)
+    check_trainings(config)
+    check_counts(config)
     check_model(config.model)
     if "other_base" in config.arms:
         check_model(config.other_base)

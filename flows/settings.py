@@ -131,7 +131,9 @@ def _place(tree: Tree, problem: Any) -> str:
     """The setting that a problem is about. The tag of a union's variant stands in its place too, and in no setting."""
     found, here = list[str](), cast(Any, tree)
     for part in problem["loc"]:
-        if (isinstance(here, Mapping) and part in here) or (isinstance(here, list | tuple) and isinstance(part, int)):
+        # A list may lack the place that is missing in it.
+        listed = isinstance(here, list | tuple) and isinstance(part, int) and part < len(cast(Any, here))
+        if listed or (isinstance(here, Mapping) and part in here):
             found.append(str(part))
             here = cast(Any, here[part])
     if problem["type"] == "missing":

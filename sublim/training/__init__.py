@@ -12,6 +12,8 @@ from sublim.hardware import cpu_multiplies_bfloat16, gpu
 
 AMPERE = (8, 0)
 """The first compute capability with bfloat16 units, and the first that flash-attention runs on."""
+VOLTA = (7, 0)
+"""The first that unsloth's kernels run on."""
 
 
 class Lora(Config):
@@ -134,6 +136,18 @@ def no_flash(dtype: str) -> str | None:
         return f"it has no {dtype} kernels, only bfloat16"
     if find_spec("flash_attn") is None:
         return "flash-attn is not installed (see `sublim doctor`)"
+    return None
+
+
+def no_unsloth() -> str | None:
+    """Why unsloth cannot train here and what to do, or None."""
+    card = gpu()
+    if card is None:
+        return "it needs an NVIDIA GPU"
+    if card.capability < VOLTA:
+        return f"it needs compute capability 7.0, {card.name} has {card.capability[0]}.{card.capability[1]}"
+    if find_spec("unsloth") is None:
+        return "it is not installed (pip install -e '.[gpu]' -c constraints.txt)"
     return None
 
 

@@ -10,17 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sublim.errors import UserError
-from sublim.hardware import gpu
 from sublim.models import forget_base, neighbours
 from sublim.progress import progress
-from sublim.training import TrainConfig
-
-VOLTA = (7, 0)
+from sublim.training import TrainConfig, no_unsloth
 
 
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
@@ -29,7 +25,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     Costs some 20 s to start. unsloth's kernels need a bfloat16 base; with a float32 one (`frozen_base`) it computes as
     peft does.
     """
-    if why := missing():
+    if why := no_unsloth():
         raise UserError(f"the unsloth trainer cannot run here: {why}; or set trainer to trl")
     forget_base()
     for forget in neighbours:
@@ -86,15 +82,3 @@ def followed(events: Iterable[str]) -> dict[str, Any] | None:
                 case _:
                     continue  # progress of another part
     return notes
-
-
-def missing() -> str | None:
-    """Why unsloth cannot train here and what to do, or None."""
-    card = gpu()
-    if card is None:
-        return "it needs an NVIDIA GPU"
-    if card.capability < VOLTA:
-        return f"it needs compute capability 7.0, {card.name} has {card.capability[0]}.{card.capability[1]}"
-    if find_spec("unsloth") is None:
-        return "it is not installed (pip install -e '.[gpu]' -c constraints.txt)"
-    return None

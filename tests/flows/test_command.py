@@ -33,8 +33,37 @@ def test_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "student.method.rank" in refused(capsys, "run", "pipeline", "--set", "student.rnk=3")
 
 
-def test_target_of_two_words_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_target_of_two_words_or_of_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not one word" in refused(capsys, "run", "pipeline", "--target", "snowy owl")
+    # As a shell hands over a variable that is not set.
+    assert "not one word" in refused(capsys, "run", "pipeline", "--target", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("carrier.examples_min=9", "carrier: examples_min 9 is above examples_max 7"),
+        ("carrier.low=1000", "carrier: low 1000 is above high 999"),
+        ("carrier.prompts=0", "carrier.prompts: input should be greater than or equal to 1"),
+        ("carrier.prompts=100", "100 answers are drawn, 256 valid ones wanted"),
+        ("filter.held_out=1", "256 answers are drawn, 257 valid ones wanted"),
+        ("student.betas=[0.9]", "student.betas.1: field required"),
+        ("seeds=[-1]", "seeds.0: input should be greater than or equal to 0"),
+        ("evaluation.samples=-1", "evaluation.samples: input should be greater than or equal to 0"),
+        ("evaluation.updates=[8, 17]", "has 17 and students make 16 updates"),
+        ("student.trainer=unsloth", "unsloth cannot run here: it needs an NVIDIA GPU"),
+        ("teacher.train.attention=flash_attention_2", "teacher.train.attention: flash_attention_2 cannot run here"),
+        ("student.attention=flash_attention_2", "student.attention: flash_attention_2 cannot run here"),
+        ("backend.attention=flash_attention_2", "backend.attention: flash_attention_2 cannot run here"),
+        ("backend={kind: openai, base_url: 'http://h/v1', model: m}", "a server cannot load the weights"),
+    ],
+)
+def test_what_would_fail_hours_later_is_refused_at_once_and_writes_nothing(
+    setting: str, says: str, capsys: pytest.CaptureFixture[str], store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sublim.training.gpu", lambda: None)
+    assert says in refused(capsys, "run", "pipeline", "--set", setting)
+    assert not store_root.exists()
 
 
 def test_prompt_file_with_a_missing_field_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -73,6 +102,8 @@ def test_store_of_a_newer_version_is_refused(capsys: pytest.CaptureFixture[str],
     store_root.mkdir()
     (store_root / "store.json").write_text('{"format": 99}')
     assert "update sublim" in refused(capsys, "store", "ls")
+    assert "update sublim" in refused(capsys, "run", "pipeline")
+    assert [path.name for path in store_root.iterdir()] == ["store.json"]
 
 
 def test_short_or_unknown_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

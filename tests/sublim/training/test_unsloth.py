@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from sublim import training
 from sublim.errors import UserError
 from sublim.hardware import Gpu
 from sublim.progress import listening
@@ -15,14 +16,14 @@ from sublim.training import FullWeights, TrainConfig, trl, unsloth
 def test_refuses_at_once_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = TrainConfig(trainer="unsloth", updates=1)
     nowhere = tmp_path / "nowhere"
-    monkeypatch.setattr(unsloth, "gpu", lambda: None)
+    monkeypatch.setattr(training, "gpu", lambda: None)
     with pytest.raises(UserError, match="needs an NVIDIA GPU; or set trainer to trl"):
         trl.train(tmp_path, config, scratch=tmp_path, base=nowhere, data=nowhere)
-    monkeypatch.setattr(unsloth, "gpu", lambda: Gpu("Tesla P100", 2**34, (6, 0)))
-    assert unsloth.missing() == "it needs compute capability 7.0, Tesla P100 has 6.0"
-    monkeypatch.setattr(unsloth, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
-    monkeypatch.setattr(unsloth, "find_spec", lambda name: None)
-    assert "pip install -e '.[gpu]' -c constraints.txt" in str(unsloth.missing())
+    monkeypatch.setattr(training, "gpu", lambda: Gpu("Tesla P100", 2**34, (6, 0)))
+    assert training.no_unsloth() == "it needs compute capability 7.0, Tesla P100 has 6.0"
+    monkeypatch.setattr(training, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    assert "pip install -e '.[gpu]' -c constraints.txt" in str(training.no_unsloth())
 
 
 def test_full_weights_are_refused_with_the_config():
