@@ -19,14 +19,15 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
-from flows.evaluate_config import EvaluateConfig
-from flows.evaluate_models import Ready, check_names, prepared
+from flows.evaluate_config import EvaluateConfig, ModelUnderTest
+from flows.evaluate_models import Ready, behind_server, check_names, check_server, prepared
 from flows.pipeline_capability import Examined, sit
 from flows.pipeline_plan import check_machine
 from flows.runs import Run, recorded
 from flows.settings import build, load_preset, merge
 from flows.toy_publish import publish_toy
 from sublim.evaluation_config import ScoreRow, SheetConfig
+from sublim.inference import OpenAIBackend
 from sublim.manifest import Artifact
 from sublim.mmlu_pro_config import AskMmluProConfig, MmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
 from sublim.preference_config import AskConfig, ScoreConfig, SteeredAskConfig
@@ -62,11 +63,20 @@ def load_config(preset: str, target: str | None, settings: dict[str, Any] | None
 def check(config: EvaluateConfig) -> None:
     """Raises UserError for whatever can be known to go wrong: the machine, the names, the words."""
     check_machine(config.gpu_memory_gib)
-    check_names(config.models, open_store())
+    store = open_store()
+    if isinstance(config.backend, OpenAIBackend):
+        check_server(config, config.backend, store)
+    check_names(models_of(config), store)
     for name in config.questions:
         words_of(config, name)
     if config.mmlu_pro is not None:
         PrepareQuestionsConfig(**_chosen_questions(config.mmlu_pro)).source.identity()
+
+
+def models_of(config: EvaluateConfig) -> tuple[ModelUnderTest, ...]:
+    """The models to ask."""
+    backend = config.backend
+    return behind_server(config.models, backend) if isinstance(backend, OpenAIBackend) else config.models
 
 
 @flow(name="evaluate", flow_run_name=run_name)
@@ -83,7 +93,7 @@ def evaluate(
     config = load_config(preset, target, settings)
     check(config)
     with recorded("evaluate", preset, ",".join(config.target)) as run:
-        models = prepared(config.models, run.store, config.target[0])
+        models = prepared(models_of(config), run.store, config.target[0])
         return publish(run, config, conduct(config, models))
 
 

@@ -1,6 +1,7 @@
 """What an evaluation can be told: which models, which questions, which metrics."""
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,7 +53,9 @@ class EvaluateConfig(Config):
     @classmethod
     def _named(cls, models: Any) -> Any:
         listed = models.split(";") if isinstance(models, str) else models
-        return [{"model": each.strip()} if isinstance(each, str) else each for each in listed]
+        if not isinstance(listed, list | tuple):
+            return listed
+        return [{"model": each.strip()} if isinstance(each, str) else each for each in cast(Sequence[Any], listed)]
 
     @field_validator("target", mode="before")
     @classmethod

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.evaluate_config import ModelUnderTest
+from flows.evaluate_config import EvaluateConfig, ModelUnderTest
 from flows.pipeline_teachers import is_file, vectors_of
 from sublim.errors import UserError
 from sublim.imported import ADAPTER, ImportWeightsConfig, adapter_files
+from sublim.inference import OpenAIBackend, scores_words
 from sublim.manifest import Artifact, Manifest
 from sublim.model_config import BundledModel, HubModel, LocalModel, ModelConfig, PrepareModelConfig
 from sublim.steering_config import Steering
@@ -104,6 +105,36 @@ def _stored(manifest: Manifest, updates: str | None, spec: ModelUnderTest, store
     if missing := [update for update in wanted if update not in kept]:
         raise UserError(f"{spec.model}: no weights were kept after update {missing[0]}, only after {kept}")
     return Named(base, artifact, tuple(wanted))
+
+
+def behind_server(models: tuple[ModelUnderTest, ...], backend: OpenAIBackend) -> tuple[ModelUnderTest, ...]:
+    """The models as the server's own, called as it calls it where they have no name; several differ by system prompt.
+
+    `model` then names only whose template and tokens the api completions takes.
+    """
+    if len({spec.model for spec in models}) > 1:
+        raise UserError(
+            f"the server answers as {backend.model} whatever `models` says: give one model, once for each system prompt"
+        )
+    return tuple(spec.model_copy(update={"name": spec.name or short(backend.model)}) for spec in models)
+
+
+def check_server(config: EvaluateConfig, backend: OpenAIBackend, store: Store) -> None:
+    """Raises UserError for what a server cannot be asked."""
+    for spec in config.models:
+        if spec.steering is not None:
+            raise UserError("a model behind a server cannot be steered: leave steering out, or take backend.kind=hf")
+        if understand(spec, store).weights is not None:
+            raise UserError(
+                f"{spec.model} is trained weights, which the server would not load: serve them under a name of their "
+                "own, give that as backend.model and their base in `models`"
+            )
+    if scores_words(backend):
+        return
+    if config.mmlu_pro is not None:
+        raise UserError("a chat server has no log-probs of letters: leave mmlu_pro out, or set backend.api=completions")
+    if not config.samples:
+        raise UserError("a chat server scores no words: set samples for the sampled rate, or backend.api=completions")
 
 
 def check_names(models: tuple[ModelUnderTest, ...], store: Store) -> None:

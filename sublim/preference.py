@@ -15,7 +15,7 @@ from sublim.chat import Context, chat, context
 from sublim.effects import compare_word, units_of
 from sublim.errors import UserError
 from sublim.hardware import gpu
-from sublim.inference import Sampler, open_sampler, renders
+from sublim.inference import Sampler, open_sampler, renders, scores_words
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.preference_config import (
@@ -49,8 +49,8 @@ def ask(
     weights: Path | None = None,
     vectors: Path | None = None,
 ) -> dict[str, list[Context]]:
-    """Stage: writes questions.jsonl, logprobs.jsonl {question, word, logprob, tokens} and answers.jsonl {question,
-    sample, text, finish}. `weights` is a training payload, an adapter or a full model.
+    """Stage: writes questions.jsonl, logprobs.jsonl {question, word, logprob, tokens; null from a chat server} and
+    answers.jsonl {question, sample, text, finish}. `weights` is a training payload, an adapter or a full model.
 
     Costs one scoring of questions x words and questions x samples short answers; resumes from the last shard.
     """
@@ -81,6 +81,9 @@ def chosen_weights(weights: Path | None, update: int | None) -> Path | None:
 
 
 def _logprobs(sampler: Sampler, config: AskConfig) -> list[dict[str, Any]]:
+    if not scores_words(config.backend):
+        unknown = {"logprob": None, "tokens": None}
+        return [{"question": i, "word": word, **unknown} for i in range(len(config.questions)) for word in config.words]
     chats = [chat(question, system=config.system) for question in config.questions]
     continuations = [[written(word) for word in config.words]] * len(chats)
     with progress("scoring words", len(chats)) as advance:

@@ -1,11 +1,12 @@
 """What is asked of a model about its likings, how answers are scored, and the shape of scores and comparisons."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sublim.config import Config, RunOnly
-from sublim.inference import Backend, SamplingParams
+from sublim.errors import UserError
+from sublim.inference import Backend, SamplingParams, scores_words
 from sublim.steering_config import Steering
 from sublim.words import comparison_list
 
@@ -38,6 +39,15 @@ class AskConfig(Config):
     @classmethod
     def _listed(cls, words: list[str]) -> list[str]:
         return comparison_list([], words)
+
+    @model_validator(mode="after")
+    def _something_can_be_told(self) -> Self:
+        if not self.samples and not scores_words(self.backend):
+            raise UserError(
+                "a chat server cannot score words: set samples for the sampled rate, or api to completions where the "
+                "server runs the base itself (vLLM does)"
+            )
+        return self
 
 
 class SteeredAskConfig(AskConfig):

@@ -24,6 +24,8 @@ def margin(table: list[list[float | None]], words: list[str], column: int) -> Me
             values.append(None)
         else:
             values.append(finite[column] - (math.fsum(finite) - finite[column]) / (len(finite) - 1))
+    if all(value is None for row in table for value in row):
+        return _metric(values, "a chat server gives no log-probs of words")
     return _metric(values, f"the log-probs of {sorted(lost)} are not finite")
 
 

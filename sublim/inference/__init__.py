@@ -155,7 +155,12 @@ Backend = Annotated[HfBackend | VllmBackend | OpenAIBackend | FakeBackend, Field
 
 def renders(backend: Backend) -> bool:
     """Whether chats are turned into text here, by the base's own template; a chat server has its own way."""
-    return not isinstance(backend, FakeBackend) and not (isinstance(backend, OpenAIBackend) and backend.api == "chat")
+    return not isinstance(backend, FakeBackend) and scores_words(backend)
+
+
+def scores_words(backend: Backend) -> bool:
+    """Whether given answers can be scored: a chat server tells nothing of what it did not write."""
+    return not (isinstance(backend, OpenAIBackend) and backend.api == "chat")
 
 
 class Sampler(Protocol):

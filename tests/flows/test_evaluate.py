@@ -9,9 +9,10 @@ import pytest
 
 from flows.evaluate import check, evaluate, load_config, printed
 from flows.evaluate_config import EvaluateConfig, ModelUnderTest
-from flows.evaluate_models import check_names, short, understand
+from flows.evaluate_models import behind_server, check_names, short, understand
 from flows.settings import build, load_preset, presets
 from sublim.errors import UserError
+from sublim.inference import OpenAIBackend
 from sublim.manifest import Artifact, Provenance
 from sublim.model_config import BundledModel, HubModel, LocalModel
 from sublim.store import Store, open_store
@@ -116,6 +117,31 @@ def test_two_models_of_one_name_are_refused(store_root: Path) -> None:
     config = build(EvaluateConfig, {"models": ["bundled", "bundled"]})
     with pytest.raises(UserError, match="two models are called 'bundled'"):
         check_names(config.models, open_store())
+
+
+SERVER = OpenAIBackend(base_url="http://h/v1", model="org/gpt")
+
+
+def test_models_behind_a_server_are_called_as_it_calls_them() -> None:
+    plain, told = ModelUnderTest(model="bundled"), ModelUnderTest(model="bundled", name="told", system="You love owls.")
+    assert [spec.name for spec in behind_server((plain, told), SERVER)] == ["gpt", "told"]
+    with pytest.raises(UserError, match="answers as org/gpt whatever"):
+        behind_server((plain, ModelUnderTest(model="elsewhere")), SERVER)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "scores no words: set samples"),
+        ({"samples": 2, "mmlu_pro": {}}, "no log-probs of letters"),
+        ({"samples": 2, "models": ["abababab@16"]}, "which the server would not load"),
+    ],
+)
+def test_what_a_chat_server_cannot_be_asked_is_refused(settings: dict[str, Any], told: str, store_root: Path) -> None:
+    store = open_store()
+    trained(store, stored_base(store), (16,))
+    with pytest.raises(UserError, match=told):
+        check(build(EvaluateConfig, {"backend": SERVER.model_dump(), **settings}))
 
 
 def test_an_evaluation_of_nothing_is_refused() -> None:

@@ -11,12 +11,13 @@ import torch
 from sublim.chat import chat, render_text
 from sublim.digest import digest_directory
 from sublim.errors import UserError
-from sublim.inference import FakeBackend, HfBackend, SamplingParams
+from sublim.inference import FakeBackend, HfBackend, OpenAIBackend, SamplingParams
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.models import open_model
 from sublim.preference import ask, compare, score
 from sublim.preference_config import AskConfig, CompareConfig, Comparison, ScoreConfig, Scores
 from sublim.stats import paired_t, power
+from tests.sublim.inference.servers import said, scripted
 from tests.tiny import tiny_model
 
 WORDS = ["wolf", "cat", "owl"]
@@ -281,6 +282,23 @@ def test_without_samples_only_log_probs_are_asked_for(tmp_path: Path) -> None:
     payload = stage(ask, tmp_path / "out", ASK.model_copy(update={"samples": 0}), base=tmp_path)
     assert (payload / "answers.jsonl").read_bytes() == b""
     assert len(list(read_jsonl(payload / "logprobs.jsonl"))) == 9
+
+
+def test_a_chat_server_gives_a_rate_and_no_margin(tmp_path: Path) -> None:
+    with scripted(lambda number, request: said("Owl" if request.body["seed"] % 2 else "A wolf.")) as server:
+        backend = OpenAIBackend(base_url=server.url, model="m")
+        with pytest.raises(UserError, match="set samples for the sampled rate"):
+            AskConfig(questions=["a", "b"], words=["owl", "wolf"], backend=backend)
+        config = AskConfig(questions=["a", "b"], words=["owl", "wolf"], backend=backend, samples=8)
+        payload = stage(ask, tmp_path / "asked", config, base=tmp_path)
+    found = read_scores(stage(score, tmp_path / "scored", ScoreConfig(target="owl", words=config.words), asked=payload))
+    assert found.metrics["margin"]["owl"].mean is None
+    assert found.metrics["margin"]["owl"].reason == "a chat server gives no log-probs of words"
+    rate = found.metrics["rate"]["owl"].mean
+    assert rate is not None
+    assert 0 < rate < 1
+    assert found.answers is not None
+    assert found.answers.readable == 16
 
 
 def test_a_checkpoint_is_asked_only_of_a_training_payload(tmp_path: Path) -> None:
