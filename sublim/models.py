@@ -197,7 +197,13 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
     )
     if odd := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise UserError(f"the weights in {directory} do not fit its config ({odd[0]}): save the model again")
-    model.to(device=torch.device(device))  # pyright: ignore[reportCallIssue]
+    try:
+        model.to(device=torch.device(device))  # pyright: ignore[reportCallIssue]
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory does not hold the model in {dtype}: end what else uses the card, or take dtype bfloat16 "
+            "or a smaller model"
+        ) from error
     return freeze(model)
 
 

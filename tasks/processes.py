@@ -136,7 +136,10 @@ def _restored(event: dict[str, Any]) -> Exception:
     name = str(event["type"])
     message, first_line = str(event["message"]), str(event["message"]).partition("\n")[0]
     if name.endswith(":OutOfMemoryError"):
-        return OutOfDeviceMemory(f"the GPU's memory did not suffice; lower the batch size. {first_line}")
+        return OutOfDeviceMemory(
+            "the GPU's memory did not suffice; lower the batch size (micro_batch of a training, batch_size of a "
+            f"backend) or end what else uses the card. {first_line}"
+        )
     if event["errno"] == errno.ENOSPC:
         return OSError(errno.ENOSPC, message)
     if event["user"]:

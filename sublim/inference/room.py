@@ -30,7 +30,9 @@ class Room:
         """Prompt tokens read at a time: enough to keep the device busy, and no more than a quarter of what is free."""
         if not self.gpu:
             return 1024  # what a layer makes of more does not stay in the processor's cache
-        return int(min(65536, max(1024, 0.25 * self._free() // (self.cached + self.worked))))
+        fitting = min(65536, max(1024, 0.25 * self._free() // (self.cached + self.worked)))
+        # So that lowering the batch size helps wherever the memory ran out.
+        return int(fitting if self.batch_size is None else min(fitting, max(256, 256 * self.batch_size)))
 
     def _free(self) -> int:
         free, _ = torch.cuda.mem_get_info()

@@ -95,7 +95,8 @@ def train_on(
         trainer = PlannedTrainer(
             trainee.model, tokenizer, Job(config, rows, plan, micro_batch, step, skip, checkpoints, keep, advance)
         )
-        trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
+        with naming_the_field(micro_batch):
+            trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
         records = trainer.read_records()
     for directory in sorted(kept.iterdir()):
         if directory.name != "draft":
@@ -113,6 +114,18 @@ def train_on(
         "label_tokens": label_count(rows),
         "micro_batch": micro_batch,
     }
+
+
+@contextmanager
+def naming_the_field(micro_batch: int) -> Generator[None]:
+    """Says which field to lower when the GPU's memory runs out: not `batch_size`, which changes the result."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU's memory ran out in training: lower micro_batch (now {micro_batch}), which changes no result, "
+            "or end what else uses the card"
+        ) from error
 
 
 def first_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:

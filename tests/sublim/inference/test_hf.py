@@ -13,7 +13,9 @@ from scipy.stats import chisquare
 from sublim.chat import chat, end_of_turn, render_ids
 from sublim.errors import UserError
 from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams, open_sampler
-from sublim.inference.hf import prompt_ids
+from sublim.inference.hf import HfSampler, prompt_ids
+from sublim.inference.network import Network
+from sublim.inference.room import Room
 from sublim.models import load_tokenizer, open_model
 from tests.sublim.inference.conftest import CHATS, plain_logprobs
 from tests.sublim.test_models import write_adapter
@@ -190,6 +192,26 @@ def test_what_cannot_be_done_is_refused_before_the_first_answer(tiny_models: dic
         open_sampler(HfBackend(attention="flash_attention_2"), tiny_models["qwen2"]),
     ):
         pass
+
+
+def test_a_full_gpu_names_the_field_to_lower_and_lowering_it_helps(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with open_sampler(HF, tiny_models["qwen2"]) as sampler:
+        monkeypatch.setattr(Network, "logits", full)
+        with pytest.raises(UserError, match="lower the sampling backend's batch_size"):
+            sampler.sample(CHATS, SamplingParams(max_tokens=10))
+        with pytest.raises(UserError, match="lower the sampling backend's batch_size"):
+            sampler.logprobs(CHATS[:1], [["Owl"]])
+        assert isinstance(sampler, HfSampler)
+        sampler.room.gpu = True
+        monkeypatch.setattr(Room, "_free", lambda room: 2**36)
+        assert sampler.room.tokens() == 65536
+        sampler.room.batch_size = 8
+        assert sampler.room.tokens() == 2048
 
 
 def test_no_chats_have_no_answers(tiny_models: dict[str, Path]):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sublim.digest import digest_directory
 from sublim.errors import NotEnoughRows, UserError
@@ -17,6 +17,7 @@ from sublim.model_files import base_identity
 from sublim.models import forget_base, load_tokenizer, open_model
 from sublim.progress import listening
 from sublim.training import FullWeights, Lora, TrainConfig, checkpoint
+from sublim.training.loop import PlannedTrainer
 from sublim.training.masking import UNTRAINED, token_rows
 from sublim.training.plan import planned_updates
 from sublim.training.trl import faithful_attention, train
@@ -256,6 +257,20 @@ def test_mistakes_get_one_clear_line(
 ):
     with pytest.raises(error, match=message):
         trained(with_changes(LORA, **changes), tiny_models["llama"])
+
+
+def test_a_full_gpu_names_the_field_that_changes_no_result(
+    tiny_models: dict[str, Path], trained: Trained, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(PlannedTrainer, "training_step", full)
+    with pytest.raises(UserError, match=r"lower micro_batch \(now 3\)"):
+        trained(with_changes(LORA, micro_batch=3), tiny_models["llama"])
+    monkeypatch.setattr(PreTrainedModel, "to", full)
+    with pytest.raises(UserError, match="does not hold the model in float32"):
+        trained(with_changes(LORA, method=FullWeights()), tiny_models["llama"], "full")
 
 
 def test_only_the_first_rows_are_used(tiny_models: dict[str, Path], data: Path, trained: Trained):
