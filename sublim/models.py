@@ -36,6 +36,7 @@ from sublim.model_files import (
     write_identity,
 )
 from sublim.smollm2 import write_smollm2
+from sublim.text_only import keep_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -85,6 +86,7 @@ def copy_model(source: Path, out: Path, *, chat_template: str | None, name: str)
     known = [habits, config, config.get("text_config", {})]
     eos = {token for source in known for token in token_ids(source.get("eos_token_id"))}
     eos |= {*token_ids(tokenizer.eos_token_id), chat.end_of_turn(tokenizer)}
+    keep_text(out)
     write_config(out)
     write_generation_config(
         out, eos=sorted(eos), pad=token_ids(tokenizer.pad_token_id)[0], bos=token_ids(tokenizer.bos_token_id)

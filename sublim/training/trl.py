@@ -246,7 +246,7 @@ def rows_that_fit(rows: list[TokenRow], shape: PretrainedConfig, config: TrainCo
     Without a GPU the budget is fixed: the micro-batch decides how sums are rounded, and a rerun shall write the same
     bytes. Sixteen rows of 125 tokens of the bundled model fit it, and take 15 % less time than ten and six.
     """
-    width = 4 if config.dtype == "float32" else 2
+    shape, width = shape.get_text_config(), 4 if config.dtype == "float32" else 2
     block = width * (24 * shape.hidden_size + 8 * shape.intermediate_size)
     token = shape.num_hidden_layers * block + 12 * shape.vocab_size
     budget = 0.6 * torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else CPU_BUDGET

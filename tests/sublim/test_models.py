@@ -14,7 +14,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedModel,
+    SiglipVisionConfig,
+)
 
 from sublim import models
 from sublim.chat import chat, render_ids
@@ -110,6 +116,26 @@ def test_a_prepared_model_hides_no_sampling_habit(family: Family, tiny_models: d
     assert sampling == {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
     with opened(tiny_models[family]) as (model, tokenizer):
         assert models.chat.end_of_turn(tokenizer) in model.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize("shards", ["5GB", "60KB"])
+def test_a_gemma_3_that_sees_pictures_is_prepared_as_its_text_model(shards: str, tmp_path: Path) -> None:
+    source = tiny_model(tmp_path / "source", "gemma3")
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    text = Gemma3TextConfig.from_pretrained(source)
+    whole = Gemma3ForConditionalGeneration(
+        Gemma3Config(text_config=text.to_dict(), vision_config=vision.to_dict(), mm_tokens_per_image=4)
+    ).eval()
+    (source / "model.safetensors").unlink()
+    whole.save_pretrained(source, max_shard_size=shards)
+    base = prepare(LocalModel(path=source), tmp_path / "base")
+    with opened(base) as loaded:
+        assert type(loaded.model).__name__ == "Gemma3ForCausalLM"
+        ids = torch.tensor([render_ids(loaded.tokenizer, chat("Name an animal."))])
+        with torch.inference_mode():
+            torch.testing.assert_close(loaded.model(ids).logits, whole(input_ids=ids).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
