@@ -14,7 +14,7 @@ from sublim.chat import Chat, chat
 from sublim.errors import UserError
 from sublim.generate import GenerateConfig, generate_numbers
 from sublim.inference import HfBackend, NumberFormat, OpenAIBackend, SamplingParams, open_sampler, openai
-from sublim.inference.openai_client import Pace, retry_after
+from sublim.inference.openai_client import Pace, backoff, retry_after
 from sublim.jsonl import read_jsonl
 from sublim.models import load_tokenizer
 from sublim.prompts import NumberPrompts, load_number_templates
@@ -56,11 +56,25 @@ def test_a_busy_server_is_left_alone_for_as_long_as_it_asks():
         return Reply(429, b"slow down", {"Retry-After": "1"}) if number == 0 else echo(number, request)
 
     with scripted(script) as server:
-        answers = ask(server.url, [chat(f"{i}") for i in range(6)], concurrency=1)
+        answers = ask(server.url, [chat(f"{i}") for i in range(6)], concurrency=2)
     assert [own[0].text[0] for own in answers] == list("012345")
-    first, *rest = (seen.at for seen in server.seen)
-    assert len(rest) == 6
-    assert min(rest) - first >= 1.0
+    first, _, *rest = (seen.at for seen in server.seen)
+    assert len(rest) == 5
+    assert min(rest) - first >= 1.0, "only the request that was under way beside it came earlier, by whomever"
+
+
+def test_what_the_server_counts_sets_the_pace():
+    with scripted(lambda *_: said("x", usage={"total_tokens": 300})) as server:
+        ask(server.url, [chat("a"), chat("b")], concurrency=1, tokens_per_minute=60_000)
+    first, second = (seen.at for seen in server.seen)
+    assert second - first >= 0.25, "a millisecond a token, and far fewer were estimated"
+
+
+def test_waits_without_a_word_from_the_server_grow_up_to_a_limit():
+    for attempt in range(12):
+        longest = min(60.0, 0.5 * 2**attempt)
+        waits = {backoff(attempt) for _ in range(20)}
+        assert longest / 2 <= min(waits) < max(waits) <= longest
 
 
 def test_failures_of_the_server_are_tried_again_and_then_told():
@@ -69,7 +83,9 @@ def test_failures_of_the_server_are_tried_again_and_then_told():
 
     with scripted(failing) as server:
         assert len(ask(server.url, [chat("a")])) == 1
-        assert len(server.seen) == 3
+        first, second, third = (seen.at for seen in server.seen)
+        assert second - first >= 0.25
+        assert third - second >= 0.5
     with (
         scripted(lambda *_: Reply(503, b"down for now")) as server,
         pytest.raises(UserError, match=r"still answers 503 \(down for now\) after 2 tries: .* run again"),
