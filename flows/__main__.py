@@ -4,7 +4,7 @@ sublim run pipeline --preset quickstart --target owl
 sublim run pipeline --help
 sublim presets | runs | show KEY | report RUN
 sublim store ls | verify | forget STAGE KEY | gc
-sublim models ls | fetch NAME
+sublim models ls | fetch NAME | export KEY FOLDER
 sublim power --effect 0.3 --pilot KEY
 sublim server start | stop | status
 sublim pools | deploy
@@ -13,10 +13,14 @@ sublim doctor
 """
 
 import argparse
+import os
 import sys
 
 from flows import command_look, command_models, command_pool, command_power, command_run, command_server, command_store
 from sublim.errors import UserError
+
+LOOKING = ("presets", "runs", "show", "report", "store", "models", "doctor")
+"""Commands whose reader may go away, as in `sublim store ls | head`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"sublim: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        if options.command not in LOOKING:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter writes there once more
+        return 0
     except KeyboardInterrupt:
         print("sublim: stopped; the same command goes on from here", file=sys.stderr)
         return 130

