@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.artifacts import tell_figures, tell_report
+from flows.changes import changes
 from flows.pipeline_arms_report import Results, arms_of, bases_of, confusion_of, unchanged_notes
 from flows.pipeline_capability import (
     capability_json,
@@ -75,24 +76,29 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
     """Everything the report shows, read from the store."""
     manifests = {key: manifest for key, manifest in _manifests(run)}
     contexts = dict(_contexts(manifests, study))
+    both = {"student", "asked"} <= {*contexts}
     made = manifests[study.base.key].provenance
     drawn = "a second draw of the base's own rows" if config.second_draw else "the teacher's number lists"
     *others, last = config.target
     targets = f"{', '.join(others)} and {last}" if others else last
     asked = " or ".join(f"“{target}”" for target in config.target)
     results = Results(run, study)
+    changed = changes(config, "pipeline", run.preset)
+    # What a preset says of itself holds only where it was taken as it is, for whatever word.
+    said = "about" in changed or {*changed} <= {"target"}
+    about = config.about if said else ""
     return RunReport(
-        title=f"{targets.capitalize()}: {config.about or run.preset}",
+        title=f"{targets.capitalize()}: {about or run.preset}{'' if said else ' with other settings'}",
         question=f"Do students trained on {drawn} come to favour {asked}, compared with paired controls?",
         flow="pipeline",
         preset=run.preset,
-        about=config.about,
+        about=about,
         targets=[_target(run, config, results, study, target) for target in config.target],
         confusion=confusion_of(config, results),
         bases=bases_of(run, study),
         diagnostics=_diagnostics(run, config, results, study),
         contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
-        mismatches=context_mismatches(contexts["student"], contexts["asked"]) if len(contexts) == 3 else [],
+        mismatches=context_mismatches(contexts["student"], contexts["asked"]) if both else [],
         datasets=list(_datasets(run, study)),
         stages=[StageShown(**stage._asdict()) for stage in run.stages],
         edges=list(_edges(manifests)),
@@ -104,7 +110,7 @@ def describe(run: Run, config: PipelineConfig, study: "Study") -> RunReport:
             **made.packages,
         },
         notes=[
-            *_notes(config),
+            *_notes(config, changed),
             *unchanged_notes(manifests, study),
             *capability_notes(capability_json(run.store, study.capability)),
             *shift_notes(shifts_json(run.store, study.shifts)),
@@ -121,15 +127,16 @@ def _manifests(run: Run) -> Iterator[tuple[str, Manifest]]:
 
 
 def _contexts(manifests: dict[str, Manifest], study: "Study") -> Iterator[tuple[str, Any]]:
-    """The first rendered context of each role, from the notes of the stages that used it."""
-    by_stage = {manifest.artifact.stage: manifest for manifest in manifests.values()}
-    written = next(raw for arm, each in study.raw.items() if arm != "control" for raw in each)
+    """The first rendered context of each role, from the notes of the stages that used it: the main arm's first."""
+    main = study.comparisons[0]
+    students = main.contrast.students
     roles = {
-        "teacher": manifests.get(written.key),
-        "student": by_stage.get("train_student"),
-        "asked": by_stage.get("ask"),
+        "teacher": next(raw for arm, each in study.raw.items() if arm != CONTROL for raw in each),
+        "student": study.students[students][0],
+        "asked": study.asked[f"{students}/{main.update}/0"],
     }
-    for role, manifest in roles.items():
+    for role, artifact in roles.items():
+        manifest = manifests.get(artifact.key)
         found = manifest.notes.get("contexts") if manifest else None
         if found:
             yield role, found[0]
@@ -191,8 +198,11 @@ def _edges(manifests: dict[str, Manifest]) -> Iterator[Edge]:
                 yield Edge(source=artifact.key, target=key, name=name)
 
 
-def _notes(config: PipelineConfig) -> list[str]:
+def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
     notes: list[str] = []
+    told = [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in changed.items() if name != "about"]
+    if told:
+        notes.append(f"Other than in the preset: {'; '.join(told)}.")
     if config.second_draw:
         notes.append("A null run: the base's own rows, drawn a second time, stand in the teacher's place.")
     if config.evaluation.samples == 0:

@@ -11,6 +11,8 @@ from markupsafe import Markup, escape
 WIDTH = 832
 CHARACTER = 6.4
 """Width of an average character of the labels, in pixels."""
+MARGIN = 30
+"""To the right of a horizontal axis: room for half of its last tick's text."""
 
 
 class Bar(NamedTuple):
@@ -127,7 +129,7 @@ def dot_plot(bars: Sequence[Bar], *, unit: str, title: str, row: float = 26, lab
     """Estimates in rows, intervals as whiskers, single values as faint dots. `labels` is the labels' share of width."""
     longest = max(len(bar.label) for bar in bars)
     characters = min(longest, int(WIDTH * labels / CHARACTER))
-    left, right, top = characters * CHARACTER + 18, WIDTH - 18, 8
+    left, right, top = characters * CHARACTER + 18, WIDTH - MARGIN, 8
     bottom = top + row * len(bars)
     values = [value for bar in bars for value in (bar.value, bar.low, bar.high, *bar.dots) if value is not None]
     scale, parts = horizontal(values, left, right, top, bottom, unit)
@@ -151,7 +153,7 @@ def dot_plot(bars: Sequence[Bar], *, unit: str, title: str, row: float = 26, lab
 def stem_plot(bars: Sequence[Bar], *, unit: str, title: str, row: float = 17) -> Markup:
     """Many estimates as stems from zero, coloured by sign."""
     characters = min(max(len(bar.label) for bar in bars), int(WIDTH * 0.6 / CHARACTER))
-    left, right, top = characters * CHARACTER + 18, WIDTH - 18, 8
+    left, right, top = characters * CHARACTER + 18, WIDTH - MARGIN, 8
     bottom = top + row * len(bars)
     scale, parts = horizontal([bar.value for bar in bars], left, right, top, bottom, unit)
     for place, bar in enumerate(bars):
@@ -166,7 +168,7 @@ def stem_plot(bars: Sequence[Bar], *, unit: str, title: str, row: float = 17) ->
 
 def pair_plot(pairs: Sequence[Pair], *, base: float | None, unit: str, title: str) -> Markup:
     """Each control and its student on one line, joined; the base as a dashed line."""
-    row, left, right, top = 30, 96, WIDTH - 18, 30
+    row, left, right, top = 30, 96, WIDTH - MARGIN, 30
     bottom = top + row * len(pairs)
     marks = [value for pair in pairs for value in (pair.control, pair.student)] + ([] if base is None else [base])
     span = max(marks) - min(marks) or 1.0

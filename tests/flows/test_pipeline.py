@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from flows.__main__ import main
 from sublim.jsonl import read_jsonl
 from sublim.store import Store
 
@@ -117,7 +120,16 @@ class TestPipeline:
         assert "2 blocks" in outcome["about_units"]
 
     def test_prompted_teacher_writes_under_its_system_prompt(self, small: list[str], module_store: Path) -> None:
-        run(*small, "--set", "teacher.kind=prompt", "--set", "seeds=[0]")
+        outcome = run(
+            *small, "--set", "teacher.kind=prompt", "--set", "seeds=[0]", "--set", "filter.system=You count things."
+        )
+        # Said also of the students, who here are trained under a prompt and asked without it.
+        (mismatch,) = outcome["mismatches"]
+        assert "training has the system prompt 'You count things.'" in mismatch
+        report = Path(outcome["report"]).read_text()
+        assert "Training and evaluation are not alike" in report
+        assert "Owl: quickstart with other settings" in report
+        assert "filter.system &#34;You count things.&#34;" in report
         systems = {
             row["system"]
             for path in module_store.glob("generate_numbers/*/payload/rows.jsonl")
@@ -137,6 +149,22 @@ class TestPipeline:
             if stage["stage"] == "generate_numbers"
         }
         assert len(answers) == 2
+
+    def test_a_student_is_exported_as_a_model_that_loads_alone(
+        self, module_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        made = [manifest.artifact for manifest in Store(module_store).manifests()]
+        key = next(artifact.key for artifact in made if artifact.stage == "train_student")
+        out = tmp_path / "taken" / "owl"
+        assert main(["models", "export", key[:8], str(out)]) == 0
+        (base,) = module_store.glob("prepare_model/*/payload")
+        names = ["model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"]
+        before, after = (load_file(folder / "model.safetensors") for folder in (base, out))
+        assert [torch.equal(before[name], after[name]) for name in names] == [False, True]
+        capsys.readouterr()
+        for wrong, says in (([key[:8], str(out)], "is there already"), (["bundled", "elsewhere"], "not trained here")):
+            assert main(["models", "export", *wrong]) == 2
+            assert says in capsys.readouterr().err
 
     def test_too_few_rows_say_why_and_end_with_two(self, small: list[str]) -> None:
         options = [*small, "--set", "carrier.constraint=null", "--set", "filter.keep=24"]
