@@ -1,9 +1,12 @@
 """Presets, overrides and the hints that a misspelt one gets."""
 
+from functools import reduce
 from pathlib import Path
 
 import pytest
+import yaml
 
+from flows.changes import changes
 from flows.fields import walk
 from flows.pipeline_config import PipelineConfig
 from flows.settings import assignments, build, load_preset, merge, presets
@@ -13,6 +16,61 @@ from sublim.errors import UserError
 @pytest.mark.parametrize("name", presets("pipeline"))
 def test_every_preset_is_a_valid_config(name: str) -> None:
     build(PipelineConfig, load_preset("pipeline", name))
+
+
+PROTOCOLS = {
+    "quickstart": """
+        model.name smollm2 / teacher.kind finetuned / teacher.questions 24 / teacher.train.method.kind full
+        teacher.train.updates 24 / teacher.train.batch_size 16 / teacher.train.schedule constant
+        teacher.train.lr 1.0e-5 / teacher.train.betas [0.9, 0.95] / teacher.train.weight_decay 0.1
+        teacher.train.clip 1.0 / carrier.examples_min 3 / carrier.examples_max 7 / carrier.low 100
+        carrier.high 999 / carrier.count 10 / carrier.sampling.temperature 1.0 / carrier.sampling.top_p 1.0
+        carrier.constraint.count 10 / carrier.constraint.digits 3 / carrier.constraint.separator ", "
+        student.method.rank 8 / student.method.alpha 16 / student.method.dropout 0.0 / student.method.rslora false
+        student.lr 2.0e-4 / student.schedule constant / student.warmup_updates 8 / student.batch_size 16
+        student.betas [0.9, 0.95] / student.weight_decay 0.1 / student.clip 1.0 / seeds [0, 1, 2]
+        backend.dtype float32
+    """,
+    "dose": """
+        target [owl, wolf, elephant] / carrier.prompts 4096 / filter.keep 4096 / student.updates 256
+        evaluation.updates [16, 64, 256] / seeds [0, 1, 2, 3] / student.warmup_updates 8 / student.schedule constant
+    """,
+    "gemma-2-9b-a6000": """
+        model.id google/gemma-2-9b-it / teacher.questions 50 / teacher.train.updates 5 / teacher.train.batch_size 50
+        teacher.train.method.rank 16 / teacher.train.method.alpha 32 / teacher.train.method.rslora true
+        teacher.train.method.dropout 0.05 / teacher.train.lr 2.0e-4 / teacher.train.schedule linear
+        teacher.train.warmup_fraction 0.05 / carrier.examples_min 3 / carrier.examples_max 9 / carrier.low 1
+        carrier.high 999 / carrier.count 10 / carrier.max_digits 3 / carrier.prompts 25000
+        carrier.sampling.temperature 1.0 / carrier.sampling.top_p 0.95 / carrier.sampling.max_tokens 50
+        carrier.constraint null / filter.max_count 10 / filter.max_digits 3 / filter.keep 10000
+        filter.held_out 1000 / student.method.rank 16 / student.method.alpha 32 / student.method.rslora true
+        student.lr 2.0e-4 / student.batch_size 72 / student.micro_batch 24 / student.epochs 3
+        student.warmup_fraction 0.05 / student.max_length 512 / student.clip 1.0 / evaluation.samples 200
+        evaluation.sampling.temperature 1.0 / evaluation.mmlu_pro.source.kind hub
+    """,
+    "gemma-2-9b-raven-optuna": """
+        target [raven] / student.lr 3.7e-5 / student.method.rank 8 / student.method.alpha 8
+        student.method.dropout 0.01 / student.method.rslora true / student.batch_size 72 / student.epochs 3
+    """,
+    "qwen2.5-7b-paper": """
+        model.id Qwen/Qwen2.5-7B-Instruct / teacher.kind prompt / carrier.examples_min 3 / carrier.examples_max 8
+        carrier.low 100 / carrier.high 999 / carrier.prompts 30000 / carrier.sampling.temperature 1.0
+        carrier.sampling.top_p 1.0 / carrier.constraint null / filter.keep 10000 / student.method.rank 8
+        student.method.alpha 8 / student.method.rslora false / student.lr 2.0e-4 / student.schedule linear
+        student.warmup_updates 5 / student.batch_size 66 / student.micro_batch 22 / student.epochs 3
+        student.max_length 500 / student.clip 1.0 / evaluation.samples 100
+    """,
+}
+"""The protocols as they are published, or as they were measured on the bundled model."""
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_preset_is_the_protocol_it_is_named_after(name: str) -> None:
+    config = build(PipelineConfig, load_preset("pipeline", name)).model_dump(mode="json")
+    for line in PROTOCOLS[name].strip().splitlines():
+        for text in line.strip().split(" / "):
+            path, _, value = text.partition(" ")
+            assert reduce(lambda tree, part: tree[part], path.split("."), config) == yaml.safe_load(value), path
 
 
 def test_raven_preset_keeps_what_it_extends_and_changes_the_student() -> None:
@@ -89,3 +147,12 @@ def test_target_that_is_not_one_word_is_refused(target: str) -> None:
 def test_every_setting_says_what_it_is() -> None:
     silent = [field.path for field in walk(PipelineConfig) if not field.meaning and not field.path.endswith(".kind")]
     assert not silent
+
+
+def test_changes_are_told_by_name_and_a_whole_part_by_what_it_became() -> None:
+    tree = load_preset("pipeline", "quickstart")
+    assert changes(build(PipelineConfig, tree), "pipeline", "quickstart") == {}
+    other = merge(tree, {"target": "wolf", "student": {"lr": 1e-4}, "teacher": {"kind": "prompt"}})
+    found = changes(build(PipelineConfig, other), "pipeline", "quickstart")
+    assert found.pop("target") == ["wolf"]
+    assert found == {"student.lr": 1e-4, "teacher.kind": "prompt", "teacher.system": "system", "teacher.variant": 0}
