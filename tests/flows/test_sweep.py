@@ -205,14 +205,14 @@ class TestSweep:
         assert looked_up(*cells_of(other)) is None
 
     def test_a_failed_cell_fails_alone_and_says_why_in_the_table(self, published: Path) -> None:
-        outcome = ran(published, grid={"filter.keep": [8, 500], "evaluation.sampling": [{"max_tokens": 16}]})
+        outcome = ran(published, grid={"filter.low": [0, 999], "evaluation.sampling": [{"max_tokens": 16}]})
         assert outcome["cells"] == 2
         (failed,) = outcome["failures"]
         assert outcome["failed"] == 1
-        assert "500" in failed["cell"]
+        assert "999" in failed["cell"]
         assert "wanted" in failed["reason"]
-        rows = table(outcome).filter(pl.col("metric") == "margin").sort("filter.keep")
-        assert rows["estimate"].is_null().to_list() == [True, False]
+        rows = table(outcome).filter(pl.col("metric") == "margin").sort("filter.low")
+        assert rows["estimate"].is_null().to_list() == [False, True]
         lost = rows.filter(pl.col("estimate").is_null())
         assert "wanted" in lost["reason"][0]
         assert "1 of 1 cells failed" in lost["reason"][0]
@@ -334,11 +334,11 @@ def test_cells_fan_out_to_a_worker_and_one_fails_alone(
     prefect("deploy", "--all", "--prefect-file", str(deployed))
     pool = {"kind": "pool", "deployment": "pipeline/cells", "poll_seconds": 1.0}
     with worker("cells", environment, tmp_path / "worker.log"):
-        outcome = ran(published, where=pool, grid={"filter.keep": [8, 500]})
+        outcome = ran(published, where=pool, grid={"filter.low": [0, 999]})
     log = (tmp_path / "worker.log").read_text()[-2000:]
     assert outcome["cells"] == 4, log
     assert outcome["failed"] == 2, (outcome["failures"], log)
-    assert all("500" in each["cell"] and "wanted" in each["reason"] for each in outcome["failures"])
+    assert all("999" in each["cell"] and "wanted" in each["reason"] for each in outcome["failures"])
     # What the workers made is found again without one, by a sweep that would hand its cells to them.
     again = ran(published, where=pool, grid={"filter.keep": [8]})
     assert (again["cells"], again["cached"], again["failed"]) == (2, 2, 0)

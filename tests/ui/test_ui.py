@@ -44,7 +44,7 @@ def runs(lab: Lab) -> list[str]:
         "student": {"updates": 2, "batch_size": 4, "warmup_updates": 1, "max_length": 600},
         "backend": {"kind": "fake", "invalid": 0.1},
     }
-    wrong = settings | {"filter": {"keep": 500}}
+    wrong = settings | {"filter": {"keep": 8, "low": 999}}
     with lab.worker("cpu", limit=2):
         first, failed = (lab.hand_over("pipeline/cpu", target="owl", settings=each) for each in (settings, wrong))
         lab.wait(first, "Completed")
