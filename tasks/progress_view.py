@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from sublim.progress import Listener
 
 PATIENCE_SECONDS = 3.0  # a stage shorter than this shows nothing
+SILENT = ""
 log = logging.getLogger("sublim.progress")
 
 
@@ -26,6 +27,8 @@ def shown_progress(stage: str) -> Generator[Listener]:
     """Gives a listener that shows the progress of `stage` once it has taken a few seconds."""
     bars, artifacts = _Bars(stage), _Artifacts(stage)
     started = time.monotonic()
+    silent = threading.Timer(PATIENCE_SECONDS, bars.pulse)
+    silent.daemon = True
 
     def listen(label: str, done: int, total: int) -> None:
         if time.monotonic() - started >= PATIENCE_SECONDS:
@@ -33,34 +36,47 @@ def shown_progress(stage: str) -> Generator[Listener]:
             artifacts.update(label, 100.0 * done / max(total, 1))
 
     try:
+        silent.start()
         yield listen
         artifacts.complete()
     finally:
+        silent.cancel()
         artifacts.close()
         bars.close()
 
 
 class _Bars:
-    """Bars on stderr, when that is a terminal."""
+    """Bars on stderr, when that is a terminal; one without an end while a stage has told nothing of its progress."""
 
     def __init__(self, stage: str) -> None:
-        self.stage = stage
+        self.stage, self.lock, self.closed = stage, threading.Lock(), False
         self.tasks: dict[str, TaskID] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.display = Progress(*columns, console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
 
+    def pulse(self) -> None:
+        """Called where nothing was told for a while."""
+        with self.lock:
+            if self.display is not None and not self.tasks and not self.closed:
+                self.tasks[SILENT] = self.display.add_task(self.stage, total=None)
+                self.display.start()
+
     def update(self, label: str, done: int, total: int) -> None:
-        if self.display is None:
-            return
-        if not self.tasks:
+        with self.lock:
+            if self.display is None or self.closed:
+                return
+            if label not in self.tasks:
+                self.tasks[label] = self.display.add_task(f"{self.stage}: {label}", total=total)
+            if SILENT in self.tasks:
+                self.display.remove_task(self.tasks.pop(SILENT))
             self.display.start()
-        if label not in self.tasks:
-            self.tasks[label] = self.display.add_task(f"{self.stage}: {label}", total=total)
-        self.display.update(self.tasks[label], completed=done)
+            self.display.update(self.tasks[label], completed=done)
 
     def close(self) -> None:
-        if self.display is not None and self.tasks:
-            self.display.stop()
+        with self.lock:
+            self.closed = True
+            if self.display is not None and self.tasks:
+                self.display.stop()
 
 
 class _Artifacts:
