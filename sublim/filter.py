@@ -143,7 +143,8 @@ def _too_few(valid: int, rows: int, config: FilterConfig, counts: Counter[Reject
     wanted = f"{config.keep or 1:,}" + (f" + {config.held_out:,} held out" if config.held_out else "")
     refused = ", ".join(f"{reason} {n:,}" for reason, n in counts.most_common()) or "none"
     found = f"{valid:,} of {rows:,} answers are valid, {wanted} wanted"
-    return f"{found}: write more prompts or lower keep (refused: {refused})"
+    apart = ", or let arms keep prompts of their own (same_prompts=false)" if counts[Rejection.PARTNER] else ""
+    return f"{found}: write more prompts or lower keep{apart} (refused: {refused})"
 
 
 def _answers(raw: Path) -> Iterator[Answer]:
