@@ -122,7 +122,7 @@ def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
             max_num_seqs=backend.batch_size or (1024 if on_gpu else 64),
             enforce_eager=backend.eager or not on_gpu,
             enable_prefix_caching=True,
-            enable_lora=True,
+            enable_lora=takes_adapters(backend),
             max_lora_rank=wanted.rank,
             lora_target_modules=sorted(wanted.modules),
             max_loras=2,  # a student's and, where its component is replaced, one that leaves the base as it is
@@ -142,6 +142,11 @@ def context_length(backend: VllmBackend, model: Path) -> int:
     if backend.max_length is not None and limit is not None and backend.max_length > limit:
         raise UserError(f"max_length {backend.max_length} is more than the {limit} tokens the model reads: lower it")
     return backend.max_length or min(limit or LONGEST, LONGEST)
+
+
+def takes_adapters(backend: VllmBackend) -> bool:
+    """Whether there is an engine that takes adapters: vLLM's kernels for them on a GPU know no float32."""
+    return not (backend.dtype == "float32" and torch.cuda.is_available())
 
 
 def rank_limit(rank: int) -> int:

@@ -132,6 +132,16 @@ def test_refuses_adapters_it_cannot_take_before_the_first_prompt(
             pass
 
 
+def test_on_a_gpu_float32_takes_no_adapter(smollm2: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch):
+    from sublim.inference.vllm import needed
+
+    assert needed(VLLM.model_copy(update={"dtype": "bfloat16"}), smollm2, adapters[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert needed(VLLM, smollm2, None)
+    with pytest.raises(UserError, match="adapters in bfloat16 only: set the backend's dtype"):
+        needed(VLLM, smollm2, adapters[0])
+
+
 @pytest.mark.slow  # two more engines
 def test_an_engine_too_small_for_an_adapter_makes_room_for_one_that_is_not(smollm2: Path, tmp_path: Path):
     high = ranked(tmp_path / "high", smollm2, 24)
