@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace as Has
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -126,6 +127,19 @@ def test_texts_and_copies_go_in_waves_that_one_pass_can_read():
     assert sizes(Room(pairs=9, prompts=100, texts=40)) == []
     with pytest.raises(UserError, match=r"a text of 31 tokens and its copy .* use the hf backend"):
         sizes(Room(pairs=9, prompts=25, texts=1000), 26)
+
+
+def test_a_text_takes_blocks_for_each_kind_of_layer():
+    from sublim.inference.vllm_pairs import Room, room
+
+    def engine(kinds: int) -> Any:
+        cache = Has(num_blocks=60, kv_cache_groups=[None] * kinds)
+        config = Has(scheduler_config=Has(max_num_seqs=4, max_num_batched_tokens=100), cache_config=Has(block_size=16))
+        core = Has(engine_core=Has(scheduler=Has(kv_cache_config=cache)))
+        return Has(llm_engine=Has(vllm_config=config, engine_core=core))
+
+    assert room(engine(1)) == Room(pairs=2, prompts=50, texts=52 * 8)
+    assert room(engine(2)) == Room(pairs=2, prompts=50, texts=22 * 8)
 
 
 def test_a_text_that_is_read_without_its_copy_is_noticed(
