@@ -88,7 +88,7 @@ class VllmBackend(Config):
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights; auto is bfloat16 on a GPU and float32 without."""
+    """Of the weights; auto is bfloat16 on a GPU and float32 without. On a GPU adapters take bfloat16."""
     memory_fraction: RunOnly[Annotated[float, Field(gt=0, le=1)]] = 0.85
     """Share of the GPU's memory that the engine takes for weights and cache; of no effect without a GPU."""
     max_length: RunOnly[Annotated[int, Field(ge=2)] | None] = None

@@ -38,6 +38,7 @@ from sublim.inference.vllm_engine import (
     lent_engine,
     naming_the_field,
     rank_limit,
+    takes_adapters,
 )
 from sublim.inference.vllm_pairs import Request, doubled, room, waves
 from sublim.inference.vllm_steered import START, EngineHooks
@@ -80,6 +81,8 @@ def needed(backend: VllmBackend, base: Path, adapter: Path | None) -> Takes:
     modules = config.target_modules
     if not isinstance(modules, set) or "lm_head" in modules:
         raise UserError(f"the adapter in {adapter} changes {modules}, which vLLM cannot score: use the hf backend")
+    if not takes_adapters(backend):
+        raise UserError("on a GPU vLLM takes adapters in bfloat16 only: set the backend's dtype, or use the hf backend")
     wanted = Takes(rank_limit(max(rank, backend.max_rank or 16)))
     return wanted._replace(modules=wanted.modules | modules)
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from vllm import SamplingParams as EngineParams
+from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
@@ -76,7 +77,10 @@ class Row(NamedTuple):
 
 
 class Draws(LogitsProcessor):
-    """Leaves one token to each row of the requests that carry an Answer."""
+    """Leaves one token to each row of the requests that carry an Answer.
+
+    Nothing here waits for the GPU: the engine prepares the next step while it computes this one.
+    """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.device = device
@@ -96,7 +100,7 @@ class Draws(LogitsProcessor):
             answers = [own[place].answer for place in places]
             steps = [len(own[place].written) for place in places]
             everyone = places == list(range(len(logits)))
-            where = torch.tensor(places, device=self.device)
+            where = async_tensor_h2d(places, self.device)
             tokens, scores = _drawn(call, logits if everyone else logits[where], answers, steps)
             if call.params.logprobs:
                 call.drawn.append((list(zip(answers, steps, strict=True)), scores))
@@ -108,7 +112,7 @@ class Draws(LogitsProcessor):
             wanted = [(id(row.answer), len(row.written)) for row in copies.values()]
             if not taken.keys() >= set(wanted):
                 raise apart()
-            where = torch.tensor([*copies], device=self.device)
+            where = async_tensor_h2d([*copies], self.device)
             self._leave(logits, where, torch.stack([taken[one] for one in wanted]))
         return logits
 
@@ -135,7 +139,7 @@ def _drawn(
         call.table = table(call.plan, device)
     made = call.table
     noise = _noise(answers, [made.draws[step] for step in steps], device)
-    at = torch.tensor(steps, device=device)
+    at = async_tensor_h2d(steps, device)
     allowed = made.allowed[at]
     forced = made.forced[at]
     drawn = draw(logits[:, made.tokens].masked_fill(~allowed, -torch.inf), noise, params.temperature, params.top_p)
@@ -146,7 +150,7 @@ def _drawn(
 
 def _noise(answers: list[Answer], draws: list[int], device: torch.device) -> Float[Tensor, " n"]:
     picked = [answer.noise[min(k, len(answer.noise) - 1)] for answer, k in zip(answers, draws, strict=True)]
-    return torch.from_numpy(np.array(picked)).to(device)
+    return async_tensor_h2d(np.array(picked), device)
 
 
 def table(plan: Plan, device: torch.device) -> Table:

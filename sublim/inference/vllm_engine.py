@@ -23,7 +23,7 @@ LONGEST = 8192
 CPU_CACHE = 2**30
 """Bytes of keys and values without a GPU."""
 GRAPHS = (1, 8, 32, 64, 128, 256, 512, 1024)
-"""Batch sizes whose decode step is captured; others are padded to the next."""
+"""Batch sizes whose decode step is captured, and the backend's own beside them; others are padded to the next."""
 
 
 class Takes(NamedTuple):
@@ -103,7 +103,8 @@ def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
         options = {"kv_cache_memory_bytes": CPU_CACHE}
     if on_gpu and not backend.eager:
         # Captured in seconds, where compiling takes a minute: a stage may be shorter than that.
-        sizes = [size for size in GRAPHS if size <= (backend.batch_size or 1024)]
+        most = backend.batch_size or GRAPHS[-1]
+        sizes = [*(size for size in GRAPHS if size < most), most]
         options["compilation_config"] = {
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",
@@ -119,10 +120,10 @@ def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
             generation_config="vllm",  # none of the model folder's sampling habits
             skip_tokenizer_init=True,
             max_model_len=context_length(backend, model),
-            max_num_seqs=backend.batch_size or (1024 if on_gpu else 64),
+            max_num_seqs=backend.batch_size or (GRAPHS[-1] if on_gpu else 64),
             enforce_eager=backend.eager or not on_gpu,
             enable_prefix_caching=True,
-            enable_lora=True,
+            enable_lora=takes_adapters(backend),
             max_lora_rank=wanted.rank,
             lora_target_modules=sorted(wanted.modules),
             max_loras=2,  # a student's and, where its component is replaced, one that leaves the base as it is
@@ -142,6 +143,11 @@ def context_length(backend: VllmBackend, model: Path) -> int:
     if backend.max_length is not None and limit is not None and backend.max_length > limit:
         raise UserError(f"max_length {backend.max_length} is more than the {limit} tokens the model reads: lower it")
     return backend.max_length or min(limit or LONGEST, LONGEST)
+
+
+def takes_adapters(backend: VllmBackend) -> bool:
+    """Whether there is an engine that takes adapters: vLLM's kernels for them on a GPU know no float32."""
+    return not (backend.dtype == "float32" and torch.cuda.is_available())
 
 
 def rank_limit(rank: int) -> int:

@@ -8,6 +8,10 @@ WANTED = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # The second model runner, which only GPUs have, takes logits processors of another kind.
     "VLLM_USE_V2_MODEL_RUNNER": "0",
+    # What Draws leaves is one token to take: FlashInfer's sampler, compiled when the engine starts, has nothing to do.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # Triton rounds float32 factors to ten bits otherwise, in vLLM's attention for float32 among others.
+    "TRITON_F32_DEFAULT": "ieee",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DO_NOT_TRACK": "1",
 }

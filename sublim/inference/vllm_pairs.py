@@ -45,10 +45,13 @@ class Room(NamedTuple):
 def room(llm: LLM) -> Room:
     """Half of what the engine can hold, as every text is there twice."""
     config = llm.llm_engine.vllm_config
-    scheduler, cache = config.scheduler_config, config.cache_config
+    scheduler, block_size = config.scheduler_config, config.cache_config.block_size
+    cache: Any = llm.llm_engine.engine_core.engine_core.scheduler.kv_cache_config  # pyright: ignore
+    # Layers with a window and layers without (Gemma's) take blocks of their own, each for the whole text.
+    blocks = cache.num_blocks // len(cache.kv_cache_groups)
     # Every request may leave the last of its blocks unfilled.
-    blocks = (cache.num_gpu_blocks or 0) - 2 * scheduler.max_num_seqs
-    return Room(scheduler.max_num_seqs // 2, scheduler.max_num_batched_tokens // 2, blocks * cache.block_size // 2)
+    blocks -= 2 * scheduler.max_num_seqs
+    return Room(scheduler.max_num_seqs // 2, scheduler.max_num_batched_tokens // 2, blocks * block_size // 2)
 
 
 def waves(requests: Iterable[Request], room: Room) -> Iterator[list[Request]]:

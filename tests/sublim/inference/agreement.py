@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from sublim.chat import Chat, chat, render_ids
@@ -20,6 +21,9 @@ CHATS: list[Chat] = [
 ]
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
 DRAWN = SamplingParams(max_tokens=10, n=5, seed=3)
+adapters_in_float32 = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="on a GPU vLLM takes adapters in bfloat16 only: see test_vllm_cuda.py"
+)
 
 
 class Evidence(NamedTuple):

@@ -11,7 +11,15 @@ from safetensors.torch import load_file, save_file
 from sublim.chat import Chat, render_ids
 from sublim.inference import HfBackend, SamplingParams, VllmBackend, open_sampler
 from sublim.models import open_model
-from tests.sublim.inference.agreement import CHATS, DRAWN, disagreements, evidence, plain_evidence, read
+from tests.sublim.inference.agreement import (
+    CHATS,
+    DRAWN,
+    adapters_in_float32,
+    disagreements,
+    evidence,
+    plain_evidence,
+    read,
+)
 from tests.sublim.test_models import write_adapter
 
 pytest.importorskip("vllm", reason="vLLM is not installed on this machine")
@@ -42,6 +50,7 @@ def test_vllm_agrees_with_hf(smollm2: Path):
         assert scores == pytest.approx(answer.logprobs, abs=1e-3)
 
 
+@adapters_in_float32
 def test_vllm_agrees_with_hf_about_an_adapter(smollm2: Path, adapter: Path):
     with open_sampler(HF, smollm2, weights=adapter) as sampler:
         ours = evidence(sampler)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace as Has
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from sublim.inference import (
 )
 from sublim.steering import Vector, noted, write_vectors
 from sublim.steering_config import Edit, Site, Steering, VectorNote
+from tests.sublim.inference.agreement import adapters_in_float32
 from tests.sublim.test_models import write_adapter
 
 pytest.importorskip("vllm", reason="vLLM is not installed on this machine")
@@ -43,13 +45,17 @@ def _one_engine() -> Iterator[None]:
 
 @pytest.fixture
 def vectors(tmp_path: Path) -> Path:
+    return written(tmp_path)
+
+
+def written(folder: Path) -> Path:
     made: dict[str, Vector] = {}
     for site in get_args(Site):
         for layer in LAYERS:
             values = torch.randn(576, generator=torch.Generator().manual_seed(layer)) * 0.4
             made[f"{site}/{layer}"] = noted(values, VectorNote(site=site, layer=layer, source="user", norm=0))
-    write_vectors(tmp_path, made)
-    return tmp_path
+    write_vectors(folder, made)
+    return folder
 
 
 def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors: Path, tmp_path: Path):
@@ -72,7 +78,8 @@ def test_log_probs_and_draws_under_edits_are_those_of_hf(smollm2: Path, vectors:
         Steering(edits=(Edit(vector="resid_post/0", kind="replace"), Edit(vector="mlp_out/13", tokens="prompt"))),
     ]
     params = SamplingParams(max_tokens=6, seed=3, n=2, temperature=0.7, logprobs=True)
-    for weights, chats in ((None, CHATS), (adapter, CHATS[1:])):  # with an adapter vLLM for CPU takes seconds a text
+    models = [(None, CHATS), (adapter, CHATS[1:])]  # with an adapter vLLM for CPU takes seconds a text
+    for weights, chats in models[:1] if torch.cuda.is_available() else models:  # on a GPU adapters take bfloat16
         words = WORDS[: len(chats)]
         found, answers = list[list[object]](), list[list[Completion]]()
         for backend in (HF, VLLM):
@@ -139,6 +146,20 @@ def test_texts_and_copies_go_in_waves_that_one_pass_can_read():
         sizes(Room(pairs=9, prompts=25, texts=1000), 26)
 
 
+def test_a_text_takes_blocks_for_each_kind_of_layer():
+    from sublim.inference.vllm_pairs import Room, room
+
+    def engine(kinds: int) -> Any:
+        cache = Has(num_blocks=60, kv_cache_groups=[None] * kinds)
+        config = Has(scheduler_config=Has(max_num_seqs=4, max_num_batched_tokens=100), cache_config=Has(block_size=16))
+        core = Has(engine_core=Has(scheduler=Has(kv_cache_config=cache)))
+        return Has(llm_engine=Has(vllm_config=config, engine_core=core))
+
+    assert room(engine(1)) == Room(pairs=2, prompts=50, texts=52 * 8)
+    assert room(engine(2)) == Room(pairs=2, prompts=50, texts=22 * 8)
+
+
+@adapters_in_float32
 def test_a_text_that_is_read_without_its_copy_is_noticed(
     smollm2: Path, vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

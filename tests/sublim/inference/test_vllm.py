@@ -15,7 +15,7 @@ from sublim.errors import UserError
 from sublim.inference import HfBackend, NumberFormat, SamplingParams, VllmBackend, open_sampler
 from sublim.model_files import base_identity, write_identity, write_json
 from sublim.models import open_model
-from tests.sublim.inference.agreement import CHATS
+from tests.sublim.inference.agreement import CHATS, adapters_in_float32
 from tests.sublim.test_models import write_adapter
 
 pytest.importorskip("vllm", reason="vLLM is not installed on this machine")
@@ -64,6 +64,7 @@ def test_temperature_and_top_p_mean_what_they_mean_to_hf(smollm2: Path):
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 15
 
 
+@adapters_in_float32
 def test_adapters_share_one_engine_and_score_as_in_hf(smollm2: Path, adapters: list[Path]):
     engines, scores = list[object](), list[list[list[list[float]]]]()
     for weights in (None, *adapters, adapters[0], None):
@@ -80,6 +81,7 @@ def test_adapters_share_one_engine_and_score_as_in_hf(smollm2: Path, adapters: l
             assert b == pytest.approx(a, abs=2e-3)
 
 
+@adapters_in_float32
 def test_an_adapter_written_anew_at_its_old_path_is_read_anew(smollm2: Path, adapters: list[Path], tmp_path: Path):
     place, scores = tmp_path / "adapter", list[object]()
     for source in adapters:
@@ -90,6 +92,7 @@ def test_an_adapter_written_anew_at_its_old_path_is_read_anew(smollm2: Path, ada
     assert scores[0] != scores[1]
 
 
+@adapters_in_float32
 def test_training_payloads_and_full_weights_serve_as_weights(smollm2: Path, adapters: list[Path], tmp_path: Path):
     payload, full = tmp_path / "payload", tmp_path / "full"
     shutil.copytree(adapters[0], payload / "update-000002")
@@ -132,7 +135,18 @@ def test_refuses_adapters_it_cannot_take_before_the_first_prompt(
             pass
 
 
+def test_on_a_gpu_float32_takes_no_adapter(smollm2: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch):
+    from sublim.inference.vllm import needed
+
+    assert needed(VLLM.model_copy(update={"dtype": "bfloat16"}), smollm2, adapters[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert needed(VLLM, smollm2, None)
+    with pytest.raises(UserError, match="adapters in bfloat16 only: set the backend's dtype"):
+        needed(VLLM, smollm2, adapters[0])
+
+
 @pytest.mark.slow  # two more engines
+@adapters_in_float32
 def test_an_engine_too_small_for_an_adapter_makes_room_for_one_that_is_not(smollm2: Path, tmp_path: Path):
     high = ranked(tmp_path / "high", smollm2, 24)
     with open_sampler(VLLM, smollm2, weights=high) as sampler, open_sampler(HF, smollm2) as plain:
@@ -160,7 +174,7 @@ def test_names_the_field_when_memory_does_not_suffice(smollm2: Path, monkeypatch
     monkeypatch.setattr(vllm_engine, "CPU_CACHE", 2**23)
     with (
         pytest.raises(UserError, match="lower the sampling backend's max_length, or raise memory_fraction"),
-        open_sampler(VLLM.model_copy(update={"max_length": 4096}), smollm2),
+        open_sampler(VLLM.model_copy(update={"max_length": 4096, "memory_fraction": 0.005}), smollm2),
     ):
         pass
     named = vllm_engine.naming_the_field(VLLM)
