@@ -154,6 +154,7 @@ class Writer:
             here = ((source >= done) & (source < done + len(part))).nonzero()[:, 0]
             self.slots.cache.admit(slots[here.to(device)], prompts.cache, (source[here] - done).to(device))
             logits.append(prompts.logits)
+            del prompts  # else the next part is read beside this one's keys and values
             done += len(part)
         return torch.cat(logits)[source.to(device)]
 
