@@ -83,7 +83,9 @@ def test_draws_on_the_bundled_model_do_not_depend_on_batching(smollm2: Path):
         assert tokens(together)[4] == tokens(sampler.sample([CHATS[4]], params, first=4))[0]
 
 
-def test_prompts_that_were_read_leave_before_the_next_are(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+def test_prompts_that_were_read_leave_before_the_next_are(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
     read, before = Writer._read, list[weakref.ref[torch.Tensor]]()  # pyright: ignore[reportPrivateUsage]
 
     def watched(self: Writer, prompts: list[list[int]]) -> Prompts:
