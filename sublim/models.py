@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never, cast
@@ -21,6 +21,7 @@ from sublim import chat
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.hub import download
+from sublim.large_files import copy_each, link_each
 from sublim.model_config import BundledModel, HubModel, LocalModel, PrepareModelConfig
 from sublim.model_files import (
     IDENTITY,
@@ -54,8 +55,9 @@ class ExportConfig(Config):
 def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> dict[str, Any] | None:
     """Writes the model as safetensors, tokenizer, chat template and a generation config that hides nothing.
 
-    A bundled model takes about a minute on two cores; others are copied. The note for the manifest is the
-    context of a plain question, as the model reads it.
+    A bundled model takes about a minute on two cores; others are copied, except that weights in the hub's cache only
+    get a second name where the store is on the same file system. The note for the manifest is the context of a plain
+    question, as the model reads it.
     """
     match config.source:
         case BundledModel(name="smollm2"):
@@ -65,18 +67,31 @@ def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> di
 
             write_gemma3(out, scratch)
         case LocalModel() as source:
-            copy_model(source.path.expanduser(), out, chat_template=source.chat_template, name="local")
+            copy_model(source.path.expanduser(), out, copy_each, chat_template=source.chat_template, name="local")
         case HubModel() as source:
-            copy_model(download(source), out, chat_template=source.chat_template, name=source.id)
+            # The hub's cache never writes to a file again: it is named after its content.
+            copy_model(download(source), out, link_each, chat_template=source.chat_template, name=source.id)
         case _:
             assert_never(config.source)
     return {"context": dict(chat.context(load_tokenizer(out), chat.chat("Hello")))}
 
 
-def copy_model(source: Path, out: Path, *, chat_template: str | None, name: str) -> None:
-    """Copies what loading reads from `source`, and writes its configs without paths, versions or sampling habits."""
-    for file in loaded_files(source):
+def copy_model(
+    source: Path,
+    out: Path,
+    place: Callable[[Path, Iterable[str], Path], None],
+    *,
+    chat_template: str | None,
+    name: str,
+) -> None:
+    """Copies what loading reads from `source`, and writes its configs without paths, versions or sampling habits.
+
+    `place` copies the weights, or links them.
+    """
+    weights = weight_files(source)
+    for file in {*loaded_files(source)} - {*weights}:
         shutil.copyfile(source / file, out / file)
+    place(source, weights, out)
     if chat_template is not None:
         (out / TEMPLATE).write_text(chat_template, encoding="utf-8")
     tokenizer = load_tokenizer(out)

@@ -423,4 +423,6 @@ def test_a_hub_model_is_fetched_at_its_commit(tmp_path: Path, tiny_models: dict[
     files = [path.name for path in out.iterdir() if path.name != "sublim.json"]
     assert all((out / name).read_bytes() == (tiny_models["llama"] / name).read_bytes() for name in files)
     assert read_json(out / "sublim.json")["name"] == "a/tiny"
+    linked = {path.name for path in out.iterdir() if path.stat().st_nlink > 1}
+    assert linked == {"model.safetensors"}, "gigabytes are there once, and what is rewritten is a copy"
     assert "original.bin" not in Hub.asked
