@@ -209,6 +209,8 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
+        # Straight onto the GPU, by several threads.
+        device_map=None if device == "cpu" else device,
     )
     if odd := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise UserError(f"the weights in {directory} do not fit its config ({odd[0]}): save the model again")
