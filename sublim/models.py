@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never, cast
 
@@ -27,6 +28,7 @@ from sublim.model_files import (
     IDENTITY,
     INDEX,
     TEMPLATE,
+    TEXT_FILES,
     base_identity,
     is_adapter,
     loaded_files,
@@ -115,7 +117,16 @@ def token_ids(value: Any) -> list[int]:
 
 
 def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a prepared model. Refuses one without a chat template or without character offsets."""
+    """The tokenizer of a prepared model. Refuses one without a chat template or without character offsets.
+
+    Gemma's takes seconds to read: one that this process has read is given again while its files stay as they were.
+    """
+    stats = [(name, (base / name).stat()) for name in TEXT_FILES if (base / name).is_file()]
+    return _tokenizer(base.resolve(), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(base: Path, files: tuple[tuple[str, int, int], ...]) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(base)
     if not tokenizer.is_fast:
         raise UserError(f"{base} has no tokenizer.json: save its tokenizer as a fast one first")

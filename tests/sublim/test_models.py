@@ -177,6 +177,14 @@ def test_a_model_without_a_chat_template_needs_one_in_the_config(tmp_path: Path,
     assert digest_directory(out) == digest_directory(tiny_models["qwen2"])
 
 
+def test_a_tokenizer_is_read_once_and_again_when_its_files_change(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", "gemma2")
+    tokenizer = models.load_tokenizer(base)
+    assert models.load_tokenizer(base) is tokenizer
+    (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert models.load_tokenizer(base).chat_template == "{{ messages[0]['content'] }}" != tokenizer.chat_template
+
+
 def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "model", "llama")
     config = read_json(folder / "config.json")
