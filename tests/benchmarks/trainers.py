@@ -1,12 +1,12 @@
 """A student trained with unsloth beside one trained with trl: same rows, same seeds; effect, loss, speed and memory.
 
-    python -m tests.benchmarks.trainers --folder DIR [--seeds 2] [--set student.updates=64] [--out FILE]
+    python -m tests.benchmarks.trainers --folder DIR [--seeds 2] [--at-once] [--set student.updates=64] [--out FILE]
     python -m tests.benchmarks.trainers --folder DIR --way trl:student.trainer=trl --way eager:student.attention=eager
 
 Each way of training is a run of the pipeline (`dose`, one target) in one store, so base, teacher and rows are the same
 files. Then a student of each is trained once more with a clock: its start, and the seconds of its later updates. A way
-is a name and settings with commas between them; the first is what the others are held against. About 4 minutes a way
-that needs a process of its own for each student, as unsloth's does. A call that is cut goes on where it was.
+is a name and settings with commas between them; the first is what the others are held against. unsloth takes half a
+minute to start, for each student anew. A call that is cut goes on where it was.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -38,10 +39,19 @@ TIMED_UPDATES, WARM = 24, 8
 
 def conducted(way: str, args: argparse.Namespace) -> dict[str, Any]:
     """The pipeline with the students trained this way: its result, as `--json` prints it."""
-    assigned = [*COMMON, f"seeds={[*range(args.seeds)]}", *args.set, *way.partition(":")[2].split(",")]
-    command = [sys.executable, "-m", "flows", "run", "pipeline", "--preset", args.preset, "--target", args.target]
-    command += ["--json", *(part for each in assigned for part in ("--set", each))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+
+    def command(seeds: Sequence[int]) -> list[str]:
+        assigned = [*COMMON, f"seeds={[*seeds]}", *args.set, *way.partition(":")[2].split(",")]
+        options = ["--preset", args.preset, "--target", args.target, "--json"]
+        settings = [part for each in assigned for part in ("--set", each)]
+        return [sys.executable, "-m", "flows", "run", "pipeline", *options, *settings]
+
+    seeds = range(args.seeds)
+    if args.at_once:  # each alone first; what they share, one of them makes while the others wait
+        alone = [subprocess.Popen(command([seed]), stdout=subprocess.DEVNULL) for seed in seeds]
+        if any([process.wait() for process in alone]):
+            raise SystemExit(f"trainers: a run of {way} failed")
+    done = subprocess.run(command(seeds), stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -157,6 +167,7 @@ def main() -> None:
     parser.add_argument("--preset", default="dose")
     parser.add_argument("--target", default="owl")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--at-once", action="store_true", help="seeds side by side: on a GPU with cores to spare")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--way", action="append", default=[], metavar="NAME:SETTINGS")
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
