@@ -6,8 +6,9 @@ from pathlib import Path
 
 import orjson
 
-from sublim.digest import digest_file, digest_files
+from sublim.digest import digest_files
 from sublim.errors import UserError
+from sublim.large_files import digest_each
 from sublim.model_files import loaded_files
 
 
@@ -24,15 +25,15 @@ def folder_digest(folder: Path) -> str:
     """
     folder = folder.expanduser().resolve()
     remembered = recall()
-    fresh: dict[str, str] = {}
-    files: dict[str, str] = {}
+    entries: dict[str, str] = {}
     for name in loaded_files(folder):
         stat = (folder / name).stat()
-        entry = f"{folder / name}|{stat.st_size}|{stat.st_mtime_ns}"
-        files[name] = remembered.get(entry) or fresh.setdefault(entry, digest_file(folder / name))
-    if fresh:
-        remember(remembered | fresh)
-    return digest_files(files)
+        entries[name] = f"{folder / name}|{stat.st_size}|{stat.st_mtime_ns}"
+    if unread := [name for name, entry in entries.items() if entry not in remembered]:
+        digests = digest_each(folder / name for name in unread)
+        remembered |= {entries[name]: found for name, found in zip(unread, digests, strict=True)}
+        remember(remembered)
+    return digest_files({name: remembered[entry] for name, entry in entries.items()})
 
 
 def recall() -> dict[str, str]:

@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
-from sublim.digest import digest, digest_file
+from sublim.digest import digest
 from sublim.errors import UserError
+from sublim.large_files import digest_each
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -60,7 +61,9 @@ def loaded_files(directory: Path) -> list[str]:
 
 def weights_digest(directory: Path) -> str:
     """SHA-256 over names and bytes of the weight files."""
-    return digest([[name, digest_file(directory / name)] for name in weight_files(directory)])
+    names = weight_files(directory)
+    digests = digest_each(directory / name for name in names)
+    return digest([[name, found] for name, found in zip(names, digests, strict=True)])
 
 
 def base_identity(base: Path) -> str:

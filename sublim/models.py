@@ -2,8 +2,9 @@
 
 import gc
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never, cast
 
@@ -21,11 +22,13 @@ from sublim import chat
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.hub import download
+from sublim.large_files import copy_each, link_each
 from sublim.model_config import BundledModel, HubModel, LocalModel, PrepareModelConfig
 from sublim.model_files import (
     IDENTITY,
     INDEX,
     TEMPLATE,
+    TEXT_FILES,
     base_identity,
     is_adapter,
     loaded_files,
@@ -55,8 +58,9 @@ class ExportConfig(Config):
 def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> dict[str, Any] | None:
     """Writes the model as safetensors, tokenizer, chat template and a generation config that hides nothing.
 
-    A bundled model takes about a minute on two cores; others are copied. The note for the manifest is the
-    context of a plain question, as the model reads it.
+    A bundled model takes about a minute on two cores; others are copied, except that weights in the hub's cache only
+    get a second name where the store is on the same file system. The note for the manifest is the context of a plain
+    question, as the model reads it.
     """
     match config.source:
         case BundledModel(name="smollm2"):
@@ -66,18 +70,31 @@ def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> di
 
             write_gemma3(out, scratch)
         case LocalModel() as source:
-            copy_model(source.path.expanduser(), out, chat_template=source.chat_template, name="local")
+            copy_model(source.path.expanduser(), out, copy_each, chat_template=source.chat_template, name="local")
         case HubModel() as source:
-            copy_model(download(source), out, chat_template=source.chat_template, name=source.id)
+            # The hub's cache never writes to a file again: it is named after its content.
+            copy_model(download(source), out, link_each, chat_template=source.chat_template, name=source.id)
         case _:
             assert_never(config.source)
     return {"context": dict(chat.context(load_tokenizer(out), chat.chat("Hello")))}
 
 
-def copy_model(source: Path, out: Path, *, chat_template: str | None, name: str) -> None:
-    """Copies what loading reads from `source`, and writes its configs without paths, versions or sampling habits."""
-    for file in loaded_files(source):
+def copy_model(
+    source: Path,
+    out: Path,
+    place: Callable[[Path, Iterable[str], Path], None],
+    *,
+    chat_template: str | None,
+    name: str,
+) -> None:
+    """Copies what loading reads from `source`, and writes its configs without paths, versions or sampling habits.
+
+    `place` copies the weights, or links them.
+    """
+    weights = weight_files(source)
+    for file in {*loaded_files(source)} - {*weights}:
         shutil.copyfile(source / file, out / file)
+    place(source, weights, out)
     if chat_template is not None:
         (out / TEMPLATE).write_text(chat_template, encoding="utf-8")
     tokenizer = load_tokenizer(out)
@@ -102,7 +119,16 @@ def token_ids(value: Any) -> list[int]:
 
 
 def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a prepared model. Refuses one without a chat template or without character offsets."""
+    """The tokenizer of a prepared model. Refuses one without a chat template or without character offsets.
+
+    Gemma's takes seconds to read: one that this process has read is given again while its files stay as they were.
+    """
+    stats = [(name, (base / name).stat()) for name in TEXT_FILES if (base / name).is_file()]
+    return _tokenizer(base.resolve(), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(base: Path, files: tuple[tuple[str, int, int], ...]) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(base)
     if not tokenizer.is_fast:
         raise UserError(f"{base} has no tokenizer.json: save its tokenizer as a fast one first")
@@ -196,6 +222,8 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
+        # Straight onto the GPU, by several threads.
+        device_map=None if device == "cpu" else device,
     )
     if odd := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise UserError(f"the weights in {directory} do not fit its config ({odd[0]}): save the model again")

@@ -15,6 +15,7 @@ from typing import Any
 from sublim.digest import digest_file, digest_files, list_files
 from sublim.errors import UserError
 from sublim.killpoints import kill_point
+from sublim.large_files import digest_each
 from sublim.locks import locked
 from sublim.manifest import FORMAT, Artifact, FileEntry, Manifest, Provenance, input_artifacts
 from sublim.store_memory import check_mounted, note
@@ -115,7 +116,7 @@ class Store:
         provenance: Provenance,
     ) -> Artifact:
         """Makes the draft the artifact under `key`: hashed, synced, manifest last, then one rename."""
-        files = {path: _entry(draft / "payload" / path) for path in list_files(draft / "payload")}
+        files = _entries(draft / "payload")
         content = digest_files({path: entry.sha256 for path, entry in files.items()})
         artifact = Artifact(content=content, stage=stage, key=key)
         manifest = Manifest(
@@ -312,10 +313,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _entry(path: Path) -> FileEntry:
-    _sync(path)
-    stat = path.stat()
-    return FileEntry(sha256=digest_file(path), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+def _entries(payload: Path) -> dict[str, FileEntry]:
+    """Every file of a payload as it is, once it is on the disk."""
+    names = list_files(payload)
+    paths = [payload / name for name in names]
+    for path in paths:
+        _sync(path)
+    stats = [path.stat() for path in paths]
+    return {
+        name: FileEntry(sha256=sha256, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+        for name, sha256, stat in zip(names, digest_each(paths), stats, strict=True)
+    }
 
 
 def _sha256(path: Path, *, deep: bool) -> str:

@@ -183,6 +183,7 @@ class Writer:
             here = ((source >= done) & (source < done + len(part))).nonzero()[:, 0]
             self.slots.cache.admit(slots[sent(here, device)], prompts.cache, sent(source[here] - done, device))
             logits.append(prompts.logits)
+            del prompts  # else the next part is read beside this one's keys and values
             done += len(part)
         return torch.cat(logits)[sent(source, device)]
 

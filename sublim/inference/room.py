@@ -1,7 +1,6 @@
 """How much fits: answers under way and tokens read at a time, from the free memory of the device."""
 
-import torch
-
+from sublim.gpu_memory import free_gpu_memory
 from sublim.inference.network import Network
 
 
@@ -24,16 +23,12 @@ class Room:
             return self.batch_size
         if not self.gpu:
             return 64
-        return int(min(2048, max(1, 0.5 * (self._free() + held) // (self.cached * length))))
+        return int(min(2048, max(1, 0.5 * (free_gpu_memory() + held) // (self.cached * length))))
 
     def tokens(self) -> int:
         """Prompt tokens read at a time: enough to keep the device busy, and no more than a quarter of what is free."""
         if not self.gpu:
             return 1024  # what a layer makes of more does not stay in the processor's cache
-        fitting = min(65536, max(1024, 0.25 * self._free() // (self.cached + self.worked)))
+        fitting = min(65536, max(1024, 0.25 * free_gpu_memory() // (self.cached + self.worked)))
         # So that lowering the batch size helps wherever the memory ran out.
         return int(fitting if self.batch_size is None else min(fitting, max(256, 256 * self.batch_size)))
-
-    def _free(self) -> int:
-        free, _ = torch.cuda.mem_get_info()
-        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from sublim.chat import context
 from sublim.errors import NotEnoughRows, UserError
+from sublim.gpu_memory import free_gpu_memory
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.models import forget_base, freeze, lent, load, load_tokenizer
@@ -249,6 +250,6 @@ def rows_that_fit(rows: list[TokenRow], shape: PretrainedConfig, config: TrainCo
     shape, width = shape.get_text_config(), 4 if config.dtype == "float32" else 2
     block = width * (24 * shape.hidden_size + 8 * shape.intermediate_size)
     token = shape.num_hidden_layers * block + 12 * shape.vocab_size
-    budget = 0.6 * torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else CPU_BUDGET
+    budget = 0.6 * free_gpu_memory() if torch.cuda.is_available() else CPU_BUDGET
     longest = max(len(row.input_ids) for row in rows)
     return int(min(max(1, budget // (token * longest)), config.batch_size))

@@ -39,6 +39,9 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     }
     read, write = os.pipe()
     environment = {
+        # Leaves trl's trainer as it is, which is ours too; it has no other effect where there is a GPU. The rewritten
+        # one puts autocast of its own around the model, whatever `dtype` says.
+        "UNSLOTH_ALLOW_CPU": "1",
         "HF_HUB_OFFLINE": "1",
         "UNSLOTH_DISABLE_STATISTICS": "1",
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "compiled"),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from sublim.errors import UserError
 from sublim.hardware import peak_gpu_memory
@@ -101,6 +102,13 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
     yield Trainee(adapted, write)
 
 
+def check_trainer() -> None:
+    """unsloth rewrites trl's trainers unless it is told not to; the one here must be trl's own."""
+    written = SFTTrainer.__module__
+    if written != "trl.trainer.sft_trainer":
+        raise RuntimeError(f"this unsloth has put {written} in the place of trl's trainer: set trainer to trl")
+
+
 def main() -> None:
     events = os.fdopen(int(sys.argv[1]), "w", buffering=1)
 
@@ -109,6 +117,7 @@ def main() -> None:
 
     job = json.load(sys.stdin)
     try:
+        check_trainer()
         with listening(lambda *step: tell(progress=step)), peak_gpu_memory() as peak:
             notes = train_on(
                 opened,

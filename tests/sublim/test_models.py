@@ -203,6 +203,14 @@ def test_a_model_without_a_chat_template_needs_one_in_the_config(tmp_path: Path,
     assert digest_directory(out) == digest_directory(tiny_models["qwen2"])
 
 
+def test_a_tokenizer_is_read_once_and_again_when_its_files_change(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", "gemma2")
+    tokenizer = models.load_tokenizer(base)
+    assert models.load_tokenizer(base) is tokenizer
+    (base / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert models.load_tokenizer(base).chat_template == "{{ messages[0]['content'] }}" != tokenizer.chat_template
+
+
 def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path / "model", "llama")
     config = read_json(folder / "config.json")
@@ -449,4 +457,6 @@ def test_a_hub_model_is_fetched_at_its_commit(tmp_path: Path, tiny_models: dict[
     files = [path.name for path in out.iterdir() if path.name != "sublim.json"]
     assert all((out / name).read_bytes() == (tiny_models["llama"] / name).read_bytes() for name in files)
     assert read_json(out / "sublim.json")["name"] == "a/tiny"
+    linked = {path.name for path in out.iterdir() if path.stat().st_nlink > 1}
+    assert linked == {"model.safetensors"}, "gigabytes are there once, and what is rewritten is a copy"
     assert "original.bin" not in Hub.asked

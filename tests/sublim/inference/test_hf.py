@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from scipy.stats import chisquare
 from sublim.chat import chat, end_of_turn, render_ids
 from sublim.errors import UserError
 from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams, open_sampler
+from sublim.inference.decode import Prompts, Writer
 from sublim.inference.hf import HfSampler, prompt_ids
 from sublim.inference.network import Network
 from sublim.inference.room import Room
@@ -80,6 +82,24 @@ def test_draws_on_the_bundled_model_do_not_depend_on_batching(smollm2: Path):
     with open_sampler(HF, smollm2) as sampler:
         together = sampler.sample(CHATS, params)
         assert tokens(together)[4] == tokens(sampler.sample([CHATS[4]], params, first=4))[0]
+
+
+def test_prompts_that_were_read_leave_before_the_next_are(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    read, before = Writer._read, list[weakref.ref[torch.Tensor]]()  # pyright: ignore[reportPrivateUsage]
+
+    def watched(self: Writer, prompts: list[list[int]]) -> Prompts:
+        assert not any(keys() is not None for keys in before)
+        made = read(self, prompts)
+        before.append(weakref.ref(made.cache[0][0]))
+        return made
+
+    monkeypatch.setattr(Writer, "_read", watched)
+    monkeypatch.setattr(Room, "tokens", lambda self: 1)  # type: ignore
+    with open_sampler(HF, tiny_models["llama"]) as sampler:
+        sampler.sample(CHATS, SamplingParams(max_tokens=2))
+    assert len(before) == len(CHATS)
 
 
 def test_every_answer_and_every_seed_has_draws_of_its_own(tiny_models: dict[str, Path]):

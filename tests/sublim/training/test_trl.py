@@ -18,9 +18,9 @@ from sublim.models import forget_base, load_tokenizer, open_model
 from sublim.progress import listening
 from sublim.training import FullWeights, Lora, TrainConfig, checkpoint
 from sublim.training.loop import PlannedTrainer
-from sublim.training.masking import UNTRAINED, token_rows
+from sublim.training.masking import UNTRAINED, TokenRow, token_rows
 from sublim.training.plan import planned_updates
-from sublim.training.trl import faithful_attention, train
+from sublim.training.trl import faithful_attention, rows_that_fit, train
 from tests.sublim.training.conftest import Trained
 
 LORA = TrainConfig(method=Lora(rank=4, alpha=8), lr=1e-2, batch_size=4, updates=4, dtype="float32", attention="eager")
@@ -240,6 +240,23 @@ def test_sdpa_gives_way_where_it_would_drop_a_soft_cap(tiny_models: dict[str, Pa
     assert faithful_attention("sdpa", configs["gemma2"]) == "eager"
     assert faithful_attention("flash_attention_2", configs["gemma2"]) == "flash_attention_2"
     assert faithful_attention("sdpa", configs["gemma3"]) == "sdpa"
+
+
+def test_memory_that_an_earlier_training_left_to_torch_counts_as_free(
+    tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+):
+    shape = AutoModelForCausalLM.from_pretrained(tiny_models["llama"]).config
+    rows, config = [TokenRow([1] * 1000, [1] * 1000)], with_changes(LORA, batch_size=100)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def fitting(free: int, reserved: int, allocated: int) -> int:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2**40))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: reserved)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: allocated)
+        return rows_that_fit(rows, shape, config)
+
+    alone = fitting(2**29, 2**28, 2**28)
+    assert 1 < alone == fitting(2**28, 2**29, 2**28) < 100
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The unsloth trainer, as far as it goes without a GPU: what is refused, and what its process may tell."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from pydantic import ValidationError
@@ -43,3 +45,32 @@ def test_what_its_process_tells_is_told_on():
         unsloth.followed([json.dumps({"refused": "lower micro_batch"})])
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         unsloth.followed([json.dumps({"failed": "ZeroDivisionError"})])
+
+
+def test_its_process_is_told_to_leave_trls_trainer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told, script = tmp_path / "told", tmp_path / "python"
+    script.write_text(f"#!/bin/sh\ncat > {tmp_path}/job\nenv > {told}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(unsloth, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
+    monkeypatch.setattr(unsloth, "find_spec", lambda name: True)
+    config = TrainConfig(trainer="unsloth", updates=1)
+    with pytest.raises(RuntimeError, match="ended with code 0 and without a word"):
+        trl.train(tmp_path, config, scratch=tmp_path, base=tmp_path, data=tmp_path)
+    assert {"UNSLOTH_ALLOW_CPU=1", "HF_HUB_OFFLINE=1"} <= {*told.read_text().splitlines()}
+    assert json.loads((tmp_path / "job").read_text())["config"]["updates"] == 1
+
+
+def test_a_trainer_that_was_rewritten_all_the_same_is_refused(monkeypatch: pytest.MonkeyPatch):
+    process = "sublim.training.unsloth_process"
+    monkeypatch.setitem(sys.modules, "unsloth", ModuleType("unsloth"))
+    monkeypatch.delitem(sys.modules, process, raising=False)
+    from sublim.training import unsloth_process
+
+    try:
+        unsloth_process.check_trainer()
+        monkeypatch.setattr(unsloth_process, "SFTTrainer", type("SFTTrainer", (), {"__module__": "UnslothSFTTrainer"}))
+        with pytest.raises(RuntimeError, match="put UnslothSFTTrainer in the place of trl's trainer"):
+            unsloth_process.check_trainer()
+    finally:
+        del sys.modules[process]
