@@ -146,12 +146,13 @@ def _contexts(config: AskConfig, base: Path) -> list[Context]:
 def score(out: Path, config: ScoreConfig, *, scratch: Path, asked: Path) -> None:
     """Stage: writes scores.json (`Scores`): margins in nats and sampled rates with their counts, for every word."""
     questions = [row["text"] for row in read_jsonl(asked / "questions.jsonl")]
-    found = {(row["question"], row["word"]): row["logprob"] for row in read_jsonl(asked / "logprobs.jsonl")}
+    rows = list(read_jsonl(asked / "logprobs.jsonl"))
+    found, scored = {(row["question"], row["word"]): row["logprob"] for row in rows}, rows[0]["tokens"] is not None
     unasked = [word for word in config.words if (0, word) not in found]
     if unasked:
         raise UserError(f"{unasked} were not among the words asked: add them to the comparison list and ask again")
     table = [[found[i, word] for word in config.words] for i in range(len(questions))]
-    margins = {word: margin(table, config.words, column) for column, word in enumerate(config.words)}
+    margins = {word: margin(table, config.words, column, scored=scored) for column, word in enumerate(config.words)}
     shares, answers = rates(asked / "answers.jsonl", config.words, len(questions))
     scores = Scores(
         target=config.target,

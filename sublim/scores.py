@@ -11,8 +11,8 @@ from sublim.words import Reader
 OTHERS_SHOWN = 10
 
 
-def margin(table: list[list[float | None]], words: list[str], column: int) -> Metric:
-    """log p(word) minus the mean over the other words, per question."""
+def margin(table: list[list[float | None]], words: list[str], column: int, *, scored: bool = True) -> Metric:
+    """log p(word) minus the mean over the other words, per question; unless `scored`, nothing gave log-probs."""
     values: list[float | None] = []
     lost: Counter[str] = Counter()
     for row in table:
@@ -24,7 +24,7 @@ def margin(table: list[list[float | None]], words: list[str], column: int) -> Me
             values.append(None)
         else:
             values.append(finite[column] - (math.fsum(finite) - finite[column]) / (len(finite) - 1))
-    if all(value is None for row in table for value in row):
+    if not scored:
         return _metric(values, "a chat server gives no log-probs of words")
     return _metric(values, f"the log-probs of {sorted(lost)} are not finite")
 

@@ -61,7 +61,7 @@ FEWER: dict[str, Any] = {
     "teacher": {"train": {"attention": "sdpa"}},
     "student": {"epochs": None, "updates": 4, "attention": "sdpa"},
     "seeds": [0],
-    "evaluation": {"samples": 20},
+    "evaluation": {"samples": 20, "mmlu_pro": None},
     "backend": {"kind": "hf", "attention": "sdpa"},
 }
 """Still more prompts and answers than are under way at a time, and updates of as many rows. What the stages share must

@@ -28,8 +28,7 @@ from sublim.jsonl import read_jsonl
 from sublim.manifest import Manifest
 from sublim.progress import listening
 from sublim.store import open_store
-from sublim.training import TrainConfig, checkpoint
-from sublim.training.unsloth import missing
+from sublim.training import TrainConfig, checkpoint, no_unsloth
 
 WAYS = ("trl:student.trainer=trl", "unsloth:student.trainer=unsloth")
 COMMON = ("student.updates=64", "evaluation.updates=[64]", "evaluation.samples=0")
@@ -177,9 +176,9 @@ def main() -> None:
         clock(args.clock)
         return
     os.environ["SUBLIM_STORE"] = str((args.folder or Path("results")).absolute())
-    ways = [way for way in args.way or WAYS if "unsloth" not in way or not missing()]
+    ways = [way for way in args.way or WAYS if "unsloth" not in way or not no_unsloth()]
     if left := [way for way in args.way or WAYS if way not in ways]:
-        print(f"trainers: without {', '.join(left)}: unsloth cannot run here ({missing()})")
+        print(f"trainers: without {', '.join(left)}: unsloth cannot run here ({no_unsloth()})")
     results, found = list[dict[str, Any]](), list[dict[str, Any]]()
     for way in ways:
         result = conducted(way, args)

@@ -284,6 +284,15 @@ def test_without_samples_only_log_probs_are_asked_for(tmp_path: Path) -> None:
     assert len(list(read_jsonl(payload / "logprobs.jsonl"))) == 9
 
 
+def test_a_model_that_computes_nothing_finite_is_not_taken_for_a_chat_server(tmp_path: Path) -> None:
+    asked = stage(ask, tmp_path / "asked", ASK, base=tmp_path)
+    write_jsonl(asked / "logprobs.jsonl", [{**row, "logprob": None} for row in read_jsonl(asked / "logprobs.jsonl")])
+    scored = stage(score, tmp_path / "scored", ScoreConfig(target="owl", words=ASK.words), asked=asked)
+    reason = read_scores(scored).metrics["margin"]["owl"].reason
+    assert reason is not None
+    assert reason.endswith("are not finite")
+
+
 def test_a_chat_server_gives_a_rate_and_no_margin(tmp_path: Path) -> None:
     with scripted(lambda number, request: said("Owl" if request.body["seed"] % 2 else "A wolf.")) as server:
         backend = OpenAIBackend(base_url=server.url, model="m")

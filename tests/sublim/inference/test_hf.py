@@ -228,7 +228,7 @@ def test_a_full_gpu_names_the_field_to_lower_and_lowering_it_helps(
             sampler.logprobs(CHATS[:1], [["Owl"]])
         assert isinstance(sampler, HfSampler)
         sampler.room.gpu = True
-        monkeypatch.setattr(Room, "_free", lambda room: 2**36)
+        monkeypatch.setattr("sublim.inference.room.free_gpu_memory", lambda: 2**36)
         assert sampler.room.tokens() == 65536
         sampler.room.batch_size = 8
         assert sampler.room.tokens() == 2048

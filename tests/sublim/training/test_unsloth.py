@@ -52,8 +52,8 @@ def test_its_process_is_told_to_leave_trls_trainer_alone(tmp_path: Path, monkeyp
     script.write_text(f"#!/bin/sh\ncat > {tmp_path}/job\nenv > {told}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    monkeypatch.setattr(unsloth, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
-    monkeypatch.setattr(unsloth, "find_spec", lambda name: True)
+    monkeypatch.setattr(training, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
+    monkeypatch.setattr(training, "find_spec", lambda name: True)
     config = TrainConfig(trainer="unsloth", updates=1)
     with pytest.raises(RuntimeError, match="ended with code 0 and without a word"):
         trl.train(tmp_path, config, scratch=tmp_path, base=tmp_path, data=tmp_path)
