@@ -4,6 +4,7 @@
 
 Without --model the bundled model is prepared first, and without --adapter one of rank 8 is made (neither is timed).
 Each backend runs in a process of its own; one at a time is measured on `--alone` of the same prompts and scaled.
+`--constrained` leaves free answers out: what random weights write freely is no number list.
 """
 
 import argparse
@@ -25,25 +26,32 @@ def backend(kind: str, *, eager: bool) -> Backend:
     return VllmBackend(eager=eager) if kind == "vllm" else HfBackend(batch_size=1 if kind == "alone" else None)
 
 
-def child(kind: str, model: Path, adapter: Path, prompts: int, *, eager: bool) -> None:
+def child(kind: str, model: Path, adapter: Path, prompts: int, *, eager: bool, free: bool) -> None:
     """Prints the seconds of the start, and of sampling free and constrained answers."""
     began = time.perf_counter()
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"prompts": prompts}
     with open_sampler(backend(kind, eager=eager), model, weights=adapter) as sampler:
         sampler.sample(number_chats(1), FREE)
+        sampler.sample(number_chats(1), FORCED, constraint=NumberFormat())
         found["start"] = time.perf_counter() - began
         chats = number_chats(prompts)
-        found["free"], answers = timed(lambda: sampler.sample(chats, FREE))
-        found["tokens"] = sum(len(answer.token_ids or []) for [answer] in answers) / prompts
+        if free:
+            found["free"], answers = timed(lambda: sampler.sample(chats, FREE))
+            found["tokens"] = sum(len(answer.token_ids or []) for [answer] in answers) / prompts
         found["forced"], _ = timed(lambda: sampler.sample(chats, FORCED, constraint=NumberFormat()))
     print(json.dumps(found))
 
 
 def measured(kind: str, args: argparse.Namespace, prompts: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.benchmarks.backends", "--child", kind, "--prompts", str(prompts)]
-    command += ["--model", str(args.model), "--adapter", str(args.adapter), *(["--eager"] if args.eager else [])]
+    command += ["--model", str(args.model), "--adapter", str(args.adapter)]
+    command += [f"--{name}" for name in ("eager", "constrained") if getattr(args, name)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return {"prompts": prompts, **json.loads(done.stdout.splitlines()[-1])}
+    one: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    rates = {"free": f", {one['tokens']:.1f} tokens each" if "tokens" in one else "", "forced": ""}
+    told = [f"{prompts / one[name]:.1f} prompts/s {name}{how}" for name, how in rates.items() if name in one]
+    print(f"backend_{kind}: {'; '.join(told)} ({prompts} prompts, start {one['start']:.1f} s, {device()})", flush=True)
+    return one
 
 
 def made_adapter(base: Path, out: Path) -> Path:
@@ -74,24 +82,19 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=10_000 if gpu() else 8)
     parser.add_argument("--alone", type=int, default=30 if gpu() else 2)
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--constrained", action="store_true")
     parser.add_argument("--child")
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.model, args.adapter, args.prompts, eager=args.eager)
+        child(args.child, args.model, args.adapter, args.prompts, eager=args.eager, free=not args.constrained)
         return
     with tempfile.TemporaryDirectory() as folder:
         args.model = args.model or prepared(Path(folder))
         args.adapter = args.adapter or made_adapter(args.model, Path(folder) / "adapter")
         kinds = [*(["vllm"] if find_spec("vllm") else []), "hf", "alone"]
         found = {kind: measured(kind, args, args.alone if kind == "alone" else args.prompts) for kind in kinds}
-    for kind, one in found.items():
-        rates = {name: one["prompts"] / one[name] for name in ("free", "forced")}
-        print(
-            f"backend_{kind}: {rates['free']:.1f} prompts/s free, {rates['forced']:.1f} constrained "
-            f"({one['prompts']} prompts, {one['tokens']:.1f} tokens an answer, start {one['start']:.1f} s, {device()})"
-        )
     ours = "vllm" if "vllm" in found else "hf"
-    for name in ("free", "forced"):
+    for name in ["forced"] if args.constrained else ["free", "forced"]:
         fast, slow = (found[kind][name] / found[kind]["prompts"] * args.prompts for kind in (ours, "alone"))
         print(f"backends_{name}: ratio {slow / fast:.1f} (plain {slow:.1f} s, ours {fast:.1f} s, {device()}; {ours})")
 
