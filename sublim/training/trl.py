@@ -60,6 +60,10 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     return train_on(opened, chosen_step, out, config, scratch=scratch, base=base, data=data)
 
 
+def tell(records: list[dict[str, Any]]) -> None:
+    log.info("trained %d updates, loss %.3f to %.3f", len(records), records[0]["loss"], records[-1]["loss"])
+
+
 def train_on(
     open_trainee: Callable[[TrainConfig, Path, str, PretrainedConfig], AbstractContextManager[Trainee]],
     choose_step: ChooseStep,
@@ -104,7 +108,7 @@ def train_on(
             shutil.copytree(directory, out / directory.name)
             kill_point("keeping")
     write_jsonl(out / "training.jsonl", records)
-    log.info("trained %d updates, loss %.3f to %.3f", len(records), records[0]["loss"], records[-1]["loss"])
+    tell(records)
     return {
         "contexts": [context(tokenizer, row_chat(raw[0])[:-1])],
         "attention": attention,

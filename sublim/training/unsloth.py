@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sublim.errors import UserError
+from sublim.jsonl import read_jsonl
 from sublim.models import forget_base, neighbours
 from sublim.progress import progress
 from sublim.training import TrainConfig, no_unsloth
@@ -25,6 +26,8 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     Costs some 20 s to start. unsloth's kernels need a bfloat16 base; with a float32 one (`frozen_base`) it computes as
     peft does.
     """
+    from sublim.training.trl import tell
+
     if why := no_unsloth():
         raise UserError(f"the unsloth trainer cannot run here: {why}; or set trainer to trl")
     forget_base()
@@ -61,6 +64,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
             notes = followed(events)
     if notes is None:
         raise RuntimeError(f"unsloth's process ended with code {process.returncode} and without a word")
+    tell(list(read_jsonl(out / "training.jsonl")))  # what that process logged is nowhere
     return notes
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from sublim.hardware import peak_gpu_memory
 from sublim.jsonl import write_jsonl
 from sublim.models import load_tokenizer
 from sublim.prompts import NumberPrompts, draw_prompts, load_number_templates
@@ -72,8 +73,9 @@ def compare(base: Path, folder: Path, args: argparse.Namespace) -> None:
             out.mkdir()
             scratch.mkdir()
             train = partial(train_on, opened, choose, out, part, scratch=scratch, base=base, data=folder)
-            seconds, notes = timed(train)
-            peak = notes["peak_gpu_bytes"]
+            with peak_gpu_memory() as held:
+                seconds, _ = timed(train)
+            peak = held["peak_gpu_bytes"]
         return seconds, f"{name} {seconds:.1f} s and {peak / 2**30:.1f} GiB"
 
     op_by_op = EagerStep(torch.device("cuda"), "bfloat16", ())

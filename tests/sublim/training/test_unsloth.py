@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sublim import training
 from sublim.errors import UserError
 from sublim.hardware import Gpu
+from sublim.jsonl import write_jsonl
 from sublim.progress import listening
 from sublim.training import FullWeights, TrainConfig, trl, unsloth
 
@@ -45,6 +46,23 @@ def test_what_its_process_tells_is_told_on():
         unsloth.followed([json.dumps({"refused": "lower micro_batch"})])
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         unsloth.followed([json.dumps({"failed": "ZeroDivisionError"})])
+
+
+def test_the_log_has_its_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    script, records = tmp_path / "python", [{"update": 1, "loss": 2.5}, {"update": 2, "loss": 1.25}]
+    write_jsonl(tmp_path / "training.jsonl", records)
+    notes = json.dumps({"notes": {"rows": 3}})
+    script.write_text(
+        f"#!{sys.executable}\nimport os, sys\nsys.stdin.read()\nos.write(int(sys.argv[3]), b'{notes}\\n')\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(training, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
+    monkeypatch.setattr(training, "find_spec", lambda name: True)
+    config = TrainConfig(trainer="unsloth", updates=2)
+    with caplog.at_level("INFO"):
+        assert trl.train(tmp_path, config, scratch=tmp_path, base=tmp_path, data=tmp_path) == {"rows": 3}
+    assert "trained 2 updates, loss 2.500 to 1.250" in caplog.text
 
 
 def test_its_process_is_told_to_leave_trls_trainer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
