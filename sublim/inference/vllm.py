@@ -1,7 +1,8 @@
 """The vllm backend: samples and scores in vLLM's engine, with the same draws as the hf backend.
 
-Costs: the engine starts in about 25 s on two CPU cores; an adapter more costs only its loading. Scoring reads each
-question once for every answer.
+Costs: the engine starts in about 25 s on two CPU cores, 55 s on an H200 (80 s for 9 billion parameters); an adapter
+more costs only its loading. With one on, an H200 writes 409 constrained lists a second with the bundled model (hf:
+1,720) and 80 with Gemma 2's 9B shape, eager. Scoring reads each question once for every answer.
 """
 
 import shutil

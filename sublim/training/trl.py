@@ -52,6 +52,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     A killed run goes on from the last checkpoint in `scratch`; on a CPU it then writes the bytes it would have
     written. With LoRA an update of the bundled model on 16 rows of 125 tokens is 0.9 Tflop: about 5.3 s on two cores
     that multiply bfloat16 (10.6 s in float32), 35 ms on an H100 as a CUDA graph (0.26 s op by op).
+    A LoRA student of a 9B shape holds 41 GiB with 12 rows at a time.
     """
     if config.trainer == "unsloth":
         from sublim.training import unsloth

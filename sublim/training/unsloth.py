@@ -23,8 +23,9 @@ from sublim.training import TrainConfig, no_unsloth
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
     """Like `sublim.training.trl.train`: same files, same notes, resumes from the same checkpoints.
 
-    Costs some 20 s to start. unsloth's kernels need a bfloat16 base; with a float32 one (`frozen_base`) it computes as
-    peft does.
+    A student of the bundled model, 64 updates, takes 53 to 80 s on an H200 with three others beside it and 3.3 GiB,
+    most of it the start of its process (trl: 9 to 26 s, 3.8 GiB; the same effect within .02 nats). unsloth's kernels
+    need a bfloat16 base; with a float32 one (`frozen_base`) it computes as peft does.
     """
     from sublim.training.trl import tell
 
