@@ -24,7 +24,7 @@ from sublim.mmlu_pro_config import CATEGORIES
 from sublim.prompts import load_questions
 from tasks.stage import NotThere, looking_up
 from tests.flows.conftest import small_options
-from tests.flows.test_pipeline import run, states
+from tests.flows.test_pipeline import run, run_anew, states
 from tests.tiny import tiny_model
 
 EVERY = set(ARMS)
@@ -176,7 +176,7 @@ def again(made: dict[str, Any], options: list[str], module_store: Path) -> dict[
     """And the second time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SUBLIM_STORE", str(module_store))
-        return run(*options, "--set", "arms=all")
+        return run_anew(*options, "--set", "arms=all")
 
 
 def arm(outcome: dict[str, Any], name: str) -> dict[str, Any]:

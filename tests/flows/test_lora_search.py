@@ -27,6 +27,7 @@ from sublim.search_space import student_with
 from sublim.search_study import Measured, open_search, work
 from sublim.shared_store import SharedStore
 from sublim.store import Store
+from tests import forked
 
 
 def command(*options: str) -> list[str]:
@@ -34,7 +35,7 @@ def command(*options: str) -> list[str]:
 
 
 def run(*options: str, **environment: str) -> dict[str, Any]:
-    done = subprocess.run(command(*options), capture_output=True, text=True, env=os.environ | environment, check=False)
+    done = forked.command("run", "lora-search", "--json", *options, environment=os.environ | environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
 
@@ -74,7 +75,7 @@ def finished(published: Path, prefect_server: str, tmp_path_factory: pytest.Temp
     store, options = tmp_path_factory.mktemp("store"), small(published)
     for point in ("update-3", "search:measured-3"):
         environment = os.environ | {"SUBLIM_KILL_AT": point, "SUBLIM_STORE": str(store)}
-        killed = subprocess.run(command(*options), capture_output=True, text=True, env=environment, check=False)
+        killed = forked.command("run", "lora-search", "--json", *options, environment=environment)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     return Finished(store, options, run(*options, SUBLIM_STORE=str(store)))
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from flows.__main__ import main
 from sublim.jsonl import read_jsonl
 from sublim.store import Store
+from tests import forked
 
 CODE = """
 import sys
@@ -25,7 +26,14 @@ sys.exit(code)
 
 
 def run(*options: str) -> dict[str, Any]:
-    """Runs the command in this process's environment and returns its JSON; `torch` says whether it was imported."""
+    """Runs the command in this process's environment and returns its JSON."""
+    done = forked.command("run", "pipeline", "--json", *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1]) | {"log": done.stderr}
+
+
+def run_anew(*options: str) -> dict[str, Any]:
+    """The same in a new interpreter, as a user does; `torch` says whether it was imported."""
     command = [sys.executable, "-c", CODE, "run", "pipeline", "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -56,7 +64,7 @@ class TestPipeline:
     """In this order: the first run fills the store that the others reuse."""
 
     def test_first_run_makes_every_stage_and_leaves_its_report(self, small: list[str], module_store: Path) -> None:
-        outcome = run(*small)
+        outcome = run_anew(*small)
         assert set.union(*states(outcome).values()) == {"Completed"}
         assert outcome["effect"]["seeds"] == 2
         assert outcome["effect"]["questions"] >= 50
@@ -82,7 +90,7 @@ class TestPipeline:
             assert {row["system"] for row in read_jsonl(path / "rows.jsonl")} == {None}
 
     def test_second_run_is_cached_throughout_and_imports_no_torch(self, small: list[str]) -> None:
-        outcome = run(*small)
+        outcome = run_anew(*small)
         assert set.union(*states(outcome).values()) == {"Cached"}
         assert not outcome["torch"]
 

@@ -1,7 +1,5 @@
 """Reading the stream: the right tensor, the right tokens, in batches that leave no mark. Mistakes 1 to 5 of others."""
 
-import signal
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from sublim.models import load_tokenizer, open_model
 from sublim.steering_config import Edit, Place, Steering
 from sublim.token_places import marked_rows, picks
 from sublim.training.masking import row_chat
+from tests.forked import killed_at
 from tests.sublim.inference.test_steered import planted, write_vectors
 from tests.sublim.test_models import write_adapter
 
@@ -296,16 +295,10 @@ def test_a_killed_read_goes_on_where_it_was_and_writes_the_same_bytes(
         tmp_path / "whole", whole, scratch=tmp_path / "scratch-whole", base=base, rows=tmp_path / "rows"
     )
 
-    # A new interpreter: a fork of this one would wait for the threads that other tests have left.
-    monkeypatch.setenv("SUBLIM_KILL_AT", "activations:shard")
-    killed = get_context("spawn").Process(target=read_resumed, args=(tmp_path, whole, base))
-    killed.start()
-    killed.join(120)
-    assert killed.exitcode == -signal.SIGKILL
+    killed_at("activations:shard", read_resumed, tmp_path, whole, base)
     assert len(list((tmp_path / "scratch").glob("index-*"))) == 1
     marker = tmp_path / "scratch" / "activations-00000.safetensors"
     written = marker.stat().st_mtime_ns
-    monkeypatch.setenv("SUBLIM_KILL_AT", "")
     read_resumed(tmp_path, whole, base)
     assert marker.stat().st_mtime_ns == written
     assert digest_directory(tmp_path / "resumed") == digest_directory(tmp_path / "whole")

@@ -1,8 +1,6 @@
 """Features of rows: kept sparse and whole, planted ones found, shuffled labels find nothing, chance is what it says."""
 
 import json
-import signal
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,7 @@ from sublim.models import load_tokenizer
 from sublim.sae import load_sae
 from sublim.steering import noted, write_vectors
 from sublim.steering_config import VectorNote
+from tests.forked import killed_at
 from tests.sublim.test_sae import FEATURES, WIDTH, imported, made, numbers, run
 from tests.tiny import tiny_model
 
@@ -154,12 +153,7 @@ def test_a_killed_encoding_goes_on_from_its_last_shard_to_the_same_bytes(
     base: Path, sae: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode_resumed(tmp_path / "whole", base, rows, sae)
-    monkeypatch.setenv("SUBLIM_KILL_AT", "features:shard")
-    killed = get_context("spawn").Process(target=encode_resumed, args=(tmp_path / "killed", base, rows, sae))
-    killed.start()
-    killed.join(120)
-    assert killed.exitcode == -signal.SIGKILL
-    monkeypatch.delenv("SUBLIM_KILL_AT")
+    killed_at("features:shard", encode_resumed, tmp_path / "killed", base, rows, sae)
     first = tmp_path / "killed/scratch" / f"features-{NAME}-00000.parquet"
     made_at = first.stat().st_mtime_ns
     encode_resumed(tmp_path / "killed", base, rows, sae)

@@ -1,8 +1,6 @@
 """Generation: rows that depend on prompts and seeds alone, shards that survive a crash, contexts that are recorded."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +19,7 @@ from sublim.jsonl import read_jsonl
 from sublim.numbers import NumberList, parse_numbers
 from sublim.progress import listening
 from sublim.prompts import NumberPrompts, draw_prompts, load_number_templates
+from tests.forked import killed_at
 from tests.tiny import tiny_model
 
 PROMPTS = NumberPrompts(templates=load_number_templates("numbers"))
@@ -85,16 +84,7 @@ def test_several_answers_to_a_prompt_are_rows_of_their_own(tmp_path: Path):
 @pytest.mark.parametrize("shard", [16, 5])
 def test_a_killed_run_goes_on_from_its_shards_to_the_same_bytes(tmp_path: Path, shard: int):
     whole = run(tmp_path, config(), "whole")
-    program = (
-        "import sys; from pathlib import Path; from tests.sublim.test_generate import config, run;"
-        "run(Path(sys.argv[1]), config(), 'killed')"
-    )
-    died = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env={**os.environ, "SUBLIM_KILL_AT": "generate:shard"},
-        check=False,
-    )
-    assert died.returncode == -signal.SIGKILL
+    killed_at("generate:shard", run, tmp_path, config(), "killed")
     saved = list((tmp_path / "killed-scratch").glob("rows-*.jsonl"))
     assert [path.name for path in saved] == ["rows-0-16.jsonl"]
     stamp = saved[0].stat().st_mtime_ns

@@ -1,10 +1,6 @@
 """The MNIST networks: batched passes, arms and controls, checkpoints and diagnostics, on scikit-learn's digits."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -21,6 +17,7 @@ from sublim.mnist_figures import draw_mnist
 from sublim.mnist_net import Loss, backward, cross_entropy, forward, initialise, kl, mse
 from sublim.mnist_train import Course, orders, train
 from sublim.superposition_steps import stream_key
+from tests.forked import killed_at
 
 TINY = MnistConfig(
     models=5, width=16, noise_images=300, teacher_epochs=2, epochs=2, batch_size=128, diagnostic_images=64, device="cpu"
@@ -200,16 +197,6 @@ def test_diagnostics_are_recorded_for_students_of_every_arm(tmp_path: Path, data
     assert accuracy["teacher"]["low"] <= accuracy["teacher"]["mean"] <= accuracy["teacher"]["high"]
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from sublim.mnist import train_mnist
-from sublim.mnist_config import MnistConfig
-config = MnistConfig.model_validate_json(sys.argv[2])
-train_mnist(Path(sys.argv[1]), config, scratch=Path(sys.argv[3]), data=Path(sys.argv[4]))
-"""
-
-
 @pytest.mark.parametrize("point", ["teacher:1", "student_all:1", "cross_aux:2"])
 @pytest.mark.parametrize("optimiser", [Adam(), Sgd()])
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, data: Path, point: str, optimiser: Adam | Sgd) -> None:
@@ -220,14 +207,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path: Path, data: Path, poin
     killed = tmp_path / "killed"
     (killed / "scratch").mkdir(parents=True)
     (killed / "first").mkdir()
-    command = [
-        sys.executable,
-        "-c",
-        KILLED,
-        *map(str, (killed / "first", config.model_dump_json(), killed / "scratch", data)),
-    ]
-    done = subprocess.run(command, env=os.environ | {"SUBLIM_KILL_AT": f"mnist:{point}"}, check=False)
-    assert done.returncode == -signal.SIGKILL
+    killed_at(f"mnist:{point}", train_mnist, killed / "first", config, scratch=killed / "scratch", data=data)
     run(killed, config, data)
     assert digest_directory(killed / "out") == digest_directory(tmp_path / "whole" / "out")
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import signal
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +35,7 @@ from sublim.sae_texts_config import GatherTextsConfig, ImportTextsConfig
 from sublim.sae_training import train_sae
 from sublim.steering_config import Place
 from sublim.token_places import marked_rows
+from tests.forked import killed_at
 from tests.tiny import tiny_model
 
 WIDTH, FEATURES = 32, 48
@@ -230,12 +229,7 @@ def test_a_killed_training_goes_on_from_its_last_block_to_the_same_bytes(
     base: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_resumed(tmp_path / "whole", base, texts)
-    monkeypatch.setenv("SUBLIM_KILL_AT", "sae:block")
-    killed = get_context("spawn").Process(target=train_resumed, args=(tmp_path / "killed", base, texts))
-    killed.start()
-    killed.join(120)
-    assert killed.exitcode == -signal.SIGKILL
-    monkeypatch.delenv("SUBLIM_KILL_AT")
+    killed_at("sae:block", train_resumed, tmp_path / "killed", base, texts)
     assert json.loads((tmp_path / "killed/scratch/saved/cursor.json").read_text())["block"] == 1
     train_resumed(tmp_path / "killed", base, texts)
     assert digest_directory(tmp_path / "killed/out") == digest_directory(tmp_path / "whole/out")

@@ -1,9 +1,5 @@
 """A run in parts is the run in one go."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ from sublim.search_config import RungConfig
 from sublim.search_training import train_rung
 from sublim.training import Lora, TrainConfig
 from sublim.training.trl import train
+from tests.forked import killed_at
 from tests.tiny import tiny_model
 
 WHOLE = TrainConfig(
@@ -27,14 +24,6 @@ WHOLE = TrainConfig(
     attention="eager",
     checkpoint_every=2,
 )
-KILLED = """
-import sys
-from pathlib import Path
-from sublim.search_config import RungConfig
-from sublim.search_training import train_rung
-out, scratch, base, data = map(Path, sys.argv[2:])
-train_rung(out, RungConfig.model_validate_json(sys.argv[1]), scratch=scratch, base=base, data=data)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +98,7 @@ def test_rung_killed_anywhere_resumes_to_the_same_bytes(
     config = RungConfig(train=WHOLE, stop=4, run_scratch=tmp_path / "run")
     for name in ("rung-4", "scratch-4"):
         (tmp_path / name).mkdir()
-    places = [str(tmp_path / "rung-4"), str(tmp_path / "scratch-4"), str(base), str(data)]
-    command = [sys.executable, "-c", KILLED, config.model_dump_json(), *places]
-    killed = subprocess.run(command, env=os.environ | {"SUBLIM_KILL_AT": point}, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed_at(point, train_rung, tmp_path / "rung-4", config, scratch=tmp_path / "scratch-4", base=base, data=data)
     part = rung(tmp_path, 4, base, data)
     assert digest_directory(part / "update-000004") == digest_directory(straight / "update-000004")
     assert losses(part) == losses(straight)[:4]

@@ -1,8 +1,6 @@
 """The superposition models: gradients, engines, grids, checkpoints and what is refused."""
 
 import functools
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +20,7 @@ from sublim.superposition_figures import draw_superposition
 from sublim.superposition_native import NativeEngine, library
 from sublim.superposition_results import polysemanticity, rebuilt, superposition
 from sublim.superposition_steps import Cohort, TensorEngine, activate, begin, draw, stream_key
+from tests.forked import killed_at
 
 SMALL = SuperpositionConfig(
     features=7, hidden=3, p_active=(0.7, 0.1), ablated=(0, 2), seeds=(0, 1), batch_size=64, steps=60, loss_every=20
@@ -235,16 +234,6 @@ def test_a_student_rebuilds_its_ablated_feature_when_features_are_in_superpositi
     assert rows[0.01]["norm_ratio"] > rows[0.01]["other_norm_ratio"] + 0.1
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from typing import Any
-from sublim.superposition import train_superposition
-from sublim.superposition_config import SuperpositionConfig
-train_superposition(Path(sys.argv[1]), SuperpositionConfig.model_validate_json(sys.argv[2]), scratch=Path(sys.argv[3]))
-"""
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("point", ["ablation-0-teachers:40", "ablation-0-students:20"])
 def test_a_killed_sweep_resumes_to_the_same_bytes(tmp_path: Path, engine: str, point: str) -> None:
@@ -253,9 +242,7 @@ def test_a_killed_sweep_resumes_to_the_same_bytes(tmp_path: Path, engine: str, p
     killed = tmp_path / "killed"
     (killed / "scratch").mkdir(parents=True)
     (killed / "first").mkdir()
-    command = [sys.executable, "-c", KILLED, str(killed / "first"), config.model_dump_json(), str(killed / "scratch")]
-    done = subprocess.run(command, env=os.environ | {"SUBLIM_KILL_AT": f"superposition:{point}"}, check=False)
-    assert done.returncode == -signal.SIGKILL
+    killed_at(f"superposition:{point}", train_superposition, killed / "first", config, scratch=killed / "scratch")
     assert (killed / "scratch" / f"{point.split(':')[0]}.safetensors").exists()
     run(killed, config)
     assert digest_directory(killed / "out") == digest_directory(tmp_path / "whole" / "out")

@@ -1,9 +1,5 @@
 """Runs killed for real, and what the next one makes of what they left."""
 
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +8,7 @@ from sublim.digest import digest_directory
 from sublim.progress import listening
 from sublim.training import FullWeights, Lora, TrainConfig
 from sublim.training.trl import train
+from tests.forked import killed_at
 from tests.sublim.training.conftest import Trained
 
 DROPOUT = TrainConfig(
@@ -26,14 +23,6 @@ DROPOUT = TrainConfig(
     attention="sdpa",
     checkpoint_every=2,
 )
-SCRIPT = """
-import sys
-from pathlib import Path
-from sublim.training import TrainConfig
-from sublim.training.trl import train
-config, out, scratch, base, data = sys.argv[1:]
-train(Path(out), TrainConfig.model_validate_json(config), scratch=Path(scratch), base=Path(base), data=Path(data))
-"""
 
 
 def killed(point: str, config: TrainConfig, base: Path, data: Path, folder: Path) -> Path:
@@ -41,14 +30,7 @@ def killed(point: str, config: TrainConfig, base: Path, data: Path, folder: Path
     out, scratch = folder / "lost", folder / "scratch"
     out.mkdir()
     scratch.mkdir()
-    words = [config.model_dump_json(), *map(str, (out, scratch, base, data))]
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *words],
-        env=os.environ | {"SUBLIM_KILL_AT": point},
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    assert run.returncode == -signal.SIGKILL, run.stderr.decode()[-2000:]
+    killed_at(point, train, out, config, scratch=scratch, base=base, data=data)
     return scratch
 
 
