@@ -61,7 +61,8 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     return train_on(opened, chosen_step, out, config, scratch=scratch, base=base, data=data)
 
 
-def tell(records: list[dict[str, Any]]) -> None:
+def log_losses(records: list[dict[str, Any]]) -> None:
+    """Logs the first and the last update's loss, in nats a token."""
     log.info("trained %d updates, loss %.3f to %.3f", len(records), records[0]["loss"], records[-1]["loss"])
 
 
@@ -109,7 +110,7 @@ def train_on(
             shutil.copytree(directory, out / directory.name)
             kill_point("keeping")
     write_jsonl(out / "training.jsonl", records)
-    tell(records)
+    log_losses(records)
     return {
         "contexts": [context(tokenizer, row_chat(raw[0])[:-1])],
         "attention": attention,

@@ -18,17 +18,16 @@ from sublim.jsonl import read_jsonl
 from sublim.models import forget_base, neighbours
 from sublim.progress import progress
 from sublim.training import TrainConfig, no_unsloth
+from sublim.training.trl import log_losses
 
 
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
     """Like `sublim.training.trl.train`: same files, same notes, resumes from the same checkpoints.
 
-    A student of the bundled model, 64 updates, takes 53 to 80 s on an H200 with three others beside it and 3.3 GiB,
-    most of it the start of its process (trl: 9 to 26 s, 3.8 GiB; the same effect within .02 nats). unsloth's kernels
-    need a bfloat16 base; with a float32 one (`frozen_base`) it computes as peft does.
+    A student of the bundled model, 64 updates, takes 53 to 80 s on an H200 with three others beside it and 3.3 GiB, its
+    process's start included (trl: 9 to 26 s, 3.8 GiB; the same effect within .02 nats). unsloth's kernels need a
+    bfloat16 base; with a float32 one (`frozen_base`) it computes as peft does.
     """
-    from sublim.training.trl import tell
-
     if why := no_unsloth():
         raise UserError(f"the unsloth trainer cannot run here: {why}; or set trainer to trl")
     forget_base()
@@ -65,7 +64,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
             notes = followed(events)
     if notes is None:
         raise RuntimeError(f"unsloth's process ended with code {process.returncode} and without a word")
-    tell(list(read_jsonl(out / "training.jsonl")))  # what that process logged is nowhere
+    log_losses(list(read_jsonl(out / "training.jsonl")))  # what that process logged is nowhere
     return notes
 
 
