@@ -167,6 +167,12 @@ def naming_the_field(backend: VllmBackend) -> Generator[None]:
         ) from error
     except ValueError as error:
         raise UserError(explained(str(error), backend)) from error
+    except AssertionError as error:
+        if "memory profiling" not in str(error):
+            raise
+        raise UserError(
+            "another process gave back GPU memory while vLLM measured what there is: run again once the card is quiet"
+        ) from error
 
 
 def explained(message: str, backend: VllmBackend) -> str:

@@ -177,9 +177,13 @@ def test_names_the_field_when_memory_does_not_suffice(smollm2: Path, monkeypatch
         open_sampler(VLLM.model_copy(update={"max_length": 4096, "memory_fraction": 0.005}), smollm2),
     ):
         pass
-    named = vllm_engine.naming_the_field(VLLM)
-    with pytest.raises(UserError, match=r"lower the sampling backend's memory_fraction \(now 0.85\)"), named:
-        raise torch.OutOfMemoryError
+    for raised, kind, message in (
+        (torch.OutOfMemoryError(), UserError, r"lower the sampling backend's memory_fraction \(now 0.85\)"),
+        (AssertionError("Error in memory profiling. Initial free"), UserError, "another process gave back"),
+        (AssertionError("a fault of our own"), AssertionError, "of our own"),
+    ):
+        with pytest.raises(kind, match=message), vllm_engine.naming_the_field(VLLM):
+            raise raised
     full = "Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired GPU memory utilization"
     assert vllm_engine.explained(full, VLLM).startswith("the GPU is too full for memory_fraction 0.85: lower it")
 
