@@ -1,5 +1,6 @@
 """What all tests share: an environment that reaches nothing outside, and one Prefect server for those that need it."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from tests.server import Starting, starting_server
 
+gc.disable()  # until all tests are imported, which makes no garbage
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -41,6 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    # The libraries stay: no collection looks through their objects again. Opening another model makes one each time.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
     if any(map(needs_server, session.items)) and not session.config.option.collectonly:
         stack = session.config.stash[_running] = ExitStack()
         session.config.stash[_server] = stack.enter_context(starting_server(Path(os.environ["PREFECT_HOME"])))
