@@ -28,7 +28,7 @@ CHATS: list[Chat] = [
 
 @pytest.fixture(scope="session")
 def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer | None]:
-    """vLLM's own OpenAI server on the bundled model; it takes its minute to start while other tests run."""
+    """vLLM's own OpenAI server on the bundled model; it takes its minute to start while the tests before run."""
     if find_spec("vllm") is None:
         yield None
         return
@@ -39,7 +39,9 @@ def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module", autouse=True)
 def _server_starts_early(request: pytest.FixtureRequest) -> None:
-    if any("vllm_server" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    # Not with an earlier file: another worker may get the one that asks it, and both would start a server.
+    own = [item for item in request.session.items if item.path == request.path]
+    if any("vllm_server" in getattr(item, "fixturenames", ()) for item in own):
         request.getfixturevalue("vllm_server")
 
 
