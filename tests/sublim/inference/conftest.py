@@ -1,5 +1,6 @@
 """Models and references for the sampler's tests."""
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sublim.chat import Chat, chat
-from sublim.models import open_model
+from sublim.models import forget_base, open_model
 from tests.sublim.inference.servers import VllmServer
 
 CHATS: list[Chat] = [
@@ -35,6 +36,14 @@ def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     server = VllmServer(smollm2, tmp_path_factory.mktemp("server") / "log")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries_stay() -> Iterator[None]:
+    """Leaves out of later collections what came with vLLM, too: it is imported with the first engine."""
+    yield
+    forget_base()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
