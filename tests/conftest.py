@@ -1,5 +1,6 @@
 """What all tests share: an environment that reaches nothing outside, and one Prefect server for those that need it."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from tests.server import Starting, starting_server
 
+gc.disable()  # until all tests are imported, which makes no garbage
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
@@ -22,10 +24,20 @@ os.environ.update(
     PREFECT_LOGGING_TO_API_ENABLED="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # The workers inherit it: vLLM finds out in 17 s what a model class can do, and remembers it there.
+    os.environ["VLLM_CACHE_ROOT"] = tempfile.mkdtemp(prefix="sublim-tests-")
 for name in ("SUBLIM_CACHE", "SUBLIM_STORE", "SUBLIM_KILL_AT", "SUBLIM_ISOLATE", "SUBLIM_VERIFY", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
 import tasks  # noqa: E402, F401 - settles Prefect's environment
+
+LONGEST = (
+    *("test_drills.py", "test_agreement.py", "test_arms.py", "test_pipeline.py", "test_ui.py", "test_vllm.py"),
+    *("test_lora_search.py", "test_sweep.py", "test_steered_vllm.py", "test_sae_analysis.py", "test_crash.py"),
+    *("test_openai.py", "test_secrets.py", "test_shared_stage.py", "test_stage.py", "test_search_study.py"),
+)
+"""Files that take more than half a minute, the longest first. The first waits for others, and computes little."""
 
 _server = pytest.StashKey[Starting]()
 _running = pytest.StashKey[ExitStack]()
@@ -36,11 +48,20 @@ def needs_server(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The server takes its 20 s to start while the other tests run; the longest file is not left for the end.
-    items.sort(key=lambda item: (needs_server(item), item.path.name != "test_pipeline.py"))
+    # A file is one worker's: the longest come first, or one of them would be left for the end. The others begin with
+    # what needs no server.
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.name
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST), needs_server(item)
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    # The libraries stay: no collection looks through their objects again. Opening another model makes one each time.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
     if any(map(needs_server, session.items)) and not session.config.option.collectonly:
         stack = session.config.stash[_running] = ExitStack()
         session.config.stash[_server] = stack.enter_context(starting_server(Path(os.environ["PREFECT_HOME"])))

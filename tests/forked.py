@@ -16,7 +16,7 @@ from typing import Any, ParamSpec
 P = ParamSpec("P")
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["sublim.training.trl"])
-SECONDS = 120
+SECONDS = 300
 
 
 def killed_at(point: str, work: Callable[P, object], *args: P.args, **named: P.kwargs) -> None:

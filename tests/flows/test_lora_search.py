@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +26,6 @@ from sublim.search_study import Measured, open_search, work
 from sublim.shared_store import SharedStore
 from sublim.store import Store
 from tests import forked
-
-
-def command(*options: str) -> list[str]:
-    return [sys.executable, "-m", "flows", "run", "lora-search", "--json", *options]
 
 
 def run(*options: str, **environment: str) -> dict[str, Any]:
@@ -106,7 +100,7 @@ def test_stored_study_of_other_settings_is_refused_before_anything_runs(finished
     options = [*finished.options, "--set", f"study={finished.outcome['study']}", "--set", "space.lr.high=0.02"]
     environment = os.environ | {"SUBLIM_STORE": str(finished.store)}
     runs = sorted((finished.store / "runs").iterdir())
-    refused = subprocess.run(command(*options), capture_output=True, text=True, env=environment, check=False)
+    refused = forked.command("run", "lora-search", "--json", *options, environment=environment)
     assert refused.returncode == 2
     assert "space.lr.high = 0.03, these settings have 0.02" in refused.stderr
     assert sorted((finished.store / "runs").iterdir()) == runs
@@ -134,13 +128,8 @@ def test_best_preset_runs_the_pipeline_with_students_from_the_cache(finished: Fi
     outcome = finished.outcome
     path = outcome["best_preset"]
     assert yaml.safe_load(Path(path).read_text())["student"]["lr"] == outcome["best"]["student"]["lr"]
-    piped = subprocess.run(
-        [sys.executable, "-m", "flows", "run", "pipeline", "--preset", path, "--json"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"SUBLIM_STORE": str(finished.store)},
-        check=False,
-    )
+    environment = os.environ | {"SUBLIM_STORE": str(finished.store)}
+    piped = forked.command("run", "pipeline", "--preset", path, "--json", environment=environment)
     assert piped.returncode == 0, piped.stderr[-3000:]
     found = json.loads(piped.stdout.splitlines()[-1])
     assert {stage["state"] for stage in found["stages"] if stage["stage"] == "train_student"} == {"Cached"}

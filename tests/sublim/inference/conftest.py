@@ -1,5 +1,6 @@
 """Models and references for the sampler's tests."""
 
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sublim.chat import Chat, chat
-from sublim.models import open_model
+from sublim.models import forget_base, open_model
 from tests.sublim.inference.servers import VllmServer
 
 CHATS: list[Chat] = [
@@ -28,7 +29,7 @@ CHATS: list[Chat] = [
 
 @pytest.fixture(scope="session")
 def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer | None]:
-    """vLLM's own OpenAI server on the bundled model; it takes its minute to start while other tests run."""
+    """vLLM's own OpenAI server on the bundled model; it takes its minute to start while the tests before run."""
     if find_spec("vllm") is None:
         yield None
         return
@@ -38,8 +39,18 @@ def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _libraries_stay() -> Iterator[None]:
+    """Leaves out of later collections what came with vLLM, too: it is imported with the first engine."""
+    yield
+    forget_base()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
 def _server_starts_early(request: pytest.FixtureRequest) -> None:
-    if any("vllm_server" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    # Not with an earlier file: another worker may get the one that asks it, and both would start a server.
+    own = [item for item in request.session.items if item.path == request.path]
+    if any("vllm_server" in getattr(item, "fixturenames", ()) for item in own):
         request.getfixturevalue("vllm_server")
 
 
