@@ -15,28 +15,43 @@ import pytest
 from tests.server import Starting, starting_server
 
 gc.disable()  # until all tests are imported, which makes no garbage
+HOME = Path(tempfile.mkdtemp(prefix="sublim-tests-"))
+"""Of this process alone; gone when it ends."""
 os.environ.update(
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",
-    XDG_CACHE_HOME=tempfile.mkdtemp(prefix="sublim-tests-"),  # digests of local models are remembered there
-    PREFECT_HOME=tempfile.mkdtemp(prefix="sublim-tests-"),  # read when Prefect is imported
+    XDG_CACHE_HOME=str(HOME / "cache"),  # digests of local models are remembered there
+    PREFECT_HOME=str(HOME / "prefect"),  # read when Prefect is imported
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE="false",
     PREFECT_LOGGING_TO_API_ENABLED="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The workers inherit it: vLLM finds out in 17 s what a model class can do, and remembers it there.
-    os.environ["VLLM_CACHE_ROOT"] = tempfile.mkdtemp(prefix="sublim-tests-")
+    os.environ["VLLM_CACHE_ROOT"] = str(HOME / "vllm")
 for name in ("SUBLIM_CACHE", "SUBLIM_STORE", "SUBLIM_KILL_AT", "SUBLIM_ISOLATE", "SUBLIM_VERIFY", "PREFECT_API_URL"):
     os.environ.pop(name, None)
 
 import tasks  # noqa: E402, F401 - settles Prefect's environment
 
-LONGEST = (
-    *("test_drills.py", "test_agreement.py", "test_arms.py", "test_pipeline.py", "test_ui.py", "test_vllm.py"),
-    *("test_lora_search.py", "test_sweep.py", "test_steered_vllm.py", "test_sae_analysis.py", "test_crash.py"),
-    *("test_openai.py", "test_secrets.py", "test_shared_stage.py", "test_stage.py", "test_search_study.py"),
-)
+LONGEST = [
+    "test_drills",
+    "test_agreement",
+    "test_arms",
+    "test_pipeline",
+    "test_ui",
+    "test_vllm",
+    "test_lora_search",
+    "test_sweep",
+    "test_steered_vllm",
+    "test_sae_analysis",
+    "test_crash",
+    "test_openai",
+    "test_secrets",
+    "test_shared_stage",
+    "test_stage",
+    "test_search_study",
+]
 """Files that take more than half a minute, the longest first. The first waits for others, and computes little."""
 
 _server = pytest.StashKey[Starting]()
@@ -51,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # A file is one worker's: the longest come first, or one of them would be left for the end. The others begin with
     # what needs no server.
     def place(item: pytest.Item) -> tuple[int, bool]:
-        name = item.path.name
+        name = item.path.stem
         return LONGEST.index(name) if name in LONGEST else len(LONGEST), needs_server(item)
 
     items.sort(key=place)
@@ -69,7 +84,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash.get(_running, ExitStack()).close()
-    shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)
+    shutil.rmtree(HOME, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
