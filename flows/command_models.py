@@ -71,8 +71,8 @@ def export(options: argparse.Namespace) -> int:
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    merge = load("sublim.models:export_merged")  # with torch, which nothing here imports
-    merge(draft, load("sublim.models:ExportConfig")(), scratch=draft, base=store.payload(named.base), weights=weights)
+    merge = load("sublim.model_export:export_merged")  # with torch, which nothing here imports
+    merge(draft, base=store.payload(named.base), weights=weights)
     draft.rename(out)
     print(f"{options.model} is in {out}")
     return 0

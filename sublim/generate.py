@@ -84,8 +84,8 @@ def generate_numbers(
     Answer j to prompt i has id i * n + j and its own random numbers, so the rows do not depend on `shard`, and arms
     with the same seeds differ only by their model and system prompt. `system` is what the answering model was told;
     `separator` what its prompt asked for. On a GPU the sampling is all the cost; memory grows with `shard` alone. An
-    H200 takes 10.5 s for 4,096 lists of the bundled model, half of it the process's start; a 9B shape wrote 68 a second
-    in 39 GiB.
+    H200 takes 10.5 s for 4,096 lists of the bundled model, half of it the process's start. At a 9B shape it writes 179
+    a second, and 68 in the 39 GiB that a smaller card leaves it.
     """
     _sample_missing(config, scratch, base, weights, vectors)
     with (out / "rows.jsonl").open("wb") as rows:

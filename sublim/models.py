@@ -1,16 +1,14 @@
-"""Models as plain directories: prepared once as a stage, opened with or without trained weights, merged for export."""
+"""Models as plain directories, opened with or without trained weights."""
 
 import gc
-import shutil
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never, cast
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -18,28 +16,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sublim import chat
-from sublim.config import Config
 from sublim.errors import UserError
-from sublim.hub import download
-from sublim.large_files import copy_each, link_each
-from sublim.model_config import BundledModel, HubModel, LocalModel, PrepareModelConfig
 from sublim.model_files import (
     IDENTITY,
-    INDEX,
-    TEMPLATE,
     TEXT_FILES,
     base_identity,
     is_adapter,
-    loaded_files,
     read_json,
     weight_files,
-    write_config,
-    write_generation_config,
-    write_identity,
 )
-from sublim.smollm2 import write_smollm2
-from sublim.text_only import keep_text
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -49,66 +34,6 @@ class LoadedModel(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-
-
-class ExportConfig(Config):
-    """What `export_merged` writes; nothing about it can be chosen."""
-
-
-def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> dict[str, Any] | None:
-    """Writes the model as safetensors, tokenizer, chat template and a generation config that hides nothing.
-
-    A bundled model takes about a minute on two cores; others are copied, except that weights in the hub's cache only
-    get a second name where the store is on the same file system. The note for the manifest is the context of a plain
-    question, as the model reads it.
-    """
-    match config.source:
-        case BundledModel(name="smollm2"):
-            write_smollm2(out)
-        case BundledModel():
-            from sublim.gemma3 import write_gemma3  # gguf, which no other model needs
-
-            write_gemma3(out, scratch)
-        case LocalModel() as source:
-            copy_model(source.path.expanduser(), out, copy_each, chat_template=source.chat_template, name="local")
-        case HubModel() as source:
-            # The hub's cache never writes to a file again: it is named after its content.
-            copy_model(download(source), out, link_each, chat_template=source.chat_template, name=source.id)
-        case _:
-            assert_never(config.source)
-    return {"context": dict(chat.context(load_tokenizer(out), chat.chat("Hello")))}
-
-
-def copy_model(
-    source: Path,
-    out: Path,
-    place: Callable[[Path, Iterable[str], Path], None],
-    *,
-    chat_template: str | None,
-    name: str,
-) -> None:
-    """Copies what loading reads from `source`, and writes its configs without paths, versions or sampling habits.
-
-    `place` copies the weights, or links them.
-    """
-    weights = weight_files(source)
-    for file in {*loaded_files(source)} - {*weights}:
-        shutil.copyfile(source / file, out / file)
-    place(source, weights, out)
-    if chat_template is not None:
-        (out / TEMPLATE).write_text(chat_template, encoding="utf-8")
-    tokenizer = load_tokenizer(out)
-    habits = read_json(out / "generation_config.json") if (out / "generation_config.json").is_file() else {}
-    config = read_json(out / "config.json")
-    known = [habits, config, config.get("text_config", {})]
-    eos = {token for source in known for token in token_ids(source.get("eos_token_id"))}
-    eos |= {*token_ids(tokenizer.eos_token_id), chat.end_of_turn(tokenizer)}
-    keep_text(out)
-    write_config(out)
-    write_generation_config(
-        out, eos=sorted(eos), pad=token_ids(tokenizer.pad_token_id)[0], bos=token_ids(tokenizer.bos_token_id)
-    )
-    write_identity(out, name)
 
 
 def token_ids(value: Any) -> list[int]:
@@ -251,29 +176,3 @@ def check_base(base: Path, adapter: Path) -> None:
     note = adapter / IDENTITY
     if note.is_file() and read_json(note)["base"] != base_identity(base):
         raise UserError(f"the adapter in {adapter} was trained on another base: give the base it was trained on")
-
-
-def export_merged(
-    out: Path, config: ExportConfig, *, scratch: Path, base: Path, weights: Path
-) -> dict[str, Any] | None:
-    """Writes base and trained weights as one Hugging Face directory.
-
-    An adapter is merged in float32 on the CPU and the sum rounded once, to the base's own dtype.
-    """
-    if is_adapter(weights):
-        from sublim.adapters import merged
-
-        check_base(base, weights)
-        model = merged(load(base, dtype="float32", attention="eager", device="cpu"), weights)
-        model.to(dtype=cast(torch.dtype, AutoConfig.from_pretrained(base).dtype))  # pyright: ignore[reportCallIssue]
-        model.save_pretrained(out, max_shard_size="5GB")
-    else:
-        for file in loaded_files(weights):
-            if file in ("config.json", INDEX) or file.endswith(".safetensors"):
-                shutil.copyfile(weights / file, out / file)
-    for file in loaded_files(base):
-        if file not in ("config.json", INDEX) and not file.endswith(".safetensors"):
-            shutil.copyfile(base / file, out / file)
-    write_config(out)
-    write_identity(out, "merged")
-    return None

@@ -2,7 +2,7 @@
 
 from tasks.stage import Stage
 
-prepare_model = Stage("prepare_model", "sublim.models:prepare_model")
+prepare_model = Stage("prepare_model", "sublim.model_prepare:prepare_model")
 build_teacher_rows = Stage("build_teacher_rows", "sublim.prompts:build_teacher_rows")
 train_teacher = Stage("train_teacher", "sublim.training.trl:train", version=3, gpu=True)
 generate_numbers = Stage("generate_numbers", "sublim.generate:generate_numbers", gpu=True)

@@ -152,7 +152,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model, prepared once for a run's workers, or once for all where SUBLIM_TEST_MODELS names a folder."""
     from sublim.locks import locked
     from sublim.model_config import PrepareModelConfig
-    from sublim.models import prepare_model
+    from sublim.model_prepare import prepare_model
 
     # A worker's own base folder lies in one that the run's workers share.
     base = tmp_path_factory.getbasetemp()
@@ -171,7 +171,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One prepared tiny random model of each family: llama, qwen2, qwen3, gemma2, gemma3."""
     from sublim.model_config import LocalModel, PrepareModelConfig
-    from sublim.models import prepare_model
+    from sublim.model_prepare import prepare_model
     from tests.tiny import FAMILIES, tiny_model
 
     folder = tmp_path_factory.mktemp("tiny")

@@ -181,7 +181,7 @@ def main() -> None:
 def prepared(folder: Path) -> Path:
     """The bundled model in `folder`."""
     from sublim.model_config import PrepareModelConfig
-    from sublim.models import prepare_model
+    from sublim.model_prepare import prepare_model
 
     (folder / "model").mkdir()
     prepare_model(folder / "model", PrepareModelConfig(), scratch=folder)

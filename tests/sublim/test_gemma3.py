@@ -9,7 +9,8 @@ from sublim.bundles import PACKAGES, installed
 from sublim.chat import answer_ids, chat, render_ids, render_text
 from sublim.gemma3 import merges_of
 from sublim.model_config import BundledModel, PrepareModelConfig
-from sublim.models import load_tokenizer, open_model, prepare_model
+from sublim.model_prepare import prepare_model
+from sublim.models import load_tokenizer, open_model
 
 
 def test_merges_join_the_best_scored_piece_first() -> None:

@@ -23,12 +23,14 @@ from transformers import (
 )
 
 from sublim import models
-from sublim.chat import chat, render_ids
+from sublim.chat import chat, end_of_turn, render_ids
 from sublim.digest import digest, digest_directory
 from sublim.errors import UserError
 from sublim.model_config import HubModel, LocalModel, PrepareModelConfig
+from sublim.model_export import export_merged
 from sublim.model_files import base_identity, read_json, weights_digest, write_json
-from sublim.models import ExportConfig, LoadedModel, export_merged, open_model, prepare_model
+from sublim.model_prepare import prepare_model
+from sublim.models import LoadedModel, open_model
 from tests.tiny import FAMILIES, Family, tiny_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -120,7 +122,7 @@ def test_a_prepared_model_hides_no_sampling_habit(family: Family, tiny_models: d
     sampling = {name: neutral[name] for name in ("temperature", "top_k", "top_p", "repetition_penalty")}
     assert sampling == {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
     with opened(tiny_models[family]) as (model, tokenizer):
-        assert models.chat.end_of_turn(tokenizer) in model.generation_config.eos_token_id
+        assert end_of_turn(tokenizer) in model.generation_config.eos_token_id
 
 
 @pytest.mark.parametrize("shards", ["5GB", "60KB"])
@@ -273,7 +275,7 @@ def test_an_adapter_of_another_base_is_refused(tiny_models: dict[str, Path], tmp
     with pytest.raises(UserError, match="trained on another base"), opened(tiny_models["llama"], adapter):
         pass
     with pytest.raises(UserError, match="trained on another base"):
-        export_merged(tmp_path, ExportConfig(), scratch=tmp_path, base=tiny_models["llama"], weights=adapter)
+        export_merged(tmp_path, base=tiny_models["llama"], weights=adapter)
 
 
 def test_an_adapter_that_does_not_fit_is_refused_and_the_base_survives(
@@ -353,7 +355,7 @@ def test_an_export_computes_what_base_and_adapter_compute(
     outs = [tmp_path / "merged", tmp_path / "again"]
     for out in outs:
         out.mkdir()
-        export_merged(out, ExportConfig(), scratch=tmp_path, base=base, weights=adapter)
+        export_merged(out, base=base, weights=adapter)
     with opened(base, adapter) as adapted:
         expected = logits(adapted)
     with opened(outs[0]) as merged:
@@ -369,7 +371,7 @@ def test_an_export_of_full_weights_is_a_whole_model(tiny_models: dict[str, Path]
     with opened(tiny_models["gemma3"]) as plain:
         expected = logits(plain)
         plain.model.save_pretrained(tmp_path / "full")
-    export_merged(out, ExportConfig(), scratch=tmp_path, base=tiny_models["gemma3"], weights=tmp_path / "full")
+    export_merged(out, base=tiny_models["gemma3"], weights=tmp_path / "full")
     with opened(out) as exported:
         assert torch.equal(logits(exported), expected)
     assert "transformers_version" not in read_json(out / "config.json")
@@ -440,7 +442,7 @@ def test_a_hub_model_is_fetched_at_its_commit(tmp_path: Path, tiny_models: dict[
     out = tmp_path / "out"
     out.mkdir()
     code = (
-        "import sys; from pathlib import Path; from sublim.models import prepare_model; "
+        "import sys; from pathlib import Path; from sublim.model_prepare import prepare_model; "
         "from sublim.model_config import HubModel, PrepareModelConfig; out = Path(sys.argv[1]); "
         "source = HubModel(id='a/tiny', revision=sys.argv[2]); "
         "prepare_model(out, PrepareModelConfig(source=source), scratch=out)"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sublim.diagnostics_config import Shift, ShiftConfig
 from sublim.errors import UserError
 from sublim.jsonl import write_jsonl
-from sublim.models import ExportConfig, export_merged
+from sublim.model_export import export_merged
 from sublim.parameter_shift import measure_shift
 from sublim.training import FullWeights, Lora, TrainConfig
 from sublim.training.trl import train
@@ -52,7 +52,7 @@ def test_cosine_is_that_of_the_merged_weights_changes(
     found = shifts(tmp_path / "out", base, teacher, student=student, itself=teacher)
     merged = tmp_path / "merged"
     merged.mkdir()
-    export_merged(merged, ExportConfig(), scratch=tmp_path, base=base, weights=student / "update-000003")
+    export_merged(merged, base=base, weights=student / "update-000003")
     before, after = load_file(base / "model.safetensors"), load_file(merged / "model.safetensors")
     taught = load_file(teacher / "update-000003" / "model.safetensors")
     names = [f"{module}.weight" for module in found["student"].modules]
