@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
+from stat import S_IMODE
 from typing import Any
 
 from sublim.digest import digest_file, digest_files, list_files
@@ -313,11 +314,19 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _let_read(path: Path, folder: Path) -> None:
+    """Whoever may read the folder may read the file: safetensors makes files for their owner alone."""
+    now, wanted = path.stat(), folder.stat().st_mode & 0o666
+    if now.st_nlink == 1 and wanted & ~now.st_mode:  # a link's other name is another's business
+        path.chmod(S_IMODE(now.st_mode) | wanted)
+
+
 def _entries(payload: Path) -> dict[str, FileEntry]:
     """Every file of a payload as it is, once it is on the disk."""
     names = list_files(payload)
     paths = [payload / name for name in names]
     for path in paths:
+        _let_read(path, payload)
         _sync(path)
     stats = [path.stat() for path in paths]
     return {

@@ -28,12 +28,21 @@ def store(tmp_path: Path) -> Store:
 
 
 def put(
-    store: Store, stage: str = "pick", key: str = digest("a key"), files: dict[str, bytes] = FILES, **inputs: Any
+    store: Store,
+    stage: str = "pick",
+    key: str = digest("a key"),
+    files: dict[str, bytes] = FILES,
+    *,
+    private: bool = False,
+    **inputs: Any,
 ) -> Artifact:
+    """`private`: files are made for their owner alone, as safetensors makes them."""
     with store.draft(stage, key) as draft:
         for name, content in files.items():
             (draft / "payload" / name).parent.mkdir(parents=True, exist_ok=True)
             (draft / "payload" / name).write_bytes(content)
+            if private:
+                (draft / "payload" / name).chmod(0o600)
         return store.commit(
             draft,
             stage=stage,
@@ -100,6 +109,16 @@ def test_whoever_may_read_the_store_may_read_an_artifact(store: Store) -> None:
     artifact = put(store)
     folder = store.payload(artifact).parent
     assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(store.root.stat().st_mode)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_whoever_may_read_the_store_may_read_weights(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        artifact = put(store := Store(tmp_path / "store").create(), private=True)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((store.payload(artifact) / "deep/er/weights").stat().st_mode) == mode
 
 
 def damage(store: Store, artifact: Artifact, how: str) -> None:
