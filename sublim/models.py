@@ -8,23 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sublim.errors import UserError
-from sublim.model_files import (
-    IDENTITY,
-    TEXT_FILES,
-    base_identity,
-    is_adapter,
-    read_json,
-    weight_files,
-)
+from sublim.model_files import IDENTITY, TEXT_FILES, base_identity, is_adapter, read_json, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -157,7 +157,7 @@ def rank_limit(rank: int) -> int:
 
 @contextmanager
 def naming_the_field(backend: VllmBackend) -> Generator[None]:
-    """Says which field to change when memory does not suffice, or that the model cannot run here."""
+    """Says in one line what to change when memory does not suffice, or changes, or the model cannot run here."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -24,9 +24,9 @@ from sublim.training.trl import log_losses
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
     """Like `sublim.training.trl.train`: same files, same notes, resumes from the same checkpoints.
 
-    A student of the bundled model, 64 updates, takes 37 to 54 s on an H200 with three others beside it and 3.3 GiB, of
-    which 33 s until the first update (trl: 9 to 27 s, 3.7 GiB; effect and losses the same within .01). unsloth's
-    kernels need a bfloat16 base; with a float32 one (`frozen_base`) it computes as peft does.
+    A student of the bundled model, 64 updates, takes 37 to 54 s on an H200 with three others beside it and 3.3 GiB
+    (trl: 9 to 27 s, 3.7 GiB; effect and losses the same within .02 nats); alone, 33 s pass before its first update.
+    unsloth's kernels need a bfloat16 base; with a float32 one (`frozen_base`) it computes as peft does.
     """
     if why := no_unsloth():
         raise UserError(f"the unsloth trainer cannot run here: {why}; or set trainer to trl")
