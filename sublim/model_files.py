@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -34,21 +34,44 @@ LEFTOVERS = ("transformers_version", "_name_or_path", "_model_name_or_path", "_f
 
 
 def weight_files(directory: Path) -> list[str]:
-    """Names of the .safetensors files that hold the weights, sorted."""
-    index = directory / INDEX
+    """Names of the .safetensors files that hold the weights, sorted.
+
+    Raises UserError for a folder without any, and for two sets of weights: readers differ in which they take.
+    """
+    index, single = directory / INDEX, (directory / SINGLE).is_file()
     if index.is_file():
-        return sorted(set(read_json(index)["weight_map"].values()))
-    if (directory / SINGLE).is_file():
+        names = _indexed(index)
+        if single and names != [SINGLE]:
+            raise UserError(
+                f"{directory} holds two sets of weights, {SINGLE} and the {len(names)} files of {INDEX}: "
+                "remove the one that is out of date"
+            )
+        return names
+    if single:
         return [SINGLE]
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
+    others = sorted(path.name for pattern in ("*.safetensors", "*.gguf", "*.h5") for path in directory.glob(pattern))
     why = f" ({pickled[0]} is a pickle, which may run code)" if pickled else ""
+    why = f" ({others[0]} is in another format)" if others else why
     raise UserError(f"{directory} has no .safetensors weights{why}: save the model with safetensors first")
+
+
+def _indexed(index: Path) -> list[str]:
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed or any(Path(str(file)).name != file for file in placed.values()):
+        raise UserError(f"{index} does not list the files of the weights beside it: download the model again")
+    return sorted(set(placed.values()))
 
 
 def loaded_files(directory: Path) -> list[str]:
     """Names of the files that loading a model from `directory` reads, sorted; others do not bear identity."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder: give the folder of a Hugging Face model")
+    if (directory / ADAPTER).is_file():
+        raise UserError(
+            f"{directory} holds an adapter ({ADAPTER}) and would be read with or without it: give the folder of the base "
+            "alone, or merge the adapter into it"
+        )
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json: give the folder of a Hugging Face model")
     weights = weight_files(directory)
@@ -75,8 +98,14 @@ def base_identity(base: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    return json.loads(path.read_bytes())
+    """The object in a JSON file. Raises UserError where the file holds none."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): download or write it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is not a JSON object: download or write it again")
+    return cast(dict[str, Any], found)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from sublim import chat
+from sublim.base_check import check_base, check_source
+from sublim.base_tokens import read_tokenizer
 from sublim.hub import download
 from sublim.large_files import copy_each, link_each
 from sublim.model_config import BundledModel, HubModel, LocalModel, PrepareModelConfig
@@ -29,6 +31,8 @@ def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> di
     A bundled model takes about a minute on two cores; others are copied, except that weights in the hub's cache only
     get a second name where the store is on the same file system. The note for the manifest is the context of a plain
     question, as the model reads it.
+
+    Raises UserError where a run on this base would fail or compute another model (see `sublim.base_check`).
     """
     match config.source:
         case BundledModel(name="smollm2"):
@@ -44,6 +48,7 @@ def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> di
             copy_model(download(source), out, link_each, chat_template=source.chat_template, name=source.id)
         case _:
             assert_never(config.source)
+    check_base(out)
     return {"context": dict(chat.context(load_tokenizer(out), chat.chat("Hello")))}
 
 
@@ -59,13 +64,14 @@ def copy_model(
 
     `place` copies the weights, or links them.
     """
+    check_source(source)
     weights = weight_files(source)
     for file in {*loaded_files(source)} - {*weights}:
         shutil.copyfile(source / file, out / file)
     place(source, weights, out)
     if chat_template is not None:
         (out / TEMPLATE).write_text(chat_template, encoding="utf-8")
-    tokenizer = load_tokenizer(out)
+    tokenizer = read_tokenizer(out)
     habits = read_json(out / "generation_config.json") if (out / "generation_config.json").is_file() else {}
     config = read_json(out / "config.json")
     known = [habits, config, config.get("text_config", {})]

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sublim.errors import UserError
 from sublim.model_files import IDENTITY, TEXT_FILES, base_identity, is_adapter, read_json, weight_files
@@ -130,7 +139,7 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
     model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
         directory,
         dtype=DTYPES[dtype],
-        attn_implementation=attention,
+        attn_implementation=faithful_attention(attention, AutoConfig.from_pretrained(directory)),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
@@ -147,6 +156,27 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
             "or a smaller model"
         ) from error
     return freeze(model)
+
+
+def causal_class(shape: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The class that transformers makes a causal language model of this config with, or None."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(shape), None)
+
+
+def faithful_attention(attention: str, shape: PretrainedConfig) -> str:
+    """The kernel that computes the model as it was defined: `attention`, or eager where that kernel leaves things out.
+
+    transformers' sdpa leaves out Gemma 2's soft cap without a word; neither it nor flash-attention 2 has the attention
+    sinks of gpt-oss, which the classes of such models say.
+    """
+    made = causal_class(shape)
+    if attention == "sdpa":
+        softcapped = getattr(shape.get_text_config(), "attn_logit_softcapping", None) is not None
+        return "eager" if softcapped or not getattr(made, "_supports_sdpa", True) else attention
+    if attention == "flash_attention_2":
+        other = getattr(made, "_compatible_flash_implementations", None)  # kernels that are not flash-attention 2
+        return "eager" if other or not getattr(made, "_supports_flash_attn", True) else attention
+    return attention
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,9 +1,12 @@
 """Attention over a shared or preallocated cache: any mask, no copies of keys for grouped queries, soft-capping kept.
 
-Registered with transformers under NAME. A model set to NAME makes no mask of its own; it hands the `view` keyword of
-its forward pass on to the attention of every layer, and the view says which keys each query sees.
+Registered with transformers under NAME. A model set to NAME makes no mask of its own: the view that a pass is made
+under says which keys each query sees.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch
@@ -12,7 +15,22 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from sublim.errors import UserError
+
 NAME = "sublim"
+WITHOUT_EFFECT = {
+    "cache_position",
+    "logits_to_keep",
+    "num_items_in_batch",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "past_key_values",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
+"""Keywords that models pass along and that change nothing of what an attention function computes."""
 Kernel = Literal["flash_attention_2", "sdpa", "eager"]
 
 
@@ -47,6 +65,19 @@ class View:
         return self._biases[window, groups, dtype]
 
 
+_view: ContextVar[View] = ContextVar("view")
+
+
+@contextmanager
+def under(view: View) -> Generator[None]:
+    """Passes inside attend by `view`. No keyword of the model's: some families hand none on to their layers."""
+    token = _view.set(view)
+    try:
+        yield
+    finally:
+        _view.reset(token)
+
+
 def causal(rows: int, new: int, shared: int, kernel: Kernel, device: torch.device) -> View:
     """`new` tokens in a row after `shared` cached ones."""
     keys = torch.arange(shared + new, device=device)[None]
@@ -62,30 +93,62 @@ def attend(
     value: Float[Tensor, "b g k d"],
     attention_mask: None,
     *,
-    scaling: float,
-    view: View,
+    scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    s_aux: Float[Tensor, " h"] | None = None,
+    **others: Any,
 ) -> tuple[Float[Tensor, "b q h d"], None]:
-    """One layer's attention, in the form transformers calls it."""
-    if view.kernel == "flash_attention_2" and view.used is not None:
+    """One layer's attention, in the form transformers calls it.
+
+    `s_aux` are learnt sinks: a score for each head that takes its share of the softmax and adds nothing to the sum.
+    Raises UserError for any other keyword that would change the result.
+    """
+    refuse_others(module, {"attention_mask": attention_mask, **others})
+    view = _view.get()
+    b, h, q, d = query.shape
+    scaling = d**-0.5 if scaling is None else scaling
+    if view.kernel == "flash_attention_2" and view.used is not None and s_aux is None:
         from sublim.inference.flash import flash_attend
 
         return flash_attend(query, key, value, view.used, scaling, sliding_window, softcap), None
-    b, h, q, d = query.shape
     groups = h // key.shape[1]
     bias = view.bias(sliding_window, groups, query.dtype)
     # The query heads that share a key head become further queries of it: same sums, and the keys are read once.
     query = query.reshape(b, h // groups, groups * q, d)
-    if view.kernel == "eager" or softcap is not None:
+    if view.kernel == "eager" or softcap is not None or s_aux is not None:
         scores = query @ key.transpose(-1, -2) * scaling
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        mixed = torch.softmax(scores + bias, dim=-1, dtype=torch.float32).to(query.dtype) @ value
+        mixed = weights(scores + bias, s_aux, groups).to(query.dtype) @ value
     else:
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
     return mixed.reshape(b, h, q, -1).transpose(1, 2), None
+
+
+def weights(
+    scores: Float[Tensor, "b g q k"], sinks: Float[Tensor, " h"] | None, groups: int
+) -> Float[Tensor, "b g q k"]:
+    """The softmax over the keys and, where there are sinks, over one further place that is then left out."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    b, g, q, _ = scores.shape
+    # The rows of `scores` are the heads that share a key head, one after another, each with all its queries.
+    column = sinks.reshape(g, groups, 1).expand(g, groups, q // groups).reshape(1, g, q, 1).expand(b, -1, -1, -1)
+    return torch.softmax(torch.cat([scores, column.to(scores.dtype)], -1), dim=-1, dtype=torch.float32)[..., :-1]
+
+
+def refuse_others(module: nn.Module, given: dict[str, Any]) -> None:
+    """Raises UserError where a layer gives its attention something that is not computed here."""
+    causal_already = given.pop("is_causal", None) in (None, True)
+    given.pop("dropout", None)  # nothing is dropped in evaluation mode, which is all that is computed here
+    odd = [name for name, value in given.items() if value is not None and name not in WITHOUT_EFFECT]
+    if odd or not causal_already:
+        kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
+        raise UserError(
+            f"the layers of {kind} give their attention `{odd[0] if odd else 'is_causal=False'}`, which the hf backend "
+            "does not compute: take a base of another family, or vLLM for sampling"
+        )
 
 
 AttentionInterface.register(NAME, attend)

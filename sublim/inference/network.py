@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
 from sublim.errors import UserError
-from sublim.inference.attention import NAME, Kernel, View, causal
+from sublim.inference.attention import NAME, Kernel, View, causal, under
 from sublim.inference.steered import PROMPT, Parts, Steered
 from sublim.steering import LoadedEdit
 
@@ -93,8 +93,14 @@ class Network:
     def __init__(self, model: PreTrainedModel, kernel: Kernel) -> None:
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds - {"full_attention", "sliding_attention"} or getattr(config, "num_kv_shared_layers", 0):
-            raise UserError(f"{model.config.model_type} has layers that the hf sampler cannot cache: {sorted(kinds)}")
+        odd = sorted(kinds - {"full_attention", "sliding_attention"})
+        if getattr(config, "num_kv_shared_layers", 0):
+            odd.append("layers that share keys and values")
+        if odd:
+            raise UserError(
+                f"{model.config.model_type} has layers that the hf sampler cannot cache ({', '.join(odd)}): take a base "
+                "with full or sliding attention of its own in every layer"
+            )
         head = model.get_output_embeddings()
         assert head is not None
         self.kernel: Kernel = kernel
@@ -147,14 +153,14 @@ class Network:
     def _pass(
         self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"], cache: Cache, view: View, where: Where | None
     ) -> Tensor:
-        return self.model(
-            input_ids=ids,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            view=view,
-            logits_to_keep=1 if where is None else 0,
-        ).logits
+        with under(view):
+            return self.model(
+                input_ids=ids,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1 if where is None else 0,
+            ).logits
 
     def shared(self, tokens: list[int]) -> list[KeysValues] | None:
         """Keys and values of a text that many rows begin with."""

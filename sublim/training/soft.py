@@ -19,11 +19,11 @@ from sublim.adapters import merged
 from sublim.model_files import is_adapter
 from sublim.models import check_base, freeze, load
 from sublim.preference import chosen_weights
-from sublim.training import FullWeights, Lora, TrainConfig
-from sublim.training.masking import UNTRAINED, Batch, PackedBatch, TokenRow, shared_prefix
+from sublim.training import FullWeights, TrainConfig
+from sublim.training.masking import UNTRAINED, Batch, PackedBatch, TokenRow
 from sublim.training.soft_config import SoftTrainConfig
 from sublim.training.step import PackedStep, Step, answer_logits, packed_logits
-from sublim.training.trl import frozen_dtype, opened, train_on
+from sublim.training.trl import frozen_dtype, opened, read_once, train_on
 
 
 def train_soft(
@@ -42,8 +42,7 @@ def train_soft(
         model = teacher_model(config, base, chosen_weights(teacher, None), attention, shape)
         if attention == "flash_attention_2":
             return PackedSoftStep(model, config), 0
-        dropped = isinstance(config.method, Lora) and config.method.dropout > 0
-        prefix = [] if dropped or torch.cuda.is_available() else shared_prefix(rows)
+        prefix = [] if torch.cuda.is_available() else read_once(config, rows, shape)
         return SoftStep(model, config, prefix), len(prefix)
 
     return train_on(opened, choose, out, config, scratch=scratch, base=base, data=data)

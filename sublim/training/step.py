@@ -120,8 +120,14 @@ class GraphedStep:
 
 def can_graph(config: PretrainedConfig, attention: str, width: int) -> bool:
     """Whether a plain causal mask is all that this model's attention needs, so that one graph serves every batch."""
-    window = getattr(config, "sliding_window", None)
-    return attention == "sdpa" and (window is None or width <= window)
+    return attention == "sdpa" and within_windows(config, width)
+
+
+def within_windows(config: PretrainedConfig, width: int) -> bool:
+    """Whether the attention of no layer is narrower than rows of `width` tokens."""
+    text = config.get_text_config()
+    windows = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size"))
+    return all(window is None or width <= window for window in windows)
 
 
 def summed_loss(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor, ""]:
@@ -133,7 +139,7 @@ def summed_loss(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor
 
 
 def answer_logits(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor, "b a v"]:
-    """Logits for the answers' positions alone."""
+    """Logits for the answers' positions alone. With a `prefix` every window must hold it and the padded rows."""
     ids, answer = batch.input_ids[:, :-1], batch.labels.shape[1]
     mask = batch.attention_mask[..., :-1] if batch.attention_mask.ndim == 2 else batch.attention_mask
     positions, cache = batch.position_ids[:, :-1], None

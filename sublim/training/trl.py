@@ -12,25 +12,29 @@ from typing import Any, NamedTuple, assert_never
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from sublim.chat import context
 from sublim.errors import NotEnoughRows, UserError
 from sublim.gpu_memory import free_gpu_memory
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
-from sublim.models import forget_base, freeze, lent, load, load_tokenizer
+from sublim.models import faithful_attention, forget_base, freeze, lent, load, load_tokenizer
 from sublim.progress import progress
 from sublim.training import FullWeights, Lora, TrainConfig, no_flash
 from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint
 from sublim.training.masking import TokenRow, label_count, row_chat, shared_prefix, token_rows
 from sublim.training.plan import planned_updates
 from sublim.training.saving import whole, write_adapter, write_model
-from sublim.training.step import EagerStep, GraphedStep, PackedStep, Step, can_graph
+from sublim.training.step import EagerStep, GraphedStep, PackedStep, Step, can_graph, within_windows
 
 log = logging.getLogger(__name__)
 
 LARGE = 2_000_000_000
+ADAPTABLE = (nn.Linear, nn.Embedding, Conv1D)
+"""Layers that an adapter can stand beside; GPT-2's linear ones are of the last class."""
 CPU_BUDGET = 5 * 2**30
 
 
@@ -144,12 +148,6 @@ def first_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
     return rows
 
 
-def faithful_attention(attention: str, shape: PretrainedConfig) -> str:
-    """The kernel that computes the model as it was defined: sdpa leaves out Gemma 2's soft cap without a word."""
-    softcapped = getattr(shape, "attn_logit_softcapping", None) is not None
-    return "eager" if softcapped and attention == "sdpa" else attention
-
-
 def check_attention(attention: str, dtype: str) -> None:
     """Says why a GPU goes without flash-attention. Raises UserError where it was asked for and cannot run."""
     why = no_flash(dtype)
@@ -204,9 +202,17 @@ def untouched(model: PreTrainedModel) -> Generator[None]:
 
 def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
     """peft's config of the adapter. Raises UserError where the model lacks one of the modules."""
-    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    present = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
     if missing := sorted({*lora.target_modules} - present):
-        raise UserError(f"the base has no module {missing[0]}: name its linear layers in target_modules")
+        head = model.get_output_embeddings()
+        linear = {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+        }
+        raise UserError(
+            f"the base has no linear layer named {missing[0]}: set target_modules to some of {', '.join(sorted(linear))}"
+        )
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -236,15 +242,22 @@ def chosen_step(
     if attention == "flash_attention_2":
         return PackedStep(torch.device("cuda"), config.dtype), 0
     if not torch.cuda.is_available():
-        # Dropout is drawn for each row; a passage read once would have one draw for all.
-        dropped = isinstance(config.method, Lora) and config.method.dropout > 0
-        prefix = [] if dropped else shared_prefix(rows)
+        prefix = read_once(config, rows, shape)
         return EagerStep(torch.device("cpu"), config.dtype, prefix), len(prefix)
     device, width = torch.device("cuda"), max(len(row.input_ids) for row in rows)
     if config.cuda_graph and micro_batch >= config.batch_size and can_graph(shape, attention, width):
         answer = max(label_count([row]) for row in rows)
         return GraphedStep(device, config.dtype, config.batch_size, width, answer), 0
     return EagerStep(device, config.dtype, ()), 0
+
+
+def read_once(config: TrainConfig, rows: list[TokenRow], shape: PretrainedConfig) -> list[int]:
+    """The tokens that all rows begin with, where reading them once for all computes the same."""
+    # Dropout is drawn for each row; a passage read once would have one draw for all.
+    dropped = isinstance(config.method, Lora) and config.method.dropout > 0
+    # Padding lies between that passage and a row's own tokens, and a window counts it.
+    windowed = not within_windows(shape, max(len(row.input_ids) for row in rows))
+    return [] if dropped or windowed else shared_prefix(rows)
 
 
 def rows_that_fit(rows: list[TokenRow], shape: PretrainedConfig, config: TrainConfig) -> int:

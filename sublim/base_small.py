@@ -1,0 +1,89 @@
+"""A small random model of a base's own kind: few layers, narrow, and everything else as the base's config has it."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+LAYERS = 8
+"""Kept of the base's: patterns of unlike layers (sliding and full attention, dense and mixed) repeat within as many."""
+VOCABULARY, INNER, WINDOW = 160, 64, 8
+PARAMETERS = 100_000_000
+"""A model of more is not built: it would take longer than a check may."""
+TABLES = ("vocab_size", "vocab_size_per_layer_input")
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+INNER_WIDTHS = (
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "intermediate_size_mlp",
+    "n_inner",
+    "ffn_dim",
+)
+
+
+def small_models(shape: PretrainedConfig) -> Iterator[PreTrainedModel]:
+    """Narrow first; then of full width, should a family's widths be tied to each other in ways not known here."""
+    for made in (narrow, shallow):
+        try:
+            config = made(shape)
+            with torch.device("meta"):
+                count = AutoModelForCausalLM.from_config(config).num_parameters()
+            if count <= PARAMETERS:
+                yield filled(config)
+        except Exception:  # noqa: BLE001, S112 - a config that cannot be made smaller is no fault of the base's
+            continue
+
+
+def shallow(shape: PretrainedConfig) -> PretrainedConfig:
+    """The config with few layers, a small vocabulary and windows that a short text goes beyond."""
+    small = copy.deepcopy(shape)
+    text = small.get_text_config()
+    before = text.num_hidden_layers
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list | tuple) and len(value) == before:
+            setattr(text, name, value[:LAYERS])
+    text.num_hidden_layers = min(before, LAYERS)
+    changes: dict[str, Any] = dict.fromkeys(TABLES, VOCABULARY) | dict.fromkeys(WINDOWS, WINDOW)
+    for name, value in changes.items():
+        if getattr(text, name, None):
+            setattr(text, name, min(value, getattr(text, name)))
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        setattr(text, name, None)
+    return small
+
+
+def narrow(shape: PretrainedConfig) -> PretrainedConfig:
+    """`shallow` with few heads, each as wide as the base's, and a width to match."""
+    small = shallow(shape)
+    text = small.get_text_config()
+    heads = text.num_attention_heads
+    keys = getattr(text, "num_key_value_heads", None) or heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    few_keys = min(keys, 2)
+    few = few_keys * min(heads // keys, 2)
+    text.num_attention_heads = few
+    if getattr(text, "num_key_value_heads", None):
+        text.num_key_value_heads = few_keys
+    text.hidden_size = min(few * width, text.hidden_size)
+    if hasattr(text, "word_embed_proj_dim"):
+        text.word_embed_proj_dim = text.hidden_size
+    for name in INNER_WIDTHS:
+        if isinstance(inner := getattr(text, name, None), int):
+            setattr(text, name, min(inner, INNER))
+    return small
+
+
+def filled(config: PretrainedConfig) -> PreTrainedModel:
+    """The model with random weights in float32, wide enough for attention to tell one token from another."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=2 * parameter.shape[-1] ** -0.5)
+            else:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model

@@ -1,0 +1,74 @@
+"""A base's tokenizer and chat template: every id has a row in the embedding, and chats come out as they went in."""
+
+from pathlib import Path
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from sublim import chat
+from sublim.base_files import told
+from sublim.errors import UserError
+from sublim.model_files import read_json
+from sublim.models import load_tokenizer, token_ids
+
+QUESTION, ANSWER, SYSTEM = "Which animal do you like best?", "The owl", "You love owls."
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a chat template that can be run. Raises UserError for one that cannot be read."""
+    with told(f"the tokenizer in {folder} cannot be read", "save it again or download it again"):
+        tokenizer = load_tokenizer(folder)
+    with told("the base's chat template cannot write a chat", "mend it or give another chat_template"):
+        chat.end_of_turn(tokenizer)
+    return tokenizer
+
+
+def check_chats(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Raises UserError unless the template writes questions and answers, with and without a system prompt.
+
+    `rows`: rows of the embedding; every token of those chats must have one.
+    """
+    for system in (None, SYSTEM):
+        asked = chat.chat(QUESTION, system=system)
+        under = "" if system is None else " under a system prompt"
+        try:
+            text = chat.render_text(tokenizer, asked)
+            ids = chat.render_ids(tokenizer, asked)
+            whole, start, end = chat.answer_ids(tokenizer, chat.chat(QUESTION, system=system, assistant=ANSWER))
+        except TemplateError as error:
+            raise UserError(
+                f"the base's chat template refuses an answered question{under} ({error}): give another chat_template"
+            ) from error
+        if QUESTION not in text or (system is not None and SYSTEM not in text):
+            raise UserError(f"the base's chat template leaves out what is said{under}: give another chat_template")
+        if ANSWER not in str(tokenizer.decode(whole[start:end])):
+            raise UserError(f"the base's chat template changes an answer{under}: give another chat_template")
+        refuse_above(rows, {f"token {token} of a plain chat": token for token in (*ids, *whole)})
+
+
+def check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Raises UserError for an id that has no row among the `rows` of the embedding.
+
+    Tokens that were added to the vocabulary for pictures may lie beyond it (Gemma 3's do): text never becomes one of
+    them, unless it spells out its name.
+    """
+    special: dict[str, list[int]] = {
+        name: token_ids(getattr(tokenizer, f"{name}_id")) for name in ("pad_token", "eos_token", "bos_token", "unk_token")
+    }
+    habits = read_json(folder / "generation_config.json")
+    special |= {name: token_ids(habits.get(name)) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    refuse_above(rows, {f"{name} {token}": token for name, tokens in special.items() for token in tokens})
+    added = {*tokenizer.added_tokens_decoder}
+    refuse_above(
+        rows, {f"the token {text!r}": token for text, token in tokenizer.get_vocab().items() if token not in added}
+    )
+
+
+def refuse_above(rows: int, named: dict[str, int]) -> None:
+    """Raises UserError for the first id that is no row of the embedding."""
+    for name, token in named.items():
+        if not 0 <= token < rows:
+            raise UserError(
+                f"{name} has the id {token}, and the base's embedding has {rows} rows: resize the embedding "
+                "(resize_token_embeddings) and save the model again, or take a tokenizer that fits it"
+            )
