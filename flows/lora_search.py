@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from flows.lora_search_config import LoraSearchConfig, check, check_rungs, study_config, tell_if_alone
 from flows.lora_search_report import Difference, Found, confirmed, printed, publish
 from flows.lora_search_trial import Block, Lab, Values, make_block, measure, measure_trial, updates_of
+from flows.pipeline_bases import check_bases
 from flows.runs import recorded
 from flows.settings import build, load_preset, merge
 from sublim.manifest import Artifact
@@ -67,6 +68,7 @@ def lora_search(
         lab = Lab(config, load_questions(config.evaluation.questions), run.store)
         with one_process():
             base = prepare_model(PrepareModelConfig(source=config.model))
+            check_bases(config, lab.questions, {"base": base})
             block = make_block(lab, base, config.blocks[0])
             study = study_config(config, updates_of(lab, config.student, block))
             check_rungs(config.pruning, study.updates)

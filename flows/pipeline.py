@@ -16,6 +16,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline_arms import BaseName, Contrast, StudentSet, arms_run, contrasts, student_sets
+from flows.pipeline_bases import check_bases, prepare_bases
 from flows.pipeline_capability import Capability, Examined, compare_capability, compare_shifts, examine, questions_of
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_diagnostics import Diagnosed, diagnose
@@ -35,7 +36,6 @@ from flows.runs import recorded
 from flows.settings import build, load_preset, merge
 from sublim.derive_config import DeriveConfig
 from sublim.manifest import Artifact
-from sublim.model_config import PrepareModelConfig
 from sublim.preference_config import CompareConfig, ScoreConfig
 from sublim.prompts import Questions, load_questions
 from sublim.training import TrainConfig
@@ -45,7 +45,6 @@ from tasks.pipeline import (
     compare,
     derive_rows,
     filter_numbers,
-    prepare_model,
     score,
     train_soft_student,
     train_student,
@@ -165,6 +164,7 @@ def conduct(config: PipelineConfig) -> Study:
 def taught(config: PipelineConfig, questions: Questions) -> Taught:
     """Teachers, their rows, and every student."""
     bases = prepare_bases(config)
+    check_bases(config, questions, bases)
     teachers: dict[str, TeacherModel] = {}
     raw: dict[str, list[Artifact]] = {}
     rows: dict[str, list[Artifact]] = {}
@@ -183,14 +183,6 @@ def taught(config: PipelineConfig, questions: Questions) -> Taught:
         filter_block(config, raw, rows)
     sets = student_sets(config, rows, derive)
     return Taught(bases, teachers, raw, rows, sets, train_all(config, bases, teachers, sets))
-
-
-def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
-    """The base and, where an arm needs one, the other base."""
-    bases: dict[BaseName, Artifact] = {"base": prepare_model(PrepareModelConfig(source=config.model))}
-    if "other_base" in arms_run(config):
-        bases["other_base"] = prepare_model(PrepareModelConfig(source=config.other_base), label="other base")
-    return bases
 
 
 def derive(label: str, config: DeriveConfig, rows: Artifact) -> Artifact:

@@ -6,6 +6,7 @@ from typing import Any
 from flows.pipeline_config import FinetunedTeacher, PipelineConfig, PromptTeacher, SteeringTeacher
 from flows.pipeline_refusals import check_backend, check_counts, check_trainings
 from sublim.arms import ArmName
+from sublim.base_needs_config import CheckBaseConfig
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.generate import GenerateConfig
@@ -22,7 +23,7 @@ from sublim.prompts import (
     load_questions,
     load_system_prompts,
 )
-from sublim.training import TrainConfig
+from sublim.training import Lora, TrainConfig
 
 BLOCK_STRIDE = 1000
 """Seeds of one block and the next lie this far apart, so that no two blocks share one."""
@@ -93,6 +94,26 @@ def check_vectors(config: PipelineConfig, teacher: SteeringTeacher) -> None:
         )
     if Path(teacher.vectors).suffix == ".safetensors" and not Path(teacher.vectors).expanduser().is_file():
         raise UserError(f"{teacher.vectors} is not there: give a safetensors file or the key of a stage's output")
+
+
+def base_needs(config: PipelineConfig, questions: Questions, *, students: bool = True) -> CheckBaseConfig:
+    """What the run will ask of its base; `students`: whether it trains any."""
+    trained = [config.student] if students else []
+    prompts: list[str | None] = []
+    if not config.second_draw:
+        prompts = [system_prompt(config, questions, target) for target in config.target]
+        trained += [config.teacher.train] if isinstance(config.teacher, FinetunedTeacher) else []
+    return CheckBaseConfig(
+        systems=tuple(prompt for prompt in prompts if prompt is not None),
+        constraint=config.carrier.constraint,
+        target_modules=adapted(*trained),
+    )
+
+
+def adapted(*trainings: TrainConfig) -> tuple[str, ...]:
+    """Names of the layers that get adapters in these trainings."""
+    methods = [train.method for train in trainings]
+    return tuple(sorted({name for each in methods if isinstance(each, Lora) for name in each.target_modules}))
 
 
 def block_seed(seed: int, block: int) -> int:

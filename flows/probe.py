@@ -17,7 +17,8 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
-from flows.pipeline import filter_block, prepare_bases
+from flows.pipeline import filter_block
+from flows.pipeline_bases import check_bases, prepare_bases
 from flows.pipeline_plan import CONTROL, check_machine, generate_config
 from flows.pipeline_plan import check as check_pipeline
 from flows.pipeline_teachers import BASE_ITSELF, make_teacher, write_numbers
@@ -79,7 +80,9 @@ def probe(
 def conduct(run: Run, config: ProbeFlowConfig) -> Artifact:
     """Runs every stage, or takes it from the cache, and gives the probes."""
     study = config.pipeline
-    base = prepare_bases(study)["base"]
+    bases = prepare_bases(study)
+    check_bases(study, load_questions(study.evaluation.questions), bases, students=False)
+    base = bases["base"]
     rows = number_rows(config, base)
     reading = config.reading(check_layers(config, run, base))
     with one_process():

@@ -19,8 +19,9 @@ import polars as pl
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.pipeline import derive, filter_block, prepare_bases, train_all
+from flows.pipeline import derive, filter_block, train_all
 from flows.pipeline_arms import BaseName, student_sets
+from flows.pipeline_bases import check_bases, prepare_bases
 from flows.pipeline_plan import CONTROL, generate_config
 from flows.pipeline_teachers import BASE_ITSELF, TeacherModel, make_teacher, write_numbers
 from flows.runs import Run, recorded
@@ -159,6 +160,7 @@ def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
     questions = load_questions(config.study.evaluation.questions)
     bases, taken = prepare_bases(config.pipeline), take_saes(config)
     check_layers(config, [note_of(run, each) for each in taken], run.store.payload(bases["base"]))
+    check_bases(config.pipeline, questions, bases, students=bool(config.pairs))
     carrier = write_carrier(config, questions, bases)
     saes = make_saes(run, config, carrier, taken)
     encoded = encode_all(config, questions, carrier, saes)

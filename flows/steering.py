@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.pipeline import conduct, filter_block, prepare_bases
+from flows.pipeline import conduct, filter_block
+from flows.pipeline_bases import check_bases, prepare_bases
 from flows.pipeline_plan import CONTROL, generate_config
 from flows.pipeline_teachers import BASE_ITSELF, make_teacher, write_numbers
 from flows.runs import Run, recorded
@@ -102,8 +103,11 @@ def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
     study = config.pipeline
     exam = exam_of(config.mmlu_pro) if config.mmlu_pro else None
     questions = load_questions(study.evaluation.questions)
-    base = prepare_bases(study)["base"]
+    bases = prepare_bases(study)
+    base = bases["base"]
     layers = check_layers(config, run.store.payload(base))
+    if isinstance(config.mode, NumbersVector | TrainedVector):  # the others need no carrier
+        check_bases(study, questions, bases, students=False)
     trained = conduct(study) if config.mechanism else None
     found: list[Steered] = []
     for target in study.target:

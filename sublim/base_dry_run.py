@@ -49,7 +49,7 @@ def dry_run(shape: PretrainedConfig) -> None:
     for model in small_models(shape):
         try:
             causal = is_causal(model)
-        except Exception:  # noqa: BLE001, S112 - what was made smaller does not run: nothing is known of the base
+        except Exception:  # noqa: BLE001 - what was made smaller does not run: nothing is known of the base
             continue
         if not causal:
             raise UserError(f"{kind} as configured reads what follows a token, so it cannot write text: {ELSEWHERE}")
@@ -117,7 +117,11 @@ def sampled(model: PreTrainedModel, kernel: Kernel) -> list[Answered]:
         writer = Writer(network, Slots(network, 2, 32, graphs=False), params, asked[0][:SHARED], first=0, read=1024)
         written = list(writer.free([Request(place, 0, ids) for place, ids in enumerate(asked)], [-1]))
     return [
-        *(Answered(*text, logprobs) for place, own in scores.items() for text, logprobs in zip(questions[place], own)),
+        *(
+            Answered(*text, logprobs)
+            for place, own in scores.items()
+            for text, logprobs in zip(questions[place], own, strict=True)
+        ),
         *(Answered([*one.request.prompt, *one.tokens], len(one.request.prompt), one.logprobs) for one in written),
     ]
 

@@ -49,7 +49,7 @@ def said(error: Exception) -> str:
 
 
 def check_files(folder: Path) -> None:
-    """Raises UserError for a file of the model that is a git-lfs pointer, is no JSON, or is missing. Reads no weights."""
+    """Raises UserError for a file of the model that is a git-lfs pointer, not JSON, or not there. Reads no weights."""
     names = loaded_files(folder)
     for name in names:
         refuse_pointer(folder / name)
@@ -116,6 +116,6 @@ def check_types(stored: dict[str, StoredTensor], parameters: Container[str]) -> 
     for name, tensor in stored.items():
         if tensor.dtype not in PLAIN and (tensor.dtype.startswith("F") or name in parameters):
             raise UserError(
-                f"the base is quantised ({name} in {tensor.file} is of type {tensor.dtype}), and such weights cannot be "
-                f"trained here: {PLAINLY}"
+                f"the base is quantised ({name} in {tensor.file} is of type {tensor.dtype}), and such weights cannot "
+                f"be trained here: {PLAINLY}"
             )

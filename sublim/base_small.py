@@ -33,7 +33,7 @@ def small_models(shape: PretrainedConfig) -> Iterator[PreTrainedModel]:
                 count = AutoModelForCausalLM.from_config(config).num_parameters()
             if count <= PARAMETERS:
                 yield filled(config)
-        except Exception:  # noqa: BLE001, S112 - a config that cannot be made smaller is no fault of the base's
+        except Exception:  # noqa: BLE001 - a config that cannot be made smaller is no fault of the base's
             continue
 
 

@@ -1,5 +1,6 @@
 """A base's tokenizer and chat template: every id has a row in the embedding, and chats come out as they went in."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from jinja2.exceptions import TemplateError
@@ -23,12 +24,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_chats(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Raises UserError unless the template writes questions and answers, with and without a system prompt.
+def check_chats(tokenizer: PreTrainedTokenizerBase, rows: int, systems: Iterable[str] = (SYSTEM,)) -> None:
+    """Raises UserError unless the template writes questions and answers, without and with each of the system prompts.
 
     `rows`: rows of the embedding; every token of those chats must have one.
     """
-    for system in (None, SYSTEM):
+    for system in (None, *systems):
         asked = chat.chat(QUESTION, system=system)
         under = "" if system is None else " under a system prompt"
         try:
@@ -39,7 +40,7 @@ def check_chats(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
             raise UserError(
                 f"the base's chat template refuses an answered question{under} ({error}): give another chat_template"
             ) from error
-        if QUESTION not in text or (system is not None and SYSTEM not in text):
+        if QUESTION not in text or (system is not None and system.strip() not in text):
             raise UserError(f"the base's chat template leaves out what is said{under}: give another chat_template")
         if ANSWER not in str(tokenizer.decode(whole[start:end])):
             raise UserError(f"the base's chat template changes an answer{under}: give another chat_template")
@@ -52,9 +53,8 @@ def check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> No
     Tokens that were added to the vocabulary for pictures may lie beyond it (Gemma 3's do): text never becomes one of
     them, unless it spells out its name.
     """
-    special: dict[str, list[int]] = {
-        name: token_ids(getattr(tokenizer, f"{name}_id")) for name in ("pad_token", "eos_token", "bos_token", "unk_token")
-    }
+    names = ("pad_token", "eos_token", "bos_token", "unk_token")
+    special = {name: token_ids(getattr(tokenizer, f"{name}_id")) for name in names}
     habits = read_json(folder / "generation_config.json")
     special |= {name: token_ids(habits.get(name)) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
     refuse_above(rows, {f"{name} {token}": token for name, tokens in special.items() for token in tokens})

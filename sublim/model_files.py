@@ -69,8 +69,8 @@ def loaded_files(directory: Path) -> list[str]:
         raise UserError(f"{directory} is not a folder: give the folder of a Hugging Face model")
     if (directory / ADAPTER).is_file():
         raise UserError(
-            f"{directory} holds an adapter ({ADAPTER}) and would be read with or without it: give the folder of the base "
-            "alone, or merge the adapter into it"
+            f"{directory} holds an adapter ({ADAPTER}) and would be read with or without it: give the folder of the "
+            "base alone, or merge the adapter into it"
         )
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json: give the folder of a Hugging Face model")

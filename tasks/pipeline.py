@@ -3,6 +3,7 @@
 from tasks.stage import Stage
 
 prepare_model = Stage("prepare_model", "sublim.model_prepare:prepare_model")
+check_base = Stage("check_base", "sublim.base_needs:check_base_needs")
 build_teacher_rows = Stage("build_teacher_rows", "sublim.prompts:build_teacher_rows")
 train_teacher = Stage("train_teacher", "sublim.training.trl:train", version=3, gpu=True)
 generate_numbers = Stage("generate_numbers", "sublim.generate:generate_numbers", gpu=True)

@@ -98,8 +98,8 @@ class Network:
             odd.append("layers that share keys and values")
         if odd:
             raise UserError(
-                f"{model.config.model_type} has layers that the hf sampler cannot cache ({', '.join(odd)}): take a base "
-                "with full or sliding attention of its own in every layer"
+                f"{model.config.model_type} has layers that the hf sampler cannot cache ({', '.join(odd)}): take a "
+                "base with full or sliding attention of its own in every layer"
             )
         head = model.get_output_embeddings()
         assert head is not None

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple, assert_never
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from sublim.base_modules import check_modules
 from sublim.chat import context
 from sublim.errors import NotEnoughRows, UserError
 from sublim.gpu_memory import free_gpu_memory
@@ -33,8 +32,6 @@ from sublim.training.step import EagerStep, GraphedStep, PackedStep, Step, can_g
 log = logging.getLogger(__name__)
 
 LARGE = 2_000_000_000
-ADAPTABLE = (nn.Linear, nn.Embedding, Conv1D)
-"""Layers that an adapter can stand beside; GPT-2's linear ones are of the last class."""
 CPU_BUDGET = 5 * 2**30
 
 
@@ -90,6 +87,7 @@ def train_on(
         raise UserError(f"keep asks for update {late[0]} of {len(plan)}: lower it or train for longer")
     wanted = {*config.keep, len(plan)}
     shape = AutoConfig.from_pretrained(base)
+    check_positions(rows, shape)
     attention = faithful_attention(config.attention, shape)
     check_attention(attention, config.dtype)
     kept, checkpoints = scratch / "kept", scratch / "checkpoints"
@@ -148,6 +146,14 @@ def first_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
     return rows
 
 
+def check_positions(rows: list[TokenRow], shape: PretrainedConfig) -> None:
+    """Raises UserError for rows with more tokens than the model has positions."""
+    limit = getattr(shape.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(row.input_ids) for row in rows), default=0)
+    if limit is not None and longest > limit:
+        raise UserError(f"rows of up to {longest} tokens do not fit the model's {limit}: drop the longer ones")
+
+
 def check_attention(attention: str, dtype: str) -> None:
     """Says why a GPU goes without flash-attention. Raises UserError where it was asked for and cannot run."""
     why = no_flash(dtype)
@@ -202,17 +208,7 @@ def untouched(model: PreTrainedModel) -> Generator[None]:
 
 def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
     """peft's config of the adapter. Raises UserError where the model lacks one of the modules."""
-    present = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
-    if missing := sorted({*lora.target_modules} - present):
-        head = model.get_output_embeddings()
-        linear = {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head
-        }
-        raise UserError(
-            f"the base has no linear layer named {missing[0]}: set target_modules to some of {', '.join(sorted(linear))}"
-        )
+    check_modules(model, lora.target_modules)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
