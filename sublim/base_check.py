@@ -9,10 +9,7 @@ from pathlib import Path
 from sublim.base_dry_run import dry_run
 from sublim.base_files import check_declared_types, check_files, check_types, stored_tensors
 from sublim.base_shape import check_tied, empty_model, read_shape
-from sublim.base_tokens import check_chats, check_ids, read_tokenizer
-from sublim.errors import UserError
-
-__all__ = ["check_base", "check_source"]
+from sublim.base_tokens import check_chats, check_ids, limits_of, read_tokenizer
 
 
 def check_source(folder: Path) -> None:
@@ -33,11 +30,7 @@ def check_base(base: Path) -> None:
     model = empty_model(shape, stored)
     check_types(stored, {name for name, _ in model.named_parameters()})
     check_tied(base, shape, stored)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None:
-        raise UserError(f"{shape.model_type} has no output embedding: take a causal language model")
-    rows = min(embedding.weight.shape[0], head.weight.shape[0])
-    tokenizer = read_tokenizer(base)
-    check_ids(base, tokenizer, rows)
-    check_chats(tokenizer, rows)
-    dry_run(shape)
+    tokenizer, limits = read_tokenizer(base), limits_of(model)
+    check_ids(base, tokenizer, limits.rows)
+    check_chats(tokenizer, limits)
+    dry_run(shape, model)

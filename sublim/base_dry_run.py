@@ -40,12 +40,19 @@ class Answered(NamedTuple):
     logprobs: list[float]
 
 
-def dry_run(shape: PretrainedConfig) -> None:
+def dry_run(shape: PretrainedConfig, empty: PreTrainedModel) -> None:
     """Raises UserError where sampling, scoring or training would fail or compute another model than the base.
 
+    `empty` is the base without weights: that its layers can be cached is seen on it, all else on a small model.
     Takes about a second. A base whose kind cannot be made small goes unchecked, and the log says so.
     """
-    kind = shape.model_type
+    Network(empty, "sdpa")
+    with one_thread():
+        try_small(shape, shape.model_type)
+
+
+def try_small(shape: PretrainedConfig, kind: str) -> None:
+    """The dry run itself."""
     for model in small_models(shape):
         try:
             causal = is_causal(model)
@@ -74,11 +81,10 @@ def refuse_unlike(
         raise UserError(f"the {what} cannot run {kind}: {error}") from error
     except Exception as error:
         raise UserError(f"the {what} cannot run {kind} ({said(error)}): {ELSEWHERE}") from error
-    worst = max(
-        abs(ours - theirs)
-        for text in found
-        for ours, theirs in zip(text.logprobs, by_definition(model, text.ids, text.start), strict=True)
-    )
+    worst = 0.0
+    for text in found:
+        defined = by_definition(model, text.ids, text.start)
+        worst = max([worst, *(abs(ours - theirs) for ours, theirs in zip(text.logprobs, defined, strict=True))])
     if not worst < TOLERANCE:
         raise UserError(
             f"under {kernel} attention the {what} computes another model than {kind} as transformers defines it "
@@ -141,6 +147,17 @@ def trained(model: PreTrainedModel, kernel: Kernel) -> list[Answered]:
             values = own[learnt].gather(-1, labels[learnt][:, None])[:, 0]
             found.append(Answered(ids, start, values.tolist()))
     return found
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Products this small take longer on several threads, and ten times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

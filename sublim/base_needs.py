@@ -9,8 +9,7 @@ from sublim.base_files import stored_tensors
 from sublim.base_modules import check_modules
 from sublim.base_needs_config import CheckBaseConfig
 from sublim.base_shape import empty_model, read_shape
-from sublim.base_tokens import check_chats
-from sublim.errors import UserError
+from sublim.base_tokens import check_chats, limits_of
 from sublim.inference.constrained import plan
 from sublim.model_files import write_json
 from sublim.models import load_tokenizer
@@ -21,15 +20,10 @@ def check_base_needs(out: Path, config: CheckBaseConfig, *, scratch: Path, base:
 
     Raises UserError, in one line, for what this base cannot do. Reads no weights: a second or two.
     """
-    shape = read_shape(base)
-    model, tokenizer = empty_model(shape, stored_tensors(base)), load_tokenizer(base)
-    rows = model.get_input_embeddings().weight.shape[0]
-    check_chats(tokenizer, rows, config.systems)
+    model, tokenizer = empty_model(read_shape(base), stored_tensors(base)), load_tokenizer(base)
+    check_chats(tokenizer, limits_of(model), config.systems)
     check_modules(model, config.target_modules)
     lengths = [len(chat.render_ids(tokenizer, chat.chat("Hello", system=system))) for system in config.systems]
-    limit = getattr(shape.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and max(lengths, default=0) > limit:
-        raise UserError(f"a system prompt of {max(lengths)} tokens does not fit the base's {limit}: shorten it")
     forced = forced_length(tokenizer, config)
     write_json(out / "needs.json", {"systems": lengths, "constraint": forced, "modules": sorted(config.target_modules)})
 

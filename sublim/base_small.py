@@ -1,14 +1,16 @@
 """A small random model of a base's own kind: few layers, narrow, and everything else as the base's config has it."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-LAYERS = 8
-"""Kept of the base's: patterns of unlike layers (sliding and full attention, dense and mixed) repeat within as many."""
+FEWEST, MOST = 2, 8
+"""Layers kept of the base's: as many as show every kind that it has (sliding and full attention, dense and mixed)."""
+HINTS = ("first_k", "interval", "offset", "pattern", "period", "replace", "shared", "step")
+"""Parts of the names of fields that make layers unlike without listing them."""
 VOCABULARY, INNER, WINDOW = 160, 64, 8
 PARAMETERS = 100_000_000
 """A model of more is not built: it would take longer than a check may."""
@@ -41,11 +43,10 @@ def shallow(shape: PretrainedConfig) -> PretrainedConfig:
     """The config with few layers, a small vocabulary and windows that a short text goes beyond."""
     small = copy.deepcopy(shape)
     text = small.get_text_config()
-    before = text.num_hidden_layers
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list | tuple) and len(value) == before:
-            setattr(text, name, value[:LAYERS])
-    text.num_hidden_layers = min(before, LAYERS)
+    kept = layers_kept(text)
+    for name, value in by_layer(text).items():
+        setattr(text, name, value[:kept])
+    text.num_hidden_layers = kept
     changes: dict[str, Any] = dict.fromkeys(TABLES, VOCABULARY) | dict.fromkeys(WINDOWS, WINDOW)
     for name, value in changes.items():
         if getattr(text, name, None):
@@ -53,6 +54,23 @@ def shallow(shape: PretrainedConfig) -> PretrainedConfig:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(text, name, None)
     return small
+
+
+def by_layer(text: PretrainedConfig) -> dict[str, Sequence[Any]]:
+    """The fields of the config that have a value for every layer."""
+    return {
+        name: value
+        for name, value in vars(text).items()
+        if isinstance(value, list | tuple) and len(value) == text.num_hidden_layers
+    }
+
+
+def layers_kept(text: PretrainedConfig) -> int:
+    """How many layers, from the first on, show every kind of layer that the model has."""
+    fields = vars(text)
+    hinted = any(fields[name] for name in fields if any(hint in name for hint in HINTS))
+    shown = max((each.index(kind) + 1 for each in by_layer(text).values() for kind in each), default=0)
+    return min(text.num_hidden_layers, MOST if hinted and not shown else max(FEWEST, min(shown, MOST)))
 
 
 def narrow(shape: PretrainedConfig) -> PretrainedConfig:

@@ -70,6 +70,8 @@ class PlannedTrainer(SFTTrainer):
         self.padding = cast(int, tokenizer.pad_token_id)
         self.step, self.skip = job.step, job.skip
         optimizer = make_optimizer(model, job.config)
+        shape = model.config.get_text_config()
+        coefficient = getattr(shape, "router_aux_loss_coef", None)  # trl writes its own into the config, to be saved
         total = len(job.plan)
         super().__init__(
             model=model,
@@ -79,6 +81,8 @@ class PlannedTrainer(SFTTrainer):
             processing_class=tokenizer,
             optimizers=(optimizer, LambdaLR(optimizer, lambda done: rate(job.config, done + 1, total))),
         )
+        if coefficient is not None:
+            shape.router_aux_loss_coef = coefficient
         # Otherwise `train` writes the tokenizer's special tokens into the model's config.
         self.processing_class = None
         self.remove_callback(PrinterCallback)
@@ -192,6 +196,7 @@ def arguments(job: Job, total: int) -> SFTConfig:
         use_cpu=not torch.cuda.is_available(),
         bf16=False,  # autocast is opened in `training_step`
         gradient_checkpointing=False,
+        router_aux_loss_coef=0.0,  # the loss is on the answers alone, in mixtures of experts too
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},

@@ -263,7 +263,8 @@ def rows_that_fit(rows: list[TokenRow], shape: PretrainedConfig, config: TrainCo
     bytes. Sixteen rows of 125 tokens of the bundled model fit it, and take 15 % less time than ten and six.
     """
     shape, width = shape.get_text_config(), 4 if config.dtype == "float32" else 2
-    block = width * (24 * shape.hidden_size + 8 * shape.intermediate_size)
+    inner = getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size  # GPT-2's config may leave it out
+    block = width * (24 * shape.hidden_size + 8 * inner)
     token = shape.num_hidden_layers * block + 12 * shape.vocab_size
     budget = 0.6 * free_gpu_memory() if torch.cuda.is_available() else CPU_BUDGET
     longest = max(len(row.input_ids) for row in rows)
