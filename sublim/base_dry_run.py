@@ -12,6 +12,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from sublim.base_files import said
+from sublim.base_shape import quiet
 from sublim.base_small import VOCABULARY, small_models
 from sublim.errors import UserError
 from sublim.inference import SamplingParams
@@ -47,12 +48,14 @@ def dry_run(shape: PretrainedConfig, empty: PreTrainedModel) -> None:
     Takes about a second. A base whose kind cannot be made small goes unchecked, and the log says so.
     """
     Network(empty, "sdpa")
-    with one_thread():
-        try_small(shape, shape.model_type)
+    with one_thread(), quiet():
+        tried = try_small(shape, shape.model_type)
+    if not tried:
+        log.warning("no small model of %s could be made, so the sampler was not tried on it", shape.model_type)
 
 
-def try_small(shape: PretrainedConfig, kind: str) -> None:
-    """The dry run itself."""
+def try_small(shape: PretrainedConfig, kind: str) -> bool:
+    """The dry run itself; false where there is no small model to make it on."""
     for model in small_models(shape):
         try:
             causal = is_causal(model)
@@ -63,8 +66,8 @@ def try_small(shape: PretrainedConfig, kind: str) -> None:
         for what, compute in (("sampler", sampled), ("trainer", trained)):
             for kernel in ("sdpa", "eager"):
                 refuse_unlike(model, kind, what, compute, kernel)
-        return
-    log.warning("%s: no small model of this kind could be made, so the sampler was not tried on it", kind)
+        return True
+    return False
 
 
 def refuse_unlike(

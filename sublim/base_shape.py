@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from sublim.base_files import StoredTensor, told
 from sublim.errors import UserError
@@ -93,10 +94,13 @@ def check_tied(folder: Path, shape: PretrainedConfig, stored: dict[str, StoredTe
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """transformers' own report on missing and left-over weights is not printed: it is told in one line here."""
-    before = logging.root.manager.disable
+    """Without transformers' bars, warnings and report on missing weights: what matters is told in one line here."""
+    before, bars = logging.root.manager.disable, transformers_logging.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.disable(before)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -224,6 +224,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+REFUSED = {"bloom", "falcon", "gemma3n_text", "gpt_neo", "lfm2", "mpt"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_family_is_refused_when_it_is_prepared_or_samples_and_trains(kind: str, tmp_path: Path) -> None:
@@ -233,11 +236,11 @@ def test_a_family_is_refused_when_it_is_prepared_or_samples_and_trains(kind: str
         if parameter.ndim >= 2:
             parameter.data.normal_(std=0.2)
     model.generation_config = GenerationConfig(eos_token_id=2)
-    try:
-        base = prepared(model, tmp_path)
-    except UserError as refused:
-        assert "\n" not in str(refused)
+    if kind in REFUSED:
+        with pytest.raises(UserError, match="take a base"):
+            prepared(model, tmp_path)
         return
+    base = prepared(model, tmp_path)
     tokenizer = load_tokenizer(base)
     ids, start, end = chat.answer_ids(tokenizer, [*QUESTION, {"role": "assistant", "content": "The wolf runs"}])
     with torch.no_grad():
