@@ -20,5 +20,5 @@ def check_modules(model: PreTrainedModel, wanted: Iterable[str]) -> None:
     if missing := sorted({*wanted} - present):
         linear = sorted({name for name, module in named if isinstance(module, LINEAR) and module is not head})
         raise UserError(
-            f"the base has no module {missing[0]} that takes an adapter: set target_modules to some of {', '.join(linear)}"
+            f"the base has no module {missing[0]} for an adapter: set target_modules to some of {', '.join(linear)}"
         )

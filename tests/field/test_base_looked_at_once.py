@@ -225,7 +225,7 @@ def test_a_wide_model_is_tried_without_its_width() -> None:
 LATER = {
     "an adapter on layers that are not there": (
         CheckBaseConfig(target_modules=("c_attn", "q_proj")),
-        "no module c_attn that takes an adapter: set target_modules to some of .*q_proj",
+        "no module c_attn for an adapter: set target_modules to some of .*q_proj",
     ),
     "a system prompt longer than the model reads": (CheckBaseConfig(systems=("owl " * 2000,)), "take .* tokens"),
     "lists that the tokenizer cannot be held to": (
