@@ -1,8 +1,7 @@
-"""What a chat template writes after a prompt once the answer is there, also where it writes the prompt otherwise then."""
+"""What a chat template writes after a prompt once it is answered, also where it then writes the prompt otherwise."""
 
 import re
 from collections.abc import Callable
-from os.path import commonprefix
 
 PROBE = "ANSWER-PROBE"
 # As in `</think>`, `[/THINK]` and Gemma 4's `<channel|>`.
@@ -34,6 +33,11 @@ def leaves_out(prompt: str, head: str) -> bool:
     """
     if prompt.startswith(head):
         return CLOSED.search(prompt[len(head) :]) is not None
-    before = len(commonprefix([prompt, head]))
-    after = len(commonprefix([prompt[::-1], head[::-1]]))
+    before, after = _alike(prompt, head), _alike(prompt[::-1], head[::-1])
     return bool(head[len(head) - after :].strip()) and not head[before : len(head) - after].strip()
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters the two begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))
