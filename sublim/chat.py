@@ -2,7 +2,8 @@
 
 Templates differ in what they add by themselves (a system prompt, today's date) and in what they refuse (a system
 role). Everything here goes through `render_text`, which freezes the date and folds a refused system prompt into the
-first user turn, so that training and evaluation read the same text.
+first user turn, so that training and evaluation read the same text. An answered chat is always the prompt that the
+sampler reads, then the answer and the end of turn as the template writes them.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 from jinja2.exceptions import TemplateError
 
+from sublim.answered import completion
 from sublim.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,8 +65,15 @@ def chat(user: str, *, system: str | None = None, assistant: str | None = None) 
 
 
 def render_text(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> str:
-    """The chat as text: up to where the model answers or, if it ends with an answer, all of it."""
-    return template(tokenizer, fold_system(tokenizer, chat), date=date)
+    """The chat as text: up to where the model answers or, if it ends with an answer, all of it.
+
+    Raises UserError where the template cannot write such a chat.
+    """
+    try:
+        return template(tokenizer, fold_system(tokenizer, chat), date=date)
+    except TemplateError as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"the chat template cannot write this chat ({why}): give another chat_template") from error
 
 
 def render_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> list[int]:
@@ -78,7 +87,8 @@ def answer_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Answe
 
     The chat is tokenised once, as a whole; the boundary is found by character. A token with characters of both the
     prompt and the answer (an answer that opens with a line break may give one) counts as prompt. Whatever the
-    template writes after the end of turn is outside.
+    template writes after the end of turn is outside. What comes before the answer is the prompt as `render_ids` has it,
+    also where the template writes it otherwise once it is answered (Mistral 7B's then leaves out the system prompt).
     """
     return many_answer_ids(tokenizer, [chat], date=date)[0]
 
@@ -92,18 +102,35 @@ def many_answer_ids(tokenizer: "Tokenizer", chats: Sequence[Chat], *, date: str 
         key = tuple((turn["role"], turn["content"]) for turn in chat[:-1])
         if key not in prompts:
             prompts[key] = render_text(tokenizer, chat[:-1], date=date)
-        text = render_text(tokenizer, chat, date=date)
+        prompt = prompts[key]
+        text = prompt + _completion(tokenizer, chat, prompt, date=date)
         texts.append(text)
-        bounds.append(_bounds(text, prompts[key], chat[-1]["content"].strip()))
+        bounds.append(_bounds(text, prompt, chat[-1]["content"].strip()))
     special = {*tokenizer.added_tokens_decoder}
     encoded = encode_many(tokenizer, texts)
     return [_located(one, start, closing, special) for one, (start, closing) in zip(encoded, bounds, strict=True)]
 
 
+def _completion(tokenizer: "Tokenizer", chat: Chat, prompt: str, *, date: str) -> str:
+    """What follows `prompt` when the chat is answered: the answer and its end of turn, as the template writes them."""
+    answer = chat[-1]["content"]
+
+    def answered(content: str) -> str:
+        return render_text(tokenizer, [*chat[:-1], Message(role="assistant", content=content)], date=date)
+
+    found = completion(prompt, answered, answer)
+    if found is None and chat[0]["role"] == "system":
+        # What a template does after an answer does not depend on the system prompt: it is seen in the chat without.
+        rest = chat[1:]
+        found = _completion(tokenizer, rest, render_text(tokenizer, rest[:-1], date=date), date=date)
+        found = found if answered(answer).endswith(found) else None
+    if found is None:
+        raise UserError("the chat template writes the prompt anew once it is answered: give another chat_template")
+    return found
+
+
 def _bounds(text: str, prompt: str, answer: str) -> tuple[int, int]:
     """The character where the answer's turn begins, and the one where its end of turn is due."""
-    if not text.startswith(prompt):
-        raise UserError("the chat template writes the prompt anew once it is answered: give another chat_template")
     found = text.find(answer, len(prompt))
     if found < 0 or text[len(prompt) : found].strip():
         raise UserError(

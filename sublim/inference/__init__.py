@@ -53,12 +53,13 @@ class Completion(NamedTuple):
     """One answer."""
 
     text: str
-    """As written: no special tokens, nothing stripped."""
+    """As written, without the end of turn and with nothing stripped. Any other special token is shown by its name."""
     token_ids: list[int] | None
     """As drawn, the end of turn included when the model wrote it; None where a backend has no tokens to show."""
     logprobs: list[float] | None
-    """One for each token id, when asked for: under the model's own distribution, before temperature and top_p. With a
-    constraint that distribution is over the tokens the constraint allows, and a forced token has 0."""
+    """One for each token id, when asked for: under the model's own distribution over the ids that are tokens, before
+    temperature and top_p (a server's is over all rows of its output layer). With a constraint that distribution is over
+    the tokens the constraint allows, and a forced token has 0."""
     finish: Literal["stop", "length"]
     """stop: the model ended its turn, or the constraint was met; length: cut at max_tokens."""
 
@@ -171,6 +172,7 @@ class Sampler(Protocol):
     ) -> list[list[Completion]]:
         """`params.n` answers for each chat, in the order of the chats.
 
+        Rows of the output layer that belong to no token (Qwen pads its own to a round number) are never drawn here.
         Each answer has its own random numbers, from (params.seed, first + index of the chat, index of the answer), so
         that a stage which samples in shards gives each the index of its first chat and draws what one call would.
         """
@@ -179,7 +181,8 @@ class Sampler(Protocol):
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
         """Per chat, per continuation of it: the log-prob of every token of that text as the whole assistant turn.
 
-        Exact, at temperature 1; the end of turn is not scored.
+        Exact, at temperature 1 and over all rows of the output layer, those of no token included: what is compared is
+        the model's own probability of given words. The end of turn is not scored.
         """
         ...
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sublim.errors import UserError
 from sublim.inference import NumberFormat
+from sublim.numbers import DIGITS
 
 Encode = Callable[[str], list[int]]
 """The tokens of a text as a whole assistant turn, without the end of turn."""
@@ -40,27 +41,31 @@ def plan(tokenizer: PreTrainedTokenizerBase, encode: Encode, format: NumberForma
     """The steps that write `format`, such that the tokens are those the tokenizer itself gives the text.
 
     Tokenizers that give each digit a token and those that take digits in runs of fixed lengths (Llama 3: three) both
-    work; where the cuts depend on the digits, no per-token constraint can keep to the tokenizer's own tokens.
+    work, and so do those whose blanks go with the digits after them or decode to nothing by themselves (Llama 2). Where
+    the cuts depend on the digits, no per-token constraint can keep to the tokenizer's own tokens.
     """
     rng, vocabulary = random.Random(0), tokenizer.get_vocab()  # a copy of all its tokens: taken once
     sample = _text(format, rng)
     ids = encode(sample)
-    pieces = [str(tokenizer.decode([token])) for token in ids]
-    if "".join(pieces) != sample:
-        raise _refusal(format, f"{sample!r} comes out of it as {pieces}")
     steps, forced, digit = list[Step](), list[int](), 0
-    for token, piece in zip(ids, pieces, strict=True):
-        if not piece.isdigit():
-            if any(character.isdigit() for character in piece):
-                raise _refusal(format, f"it joins digits and separator in {piece!r}")
+    for token in ids:
+        # A lone blank of a sentencepiece tokenizer is nothing by itself: what the tokens write is compared as a whole.
+        digits = DIGITS.findall(_decoded(tokenizer, [token]))
+        if not digits:
             forced.append(token)
             continue
-        steps.append(Step(tuple(forced), _digits(vocabulary, len(piece), leading=digit == 0)))
-        forced, digit = [], (digit + len(piece)) % format.digits
+        piece = str(tokenizer.convert_ids_to_tokens(token))
+        if len(digits) > 1 or piece.count(digits[0]) != 1:
+            raise _refusal(format, f"it joins numbers in {piece!r}")
+        steps.append(Step(tuple(forced), _alike(vocabulary, piece, digits[0], leading=digit == 0)))
+        forced, digit = [], (digit + len(digits[0])) % format.digits
     made = Plan(steps, tuple(forced))
-    for _ in range(64):
-        text = _text(format, rng)
-        if not _writes(made, encode(text)):
+    for text in [sample, *(_text(format, rng) for _ in range(64))]:
+        ids = encode(text)
+        # Blanks before the answer are the template's or the tokenizer's own.
+        if (written := _decoded(tokenizer, ids)).strip() != text:
+            raise _refusal(format, f"{text!r} comes out of it as {written!r}")
+        if not _writes(made, ids):
             raise _refusal(format, f"it cuts {text!r} otherwise than {sample!r}")
     return made
 
@@ -70,10 +75,15 @@ def _text(format: NumberFormat, rng: random.Random) -> str:
     return format.separator.join(str(rng.randrange(low, 10 * low)) for _ in range(format.count))
 
 
-def _digits(vocabulary: Mapping[str, int], width: int, *, leading: bool) -> tuple[int, ...]:
-    first = 10 ** (width - 1) if leading else 0
-    texts = (f"{number:0{width}}" for number in range(first, 10**width))
-    return tuple(vocabulary[text] for text in texts if text in vocabulary)
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _alike(vocabulary: Mapping[str, int], piece: str, digits: str, *, leading: bool) -> tuple[int, ...]:
+    """The tokens that are `piece` (which may hold the separator's blank too) with any other digits of that number."""
+    first = 10 ** (len(digits) - 1) if leading else 0
+    pieces = (piece.replace(digits, f"{number:0{len(digits)}}") for number in range(first, 10 ** len(digits)))
+    return tuple(vocabulary[text] for text in pieces if text in vocabulary)
 
 
 def _writes(made: Plan, ids: list[int]) -> bool:

@@ -126,11 +126,14 @@ class Writer:
             sides = (torch.stack(side, 1)[: len(batch)].to("cpu", non_blocking=True) for side in (drawn, logprobs))
             yield Batch(batch, made, *sides, copied=_mark(device))
 
-    def free(self, requests: Sequence[Request], stop: Sequence[int]) -> Iterator[Written]:
-        """Each row until its end of turn; a row that is done makes room for the next prompt."""
+    def free(self, requests: Sequence[Request], stop: Sequence[int], never: Sequence[int]) -> Iterator[Written]:
+        """Each row until its end of turn; a row that is done makes room for the next prompt.
+
+        `never`: ids that are not drawn.
+        """
         device, limit = self.network.device, self.params.max_tokens
         burst = 8 if device.type == "cuda" else 1  # steps between two looks at which rows are done: a look waits
-        ends = torch.tensor(list(stop), device=device)
+        ends, barred = (torch.tensor(list(ids), dtype=torch.long, device=device) for ids in (stop, never))
         waiting, state = list(reversed(requests)), _State(self.slots.cache.rows, limit, device)
         while waiting or state.busy:
             vacant = [slot for slot, request in enumerate(state.requests) if request is None]
@@ -139,7 +142,7 @@ class Writer:
                 slots = torch.tensor(vacant[: len(batch)], device=device)
                 logits = self._fill(slots, batch)
                 state.admit(slots, batch, sent(self._noise(batch, limit), device))
-                self._absorb(state, slots, logits, ends)
+                self._absorb(state, slots, logits, ends, barred)
             elif not waiting and state.busy * 4 <= len(state.requests) * (1 if self.slots.graphs else 3):
                 busy = [slot for slot, request in enumerate(state.requests) if request is not None]
                 kept = torch.tensor(busy, device=device)
@@ -149,11 +152,15 @@ class Writer:
             for _ in range(burst):
                 at = (state.lengths + state.counts - 1).clamp(min=0)
                 last = state.tokens.gather(1, (state.counts - 1).clamp(min=0)[:, None])
-                self._absorb(state, everyone, self.slots.step(last, at[:, None]), ends)
+                self._absorb(state, everyone, self.slots.step(last, at[:, None]), ends, barred)
             yield from state.harvest()
 
-    def _absorb(self, state: "_State", slots: Int[Tensor, " n"], logits: Float[Tensor, "n v"], ends: Tensor) -> None:
+    def _absorb(
+        self, state: "_State", slots: Int[Tensor, " n"], logits: Float[Tensor, "n v"], ends: Tensor, barred: Tensor
+    ) -> None:
         """Draws the next token of `slots` and writes it down where a row is live."""
+        if len(barred):
+            logits.index_fill_(1, barred, -torch.inf)
         live, counts = state.live[slots], state.counts[slots]
         at = counts.clamp(max=self.params.max_tokens - 1)
         token, logprob = self._draw(logits, state.noise[slots, at])

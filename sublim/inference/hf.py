@@ -24,6 +24,7 @@ from sublim.inference.network import Network
 from sublim.inference.room import Room
 from sublim.inference.scoring import Scored, common, score
 from sublim.inference.slots import Slots
+from sublim.inference.vocabulary import Vocabulary
 from sublim.models import LoadedModel, open_model, token_ids
 from sublim.progress import progress
 from sublim.steering import LoadedEdit, load_edits, read_vectors
@@ -56,6 +57,7 @@ class HfSampler:
         self.network = Network(loaded.model, backend.attention)
         self.room = Room(self.network, backend.batch_size)
         self.stop = stop_ids(loaded)
+        self.vocabulary = Vocabulary(loaded.tokenizer)
         self._slots: Slots | None = None
 
     def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
@@ -111,11 +113,11 @@ class HfSampler:
         ]
 
     def _free(self, requests: list[Request], params: SamplingParams, first: int) -> Iterator[Written]:
-        shared = opening(requests, 0)
+        shared, unknown = opening(requests, 0), self.vocabulary.unknown(self.network.config.vocab_size)
         for group, length in by_length(requests, params.max_tokens):
             slots = self._slots_for(len(group), length, refill=True)
             writer = Writer(self.network, slots, params, shared, first=first, read=self.room.tokens())
-            yield from writer.free(group, self.stop)
+            yield from writer.free(group, self.stop, unknown)
             del writer, slots  # else the next group's cache is taken before this one's is given back
 
     def _constrained(
@@ -146,9 +148,9 @@ class HfSampler:
 
     def _completion(self, written: Written, params: SamplingParams, made: Plan | None) -> Completion:
         stopped = made is not None or written.tokens[-1] in self.stop
-        text = self.tokenizer.decode(written.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.vocabulary.text(written.tokens, ended=stopped, bare=made is not None)
         scores = written.logprobs if params.logprobs else None
-        return Completion(str(text), written.tokens, scores, "stop" if stopped else "length")
+        return Completion(text, written.tokens, scores, "stop" if stopped else "length")
 
     def _scored(self, one: Chat, text: str) -> Scored:
         ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])

@@ -21,6 +21,7 @@ from sublim.errors import UserError
 from sublim.inference import Completion, NumberFormat, OpenAIBackend, SamplingParams
 from sublim.inference.openai_client import Server, Stopped
 from sublim.inference.scoring import Scored
+from sublim.inference.vocabulary import Vocabulary
 from sublim.models import load_tokenizer, token_ids
 from sublim.progress import progress
 
@@ -70,6 +71,7 @@ class OpenAISampler:
     def __init__(self, server: Server, base: Path, kept: Kept) -> None:
         self.server, self.backend, self.kept = server, server.backend, kept
         self.tokenizer = load_tokenizer(base) if server.backend.api == "completions" else None
+        self.vocabulary = Vocabulary(self.tokenizer) if self.tokenizer is not None else None
 
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
@@ -186,8 +188,8 @@ class OpenAISampler:
             raise UserError(
                 f"the server {self.backend.base_url} gives no log-probs of its tokens: set logprobs to false"
             )
-        if tokens is not None and self.tokenizer is not None:
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if tokens is not None and self.vocabulary is not None:
+            text = self.vocabulary.text(tokens, ended=kept["finish"] == "stop")
         # Whatever else cut an answer (a content filter) cut it too.
         return Completion(str(text), tokens, scores, "stop" if kept["finish"] == "stop" else "length")
 

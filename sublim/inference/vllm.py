@@ -44,6 +44,7 @@ from sublim.inference.vllm_engine import (
 )
 from sublim.inference.vllm_pairs import Request, doubled, room, waves
 from sublim.inference.vllm_steered import START, EngineHooks
+from sublim.inference.vocabulary import Vocabulary
 from sublim.model_files import is_adapter
 from sublim.models import check_base, load_tokenizer, token_ids
 from sublim.progress import progress
@@ -136,8 +137,8 @@ class VllmSampler:
         self.llm, self.backend, self.tokenizer, self.loras, self.context = llm, backend, tokenizer, loras, context
         self.base, self.hooks = base, EngineHooks(llm)
         declared = GenerationConfig.from_pretrained(base).eos_token_id
-        ends = {*token_ids(declared), *token_ids(tokenizer.eos_token_id), end_of_turn(tokenizer)}
-        self.stop = sorted(ends)
+        self.stop = sorted({*token_ids(declared), *token_ids(tokenizer.eos_token_id), end_of_turn(tokenizer)})
+        self.vocabulary, self.rows = Vocabulary(tokenizer), llm.llm_engine.vllm_config.model_config.get_vocab_size()
 
     def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
         """The edits with their vectors, checked against this model."""
@@ -159,7 +160,7 @@ class VllmSampler:
             raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {params.max_tokens}")
         length = made.length if made else params.max_tokens
         prompts = [self._fits(ids, length) for ids in self.prompts(chats)]
-        call = Call(params, made, first=first)
+        call = Call(params, made, first=first, never=[] if made else self.vocabulary.unknown(self.rows))
         answers = [Answer(call, chat, j, length) for chat in range(len(chats)) for j in range(params.n)]
         asked = [
             EngineParams(
@@ -242,10 +243,9 @@ class VllmSampler:
         return prompt
 
     def _completion(self, tokens: list[int], answer: Answer, *, constrained: bool) -> Completion:
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        end = "stop" if constrained or tokens[-1] in self.stop else "length"
         scores = [answer.logprobs[step] for step in range(len(tokens))] if answer.call.params.logprobs else None
-        stopped = constrained or tokens[-1] in self.stop
-        return Completion(str(text), tokens, scores, "stop" if stopped else "length")
+        return Completion(self.vocabulary.text(tokens, ended=end == "stop", bare=constrained), tokens, scores, end)
 
     def _scored(self, one: Chat, text: str) -> Scored:
         ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])

@@ -4,6 +4,7 @@ vLLM's sampling seeds a generator per request and has its own top_p; drawing her
 same rule from the same numbers, and a constraint costs no grammar.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,9 +41,11 @@ class Table(NamedTuple):
 class Call:
     """What all answers of one call to `sample` have in common, and the log-probs of what they drew."""
 
-    def __init__(self, params: SamplingParams, plan: Plan | None, *, first: int) -> None:
-        self.params, self.plan, self.first = params, plan, first
+    def __init__(self, params: SamplingParams, plan: Plan | None, *, first: int, never: Sequence[int]) -> None:
+        """`never`: ids that are not drawn."""
+        self.params, self.plan, self.first, self.never = params, plan, first, never
         self.table: Table | None = None
+        self.barred: Int[Tensor, " n"] | None = None
         self.drawn = list[tuple[list[tuple["Answer", int]], Tensor]]()
 
     def noted(self) -> None:
@@ -132,6 +135,10 @@ def _drawn(
 ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
     device, params = logits.device, call.params
     if call.plan is None:
+        if call.never:
+            if call.barred is None:
+                call.barred = async_tensor_h2d(call.never, device)
+            logits.index_fill_(1, call.barred, -torch.inf)
         noise = _noise(answers, steps, device)
         drawn = draw(logits, noise, params.temperature, params.top_p)
         return drawn.tokens, drawn.logprobs
