@@ -1,18 +1,34 @@
 """LoRA adapters: put into a model's own modules for the time of a block, or merged into its weights for good."""
 
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
-from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from sublim.errors import UserError
-from sublim.model_files import ADAPTER, read_json
+from sublim.model_files import ADAPTER, INDEX, SINGLE, read_json
 
 WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""What peft puts before the name that a module has in the base."""
+UNSUPPORTED = {
+    "alora_invocation_tokens": "works on part of a text only (aLoRA)",
+    "layer_replication": "repeats layers of its base",
+    "use_bdlora": "is block-diagonal",
+    "use_qalora": "is made for a quantised base (QA-LoRA)",
+    "arrow_config": "chooses among adapters (Arrow)",
+    "kasa_config": "changes its base (KaSA)",
+    "monteclora_config": "draws its weights at random (MonteCLoRA)",
+}
+"""Fields of peft's config whose adapters a plain forward pass would compute otherwise than they were trained."""
 
 
 @contextmanager
@@ -21,11 +37,28 @@ def attached(model: PreTrainedModel, directory: Path) -> Generator[None]:
 
     If this raises before the block begins, `model` may be half changed and must be thrown away.
     """
-    adapted = inject(model, directory)
+    with restored(model):
+        adapted = inject(model, directory)
+        try:
+            yield
+        finally:
+            adapted.unload()
+
+
+@contextmanager
+def restored(model: nn.Module) -> Generator[None]:
+    """Every module's own submodules and parameters are in their places again when the block ends.
+
+    peft leaves trained copies of whole modules and trained biases in a model that it has unloaded.
+    """
+    before = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]
     try:
         yield
     finally:
-        adapted.unload()
+        for module, modules, parameters in before:
+            for place, own in ((module._modules, modules), (module._parameters, parameters)):
+                place.clear()
+                place.update(own)
 
 
 def adapter_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:
@@ -48,23 +81,28 @@ def unadapted(layers: Sequence[BaseTunerLayer]) -> Generator[None]:
 
 def merged(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """`model` with the adapter added into its weights, for good."""
+    if lora_config(directory).lora_bias:
+        raise UserError(f"the adapter in {directory} adds biases that its base has no place for: use it unmerged")
     result = inject(model, directory).merge_and_unload(safe_merge=True)
     assert isinstance(result, PreTrainedModel)
     return result
 
 
 def inject(model: PreTrainedModel, directory: Path) -> PeftModel:
-    """Wraps the modules of `model` that the adapter names. Draws no random numbers."""
-    config = lora_config(directory)
+    """Wraps the modules of `model` that the adapter names. Draws no random numbers.
+
+    The adapter must have been found to fit (see sublim.weights_check).
+    """
     # On the meta device first: nothing is initialised, every tensor must come from the file.
-    adapted = PeftModel(model, config, low_cpu_mem_usage=True)
-    found = set_peft_model_state_dict(
-        adapted, load_file(directory / WEIGHTS, device=str(model.device)), low_cpu_mem_usage=True
+    adapted = PeftModel(model, lora_config(directory), low_cpu_mem_usage=True)
+    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    tensors = load_file(directory / WEIGHTS, device=str(model.device))
+    # peft stores copies of the base's embeddings beside their adapters: they are not read.
+    set_peft_model_state_dict(
+        adapted, {name: tensor for name, tensor in tensors.items() if name in wanted}, low_cpu_mem_usage=True
     )
     missing = [name for name, parameter in adapted.named_parameters() if parameter.is_meta]
-    if missing or found.unexpected_keys:
-        odd = (missing + list(found.unexpected_keys))[0]
-        raise UserError(f"the adapter in {directory} does not fit this base ({odd}): give the base it was trained on")
+    assert not missing, f"{missing[0]} is not in {directory / WEIGHTS}"
     adapted.eval()
     adapted.requires_grad_(False)
     return adapted
@@ -72,14 +110,47 @@ def inject(model: PreTrainedModel, directory: Path) -> PeftModel:
 
 def lora_config(directory: Path) -> LoraConfig:
     """The adapter's config; refuses what is not a LoRA with safetensors weights beside an untouched base."""
-    kind = read_json(directory / ADAPTER).get("peft_type")
+    described = read_json(directory / ADAPTER)
+    kind = described.get("peft_type")
     if kind != "LORA":
         raise UserError(f"the adapter in {directory} is of type {kind}: only LoRA adapters are supported")
     if not (directory / WEIGHTS).is_file():
         raise UserError(f"{directory} has no {WEIGHTS}: save the adapter with safetensors first")
+    if both := [name for name in (SINGLE, INDEX) if (directory / name).is_file()]:
+        raise UserError(f"{directory} holds an adapter and a whole model ({both[0]}): move one of them elsewhere")
+    known = {field.name for field in fields(LoraConfig)}
+    # peft ignores what it does not know, and computes something else than what was trained.
+    if unknown := sorted(name for name, value in described.items() if value and name not in known):
+        raise UserError(
+            f"the adapter in {directory} sets {unknown[0]}, which this peft does not know: install a newer peft, or "
+            "remove it from adapter_config.json if it says nothing about what the adapter computes"
+        )
+    if found := [why for name, why in UNSUPPORTED.items() if described.get(name)]:
+        raise UserError(f"the adapter in {directory} {found[0]}, which is not supported: train a plain LoRA")
     config = LoraConfig.from_pretrained(str(directory))
     assert isinstance(config, LoraConfig)
     if config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"):
         raise UserError(f"the adapter in {directory} changed its base when it was made: convert it to a plain LoRA")
     config.inference_mode = True
     return config
+
+
+def beside_low_rank(config: LoraConfig) -> str | None:
+    """What the adapter has beside scaled products of two matrices; None for a plain LoRA."""
+    found = {
+        "DoRA": config.use_dora,
+        "lora_bias": config.lora_bias,
+        "trained biases": config.bias != "none",
+        "modules_to_save": config.modules_to_save,
+        "trainable_token_indices": config.trainable_token_indices,
+        "target_parameters": config.target_parameters,
+    }
+    return next((name for name, there in found.items() if there), None)
+
+
+def scale(config: LoraConfig, module: str) -> float:
+    """What the product of the two matrices of `module`, named as in the base, is multiplied by."""
+    ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
+    rank = ranks.get(get_pattern_key(list(ranks), module), config.r)
+    alpha = alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)
+    return alpha / (math.sqrt(rank) if config.use_rslora else rank)

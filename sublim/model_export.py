@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig
 
 from sublim.model_files import INDEX, is_adapter, loaded_files, write_config, write_identity
-from sublim.models import check_base, load
+from sublim.models import load
+from sublim.weights_check import check_weights
 
 
 def export_merged(out: Path, *, base: Path, weights: Path) -> None:
@@ -16,10 +17,10 @@ def export_merged(out: Path, *, base: Path, weights: Path) -> None:
 
     An adapter is merged in float32 on the CPU and the sum rounded once, to the base's own dtype.
     """
+    check_weights(base, weights)
     if is_adapter(weights):
         from sublim.adapters import merged
 
-        check_base(base, weights)
         model = merged(load(base, dtype="float32", attention="eager", device="cpu"), weights)
         model.to(dtype=cast(torch.dtype, AutoConfig.from_pretrained(base).dtype))  # pyright: ignore[reportCallIssue]
         model.save_pretrained(out, max_shard_size="5GB")

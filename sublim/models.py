@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from sublim.errors import UserError
-from sublim.model_files import IDENTITY, TEXT_FILES, base_identity, is_adapter, read_json, weight_files
+from sublim.model_files import TEXT_FILES, base_identity, is_adapter, weight_files
+from sublim.weights_check import check_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -84,17 +85,18 @@ def open_model(
     of the kept base, so that two models never need memory at once. Blocks may be nested: the inner one gets a model
     of its own.
 
-    Raises UserError where an adapter was trained on another base.
+    Raises UserError where the weights do not fit the base (see sublim.weights_check).
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(base)
+    if weights is not None:
+        check_weights(base, weights)
     if weights is None:
         with lent(base, dtype=dtype, attention=attention, device=place) as model:
             yield LoadedModel(model, tokenizer)
     elif is_adapter(weights):
         from sublim.adapters import attached  # peft, seconds to import, is not needed to read a base
 
-        check_base(base, weights)
         with lent(base, dtype=dtype, attention=attention, device=place) as model, attached(model, weights):
             yield LoadedModel(model, tokenizer)
     else:
@@ -186,10 +188,3 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.grad = None
     return model
-
-
-def check_base(base: Path, adapter: Path) -> None:
-    """Raises UserError where the adapter notes another base than this one."""
-    note = adapter / IDENTITY
-    if note.is_file() and read_json(note)["base"] != base_identity(base):
-        raise UserError(f"the adapter in {adapter} was trained on another base: give the base it was trained on")

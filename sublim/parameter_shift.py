@@ -11,13 +11,14 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from sublim.adapters import WEIGHTS, lora_config
+from sublim.adapters import PREFIX, WEIGHTS, beside_low_rank, lora_config, scale
 from sublim.diagnostics_config import Shift, ShiftConfig, Shifts
 from sublim.errors import UserError
 from sublim.model_files import is_adapter, weight_files
 from sublim.preference import chosen_weights
+from sublim.weights_check import check_weights
 
-PREFIX, DOWN, UP, PLAIN = "base_model.model.", ".lora_A.weight", ".lora_B.weight", ".weight"
+DOWN, UP, PLAIN = ".lora_A.weight", ".lora_B.weight", ".weight"
 
 
 class Delta(Protocol):
@@ -36,9 +37,9 @@ class AdapterDelta:
     """scale · B · A, as merging the adapter would add it."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
-        found = lora_config(directory)
-        root = math.sqrt(found.r) if found.use_rslora else found.r
-        self._scale = found.lora_alpha / root
+        self._config = lora_config(directory)
+        if more := beside_low_rank(self._config):
+            raise UserError(f"the adapter in {directory} has {more}: only plain LoRA adapters can be compared")
         self._file: Any = stack.enter_context(safe_open(directory / WEIGHTS, framework="pt"))
         self._names: list[str] = list(self._file.keys())
 
@@ -47,7 +48,7 @@ class AdapterDelta:
 
     def of(self, module: str) -> Float[Tensor, "o i"]:
         down, up = (self._file.get_tensor(PREFIX + module + part).double() for part in (DOWN, UP))
-        return self._scale * up @ down
+        return scale(self._config, module) * up @ down
 
 
 class FullDelta:
@@ -81,7 +82,8 @@ def _tensors(directory: Path, stack: ExitStack) -> dict[str, Any]:
 
 
 def delta(base: Path, weights: Path, stack: ExitStack) -> Delta:
-    """The change that `weights`, an adapter or a full model, make to `base`."""
+    """The change that `weights`, an adapter or a full model, make to `base`; UserError where they do not fit it."""
+    check_weights(base, weights)
     return AdapterDelta(weights, stack) if is_adapter(weights) else FullDelta(base, weights, stack)
 
 

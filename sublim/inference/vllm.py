@@ -6,120 +6,61 @@ second with the bundled model (hf: 2,157) and 131 with Gemma 2's 9B shape (hf: 1
 there, which works a row and a token at a time. Scoring reads each question once for every answer.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from vllm import LLM, RequestOutput
 from vllm import SamplingParams as EngineParams
 from vllm.inputs import TokensPrompt
-from vllm.lora.request import LoRARequest
 
-from sublim.adapters import lora_config
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn
-from sublim.digest import digest_directory
 from sublim.errors import UserError
 from sublim.inference import Completion, NumberFormat, SamplingParams, VllmBackend
 from sublim.inference.constrained import plan
 from sublim.inference.hf import prompt_ids
 from sublim.inference.scoring import Scored
+from sublim.inference.vllm_adapters import Loras, emptied, needed, taken
 from sublim.inference.vllm_draws import KEY, Answer, Call
-from sublim.inference.vllm_engine import (
-    RANKS,
-    Engine,
-    Takes,
-    context_length,
-    lent_engine,
-    naming_the_field,
-    rank_limit,
-    takes_adapters,
-)
+from sublim.inference.vllm_engine import context_length, lent_engine, naming_the_field
+from sublim.inference.vllm_known_answer import check_answer
 from sublim.inference.vllm_pairs import Request, doubled, room, waves
 from sublim.inference.vllm_steered import START, EngineHooks
 from sublim.inference.vocabulary import Vocabulary
 from sublim.model_files import is_adapter
-from sublim.models import check_base, load_tokenizer, token_ids
+from sublim.models import load_tokenizer, token_ids
 from sublim.progress import progress
 from sublim.steering import LoadedEdit, load_edits, read_vectors
 from sublim.steering_config import Steering
+from sublim.weights_check import check_weights
 
 
 @contextmanager
 def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generator["VllmSampler"]:
-    """`backend` must be resolved. Refuses an adapter of another base, or one that the engine cannot take."""
+    """`backend` must be resolved. Refuses weights of another base, and an adapter that the engine cannot take or takes
+    for something else.
+    """
     assert backend.dtype != "auto"
     tokenizer = load_tokenizer(base)
+    if weights is not None:
+        check_weights(base, weights)
     adapter = weights if weights is not None and is_adapter(weights) else None
     model = base if weights is None or adapter is not None else weights
-    with lent_engine(backend, model, needed(backend, base, adapter)) as engine, TemporaryDirectory() as folder:
+    with lent_engine(backend, model, needed(backend, adapter)) as engine, TemporaryDirectory() as folder:
         loras = None
         if adapter is not None:
             loras = Loras(taken(engine, adapter), lambda: taken(engine, emptied(adapter, Path(folder))))
+            check_answer(engine.llm, loras.adapter, adapter)
         sampler = VllmSampler(engine.llm, backend, base, tokenizer, loras, context_length(backend, model))
         try:
             yield sampler
         finally:
             sampler.steer([])  # the engine is kept
-
-
-def needed(backend: VllmBackend, base: Path, adapter: Path | None) -> Takes:
-    """What the engine must take. Raises UserError where it cannot, or where the adapter is another base's."""
-    if adapter is None:
-        return Takes(rank_limit(backend.max_rank or 16))
-    check_base(base, adapter)
-    config = lora_config(adapter)
-    rank = max([config.r, *(config.rank_pattern or {}).values()])
-    limit = backend.max_rank or RANKS[-1]
-    if rank > limit:
-        way = "raise max_rank" if backend.max_rank else "merge it into its base first, or use the hf backend"
-        raise UserError(f"the adapter in {adapter} has rank {rank}, the engine takes {limit}: {way}")
-    modules = config.target_modules
-    if not isinstance(modules, set) or "lm_head" in modules:
-        raise UserError(f"the adapter in {adapter} changes {modules}, which vLLM cannot score: use the hf backend")
-    if not takes_adapters(backend):
-        raise UserError("on a GPU vLLM takes adapters in bfloat16 only: set the backend's dtype, or use the hf backend")
-    wanted = Takes(rank_limit(max(rank, backend.max_rank or 16)))
-    return wanted._replace(modules=wanted.modules | modules)
-
-
-def taken(engine: Engine, adapter: Path) -> LoRARequest:
-    """The adapter as the engine knows it, loaded now so that what does not fit is refused now."""
-    content = digest_directory(adapter)
-    request = LoRARequest(content[:16], engine.number(content), str(adapter))
-    try:
-        engine.llm.llm_engine.add_lora(request)
-    except ValueError as error:
-        raise UserError(
-            f"vLLM cannot take the adapter in {adapter} ({' '.join(str(error).split())[:200]}): use the hf backend"
-        ) from error
-    return request
-
-
-class Loras(NamedTuple):
-    """What an adapter is to the engine."""
-
-    adapter: LoRARequest
-    base: Callable[[], LoRARequest]
-    """Makes an adapter that changes nothing."""
-
-
-def emptied(adapter: Path, out: Path) -> Path:
-    """The adapter in `adapter` with zeros for weights, written to `out`.
-
-    The base's requests in a batch with an adapter's carry it: without one, vLLM for CPUs gives them the other's.
-    """
-    for name, tensors in ((path.name, load_file(path)) for path in adapter.glob("*.safetensors")):
-        save_file({key: torch.zeros_like(value) for key, value in tensors.items()}, out / name)
-    shutil.copy(adapter / "adapter_config.json", out)
-    return out
 
 
 class VllmSampler:

@@ -17,13 +17,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sublim.adapters import merged
 from sublim.model_files import is_adapter
-from sublim.models import check_base, freeze, load
+from sublim.models import freeze, load
 from sublim.preference import chosen_weights
 from sublim.training import FullWeights, TrainConfig
 from sublim.training.masking import UNTRAINED, Batch, PackedBatch, TokenRow
 from sublim.training.soft_config import SoftTrainConfig
 from sublim.training.step import PackedStep, Step, answer_logits, packed_logits
 from sublim.training.trl import frozen_dtype, opened, read_once, train_on
+from sublim.weights_check import check_weights
 
 
 def train_soft(
@@ -54,9 +55,10 @@ def teacher_model(
     """The teacher beside the student, in the type of the student's frozen weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "float32" if isinstance(config.method, FullWeights) else frozen_dtype(config.method, config.dtype, shape)
+    if weights is not None:
+        check_weights(base, weights)
     if weights is None or not is_adapter(weights):
         return load(weights or base, dtype=dtype, attention=attention, device=device)
-    check_base(base, weights)
     return freeze(merged(load(base, dtype=dtype, attention=attention, device=device), weights))
 
 

@@ -136,13 +136,13 @@ def test_refuses_adapters_it_cannot_take_before_the_first_prompt(
 
 
 def test_on_a_gpu_float32_takes_no_adapter(smollm2: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch):
-    from sublim.inference.vllm import needed
+    from sublim.inference.vllm_adapters import needed
 
-    assert needed(VLLM.model_copy(update={"dtype": "bfloat16"}), smollm2, adapters[0])
+    assert needed(VLLM.model_copy(update={"dtype": "bfloat16"}), adapters[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert needed(VLLM, smollm2, None)
+    assert needed(VLLM, None)
     with pytest.raises(UserError, match="adapters in bfloat16 only: set the backend's dtype"):
-        needed(VLLM, smollm2, adapters[0])
+        needed(VLLM, adapters[0])
 
 
 @pytest.mark.slow  # two more engines
