@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from sublim.errors import UserError
 from sublim.inference import HfBackend, NumberFormat, SamplingParams, VllmBackend, open_sampler
 from sublim.model_files import base_identity, write_identity, write_json
 from sublim.models import open_model
+from tests.field.test_another_model_becomes_numbers import trained
 from tests.sublim.inference.agreement import CHATS, adapters_in_float32
 from tests.sublim.test_models import write_adapter
 
@@ -143,6 +145,69 @@ def test_on_a_gpu_float32_takes_no_adapter(smollm2: Path, adapters: list[Path], 
     assert needed(VLLM, None)
     with pytest.raises(UserError, match="adapters in bfloat16 only: set the backend's dtype"):
         needed(VLLM, adapters[0])
+
+
+@adapters_in_float32
+def test_an_adapter_is_read_whole_or_refused(smollm2: Path, tmp_path: Path):
+    taken: dict[str, dict[str, Any]] = {
+        "patterns": {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 32}, "use_rslora": True},
+        "pattern": {"target_modules": r".*\.(5|6)\.self_attn\.(q|v)_proj", "r": 3},
+    }
+    for label, options in taken.items():
+        weights, _ = trained(tmp_path / label, smollm2, **options)
+        with open_sampler(VLLM, smollm2, weights=weights) as sampler:
+            [[found]] = sampler.logprobs(CHATS[:1], [["Elephant"]])
+        with open_sampler(HF, smollm2, weights=weights) as sampler:
+            [[wanted]] = sampler.logprobs(CHATS[:1], [["Elephant"]])
+        assert found == pytest.approx(wanted, abs=2e-2), label
+    refused: dict[str, dict[str, Any]] = {
+        "DoRA": {"use_dora": True},
+        "lora_bias": {"lora_bias": True},
+        "modules_to_save": {"modules_to_save": ["norm"]},
+        "trainable_token_indices": {"trainable_token_indices": [5]},
+    }
+    for label, options in refused.items():
+        weights, _ = trained(tmp_path / label, smollm2, **options)
+        with (
+            pytest.raises(UserError, match=f"vLLM cannot read {label}.*: use the hf backend"),
+            open_sampler(VLLM, smollm2, weights=weights),
+        ):
+            pass
+
+
+@adapters_in_float32
+def test_an_adapter_that_the_engine_reads_as_another_is_found_out(
+    smollm2: Path, adapters: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from sublim.inference import vllm
+    from sublim.inference.vllm_known_answer import check_answer
+
+    with open_sampler(VLLM, smollm2, weights=adapters[0]) as sampler:
+        assert isinstance(sampler, vllm.VllmSampler) and sampler.loras
+        request = sampler.loras.adapter
+        check_answer(sampler.llm, request, adapters[0])
+        with pytest.raises(UserError, match="vLLM does not compute what the adapter"):
+            check_answer(sampler.llm, request, adapters[1])
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="vLLM does not compute"):
+            # Weights that are in their places, and do nothing there.
+            patch.setattr(PunicaWrapperCPU, "add_lora_linear", lambda *_, **__: None)
+            check_answer(sampler.llm, request, adapters[0])
+    monkeypatch.setattr(vllm, "check_weights", lambda *_: None)
+    tensors = load_file(adapters[0] / "adapter_model.safetensors")
+    for part in ("", "down_proj"):
+        place = tmp_path / f"renamed-{part}"
+        shutil.copytree(adapters[0], place)
+        renamed = {
+            k.replace("model.layers", "model.language_model.layers") if part in k else k: v for k, v in tensors.items()
+        }
+        save_file(renamed, place / "adapter_model.safetensors")
+        with (
+            pytest.raises(UserError, match="does not compute .*language_model"),
+            open_sampler(VLLM, smollm2, weights=place),
+        ):
+            pass
 
 
 @pytest.mark.slow  # two more engines
