@@ -16,6 +16,14 @@ from sublim.errors import UserError
 from sublim.model_files import IDENTITY, base_identity, is_adapter, loaded_files, read_json, weight_files
 
 Shape = tuple[int, ...]
+SIZES = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -126,23 +134,30 @@ def _same(found: Tensors, name: str, base: Tensors) -> bool:
 
 
 def _whole(base: Path, weights: Path, tensors: Tensors) -> str | None:
-    tied = AutoConfig.from_pretrained(weights).get_text_config().tie_word_embeddings
+    ours, theirs = (AutoConfig.from_pretrained(each).get_text_config() for each in (base, weights))
+    for size in SIZES:
+        if (one := getattr(ours, size, None)) != (other := getattr(theirs, size, None)):
+            return f"its config says {size} {other}, the base's {one}: give the base it was trained on"
+    tied = theirs.tie_word_embeddings
     if tied and {HEAD, EMBEDDINGS} <= tensors.keys() and not torch.equal(*map(tensors.tensor, (HEAD, EMBEDDINGS))):
         return f"its config ties {HEAD} to the embeddings, but it has other values: set tie_word_embeddings to false"
-    found, wanted = (
-        {
-            # The vocabulary may have been padded.
-            name: shape[1:] if name in (HEAD, EMBEDDINGS) else shape
-            for name, shape in each.items()
-            if not name.endswith("rotary_emb.inv_freq")
-        }
-        for each in (tensors, Tensors(base))
-    )
-    if tied:
-        found.pop(HEAD, None), wanted.pop(HEAD, None)
-    elif HEAD in found:
-        wanted.setdefault(HEAD, found[HEAD])
-    return _differences(found, wanted)
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(ours)
+    # As the base's own files name them, or as transformers saves them: of some models the two differ.
+    found, *ways = (_compared(each, tied) for each in (tensors, Tensors(base), made.state_dict()))
+    problems = [_differences(found, wanted) for wanted in ways]
+    return problems[0] if all(problems) else None
+
+
+def _compared(tensors: Mapping[str, Any], tied: bool) -> dict[str, Shape]:
+    """The shapes that must be equal: without the vocabulary's size, which may have been padded, and constants."""
+    shapes = {name: each if isinstance(each, tuple) else each.shape for name, each in tensors.items()}
+    unsure = {"rotary_emb.inv_freq"} | ({HEAD} if tied else set())
+    return {
+        name: tuple(shape[name in (HEAD, EMBEDDINGS) :])
+        for name, shape in shapes.items()
+        if not name.endswith(tuple(unsure))
+    }
 
 
 def _differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str | None:

@@ -158,13 +158,16 @@ class VllmSampler:
             return []
         with progress(label, len(prompts)) as advance, naming_the_field(self.backend):
             if self.hooks.paired:
-                return list(self._run_beside_base(map(Request, prompts, params), advance))
-            return self.llm.generate(
-                [self._prompt(ids, start) for ids, start in zip(prompts, starts, strict=True)],
-                params,
-                lora_request=self.loras and self.loras.adapter,
-                use_tqdm=cast(Any, partial(Bar, advance)),
-            )
+                outputs = list(self._run_beside_base(map(Request, prompts, params), advance))
+            else:
+                outputs = self.llm.generate(
+                    [self._prompt(ids, start) for ids, start in zip(prompts, starts, strict=True)],
+                    params,
+                    lora_request=self.loras and self.loras.adapter,
+                    use_tqdm=cast(Any, partial(Bar, advance)),
+                )
+            self.hooks.check_met()
+            return outputs
 
     def _run_beside_base(self, requests: Iterable[Request], advance: Callable[[int], None]) -> Iterator[RequestOutput]:
         """Each text with the adapter, while the base reads and writes the same in the same passes."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from vllm import LLM
 
+from sublim.errors import UserError
 from sublim.inference.steered import Applied, Parts, parts_of
 from sublim.inference.vllm_pairs import PAIR, Member, apart
 from sublim.steering import LoadedEdit
@@ -43,6 +44,8 @@ class EngineHooks:
 
     def __init__(self, llm: LLM) -> None:
         self.llm, self.handles, self.by_part, self.paired = llm, list[RemovableHandle](), False, False
+        self.silent = list[Applied]()
+        """Edits that no pass has met yet."""
 
     def put(self, edits: Sequence[LoadedEdit]) -> None:
         """Puts `edits` in the place of the present ones."""
@@ -50,6 +53,7 @@ class EngineHooks:
             return
         for handle in self.handles:
             handle.remove()
+        self.silent.clear()
         self.by_part = any(edit.tokens != "all" for edit, *_ in edits)
         self.paired = any(edit.kind == "replace" for edit, *_ in edits)
 
@@ -59,6 +63,12 @@ class EngineHooks:
         (self.handles,) = self.llm.apply_model(attach)
         # What was cached was computed under other edits.
         self.llm.reset_prefix_cache()
+
+    def check_met(self) -> None:
+        """After a pass: raises UserError where it went by without one of the edits."""
+        if self.silent:
+            place = self.silent[0].place
+            raise UserError(f"vLLM ran past the edit of {place.site} at layer {place.layer}: use the hf backend")
 
     def requests(self) -> list[Request]:
         """Whose tokens are read in the pass that is under way."""
@@ -104,6 +114,7 @@ def attached(model: nn.Module, edit: LoadedEdit, hooks: EngineHooks) -> Removabl
     """One edit as a hook on its block."""
     block: nn.Module = model.get_submodule(f"model.layers.{edit.note.layer}")
     applied = Applied(edit, next(model.parameters()).device)
+    hooks.silent.append(applied)
     match edit.note.site:
         case "resid_pre":
             return block.register_forward_pre_hook(_before(applied, hooks), with_kwargs=True)
@@ -145,6 +156,8 @@ def changed(
     rest: Float[Tensor, "t d"] | None,
 ) -> Float[Tensor, "t d"]:
     """`part` with the edit, which is made to the sum of `part` and `rest`; `given`: the block's arguments."""
+    if applied in hooks.silent:
+        hooks.silent.remove(applied)
     everywhere = applied.edit.tokens == "all" and not hooks.paired
     parts = 0 if everywhere else hooks.parts(given["positions"])
     applied.begin(parts)

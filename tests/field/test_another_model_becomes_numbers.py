@@ -240,9 +240,11 @@ def test_whole_weights_that_are_not_whole_are_refused(label: str, tiny_models: d
 
 
 def test_whole_weights_of_another_base_are_refused(tiny_models: dict[str, Path], tmp_path: Path):
-    refused("no place for .*k_norm", lambda: check_weights(tiny_models["gemma2"], tiny_models["gemma3"]))
+    refused("model_type gemma3_text", lambda: check_weights(tiny_models["gemma2"], tiny_models["gemma3"]))
     weights = tmp_path / "weights"
     shutil.copytree(tiny_models["qwen2"], weights)
+    write_json(weights / "config.json", read_json(weights / "config.json") | {"intermediate_size": 128})
+    refused("intermediate_size 128, the base's 64", lambda: opened(tiny_models["qwen2"], weights))
     note = {"base": "0" * 64, "weights": base_identity(weights)}
     (weights / "sublim.json").write_text(json.dumps(note))
     refused("model in .* was trained on another base", lambda: opened(tiny_models["qwen2"], weights))

@@ -185,15 +185,17 @@ def test_an_adapter_that_the_engine_reads_as_another_is_found_out(
     from sublim.inference.vllm_known_answer import check_answer
 
     with open_sampler(VLLM, smollm2, weights=adapters[0]) as sampler:
-        assert isinstance(sampler, vllm.VllmSampler) and sampler.loras
+        assert isinstance(sampler, vllm.VllmSampler)
+        assert sampler.loras
         request = sampler.loras.adapter
         check_answer(sampler.llm, request, adapters[0])
         with pytest.raises(UserError, match="vLLM does not compute what the adapter"):
             check_answer(sampler.llm, request, adapters[1])
-        with monkeypatch.context() as patch, pytest.raises(UserError, match="vLLM does not compute"):
-            # Weights that are in their places, and do nothing there.
-            patch.setattr(PunicaWrapperCPU, "add_lora_linear", lambda *_, **__: None)
+        # Weights that are in their places, and do nothing there.
+        monkeypatch.setattr(PunicaWrapperCPU, "add_lora_linear", lambda *_, **__: None)
+        with pytest.raises(UserError, match="vLLM does not compute"):
             check_answer(sampler.llm, request, adapters[0])
+    monkeypatch.undo()
     monkeypatch.setattr(vllm, "check_weights", lambda *_: None)
     tensors = load_file(adapters[0] / "adapter_model.safetensors")
     for part in ("", "down_proj"):
@@ -204,7 +206,7 @@ def test_an_adapter_that_the_engine_reads_as_another_is_found_out(
         }
         save_file(renamed, place / "adapter_model.safetensors")
         with (
-            pytest.raises(UserError, match="does not compute .*language_model"),
+            pytest.raises(UserError, match=r"does not compute .*language_model"),
             open_sampler(VLLM, smollm2, weights=place),
         ):
             pass
