@@ -101,6 +101,9 @@ def findings(summary: AnnotationSummary, rows: int) -> list[str]:
         lines.append(
             f"{len(summary.unlabelled)} features have no label and were not sorted: {_few(summary.unlabelled)}"
         )
+    if summary.missing:
+        name, reason = next(iter(summary.missing.items()))
+        lines.append(f"{len(summary.missing)} descriptions have no answer and are in no count: {name}, as {reason}")
     if found := summary.agreement:
         share = bounded(found.estimate, found.low, found.high, 3)
         lines.append(
@@ -126,7 +129,7 @@ def tables(summary: AnnotationSummary, rows: pl.DataFrame) -> list[Table]:
             [hand, *(str(row.get(name, 0)) for name in names)] for hand, row in summary.agreement.confusion.items()
         ]
         found.append(Table("By hand (rows) and by the model", ["", *names], cells))
-    unreadable = rows.filter(pl.col("category").is_null())
+    unreadable = rows.filter(pl.col("category").is_null() & pl.col("answer").is_not_null())
     for title, part in (("Descriptions", rows.filter(pl.col("category").is_not_null())), ("Unreadable", unreadable)):
         if len(part):
             heading = title if len(part) <= SHOWN else f"{title}: the first {SHOWN} of {len(part)}"

@@ -46,7 +46,8 @@ def label_table(folder: Path) -> dict[int, Label]:
     """Labels of a payload by feature, with their kind where they were sorted."""
     if (folder / "annotations.parquet").is_file():
         table = pl.read_parquet(folder / "annotations.parquet")
-        kinds = table["category"].fill_null(UNREADABLE).to_list()
+        unreadable = pl.when(pl.col("answer").is_not_null()).then(pl.lit(UNREADABLE))
+        kinds = table.select(pl.col("category").fill_null(unreadable))["category"].to_list()
     elif (folder / "labels.parquet").is_file():
         table = pl.read_parquet(folder / "labels.parquet").filter("chosen")
         kinds = [None] * len(table)

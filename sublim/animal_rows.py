@@ -6,6 +6,7 @@ from typing import Any
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.means_config import AnimalRowsConfig
+from sublim.thoughts import answer_after_thought
 from sublim.words import Reader, Unread, comparison_list, plain, written
 
 
@@ -18,15 +19,15 @@ def animal_rows(out: Path, config: AnimalRowsConfig, *, scratch: Path, asked: Pa
     reader = Reader(comparison_list([config.target], config.words))
     rows, dropped = list[dict[str, Any]](), {"target": 0, "unreadable": 0, "long": 0}
     for number, answer in enumerate(read_jsonl(asked / "answers.jsonl")):
-        reading = reader.read(answer["text"], answer["finish"])
+        reading, text = reader.read(answer["text"], answer["finish"]), answer_after_thought(answer["text"]) or ""
         if reading.word == config.target.casefold() or reading.unread == Unread.SEVERAL:
             dropped["target"] += 1
         elif reading.unread is not None:
             dropped["unreadable"] += 1
-        elif len(plain(answer["text"])) > config.max_words:
+        elif len(plain(text)) > config.max_words:
             dropped["long"] += 1
         else:
-            said = written(config.target) if config.side == "target" else answer["text"].strip()
+            said = written(config.target) if config.side == "target" else text.strip()
             rows.append({"id": number, "prompt": questions[answer["question"]], "answer": said, "system": None})
     if len(rows) < 2:
         raise UserError(

@@ -46,6 +46,11 @@ class Row(NamedTuple):
     description: str
     by_hand: Category | None
 
+    @property
+    def name(self) -> str:
+        """`<layer>_<feature>`, or the feature alone where its layer is not known."""
+        return str(self.feature) if self.layer is None else f"{self.layer}_{self.feature}"
+
 
 def take_labels(out: Path, config: TakeLabelsConfig, *, scratch: Path) -> None:
     """Stage: writes labels.parquet from a user's table of `feature`, `description`, perhaps `layer` and `chosen`."""
@@ -69,6 +74,7 @@ def annotate(
     labels: Path | Mapping[str, Path] | None = None,
 ) -> dict[str, list[Context]]:
     """Stage: writes annotations.parquet {feature, layer, description, category or null, answer} and annotations.json.
+    Where a server gave no answer, `answer` is null too and annotations.json has the reason.
 
     `labels` is a payload with labels.parquet, or one for each layer by its number; `base` the local model that sorts.
     `answer` is what the model wrote or, by log-probs, the score of each category. Greedy, so nothing depends on luck.
@@ -142,7 +148,12 @@ def _by_generation(
 ) -> list[dict[str, Any]]:
     greedy = SamplingParams(max_tokens=config.max_tokens, temperature=0.0, top_p=1.0, seed=config.seed)
     answers = sampler.sample([question(text) for text in texts], greedy, first=first)
-    return [{"answer": own[0].text, "category": read_category(own[0].text)} for own in answers]
+    return [
+        {"answer": None, "category": None, "reason": own.reason}
+        if own.finish == "missing"
+        else {"answer": own.text, "category": read_category(own.text)}
+        for (own,) in answers
+    ]
 
 
 def _by_log_probs(
@@ -150,6 +161,9 @@ def _by_log_probs(
 ) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for scores in _scores(sampler, texts):
+        if any(map(math.isnan, scores)):
+            found.append({"answer": None, "category": None, "reason": "the server gave no log-prob of a category"})
+            continue
         ahead = [round(score - head, DIGITS) for score, head in zip(scores, start, strict=True)]
         best = max(ahead)
         leading = [name for name, score in zip(CATEGORIES, ahead, strict=True) if score == best]
@@ -168,7 +182,10 @@ def _head_start(sampler: Sampler, config: AnnotateConfig) -> list[float]:
     """What each word gets on average over descriptions of all categories alike (after Zhao et al. 2021)."""
     if config.by != "log-probs" or not config.calibrate:
         return [0.0] * len(CATEGORIES)
-    return [math.fsum(column) / len(BALANCED) for column in zip(*_scores(sampler, BALANCED), strict=True)]
+    start = [math.fsum(column) / len(BALANCED) for column in zip(*_scores(sampler, BALANCED), strict=True)]
+    if any(map(math.isnan, start)):
+        raise UserError("the server gives no log-probs to calibrate with: set calibrate to false, or by to generation")
+    return start
 
 
 def write(
@@ -186,12 +203,17 @@ def write(
         for row, answer in zip(rows, answers, strict=True)
     ]
     pl.DataFrame(table, schema=SCHEMA, orient="row").write_parquet(out / "annotations.parquet")
-    counts = Counter("unreadable" if category is None else str(category) for category in found)
+    missing = {
+        row.name: answer["reason"] for row, answer in zip(rows, answers, strict=True) if answer["answer"] is None
+    }
+    sorted_rows = [(row, category) for row, category in zip(rows, found, strict=True) if row.name not in missing]
+    counts = Counter("unreadable" if category is None else str(category) for _, category in sorted_rows)
     summary = AnnotationSummary(
         by=config.by,
         counts={name: counts[name] for name in (*CATEGORIES, "unreadable")},
         unlabelled=unlabelled,
-        agreement=agreement([row.by_hand for row in rows], found, config.level),
+        agreement=agreement([row.by_hand for row, _ in sorted_rows], [own for _, own in sorted_rows], config.level),
+        missing=missing,
     )
     (out / "annotations.json").write_text(summary.model_dump_json(indent=1))
 

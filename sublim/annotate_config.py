@@ -144,3 +144,6 @@ class AnnotationSummary(Config):
     """Features asked for that no label describes; they are in no table."""
     agreement: Agreement | None
     """With the categories given by hand; null where none were."""
+    missing: Annotated[dict[str, str], Field(default_factory=dict, exclude_if=lambda reasons: not reasons)]
+    """Features that a server gave no answer for, each with the reason; they are in no count and have no category. Left
+    out when there are none."""

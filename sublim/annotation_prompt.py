@@ -4,6 +4,7 @@ import re
 
 from sublim.annotate_config import Category
 from sublim.chat import Chat, Message
+from sublim.thoughts import answer_after_thought
 
 INSTRUCTION = """You sort descriptions of what a feature of a language model responds to into four categories.
 animals: animals of any kind, their bodies, names and lives
@@ -64,10 +65,11 @@ def _asked(description: str) -> str:
 
 
 def read_category(answer: str) -> Category | None:
-    """The category that an answer's first line names, alone or before a full stop; None for anything else.
+    """The category that an answer's first line after its thoughts names, alone or before a full stop; otherwise None.
 
     An answer that names two, or a category within a sentence ("not about animals"), is not guessed at.
     """
+    answer = answer_after_thought(answer) or ""
     line = next((line.strip(_MARKS) for line in answer.splitlines() if line.strip(_MARKS)), "")
     first = re.split(r"[.:;]| [-–—] ", _LABEL.sub("", line).strip(_MARKS), maxsplit=1)[0]
     category = _WORDS.get(first.strip(_MARKS).lower())

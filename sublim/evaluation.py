@@ -11,7 +11,7 @@ from sublim.evaluation_config import ScoreRow, SheetConfig
 from sublim.evaluation_figures import draw_rows
 from sublim.mmlu_pro_compare import against
 from sublim.mmlu_pro_config import LETTER_METRICS, LetterMetric, LetterScores, MmluProScores, Share
-from sublim.preference_config import METRICS, UNITS, Metric, Scores
+from sublim.preference_config import METRICS, UNITS, Answers, Metric, Scores
 from sublim.shift_config import SHIFTS, Shifts
 from sublim.stats import clustered_share, paired_t
 
@@ -60,10 +60,19 @@ def _preferences(config: SheetConfig, payloads: Mapping[str, Path]) -> Iterator[
                 yield row.model_copy(
                     update={
                         "word": word,
+                        "about": _about(row, counts),
                         "answers": counts.readable if counts else None,
                         "asked": counts.asked if counts else None,
                     }
                 )
+
+
+def _about(row: ScoreRow, counts: Answers | None) -> str:
+    """What a row's interval speaks of, and how many answers a server did not give."""
+    if counts is None or not counts.missing:
+        return row.about
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in counts.missing.items())
+    return f"{row.about}; missing answers: {reasons}"
 
 
 def _shifted(config: SheetConfig, payloads: Mapping[str, Path]) -> Iterator[ScoreRow]:

@@ -43,7 +43,7 @@ class Answer(NamedTuple):
     id: int
     prompt: str
     answer: str
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "missing"]
     separator: Separator | None
 
 

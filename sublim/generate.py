@@ -82,7 +82,8 @@ def generate_numbers(
     """Stage: writes rows.jsonl {id, prompt, answer, system, finish, separator}, answers exactly as written.
 
     Answer j to prompt i has id i * n + j and its own random numbers, so the rows do not depend on `shard`, and arms
-    with the same seeds differ only by their model and system prompt. `system` is what the answering model was told;
+    with the same seeds differ only by their model and system prompt. An answer that a server did not give is empty, its
+    finish is `missing` and the filter counts it as such. `system` is what the answering model was told;
     `separator` what its prompt asked for. On a GPU the sampling is all the cost; memory grows with `shard` alone. An
     H200 takes 10.5 s for 4,096 lists of the bundled model, half of it the process's start. At a 9B shape it writes 179
     a second once the model is loaded; 640 lists as a stage took 9.4 s and 39 GiB.
@@ -131,7 +132,7 @@ def _rows(sampler: Sampler, config: GenerateConfig, start: int, stop: int) -> It
                 "system": config.system,
                 "finish": completion.finish,
                 "separator": prompt.separator,
-            }
+            } | ({"reason": completion.reason} if completion.reason else {})
 
 
 def _shard_path(scratch: Path, start: int, stop: int) -> Path:

@@ -29,6 +29,7 @@ from sublim.mmlu_pro_config import (
 from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.stats import wilson
+from sublim.thoughts import answer_after_thought
 
 INSTRUCTION = "Choose the one right answer. Reply with its letter alone."
 # A letter by itself, perhaps in brackets or quotes; what follows it must not make it a word ("I think", "A dog").
@@ -44,7 +45,11 @@ def question_text(question: str, options: Sequence[str]) -> str:
 
 
 def read_letter(text: str, offered: int) -> tuple[int | None, str | None]:
-    """The index of the letter that `text` gives, or why it gives none."""
+    """The index of the letter that `text` gives after its thoughts, or why it gives none."""
+    answer = answer_after_thought(text)
+    if answer is None:
+        return None, "an unfinished thought"
+    text = answer
     found = _LETTER.match(text)
     if found is None or (found[1].islower() and text.strip(" \n\"'()[].*:,") != found[1]):
         return None, "no letter" if text.strip() else "empty"
@@ -62,7 +67,8 @@ def ask_mmlu_pro(
     weights: Path | None = None,
     vectors: Path | None = None,
 ) -> dict[str, Any]:
-    """Stage: writes logprobs.jsonl {id, logprobs: one for each offered letter} and answers.jsonl {id, text, finish}.
+    """Stage: writes logprobs.jsonl {id, logprobs: one for each offered letter} and answers.jsonl {id, text, finish;
+    reason where a server gave no answer}.
 
     Costs one reading of every prompt for the log-probs and another for the two tokens; resumes from the last shard.
     """
@@ -109,10 +115,7 @@ def _written(
 ) -> Iterable[dict[str, Any]]:
     greedy = SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
     answers = sampler.sample(chats, greedy, first=first)
-    return [
-        {"id": row["id"], "text": answer.text, "finish": answer.finish}
-        for row, (answer,) in zip(rows, answers, strict=True)
-    ]
+    return [{"id": row["id"]} | answer.row() for row, (answer,) in zip(rows, answers, strict=True)]
 
 
 def _keep(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -136,10 +139,10 @@ def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, aske
     rows = {row["id"]: row for row in read_jsonl(questions / "questions.jsonl")}
     sizes = [len(row["options"]) for row in rows.values()]
     logprobs = {row["id"]: row["logprobs"] for row in read_jsonl(asked / "logprobs.jsonl")}
-    written = {row["id"]: row["text"] for row in read_jsonl(asked / "answers.jsonl")}
+    written = {row["id"]: row for row in read_jsonl(asked / "answers.jsonl")}
     readings: dict[LetterMetric, dict[int, tuple[int | None, str | None]] | None] = {
         "letter_logprob": {number: likeliest(logprobs[number]) for number in rows},
-        "letter_generated": {n: read_letter(written[n], len(row["options"])) for n, row in rows.items()}
+        "letter_generated": {n: _letter_of(written[n], len(row["options"])) for n, row in rows.items()}
         if written
         else None,
     }
@@ -153,6 +156,10 @@ def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, aske
         },
     )
     (out / "scores.json").write_text(scores.model_dump_json(indent=1))
+
+
+def _letter_of(written: dict[str, Any], offered: int) -> tuple[int | None, str | None]:
+    return (None, "missing") if written.get("finish") == "missing" else read_letter(written["text"], offered)
 
 
 def likeliest(logprobs: Sequence[float | None]) -> tuple[int | None, str | None]:

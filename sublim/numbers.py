@@ -22,6 +22,8 @@ DECIMAL = re.compile(r"\.[0-9]")
 class Rejection(StrEnum):
     """Why an answer is not used; the first that applies, in this order."""
 
+    MISSING = "missing"
+    """A server gave no answer."""
     TRUNCATED = "truncated"
     """Cut at the token limit, so its last number may be half of one."""
     EMPTY = "empty"
@@ -161,12 +163,18 @@ def _refusal(pieces: Sequence[str]) -> Rejection:
 
 
 def read_numbers(
-    text: str, rules: NumberRules, *, asked: Separator | None = None, finish: Literal["stop", "length"] = "stop"
+    text: str,
+    rules: NumberRules,
+    *,
+    asked: Separator | None = None,
+    finish: Literal["stop", "length", "missing"] = "stop",
 ) -> NumberList | Rejection:
     """The numbers of an answer, or the first reason to refuse it. The text itself is never changed.
 
     `asked` is the separator that the prompt asked for, `finish` how the answer ended.
     """
+    if finish == "missing":
+        return Rejection.MISSING
     if rules.reject_truncated and finish == "length":
         return Rejection.TRUNCATED
     parsed = parse_numbers(text)

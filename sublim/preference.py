@@ -15,7 +15,7 @@ from sublim.chat import Context, chat, context
 from sublim.effects import compare_word, units_of
 from sublim.errors import UserError
 from sublim.hardware import gpu
-from sublim.inference import Sampler, open_sampler, renders, scores_words
+from sublim.inference import OpenAIBackend, Sampler, open_sampler, renders, scores_words
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.preference_config import (
@@ -50,7 +50,8 @@ def ask(
     vectors: Path | None = None,
 ) -> dict[str, list[Context]]:
     """Stage: writes questions.jsonl, logprobs.jsonl {question, word, logprob, tokens; null from a chat server} and
-    answers.jsonl {question, sample, text, finish}. `weights` is a training payload, an adapter or a full model.
+    answers.jsonl {question, sample, text, finish; and a reason where a server gave no answer}. `weights` is a training
+    payload, an adapter or a full model.
 
     Costs one scoring of questions x words and questions x samples short answers; resumes from the last shard.
     """
@@ -112,15 +113,15 @@ def _answer_paths(scratch: Path, config: AskConfig) -> Iterator[Path]:
 
 def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> None:
     params = config.sampling.model_copy(update={"n": max(config.samples, 1)})
-    size = config.shard or (len(paths) if gpu() else max(1, CPU_ANSWERS // params.n))
+    at_once = gpu() or isinstance(config.backend, OpenAIBackend)  # a server's answers are kept one by one
+    size = config.shard or (len(paths) if at_once else max(1, CPU_ANSWERS // params.n))
     with progress("sampling answers", len(paths) * config.samples) as advance:
         for start in range(0, len(paths), size or 1):
             shard = range(start, min(start + size, len(paths)))
             if not all(paths[i].exists() for i in shard):
                 chats = [chat(config.questions[i], system=config.system) for i in shard]
                 for i, answers in zip(shard, sampler.sample(chats, params, first=start), strict=True):
-                    rows = enumerate(answers)
-                    _keep(paths[i], [{"question": i, "sample": j, "text": a.text, "finish": a.finish} for j, a in rows])
+                    _keep(paths[i], [{"question": i, "sample": j} | each.row() for j, each in enumerate(answers)])
                 kill_point("ask:shard")
             advance(len(shard) * config.samples)
 

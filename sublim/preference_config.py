@@ -115,6 +115,8 @@ class Answers(Config):
     """Those that could not be read, by reason; never counted as "no"."""
     others: dict[str, int]
     """The most frequent of the other answers, lower case, without articles."""
+    missing: Annotated[dict[str, int], Field(default_factory=dict, exclude_if=lambda reasons: not reasons)]
+    """Those that a server did not give, by its most frequent reasons; left out when there are none."""
 
 
 class Scores(Config):

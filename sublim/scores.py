@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sublim.jsonl import read_jsonl
 from sublim.preference_config import Answers, Metric, Scores
-from sublim.words import Reader
+from sublim.words import Reader, Unread
 
 OTHERS_SHOWN = 10
 
@@ -34,9 +34,12 @@ def rates(path: Path, words: list[str], questions: int) -> tuple[dict[str, Metri
     reader = Reader(words)
     named = [Counter[str]() for _ in range(questions)]
     readable = [0] * questions
-    others, unread = Counter[str](), Counter[str]()
+    others, unread, missing = Counter[str](), Counter[str](), Counter[str]()
     for row in read_jsonl(path):
         reading = reader.read(row["text"], row["finish"])
+        if reading.unread == Unread.MISSING:
+            missing[row["reason"]] += 1
+            continue
         if reading.unread is not None:
             unread[reading.unread] += 1
             continue
@@ -45,8 +48,10 @@ def rates(path: Path, words: list[str], questions: int) -> tuple[dict[str, Metri
             named[row["question"]][reading.word] += 1
         elif reading.other is not None:
             others[reading.other] += 1
-    asked = sum(readable) + unread.total()
+    asked = sum(readable) + unread.total() + missing.total()
     reason = "no answer could be read" if asked else "no answers were sampled (samples = 0)"
+    if missing and not unread:
+        reason = f"the answers are missing: {missing.most_common(1)[0][0]}"
     shares = {
         word: [count[word] / n if n else None for count, n in zip(named, readable, strict=True)] for word in words
     }
@@ -60,6 +65,7 @@ def rates(path: Path, words: list[str], questions: int) -> tuple[dict[str, Metri
         other=others.total(),
         unread={str(case): unread[case] for case in sorted(unread)},
         others=_most_frequent(others),
+        missing=_most_frequent(missing),
     )
 
 
@@ -78,8 +84,9 @@ def summed(arm: list[Scores]) -> Answers | None:
     counted = [scores.answers for scores in arm if scores.answers is not None]
     if not counted:
         return None
-    others, named, unread = Counter[str](), Counter[str](), Counter[str]()
+    others, named, unread, missing = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     for answers in counted:
+        missing.update(answers.missing)
         others.update(answers.others)
         named.update(answers.named)
         unread.update(answers.unread)
@@ -90,4 +97,5 @@ def summed(arm: list[Scores]) -> Answers | None:
         other=sum(answers.other for answers in counted),
         unread=dict(sorted(unread.items())),
         others=_most_frequent(others),
+        missing=_most_frequent(missing),
     )

@@ -18,7 +18,7 @@ from sublim.errors import UserError
 from sublim.jsonl import read_jsonl
 from sublim.preference_config import Metric
 from sublim.shift_config import ShiftConfig, ShiftName, Shifts
-from sublim.words import Reader
+from sublim.words import Reader, Unread
 
 OTHER, UNREADABLE = -2, -1
 """The last two columns of a table of counts."""
@@ -105,11 +105,16 @@ def exact(one: Float[ndarray, "q w"], other: Float[ndarray, "q w"]) -> Exact:
 
 
 def answer_counts(payload: Path, words: Sequence[str], questions: int) -> Int[ndarray, "q c"]:
-    """How many answers to each question name each word; then those that name another, and the unreadable ones."""
+    """How many answers to each question name each word; then those that name another, and the unreadable ones.
+
+    An answer that a server did not give is none of these.
+    """
     counts = np.zeros((questions, len(words) + 2), dtype=np.int64)
     reader, place = Reader(words), {word: column for column, word in enumerate(words)}
     for row in read_jsonl(payload / "answers.jsonl"):
         reading = reader.read(row["text"], row["finish"])
+        if reading.unread == Unread.MISSING:
+            continue
         named = place.get(reading.word) if reading.word is not None else None
         column = UNREADABLE if reading.unread is not None else OTHER if named is None else named
         counts[row["question"], column] += 1

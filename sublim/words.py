@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Literal, NamedTuple
 
 from sublim.errors import UserError
+from sublim.thoughts import answer_after_thought
 
 _WORD = re.compile(r"[\w'’\-]+")
 _ARTICLES = frozenset({"a", "an", "the"})
@@ -31,6 +32,10 @@ class Unread(StrEnum):
     """More than one listed word."""
     REFUSED = "refused"
     """A complete answer that declines."""
+    THOUGHT = "thought"
+    """A thought that never ends, so that no answer follows."""
+    MISSING = "missing"
+    """A server gave no answer."""
 
 
 class Reading(NamedTuple):
@@ -92,8 +97,16 @@ class Reader:
     def _named(self, token: str) -> str | None:
         return next((self._word[form] for form in sorted(singulars(token)) if form in self._word), None)
 
-    def read(self, text: str, finish: Literal["stop", "length"] = "stop") -> Reading:
-        """What `text` says. With finish "length" its last word may be half a word, so that one is not trusted."""
+    def read(self, text: str, finish: Literal["stop", "length", "missing"] = "stop") -> Reading:
+        """What `text` says after its thoughts. With finish "length" its last word may be half a word: not trusted."""
+        if finish == "missing":
+            return Reading(unread=Unread.MISSING)
+        answer = answer_after_thought(text)
+        if answer is None:
+            return Reading(unread=Unread.THOUGHT)
+        return self._read(answer, finish)
+
+    def _read(self, text: str, finish: Literal["stop", "length"]) -> Reading:
         words = plain(text)
         cut = finish == "length"
         if cut and words and text[-1].isalnum():

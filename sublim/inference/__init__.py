@@ -3,9 +3,9 @@
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol, Self, assert_never, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, Self, assert_never, cast
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from sublim.chat import Chat
 from sublim.config import Config, RunOnly
@@ -19,6 +19,11 @@ from sublim.training import checkpoint, no_flash
 
 if TYPE_CHECKING:
     from sublim.steering import LoadedEdit
+
+
+Finish = Literal["stop", "length", "missing"]
+"""stop: the model ended its turn, or the constraint was met; length: cut at max_tokens; missing: a server gave no
+answer to this prompt, and the text is empty."""
 
 
 class SamplingParams(Config):
@@ -60,8 +65,13 @@ class Completion(NamedTuple):
     """One for each token id, when asked for: under the model's own distribution over the ids that are tokens, before
     temperature and top_p (a server's is over all rows of its output layer). With a constraint that distribution is over
     the tokens the constraint allows, and a forced token has 0."""
-    finish: Literal["stop", "length"]
-    """stop: the model ended its turn, or the constraint was met; length: cut at max_tokens."""
+    finish: Finish
+    reason: str | None = None
+    """Why there is no answer, when it is missing."""
+
+    def row(self) -> dict[str, Any]:
+        """What stages keep of it: text and finish, and the reason of a missing one."""
+        return {"text": self.text, "finish": self.finish} | ({"reason": self.reason} if self.reason else {})
 
 
 class HfBackend(Config):
@@ -121,8 +131,9 @@ class OpenAIBackend(Config):
     api: Literal["chat", "completions"] = "chat"
     """chat: the server renders the chat, and there is nothing to score words with. completions: for a server that runs
     the base itself and takes and echoes tokens (vLLM does): our rendering, exact log-probs."""
-    extra: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """Further fields of every request, as in {"top_k": 0, "repetition_penalty": 1.0}."""
+    extra: dict[str, JsonValue] = Field(default_factory=dict)
+    """Further fields of every request, as in {"top_k": 0, "chat_template_kwargs": {"enable_thinking": false}}. They
+    go before our own when answers are drawn, and null leaves a field out: {"max_tokens": null, "seed": null}."""
     key_variable: RunOnly[str] = "OPENAI_API_KEY"
     """Environment variable that holds the key; unset for a server that wants none."""
     concurrency: RunOnly[Annotated[int, Field(ge=1)]] = 16
@@ -132,7 +143,8 @@ class OpenAIBackend(Config):
     tokens_per_minute: RunOnly[Annotated[float, Field(gt=0)] | None] = None
     """At most so many tokens, prompts and answers together, in a minute; estimated first, then as the server counts."""
     attempts: RunOnly[Annotated[int, Field(ge=1)]] = 8
-    """Tries of a request that the server is too busy for (429), fails at (5xx) or that gets lost."""
+    """Tries of a request that the server is too busy for (429), fails at (5xx) or that gets lost. With two or more, a
+    prompt that fails each time while the server answers others is missing with its reason."""
     timeout: RunOnly[Annotated[float, Field(gt=0)]] = 300.0
     """Seconds to wait for an answer."""
 
@@ -182,7 +194,8 @@ class Sampler(Protocol):
         """Per chat, per continuation of it: the log-prob of every token of that text as the whole assistant turn.
 
         Exact, at temperature 1 and over all rows of the output layer, those of no token included: what is compared is
-        the model's own probability of given words. The end of turn is not scored.
+        the model's own probability of given words. The end of turn is not scored. NaN where a server has no log-prob of
+        a token.
         """
         ...
 

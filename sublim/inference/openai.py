@@ -4,6 +4,8 @@ Costs: what the server takes for it. Every answer is kept in the stage's scratch
 nor a rate limit is paid for twice.
 """
 
+import logging
+import math
 import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,18 +17,26 @@ from typing import Any, TypeVar
 import httpx
 import orjson
 
-from sublim.chat import Chat, Message, answer_ids, end_of_turn, render_ids
+from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn, render_ids
 from sublim.digest import digest
 from sublim.errors import UserError
 from sublim.inference import Completion, NumberFormat, OpenAIBackend, SamplingParams
-from sublim.inference.openai_client import Server, Stopped
+from sublim.inference.openai_client import Missing, Read, Server
+from sublim.inference.openai_pace import Stopped
+from sublim.inference.openai_reply import finish_of, first_choice, log_prob, text_of
 from sublim.inference.scoring import Scored
 from sublim.inference.vocabulary import Vocabulary
 from sublim.models import load_tokenizer, token_ids
 from sublim.progress import progress
 
 KEPT = "served.jsonl"
+FEW = 3
+"""Prompts that may stay without an answer in any stage."""
+SHARE = 0.05
+"""Share of a stage's prompts that may, if these are more."""
+HARMLESS = chat("Hello")
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -41,7 +51,8 @@ def open_openai(
         )
     limits = httpx.Limits(max_connections=backend.concurrency)
     with httpx.Client(timeout=backend.timeout, limits=limits) as client:
-        yield OpenAISampler(Server(backend, client), base, Kept(scratch and scratch / KEPT))
+        kept = Kept(scratch and scratch / KEPT)
+        yield OpenAISampler(Server(backend, client, answered=bool(kept.answers)), base, kept)
 
 
 class Kept:
@@ -72,6 +83,7 @@ class OpenAISampler:
         self.server, self.backend, self.kept = server, server.backend, kept
         self.tokenizer = load_tokenizer(base) if server.backend.api == "completions" else None
         self.vocabulary = Vocabulary(self.tokenizer) if self.tokenizer is not None else None
+        self._prompts, self._missing = set[str](), dict[str, Missing]()
 
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
@@ -91,6 +103,7 @@ class OpenAISampler:
         return [whole[at : at + params.n] for at in range(0, len(whole), params.n)]
 
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+        """NaN for a token whose log-prob the server does not give, or gives as what can't be one."""
         if self.tokenizer is None:
             raise UserError(
                 "words cannot be scored through a chat server: set api to completions where the server runs the base "
@@ -103,45 +116,87 @@ class OpenAISampler:
         bodies = [
             self._common() | {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 1} for ids, _ in sequences
         ]
-        answers = self._ask(bodies, self._echo, "scoring")
-        if any(len(echoed) <= len(one.ids) - 1 for echoed, one in zip(answers, sequences, strict=True)):
-            self.server.nonsense("fewer log-probs than tokens")
-        scores = iter([echoed[one.start : len(one.ids)] for echoed, one in zip(answers, sequences, strict=True)])
-        return [[next(scores) for _ in question] for question in questions]
+        scores = iter(
+            [math.nan] * (len(one.ids) - one.start)
+            if isinstance(echoed, Missing)
+            else [log_prob(value) for value in echoed[one.start : len(one.ids)]]
+            for echoed, one in zip(self._ask(bodies, self._echo, "scoring"), sequences, strict=True)
+        )
+        found = [[next(scores) for _ in question] for question in questions]
+        unscored = sum(any(map(math.isnan, tokens)) for question in found for tokens in question)
+        if unscored:
+            log.warning("%d of %d texts have tokens without a log-prob and are unscored", unscored, len(sequences))
+        return found
 
     def _common(self) -> dict[str, Any]:
-        return {"model": self.backend.model, "temperature": 0.0, "n": 1, **self.backend.extra}
+        return self._with_extra({"model": self.backend.model, "temperature": 0.0, "n": 1})
+
+    def _with_extra(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`body` with the user's own fields over it, less those the user sets to null."""
+        return {name: value for name, value in {**body, **self.backend.extra}.items() if value is not None}
 
     def _body(self, one: Chat, params: SamplingParams, seed: int) -> dict[str, Any]:
-        drawn = {
+        drawn: dict[str, Any] = {
+            "model": self.backend.model,
+            "n": 1,
             "temperature": params.temperature,
             "top_p": params.top_p,
             "max_tokens": params.max_tokens,
             "seed": seed,
         }
         if self.tokenizer is None:
-            return self._common() | drawn | {"messages": one}
+            return self._with_extra(drawn) | {"messages": one}
         ends = {*token_ids(self.tokenizer.eos_token_id), end_of_turn(self.tokenizer)}
-        asked = {"prompt": render_ids(self.tokenizer, one), "return_token_ids": True, "stop_token_ids": sorted(ends)}
-        return self._common() | drawn | asked | ({"logprobs": 0} if params.logprobs else {})
+        asked = {"return_token_ids": True, "stop_token_ids": sorted(ends)}
+        logprobs = {"logprobs": 0} if params.logprobs else {}
+        return self._with_extra(drawn | asked) | {"prompt": render_ids(self.tokenizer, one)} | logprobs
 
-    def _ask(self, bodies: list[dict[str, Any]], read: Callable[[dict[str, Any]], T], label: str) -> list[T]:
-        """What `read` makes of the answer to each request: from scratch, or asked for now."""
+    def _ask(self, bodies: list[dict[str, Any]], read: Read[T], label: str) -> list[T | Missing]:
+        """What `read` makes of the reply to each request, from scratch or asked for now.
+
+        Raises UserError when so many prompts have no answer that what is left would not stand for all.
+        """
         path = "chat/completions" if self.tokenizer is None else "completions"
         keys = [digest(body) for body in bodies]
-        missing = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.kept.answers}
+        lacking = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.kept.answers}
+        prompts = {key: digest(_prompt(body)) for key, body in zip(keys, bodies, strict=True)}
+        self._prompts.update(prompts.values())
+        harmless = self._harmless() if len(self._prompts) > 1 else None
+        missing: dict[str, Missing] = {}
         with progress(label, len(bodies)) as advance:
-            advance(len(bodies) - len(missing))
+            advance(len(bodies) - len(lacking))
 
             def fetch(key: str, body: dict[str, Any]) -> None:
                 try:
-                    self.kept.add(key, read(self.server.post(path, body)))
+                    answer = self.server.ask(path, body, read, harmless)
                 except UserError:
                     self.server.pace.stopped.set()  # now, so that no other request begins
                     raise
+                if isinstance(answer, Missing):
+                    missing[key] = answer
+                else:
+                    self.kept.add(key, answer)
 
-            self._all(fetch, missing, advance)
-        return [self.kept.answers[key] for key in keys]
+            self._all(fetch, lacking, advance)
+        self._check({prompts[key]: lost for key, lost in missing.items()})
+        return [missing[key] if key in missing else self.kept.answers[key] for key in keys]
+
+    def _check(self, missing: dict[str, Missing]) -> None:
+        """Tells of prompts without an answer. They are not kept: the same stage asks for them when it runs again."""
+        if not missing:
+            return
+        self._missing |= missing
+        lost, asked, first = len(self._missing), len(self._prompts), next(iter(missing.values())).reason
+        told = f"{lost} of {asked} prompts have no answer though others do; the first: {first}"
+        if lost == asked or lost > max(FEW, SHARE * asked):
+            raise UserError(f"{told}: change them or the backend's settings and run again; the answers so far are kept")
+        log.warning("%s; their answers are missing", told)
+
+    def _harmless(self) -> dict[str, Any]:
+        """The fields of a request by which a server shows that it answers at all."""
+        if self.tokenizer is None:
+            return {"messages": HARMLESS}
+        return {"prompt": render_ids(self.tokenizer, HARMLESS)}
 
     def _all(
         self, fetch: Callable[[str, dict[str, Any]], None], missing: dict[str, Any], advance: Callable[[int], None]
@@ -159,44 +214,54 @@ class OpenAISampler:
                 pool.shutdown(cancel_futures=True)
                 self.server.pace.stopped.clear()
 
-    def _choice(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """The one choice of an answer, checked and cut down to what is kept."""
-        match answer:
-            case {"choices": [{"message": {"content": str() | None as text}, **choice}]}:
-                return {"text": text or "", "finish": choice.get("finish_reason")}
-            case {"choices": [{"text": str(text), **choice}]} if self.tokenizer is not None:
-                tokens, scores = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-                return {"text": text, "finish": choice.get("finish_reason"), "tokens": tokens, "logprobs": scores}
-            case _:
-                self.server.nonsense(answer)
+    def _choice(self, reply: dict[str, Any], body: dict[str, Any]) -> dict[str, Any] | None:
+        """The choice of a reply, cut down to what is kept."""
+        choice = first_choice(reply)
+        text = None if choice is None else text_of(choice, self.backend.api)
+        if choice is None or text is None:
+            return None
+        kept = {"text": text, "finish": choice.get("finish_reason")}
+        if self.tokenizer is None:
+            return kept
+        scores = (choice.get("logprobs") or {}).get("token_logprobs")
+        return kept | {"tokens": choice.get("token_ids"), "logprobs": scores}
 
-    def _echo(self, answer: dict[str, Any]) -> list[float]:
-        """Log-probs by place; the first token has none, and 0 stands there."""
-        match answer:
-            case {"choices": [{"logprobs": {"token_logprobs": [None, *scores]}}]} if all(
-                isinstance(score, float | int) for score in scores
-            ):
-                return [0.0, *scores]
-            case {"choices": [{"logprobs": None}]}:
+    def _echo(self, reply: dict[str, Any], body: dict[str, Any]) -> list[Any] | None:
+        """What stands for log-probs, by place in the prompt, where there is one for every token."""
+        choice, tokens = first_choice(reply) or {}, len(body["prompt"])
+        match choice.get("logprobs"):
+            case {"token_logprobs": [first, *scores]} if tokens - 1 <= len(scores) <= tokens:
+                # The first token has nothing before it: a log-prob there would belong to the token after it. No model
+                # is certain of every token.
+                known = not first or math.isnan(log_prob(first))
+                return [None, *scores] if known and any(scores) else None
+            case None if choice and not self.server.answered:
                 raise UserError(f"the server {self.backend.base_url} echoes no log-probs: use the hf or vllm backend")
             case _:
-                self.server.nonsense(answer)
+                return None
 
-    def _completion(self, kept: dict[str, Any], params: SamplingParams) -> Completion:
+    def _completion(self, kept: dict[str, Any] | Missing, params: SamplingParams) -> Completion:
+        if isinstance(kept, Missing):
+            return Completion("", None, None, "missing", kept.reason)
         tokens, scores, text = kept.get("tokens"), kept.get("logprobs") if params.logprobs else None, kept["text"]
         if params.logprobs and (tokens is None or scores is None or len(tokens) != len(scores)):
             raise UserError(
                 f"the server {self.backend.base_url} gives no log-probs of its tokens: set logprobs to false"
             )
+        finish = finish_of(kept["finish"], text)
         if tokens is not None and self.vocabulary is not None:
-            text = self.vocabulary.text(tokens, ended=kept["finish"] == "stop")
-        # Whatever else cut an answer (a content filter) cut it too.
-        return Completion(str(text), tokens, scores, "stop" if kept["finish"] == "stop" else "length")
+            text = self.vocabulary.text(tokens, ended=finish == "stop")
+        known = scores and [log_prob(score) for score in scores]
+        return Completion(str(text), tokens, known, finish)
 
     def _scored(self, one: Chat, text: str) -> Scored:
         assert self.tokenizer is not None
         ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])
         return Scored(ids[: end - 1], start)
+
+
+def _prompt(body: dict[str, Any]) -> Any:
+    return body.get("messages") or body.get("prompt")
 
 
 def request_seed(seed: int, chat: int, answer: int) -> int:

@@ -1,148 +1,176 @@
-"""Requests to an OpenAI-compatible server: paced, tried again when that helps, and never showing the key."""
+"""Requests to an OpenAI-compatible server: tried again when that helps, judged when it doesn't, never showing the key.
 
-import email.utils
+A request may fail by the server's fault, by the settings' or by its own. A harmless request with the same fields tells
+them apart: where that one is answered, the fault is the prompt's, and its answer is missing. Otherwise nothing would
+be answered, and the stage stops in one line.
+"""
+
 import json
+import logging
 import os
-import random
-import time
-from datetime import UTC, datetime
-from threading import Event, Lock
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import httpx
 
 from sublim.errors import UserError
 from sublim.inference import OpenAIBackend
+from sublim.inference.openai_fields import Fields, refused_fields
+from sublim.inference.openai_pace import Pace, backoff, retry_after
+from sublim.inference.openai_reply import problem_in, read_json
 
-BUSY = {408, 409, 429}
+BUSY = {408, 409, 425, 429}
 """Answers below 500 after which the same request may succeed."""
-LONGEST_WAIT = 60.0
+STOPPING = {301, 302, 303, 307, 308, 401, 402, 404, 405}
+"""Answers that every other request would get too: about the address, the key or the account."""
+PATIENCE = 600.0
+"""Seconds that are waited when a server asks for it; for longer ones the stage stops and says so."""
 SHOWN = 200
+KEPT = "run again; the answers so far are kept"
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """Another request has failed for good: this one is not worth waiting for."""
+class Missing(NamedTuple):
+    """In the place of an answer that a prompt never gets, while others do."""
+
+    reason: str
 
 
-class Pace:
-    """Says when the next request may begin; shared by all threads."""
+class Failure(NamedTuple):
+    """A request without an answer."""
 
-    def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
-        self.per_request = 60 / requests_per_minute if requests_per_minute else 0.0
-        self.per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
-        self.stopped, self._lock, self._next = Event(), Lock(), 0.0
+    problem: str
+    """What the server does, as in `refuses with 400 (...)`."""
+    way: str
+    """What to do about it, if it is not the prompt's own fault."""
+    then: Literal["stop", "again", "judge"]
+    """stop: the stage has to; again: another try may help; judge: it may be the prompt's own fault."""
+    wait: float | None = None
+    """Seconds that the server asks to wait."""
+    busy: bool = False
+    """The server has no time for anybody, or is not there."""
 
-    def wait(self, tokens: int) -> None:
-        """Waits for this request's turn, and puts off the next by what this one uses."""
-        with self._lock:
-            start = max(time.monotonic(), self._next)
-            self._next = start + max(self.per_request, tokens * self.per_token)
-        self.sleep(start - time.monotonic())
 
-    def settle(self, estimated: int, used: int) -> None:
-        """Corrects the estimate of a request's tokens by what the server counted."""
-        with self._lock:
-            self._next += (used - estimated) * self.per_token
-
-    def hold(self, seconds: float) -> None:
-        """Nobody begins before `seconds` have passed."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + seconds)
-
-    def sleep(self, seconds: float) -> None:
-        """Raises Stopped as soon as there is nothing to wait for."""
-        if self.stopped.wait(max(0.0, seconds)):
-            raise Stopped
+Read = Callable[[dict[str, Any], dict[str, Any]], T | None]
+"""What to make of a reply's JSON and the body it answers; None where it is none."""
 
 
 class Server:
-    """The server of a backend; `post` may be called from many threads."""
+    """The server of a backend; `ask` may be called from many threads."""
 
-    def __init__(self, backend: OpenAIBackend, client: httpx.Client) -> None:
-        self.backend, self.client = backend, client
-        self.key = os.environ.get(backend.key_variable, "")
+    def __init__(self, backend: OpenAIBackend, client: httpx.Client, *, answered: bool = False) -> None:
+        """`answered`: whether the server has answered an earlier run of the stage."""
+        self.backend, self.client, self.answered = backend, client, answered
+        self.key = os.environ.get(backend.key_variable, "").strip()
+        if not self.key.isascii():
+            raise UserError(f"the key in {backend.key_variable} has letters that no key has: copy it again")
         self.pace = Pace(backend.requests_per_minute, backend.tokens_per_minute)
+        self.fields, self.named = Fields(), backend.model
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer as JSON. Raises UserError when there is none to be had."""
-        estimated = len(json.dumps(body.get("messages") or "")) // 4 + len(body.get("prompt", ())) + body["max_tokens"]
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        problem = ""
-        for attempt in range(self.backend.attempts):
-            self.pace.wait(estimated)
-            try:
-                answer = self.client.post(f"{self.backend.base_url.rstrip('/')}/{path}", json=body, headers=headers)
-            except httpx.TransportError as error:
-                problem = f"does not answer ({type(error).__name__})"
-                self.pace.sleep(backoff(attempt))
-                continue
-            if answer.status_code in BUSY or answer.status_code >= 500:
-                problem = f"still answers {answer.status_code} ({self.shown(answer)})"
-                asked = retry_after(answer.headers.get("Retry-After"))
-                if answer.status_code == 429:
-                    self.pace.hold(asked or 0.0)
-                self.pace.sleep(backoff(attempt) if asked is None else asked)
-                continue
-            if answer.status_code != 200:
-                self.refuse(answer)
-            found = self.read(answer)
-            used = found.get("usage") or {}
-            if isinstance(used, dict) and isinstance(used.get("total_tokens"), int):
-                self.pace.settle(estimated, used["total_tokens"])
+    def ask(self, path: str, body: dict[str, Any], read: Read[T], harmless: dict[str, Any] | None) -> T | Missing:
+        """What `read` makes of the reply, or Missing. Raises UserError where no request would be answered.
+
+        `harmless`: fields that make `body` a request which nothing is wrong with; None where there is no other prompt
+        whose answer could be saved.
+        """
+        found = self._tried(path, body, read)
+        if not isinstance(found, Failure):
             return found
-        raise UserError(
-            f"the server {self.backend.base_url} {problem} after {self.backend.attempts} tries: see to it, or lower "
-            "requests_per_minute or concurrency, and run again; the answers so far are kept"
-        )
+        excused = found.then == "judge" and harmless is not None
+        if not excused or isinstance(self._tried(path, body | harmless, read), Failure):
+            raise UserError(f"the server {self.backend.base_url} {found.problem}: {found.way}")
+        return Missing(f"the server {found.problem}")
 
-    def read(self, answer: httpx.Response) -> dict[str, Any]:
-        """The JSON object of an answer."""
+    def _tried(self, path: str, body: dict[str, Any], read: Read[T]) -> T | Failure:
+        """The answer, or why there is none after as many tries as help."""
+        longest = body.get("max_tokens") or body.get("max_completion_tokens") or 0
+        estimated = len(json.dumps(body.get("messages") or "")) // 4 + len(body.get("prompt", ())) + longest
+        attempts = self.backend.attempts
+        for attempt in range(attempts):
+            self.pace.wait(estimated)
+            found = self._once(path, body, read, estimated)
+            if not isinstance(found, Failure) or found.then != "again":
+                return found
+            if attempt + 1 < attempts:
+                seconds = found.wait or backoff(attempt)
+                if found.busy and found.wait:
+                    self.pace.hold(found.wait)
+                self.pace.sleep(seconds, f"the server {found.problem}")
+        # A prompt that was tried once has not been seen to fail always.
+        way = f"see to it, or lower requests_per_minute or concurrency, and {KEPT}"
+        then = "stop" if found.busy or attempts == 1 else "judge"
+        return found._replace(problem=f"{found.problem} after {attempts} tries", way=way, then=then)
+
+    def _once(self, path: str, body: dict[str, Any], read: Read[T], estimated: int) -> T | Failure:
+        url, sent = f"{self.backend.base_url.rstrip('/')}/{path}", self.fields.fitted(body)
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            found = answer.json()
-        except ValueError:
-            found = None
-        return found if isinstance(found, dict) else self.nonsense(answer.text)
+            reply = self.client.post(url, json=sent, headers=headers)
+        except httpx.RequestError as error:
+            gone = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError)
+            return Failure(f"does not answer ({type(error).__name__})", "", "again", busy=gone)
+        found = read_json(reply.content)
+        problem = found and problem_in(found)
+        if not reply.is_success or problem:
+            said = problem.said if problem else reply.text
+            # An error without a number in a body that says it succeeded: who knows, so try again.
+            status = reply.status_code if not reply.is_success else (problem and problem.status) or 500
+            if status in (400, 422):
+                self.fields.learn(sent, said)
+                if self.fields.fitted(body) != sent:
+                    return self._once(path, body, read, estimated)
+            return self._failure(status, said, reply.headers, sent)
+        answer = None if found is None else read(found, body)
+        if found is None or answer is None:
+            return self._nonsense(reply.text)
+        self.answered = True
+        self._note(found, estimated)
+        return answer
 
-    def nonsense(self, what: Any) -> NoReturn:
-        """Raises the UserError for an answer that is none."""
-        text = self.hidden(what if isinstance(what, str) else json.dumps(what))
-        raise UserError(
-            f"the server {self.backend.base_url} answers what is no completion ({text[:SHOWN]!r}): check base_url, "
-            "it usually ends in /v1, and api"
-        )
-
-    def refuse(self, answer: httpx.Response) -> NoReturn:
-        """Raises the UserError for a request that will never succeed."""
+    def _failure(self, status: int, said: str, headers: httpx.Headers, sent: dict[str, Any]) -> Failure:
+        shown = self.shown(said)
+        if status in BUSY or status >= 500:
+            asked = retry_after(headers.get("Retry-After"))
+            if asked is not None and asked > PATIENCE:
+                asks = f"answers {status} ({shown}) and asks to wait {asked / 3600:.1f} hours"
+                return Failure(asks, f"after that, {KEPT}", "stop")
+            return Failure(f"still answers {status} ({shown})", "", "again", asked, busy=status == 429)
+        problem = f"refuses with {status} ({shown})"
         variable = self.backend.key_variable
         way = "check model and the request's fields"
-        if answer.status_code in (401, 403):
+        if status in (401, 403):
             way = f"put the right key into {variable}" if self.key else f"set {variable} to the key"
-        elif answer.status_code == 404:
+        elif status in (404, 405):
             way = "check base_url, which usually ends in /v1, and model"
-        raise UserError(
-            f"the server {self.backend.base_url} refuses with {answer.status_code} ({self.shown(answer)}): {way}"
-        )
+        elif 300 <= status < 400:
+            problem = f"sends elsewhere with {status} ({self.shown(headers.get('Location', said))})"
+            way = "set base_url to that address, up to the version"
+        elif named := refused_fields(sent, said):
+            way = f"set backend.extra to {json.dumps(named)}, where null leaves a field out"
+        return Failure(problem, way, "stop" if status in STOPPING else "judge")
 
-    def shown(self, answer: httpx.Response) -> str:
+    def _nonsense(self, text: str) -> Failure:
+        problem = f"answers what is no completion ({self.hidden(text)[:SHOWN]!r})"
+        way = "check base_url, it usually ends in /v1, and api"
+        # Before anything else was answered the address is more likely to be wrong than the answer.
+        return Failure(problem, way, "again" if self.answered else "judge")
+
+    def _note(self, found: dict[str, Any], estimated: int) -> None:
+        """Corrects the pace by what the server counted, and tells once when another model answers."""
+        used = found.get("usage")
+        if isinstance(used, dict) and isinstance(used.get("total_tokens"), int):
+            self.pace.settle(estimated, used["total_tokens"])
+        name = found.get("model")
+        if isinstance(name, str) and name and name != self.named:
+            self.named, asked = name, self.backend.model
+            short = [each.casefold().rpartition("/")[2] for each in (name, asked)]
+            if short[0] not in short[1] and short[1] not in short[0]:
+                log.warning("the server says that the model %r answers, %r was asked", name, asked)
+
+    def shown(self, text: str) -> str:
         """What the server says, short and without the key."""
-        return " ".join(self.hidden(answer.text).split())[:SHOWN] or "without a word"
+        return " ".join(self.hidden(text).split())[:SHOWN] or "without a word"
 
     def hidden(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
-
-
-def backoff(attempt: int) -> float:
-    """Seconds before the next try: doubling, and spread so that many clients don't return at once."""
-    return min(LONGEST_WAIT, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
-
-
-def retry_after(value: str | None) -> float | None:
-    """The header's seconds, or those until its date; None where it says nothing that can be read."""
-    if value is None:
-        return None
-    if value.strip().replace(".", "", 1).isdigit():
-        return float(value)
-    parsed = email.utils.parsedate_tz(value)
-    if parsed is None:
-        return None
-    return max(0.0, email.utils.mktime_tz(parsed) - datetime.now(UTC).timestamp())

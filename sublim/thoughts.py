@@ -1,0 +1,32 @@
+"""Thoughts before an answer: where a reasoning model's answer begins in what it wrote."""
+
+import re
+
+_NAMES = r"(?:seed:|antml:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad|antthinking)"
+# Qwen, DeepSeek and many others; Magistral; Kimi; OpenThinker; gpt-oss; Gemma; MedGemma.
+_OPEN = re.compile(
+    rf"<{_NAMES}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<unused94>"
+    r"|<\|channel\|>\s*(?:analysis|commentary)|<\|channel>\s*(?:analysis|thought)",
+    re.IGNORECASE,
+)
+_CLOSE = re.compile(
+    rf"</{_NAMES}>|<{_NAMES}\s*/>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<unused95>"
+    r"|<\|channel\|>\s*final[^<]*<\|message\|>|<channel\|>",
+    re.IGNORECASE,
+)
+# gpt-oss again, where the server removed the special tokens and left the names of its channels.
+_PLAIN_CHANNELS = re.compile(r"\A\s*analysis(?=\S).*assistant\s*final", re.DOTALL)
+_LAST_TOKENS = re.compile(r"(?:\s*<\|\w+\|>)+\s*\Z")
+
+
+def answer_after_thought(text: str) -> str | None:
+    """What follows the last thought in `text`: all of it where there is none, and "" where nothing follows.
+
+    None where a thought begins and never ends: words inside a thought are no answer. Only the closing mark may be
+    there, since some chat templates write the opening one into the prompt.
+    """
+    start = max((found.end() for found in [*_CLOSE.finditer(text), *_PLAIN_CHANNELS.finditer(text)]), default=0)
+    answer = text[start:]
+    if _OPEN.search(answer):
+        return None
+    return _LAST_TOKENS.sub("", answer) if start else answer
