@@ -6,6 +6,7 @@ import ssl
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def settings() -> "Settings":
     """
     # What a wrong type in a profile raises is what Prefect's code ran into.
     try:
+        import_module("prefect.context")  # reads the profiles, too
         from prefect.settings import Settings
 
         return Settings()
@@ -70,8 +72,6 @@ def chosen_url() -> str | None:
         raise UserError(
             f"PREFECT_API_URL ({origin()}) is {url!r}: write the whole address, as in http://127.0.0.1:4200/api"
         )
-    if is_loopback(parts.hostname):
-        spare_from_proxy(parts.hostname)
     return url
 
 
@@ -143,9 +143,12 @@ def _json(answer: httpx.Response) -> object:
 def asking(url: str, seconds: float) -> "Generator[SyncPrefectClient]":
     """Prefect's own client, with its proxies, certificates, headers and passwords, that asks once.
 
+    A loopback address is asked through no proxy, here and by whatever this process does or starts from now on.
     Raises UserError for settings that no client can be made with.
     """
-    found = settings()
+    found, host = settings(), urlsplit(url).hostname
+    if host and is_loopback(host):
+        spare_from_proxy(host)
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.context import SettingsContext, get_settings_context
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
