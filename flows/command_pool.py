@@ -11,6 +11,8 @@ from socket import gethostname
 
 from flows import server
 from flows.command_run import Subparsers
+from flows.prefect_api import chosen_url
+from flows.prefect_api import settings as prefect_settings
 from sublim.errors import UserError
 from sublim.hardware import gpu
 from sublim.store import open_store
@@ -34,11 +36,13 @@ def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
 
 def find_server() -> None:
     """Puts the server's address into PREFECT_API_URL; starts none."""
-    local = server.running() if server.configured_url() is None else None
-    if server.configured_url() is None and local is None:
-        raise UserError("no Prefect server is known: set PREFECT_API_URL to your lab's, or `make server` on this host")
-    if local:
-        os.environ["PREFECT_API_URL"] = f"{local.url}/api"
+    if chosen_url() is None:
+        local = server.running()
+        if local is None:
+            raise UserError(
+                "no Prefect server is known: set PREFECT_API_URL to your lab's, or `make server` on this host"
+            )
+        os.environ["PREFECT_API_URL"] = local.api
     server.ensure()
 
 
@@ -82,7 +86,9 @@ def deploy(options: argparse.Namespace) -> int:
     repository = os.environ["SUBLIM_REPO"]
     which = [part for name in options.names for part in ("--name", name)] or ["--all"]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *which]
-    return subprocess.run(command, cwd=repository, check=False).returncode
+    # A prefect.toml of the folder that this was called in is not seen from the repository.
+    environment = os.environ | prefect_settings().to_environment_variables(exclude_unset=True)
+    return subprocess.run(command, cwd=repository, env=environment, check=False).returncode
 
 
 def worker(options: argparse.Namespace) -> int:

@@ -8,6 +8,8 @@ from typing import Any
 
 from flows import server
 from flows.fields import walk
+from flows.prefect_api import reread_environment
+from flows.prefect_api import settings as prefect_settings
 from flows.registry import FLOWS, config_type, entry, load
 from flows.settings import assignments, build, load_preset, merge, presets, read_tree
 from sublim.store import open_store
@@ -82,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
     flow = entry(options.flow)
     settings = overrides(options.flow, options)
     config = build(config_type(options.flow), merge(load_preset(flow.presets, options.preset), settings))
+    prefect_settings()  # refused here, and not by whatever is the first to import Prefect
     load(flow.check)(config)
     open_store()  # refused now, and not by a run that a server knows of
     if options.flow == "sweep":
@@ -92,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
             return 0
     if options.ephemeral:
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
-        server.reread_environment()
+        reread_environment()
     else:
         server.ensure()
     result = load(flow.flow)(preset=options.preset, settings=settings)

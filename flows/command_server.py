@@ -4,6 +4,8 @@ import argparse
 
 from flows import server
 from flows.command_run import Subparsers
+from flows.prefect_api import chosen_url
+from flows.prefect_refusals import origin
 
 
 def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
@@ -16,21 +18,32 @@ def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
 
 
 def act(options: argparse.Namespace) -> int:
+    """Starts, stops or looks at this host's local server."""
     match options.action:
         case "start":
             found = server.start()
-            print(f"the server runs at {found.url} (process {found.pid}); its log is {server.home() / 'server.log'}")
-            if (chosen := server.configured_url()) and chosen.rstrip("/") != f"{found.url}/api":
-                print(f"runs use {chosen}, as PREFECT_API_URL or the active profile says")
+            print(f"the server runs at {found.url} (process {found.pid}); its log is {server.folder() / 'server.log'}")
+            if (chosen := chosen_url()) and chosen.rstrip("/") != found.api:
+                print(f"runs use {chosen}, from {origin()}")
         case "stop":
             found = server.stop()
-            print(f"the server at {found.url} was stopped" if found else "no local server was running")
+            print(f"the server at {found.url} was stopped" if found else f"no local server was running{_other_host()}")
         case _:
             found = server.running()
-            print(f"the server runs at {found.url} (process {found.pid})" if found else "no local server is running")
-            if chosen := server.configured_url():
-                print(f"runs use {chosen}, as PREFECT_API_URL or the active profile says")
+            print(
+                f"the server runs at {found.url} (process {found.pid})"
+                if found
+                else f"no local server is running{_other_host()}"
+            )
+            if chosen := chosen_url():
+                print(f"runs use {chosen}, from {origin()}")
     return 0
+
+
+def _other_host() -> str:
+    if other := server.elsewhere():
+        return f" on this host; that of {other.host} (process {other.pid}) is reached and stopped from there"
+    return ""
 
 
 def diagnose(options: argparse.Namespace) -> int:

@@ -12,10 +12,13 @@ from importlib.util import find_spec
 import psutil
 
 from flows import server
+from flows.prefect_api import check_chosen, chosen_url
+from flows.prefect_refusals import origin
 from sublim.errors import UserError
 from sublim.hardware import Gpu, gpu
 from sublim.store import open_store
 from sublim.training import AMPERE, VOLTA
+from tasks.environment import from_file
 
 GIB = 2**30
 VLLM_NEEDS = (7, 5)
@@ -30,6 +33,8 @@ def findings() -> Iterator[str]:
     yield from _torch(card)
     yield _bundled()
     yield from _backends(card)
+    if from_file:
+        yield f"ok  set by .env in this folder, and not by the environment: {', '.join(sorted(from_file))}"
     yield _store()
     yield _server()
 
@@ -143,11 +148,11 @@ def _store() -> str:
 
 def _server() -> str:
     try:
-        url = server.configured_url()
+        if url := chosen_url():
+            return f"ok  Prefect server {url} answers (Prefect {check_chosen(url)}); the address is from {origin()}"
+        found = server.running()
     except UserError as error:
         return f"!!  {error}"
-    if url:
-        state = "answers" if server.responds(url) else "does not answer: start it or unset PREFECT_API_URL"
-        return f"{'ok' if state == 'answers' else '!!'}  Prefect server {url} {state}"
-    found = server.running()
-    return f"ok  local Prefect server at {found.url}" if found else "ok  no Prefect server yet: `sublim run` starts one"
+    if found:
+        return f"ok  local Prefect server at {found.url}"
+    return "ok  no Prefect server yet: `sublim run` starts one"

@@ -9,9 +9,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, NamedTuple, assert_never
+from typing import Any, assert_never
 
-import psutil
 import sqlalchemy
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -194,35 +193,3 @@ def beating(storage: Storage, trial_id: int, seconds: int) -> Generator[None]:
     finally:
         stop.set()
         thread.join()
-
-
-class Owner(NamedTuple):
-    """The process that a trial runs in."""
-
-    machine: str
-    pid: int
-    started: float
-
-    @classmethod
-    def this(cls) -> "Owner":
-        """This process."""
-        return cls(machine(), os.getpid(), psutil.Process().create_time())
-
-    def is_dead(self) -> bool:
-        """Whether the process is known to be gone; of another machine's that cannot be known."""
-        if self.machine != machine():
-            return False
-        try:
-            found = psutil.Process(self.pid)
-            return abs(found.create_time() - self.started) > 1 or found.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-
-def machine() -> str:
-    """What tells this machine, this boot and this container apart from others, as far as process ids go."""
-    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    parts = [socket.gethostname()]
-    if boot.exists() and space.exists():
-        parts += [boot.read_text().strip(), str(space.readlink())]
-    return " ".join(parts)

@@ -23,10 +23,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sublim.digest import canonical
 from sublim.errors import UserError
 from sublim.killpoints import kill_point
+from sublim.owner import Owner
 from sublim.search_config import Journal, SamplerConfig, StudyConfig, TrialRecord, Value, direction
 from sublim.search_pruning import make_pruner
 from sublim.search_space import parameter, suggest
-from sublim.search_storage import Owner, Storage, asking, beating, check_place, open_storage, quiet
+from sublim.search_storage import Storage, asking, beating, check_place, open_storage, quiet
 
 log = logging.getLogger(__name__)
 STATES: dict[TrialState, Literal["complete", "pruned", "failed", "running"]] = {

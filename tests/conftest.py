@@ -29,10 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # The workers inherit it: vLLM finds out in 17 s what a model class can do, and remembers it there.
     os.environ["VLLM_CACHE_ROOT"] = str(HOME / "vllm")
+import tasks  # noqa: E402, F401 - settles Prefect's environment
+
 for name in ("SUBLIM_CACHE", "SUBLIM_STORE", "SUBLIM_KILL_AT", "SUBLIM_ISOLATE", "SUBLIM_VERIFY", "PREFECT_API_URL"):
     os.environ.pop(name, None)
-
-import tasks  # noqa: E402, F401 - settles Prefect's environment
 
 LONGEST = [
     "test_drills",

@@ -17,7 +17,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.server import responds
+from flows.prefect_api import responds
 from sublim.store import Store
 from tests.lab import ROOT, until
 from tests.postgres import for_prefect, running_postgres

@@ -17,9 +17,9 @@ from flows.lora_search_config import LoraSearchConfig, study_config
 from flows.pipeline_config import PipelineConfig
 from flows.pipeline_plan import check
 from flows.settings import assignments, build, load_preset, merge
+from sublim.owner import machine
 from sublim.search_config import Journal
 from sublim.search_space import student_with
-from sublim.search_storage import machine
 from sublim.search_study import Measured, attempts_by_slot, open_search, work
 from tests.flows.test_lora_search import small
 from tests.postgres import running_postgres

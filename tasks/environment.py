@@ -1,0 +1,74 @@
+"""The environment that everything here runs in: what `.env` adds, what Prefect is told, and no proxy for loopback."""
+
+import os
+from io import StringIO
+from pathlib import Path
+
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+
+from sublim.errors import UserError
+
+DEFAULTS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # DO_NOT_TRACK does not stop the server's own heartbeat
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "sublim",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "WANDB_MODE": "disabled",
+    "TOKENIZERS_PARALLELISM": "false",
+    # A spinning OpenMP worker waits a whole scheduler tick for a core that the Prefect server or a worker is using:
+    # small matmuls were seen 30 times slower. One that never spins pays for each wake-up: training took 15 % longer.
+    "GOMP_SPINCOUNT": "20000",
+    "TQDM_DISABLE": "1",  # stages report their own progress
+}
+PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+from_file: set[str] = set()
+"""Names of the variables that came from `.env`."""
+
+
+def settle() -> None:
+    """Completes this process's environment, which its child processes inherit.
+
+    Raises UserError for a `.env` that cannot be read.
+    """
+    for name, value in read_dotenv(Path(".env")).items():
+        if name not in os.environ:
+            os.environ[name] = value
+            from_file.add(name)
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    spare_from_proxy(*LOOPBACK)
+
+
+def read_dotenv(path: Path) -> dict[str, str]:
+    """The variables that a `.env` file sets; a line without a value sets none, and without a file there are none."""
+    if not path.is_file():  # some keep a virtual environment in a folder of this name
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path.absolute()} is not UTF-8 (byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path.absolute()} cannot be read: {error.strerror}") from error
+    for line in parse_stream(StringIO(text)):
+        if line.error or "\0" in line.original.string:
+            raise UserError(
+                f"line {line.original.line} of {path.absolute()} is not NAME=value: correct it, or put # before it"
+            )
+    return {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value}
+
+
+def spare_from_proxy(*hosts: str) -> None:
+    """Has no HTTP proxy asked for these hosts, by this process and its children; the user's other settings stay."""
+    # Without a proxy in the environment nothing is set: macOS would take it for the whole of its proxy settings.
+    if not PROXIES & {name.lower() for name in os.environ}:
+        return
+    own = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    spared = [host.strip() for host in own.split(",") if host.strip()]
+    if "*" not in spared:
+        spared += [host for host in hosts if host not in spared]
+    # Both spellings: programs differ in which one they read.
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(spared)
