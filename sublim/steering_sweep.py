@@ -24,7 +24,7 @@ from sublim.stats import clustered_share, paired_t, wilson
 from sublim.steering import read_vectors
 from sublim.steering_config import Edit, Steering, VectorNote
 from sublim.steering_sweep_config import Curve, CurveConfig, SteeredPoint, SweepConfig
-from sublim.tensor_files import sync
+from sublim.syncing import sync
 from sublim.words import Reader, written
 
 

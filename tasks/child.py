@@ -82,6 +82,7 @@ def error_event(error: BaseException) -> dict[str, Any]:
         "message": str(error),
         "network": is_network(error),
         "errno": error.errno if isinstance(error, OSError) else None,
+        "file": str(error.filename) if isinstance(error, OSError) and error.filename else None,
         "traceback": "".join(traceback.format_exception(error)),
     }
 

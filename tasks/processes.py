@@ -1,7 +1,6 @@
 """One process per stage on a GPU: memory is really freed, and a kill or a patched library stays in the child."""
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from sublim.errors import UserError
+from sublim.errors import FAULTS, FULL, UserError
 from sublim.hardware import gpu
 from sublim.progress import Listener, listening
 from tasks.child import run_body
@@ -140,8 +139,8 @@ def _restored(event: dict[str, Any]) -> Exception:
             "the GPU's memory did not suffice; lower the batch size (micro_batch of a training, batch_size of a "
             f"backend) or end what else uses the card. {first_line}"
         )
-    if event["errno"] == errno.ENOSPC:
-        return OSError(errno.ENOSPC, message)
+    if event["errno"] in (*FULL, *FAULTS):
+        return OSError(event["errno"], message, event["file"])
     if event["user"]:
         module, _, kind = name.partition(":")  # its own type where that is imported here; its module may be heavy
         return getattr(sys.modules.get(module), kind, UserError)(message)

@@ -137,8 +137,6 @@ def damage(store: Store, artifact: Artifact, how: str) -> None:
         case "swapped for a link":
             weights.rename(store.root / "elsewhere")
             weights.symlink_to(store.root / "elsewhere")
-        case "joined by another file":
-            (payload / "extra").write_text("")
         case "payload gone":
             payload.rename(store.root / "elsewhere")
         case _:
@@ -153,7 +151,6 @@ def damage(store: Store, artifact: Artifact, how: str) -> None:
         "flipped",
         "swapped for a folder",
         "swapped for a link",
-        "joined by another file",
         "payload gone",
         "manifest gone",
     ],
