@@ -5,11 +5,12 @@ import os
 from pathlib import Path, PurePosixPath
 from stat import S_IMODE, S_ISDIR, S_ISREG
 
-from sublim.digest import digest_file, list_files
+from sublim.digest import digest_file, digest_files, list_files
 from sublim.errors import UserError
 from sublim.group_rights import owner_of
 from sublim.large_files import digest_each
 from sublim.manifest import FileEntry
+from sublim.manifest_files import read_manifest
 from sublim.syncing import sync
 
 Files = dict[str, FileEntry]
@@ -28,6 +29,29 @@ def noted(payload: Path) -> Files:
         name: FileEntry(sha256=sha256, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
         for name, sha256, stat in zip(names, digest_each(paths), stats, strict=True)
     }
+
+
+def committed(folder: Path) -> list[str]:
+    """Names of the files in an artifact's payload or a folder below it that were committed, sorted.
+
+    Not what somebody put there later. All files, where `folder` is no artifact's.
+    """
+    for payload in (folder, *folder.parents):
+        if payload.name == "payload" and (manifest := read_manifest(payload.parent / "manifest.json")) is not None:
+            paths = [payload / name for name in manifest.files]
+            return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_relative_to(folder))
+    return list_files(folder)
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Paths of the files that `committed` gives whose names match `pattern`, sorted."""
+    return [path for path in map(folder.joinpath, committed(folder)) if path.match(pattern)]
+
+
+def digest_committed(folder: Path) -> str:
+    """SHA-256 over the names and bytes of the files that `committed` gives."""
+    names = committed(folder)
+    return digest_files(dict(zip(names, digest_each(folder / name for name in names), strict=True)))
 
 
 def difference(payload: Path, files: Files, *, deep: bool) -> str | None:

@@ -29,9 +29,11 @@ def try_store(root: Path, folders: list[Path]) -> None:
         try:
             trial.mkdir()
             _write(trial)
-            _lock(trial / "lock")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(root)) from error
         finally:
             shutil.rmtree(trial, ignore_errors=True)
+        _lock(root / "locks" / f".trial-{token_hex(4)}")
     _tried.add(root)
 
 
@@ -61,17 +63,19 @@ def _write(trial: Path) -> None:
     new.replace(old)
     sync(trial)
     if old.stat().st_size != 4096:
-        raise UserError(f"the file system of {trial.parent} loses what is written: set SUBLIM_STORE to another folder")
+        raise UserError(
+            f"the file system of {trial.parents[1]} loses what is written: set SUBLIM_STORE to another folder"
+        )
 
 
 def _lock(path: Path) -> None:
     """Two descriptors of one file must exclude each other: some FUSE file systems say yes to both."""
-    store = path.parents[2]
-    first = try_lock(path)
-    if first is None:
-        raise no_locks(store, "a lock that nobody holds is refused")
-    second = try_lock(path)
-    os.close(first)
-    if second is not None:
-        os.close(second)
-        raise no_locks(store, "two get the same lock")
+    holders: list[int | None] = []
+    try:
+        holders += [try_lock(path), try_lock(path)]
+    finally:
+        path.unlink(missing_ok=True)
+    for descriptor in filter(None, holders):
+        os.close(descriptor)
+    if holders[0] is None or holders[1] is not None:
+        raise no_locks(path.parent, "one that is held is given to a second process")

@@ -25,7 +25,6 @@ from vllm.lora.request import LoRARequest
 
 from sublim.adapters import lora_config
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn
-from sublim.digest import digest_directory
 from sublim.errors import UserError
 from sublim.inference import Completion, NumberFormat, SamplingParams, VllmBackend
 from sublim.inference.constrained import plan
@@ -46,6 +45,7 @@ from sublim.inference.vllm_pairs import Request, doubled, room, waves
 from sublim.inference.vllm_steered import START, EngineHooks
 from sublim.model_files import is_adapter
 from sublim.models import check_base, load_tokenizer, token_ids
+from sublim.payloads import digest_committed, matching
 from sublim.progress import progress
 from sublim.steering import LoadedEdit, load_edits, read_vectors
 from sublim.steering_config import Steering
@@ -91,7 +91,7 @@ def needed(backend: VllmBackend, base: Path, adapter: Path | None) -> Takes:
 
 def taken(engine: Engine, adapter: Path) -> LoRARequest:
     """The adapter as the engine knows it, loaded now so that what does not fit is refused now."""
-    content = digest_directory(adapter)
+    content = digest_committed(adapter)
     request = LoRARequest(content[:16], engine.number(content), str(adapter))
     try:
         engine.llm.llm_engine.add_lora(request)
@@ -115,7 +115,7 @@ def emptied(adapter: Path, out: Path) -> Path:
 
     The base's requests in a batch with an adapter's carry it: without one, vLLM for CPUs gives them the other's.
     """
-    for name, tensors in ((path.name, load_file(path)) for path in adapter.glob("*.safetensors")):
+    for name, tensors in ((path.name, load_file(path)) for path in matching(adapter, "*.safetensors")):
         save_file({key: torch.zeros_like(value) for key, value in tensors.items()}, out / name)
     shutil.copy(adapter / "adapter_config.json", out)
     return out
