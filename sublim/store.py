@@ -315,8 +315,8 @@ def write_synced(path: Path, text: str) -> None:
 
 def _why(root: Path, error: OSError) -> str:
     """Why a store cannot be reached, and what to do."""
-    if root.is_symlink() and not root.exists():
-        return f"it is a link to {root.readlink()}, which is not there: mount or make that, or set SUBLIM_STORE"
     if isinstance(error, FileExistsError):
+        if root.is_symlink():
+            return f"it is a link to {root.readlink()}, which is not there: mount or make that, or set SUBLIM_STORE"
         return "it is a file: set SUBLIM_STORE to a folder"
     return f"{file_fault(error) or error.strerror}: check SUBLIM_STORE"
