@@ -190,7 +190,7 @@ def ask_model(asking: AskConfig, label: str, model: Ready) -> Artifact:
 def publish(run: Run, config: EvaluateConfig, sheet: Artifact) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     payload = run.store.payload(sheet)
-    rows = [ScoreRow.model_validate(row) for row in json.loads((payload / "scores.json").read_text())]
+    rows = [ScoreRow.model_validate(row) for row in json.loads((payload / "scores.json").read_text(encoding="utf-8"))]
     for name in committed(payload):
         shutil.copyfile(payload / name, run.folder / name)
     shown = ToyReport(

@@ -218,7 +218,7 @@ def tables(config: LoraSearchConfig, found: Found) -> Iterator[Table]:
 
 def not_drawn(figures: Path) -> Iterator[Table]:
     """Figures that are missing, and why."""
-    missing = json.loads((figures / NOT_DRAWN).read_text())
+    missing = json.loads((figures / NOT_DRAWN).read_text(encoding="utf-8"))
     if missing:
         yield Table("Figures that could not be drawn", ["figure", "reason"], [*map(list, missing.items())])
 

@@ -68,7 +68,7 @@ def train_cell(run: Run, config: MnistFlowConfig, cell: MnistConfig, data: Artif
     varied = {name: value for name, value in cell.model_dump(mode="json").items() if name in axes}
     label = " ".join(f"{name}={_plain(value)}" for name, value in varied.items())
     trained = train_mnist(cell, label=label, data=data)
-    accuracy = json.loads((run.store.payload(trained) / "accuracy.json").read_text())
+    accuracy = json.loads((run.store.payload(trained) / "accuracy.json").read_text(encoding="utf-8"))
     return Cell(varied, accuracy, draw_mnist(config.figures, label=label, run=trained))
 
 

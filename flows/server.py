@@ -57,7 +57,7 @@ def _setting(name: str) -> str | None:
     profiles = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / "profiles.toml"
     if not profiles.exists():
         return None
-    settings = tomllib.loads(profiles.read_text())
+    settings = tomllib.loads(profiles.read_text(encoding="utf-8"))
     active = os.environ.get("PREFECT_PROFILE") or settings.get("active")
     return settings.get("profiles", {}).get(active, {}).get(name)
 
@@ -97,7 +97,7 @@ def running() -> Server | None:
     note = home() / "server.json"
     if not note.exists():
         return None
-    server = Server(**json.loads(note.read_text()))
+    server = Server(**json.loads(note.read_text(encoding="utf-8")))
     return server if responds(f"{server.url}/api") else None
 
 

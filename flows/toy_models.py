@@ -53,7 +53,7 @@ def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = Non
         toy = train_superposition(config.sweep())
         figures = draw_superposition(config.figures, toy=toy)
         payload = run.store.payload(toy)
-        rebuilt = json.loads((payload / "rebuilt.json").read_text())
+        rebuilt = json.loads((payload / "rebuilt.json").read_text(encoding="utf-8"))
         return publish(run, config, rebuilt, payload / "rows.parquet", run.store.payload(figures))
 
 

@@ -193,7 +193,7 @@ def write(
         unlabelled=unlabelled,
         agreement=agreement([row.by_hand for row in rows], found, config.level),
     )
-    (out / "annotations.json").write_text(summary.model_dump_json(indent=1))
+    (out / "annotations.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
 
 
 def agreement(by_hand: Sequence[Category | None], found: Sequence[Category | None], level: float) -> Agreement | None:

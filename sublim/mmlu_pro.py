@@ -152,7 +152,7 @@ def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, aske
             for name, found in readings.items()
         },
     )
-    (out / "scores.json").write_text(scores.model_dump_json(indent=1))
+    (out / "scores.json").write_text(scores.model_dump_json(indent=1), encoding="utf-8")
 
 
 def likeliest(logprobs: Sequence[float | None]) -> tuple[int | None, str | None]:

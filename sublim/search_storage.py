@@ -224,5 +224,5 @@ def machine() -> str:
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     parts = [socket.gethostname()]
     if boot.exists() and space.exists():
-        parts += [boot.read_text().strip(), str(space.readlink())]
+        parts += [boot.read_text(encoding="utf-8").strip(), str(space.readlink())]
     return " ".join(parts)

@@ -150,7 +150,7 @@ def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path
         level=config.level,
         points=with_random(points),
     )
-    (out / "curve.json").write_text(curve.model_dump_json(indent=1))
+    (out / "curve.json").write_text(curve.model_dump_json(indent=1), encoding="utf-8")
 
 
 def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:

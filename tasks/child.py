@@ -127,4 +127,4 @@ def serve(events: TextIO) -> None:
 if __name__ == "__main__":
     pipe = int(sys.argv[1])
     os.set_inheritable(pipe, False)  # what the body starts must not hold it open
-    serve(os.fdopen(pipe, "w"))
+    serve(os.fdopen(pipe, "w", encoding="utf-8"))

@@ -45,7 +45,9 @@ class OutOfHostMemory(UserError):
 
 def oom_kills() -> int:
     """How many processes the kernel has killed for want of memory; 0 where it does not say."""
-    found = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE) if VMSTAT.exists() else None
+    found = (
+        re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(encoding="utf-8"), re.MULTILINE) if VMSTAT.exists() else None
+    )
     return int(found[1]) if found else 0
 
 
@@ -67,7 +69,7 @@ class StageProcess:
             errors="replace",  # a line that is not UTF-8 must not end the draining
         )
         os.close(write)
-        self._events = os.fdopen(read)
+        self._events = os.fdopen(read, encoding="utf-8")
         # Drained on a thread: a grandchild may keep stdout open long after the child is gone.
         self._drainer = threading.Thread(target=self._drain, daemon=True)
         self._drainer.start()

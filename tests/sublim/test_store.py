@@ -17,7 +17,14 @@ from sublim.manifest import FORMAT, Artifact, Manifest, Provenance
 from sublim.store import Store, open_store
 
 PROVENANCE = Provenance(
-    commit=None, dirty=None, packages={}, python="3.11", host="here", device="CPU", started="2026-01-01T00:00:00+00:00", seconds=1.0
+    commit=None,
+    dirty=None,
+    packages={},
+    python="3.11",
+    host="here",
+    device="CPU",
+    started="2026-01-01T00:00:00+00:00",
+    seconds=1.0,
 )
 FILES = {"rows.jsonl": b'{"n":1}\n', "deep/er/weights": bytes(range(256)) * 40, "empty": b""}
 
