@@ -15,9 +15,10 @@ sublim doctor
 import argparse
 import os
 import sys
+from io import TextIOWrapper
 
 from flows import command_look, command_models, command_pool, command_power, command_run, command_server, command_store
-from sublim.errors import UserError
+from sublim.errors import UserError, file_fault
 
 LOOKING = ("presets", "runs", "show", "report", "store", "models", "doctor")
 """Commands whose reader may go away, as in `sublim store ls | head`."""
@@ -34,20 +35,31 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0 when it went well, 2 after a mistake of the user's, 1 after a failure."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a Latin-1 or C locale lacks most letters
     options = parser().parse_args(arguments)
     try:
         return options.run(options)
     except UserError as error:
-        print(f"sublim: {error}", file=sys.stderr)
-        return 2
+        return _told(str(error))
     except BrokenPipeError:
         if options.command not in LOOKING:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter writes there once more
         return 0
+    except OSError as error:
+        if (line := file_fault(error)) is None:
+            raise
+        return _told(line)
     except KeyboardInterrupt:
         print("sublim: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _told(line: str) -> int:
+    print(f"sublim: {line}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

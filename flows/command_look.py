@@ -95,5 +95,5 @@ def report(options: argparse.Namespace) -> int:
     print(path)
     summary = path.with_name("summary.json")
     if summary.exists():
-        print(summary.read_text())
+        print(summary.read_text(encoding="utf-8"))
     return 0

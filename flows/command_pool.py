@@ -106,7 +106,7 @@ def worker(options: argparse.Namespace) -> int:
         raise UserError(f"no worker for the pool {options.pool} on {gethostname()}, GPU {options.gpu}: {why}")
     if store := environment_of(template).get("SUBLIM_STORE"):
         os.environ["SUBLIM_STORE"] = store
-    open_store()
+    open_store().try_out()
     place = f"gpu{options.gpu}" if options.gpu else str(os.getpid())
     name = options.name or f"{gethostname()}-{options.pool}-{place}"
     # A worker ends itself by SIGINT, which a shell's background jobs ignore: a SIGTERM would then do nothing.

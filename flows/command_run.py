@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     config = build(config_type(options.flow), merge(load_preset(flow.presets, options.preset), settings))
     prefect_settings()  # refused here, and not by whatever is the first to import Prefect
     load(flow.check)(config)
-    open_store()  # refused now, and not by a run that a server knows of
+    open_store().try_out()  # refused now, and not by a run that a server knows of
     if options.flow == "sweep":
         from flows.command_sweep import prepare
 

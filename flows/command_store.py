@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flows.command_run import Subparsers
 from sublim.cleaning import collect_garbage
 from sublim.errors import UserError
+from sublim.group_rights import owner_of
 from sublim.manifest import Manifest
 from sublim.store import Store, open_store
 
@@ -72,12 +73,20 @@ def _place(bucket: "SharedStore | None", manifest: Manifest) -> str:
 def verify(options: argparse.Namespace) -> int:
     store = open_store()
     bucket = shared(store)
-    problems = checked = 0
+    problems = checked = unread = 0
     for manifest in store.manifests():
         checked += 1
-        if problem := store.problem(manifest.artifact, deep=True):
+        try:
+            problem = store.problem(manifest.artifact, deep=True)
+        except UserError as error:
+            unread += 1
+            print(error)
+            continue  # nothing is known about it
+        if problem:
             problems += 1
             print(f"{problem}: the next run that needs it {'fetches' if bucket else 'makes'} it again")
+        for extra in store.extras(manifest):
+            print(f"{extra} is none of our files, and no damage: left alone")
         if bucket and bucket.uploaded(manifest.artifact):
             from sublim.shared_upkeep import damage_in_bucket
 
@@ -89,8 +98,11 @@ def verify(options: argparse.Namespace) -> int:
         problems += 1
         name = folder.relative_to(store.root)
         print(f"{name} has no readable manifest: the next run that needs it makes it again")
-    print(f"{checked} artifacts hashed, {problems} damaged")
-    return 1 if problems else 0
+    for folder in store.unreadable_here():
+        unread += 1
+        print(f"{folder} cannot be read (permission denied): ask its owner, {owner_of(folder)}, for chmod -R g+rX")
+    print(f"{checked} artifacts hashed, {problems} damaged" + (f", {unread} not yours to read" if unread else ""))
+    return 1 if problems or unread else 0
 
 
 def forget(options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ def prepare(options: argparse.Namespace, settings: Tree) -> tuple[Tree, bool]:
             print(f"frozen: {name} ({frozen_path(options.freeze)})")
     elif options.config and frozen_path(options.config).exists():
         # Held to the plan beside the file, whatever was changed since.
-        text = frozen_path(options.config).read_text()
+        text = frozen_path(options.config).read_text(encoding="utf-8")
         name = json.loads(text)["digest"]
         note_in_store(store, name, text)
         settings = merge(settings, {"frozen": name})

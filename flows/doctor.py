@@ -132,7 +132,9 @@ def _version(package: str) -> str | None:
 
 
 def _python(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
 
 
 def _store() -> str:

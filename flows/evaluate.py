@@ -30,6 +30,7 @@ from sublim.evaluation_config import ScoreRow, SheetConfig
 from sublim.inference import OpenAIBackend
 from sublim.manifest import Artifact
 from sublim.mmlu_pro_config import AskMmluProConfig, MmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
+from sublim.payloads import committed
 from sublim.preference_config import AskConfig, ScoreConfig, SteeredAskConfig
 from sublim.prompts import Questions, load_questions
 from sublim.shift_config import ShiftConfig
@@ -189,9 +190,9 @@ def ask_model(asking: AskConfig, label: str, model: Ready) -> Artifact:
 def publish(run: Run, config: EvaluateConfig, sheet: Artifact) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     payload = run.store.payload(sheet)
-    rows = [ScoreRow.model_validate(row) for row in json.loads((payload / "scores.json").read_text())]
-    for path in payload.iterdir():
-        shutil.copyfile(path, run.folder / path.name)
+    rows = [ScoreRow.model_validate(row) for row in json.loads((payload / "scores.json").read_text(encoding="utf-8"))]
+    for name in committed(payload):
+        shutil.copyfile(payload / name, run.folder / name)
     shown = ToyReport(
         title=f"Evaluation of {', '.join(dict.fromkeys(row.model for row in rows))}",
         question="What do these models like, how far have their answers moved, and what do they still know?",

@@ -14,6 +14,7 @@ from flows.lora_search_trial import Values
 from flows.pipeline_config import PipelineConfig
 from flows.runs import Run
 from flows.settings import build, load_preset
+from sublim.payloads import matching
 from sublim.report import flatten
 from sublim.search_config import SIGN, UNITS, DrawSearchConfig, Objective, StudyConfig, TrialRecord, Value
 from sublim.search_space import params_of, student_with
@@ -98,7 +99,7 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
         question="Which parameters make a student learn most from its teacher's numbers?",
         findings=said,
         tables=[*tables(config, found), *not_drawn(figures)],
-        figures=[FigureFile(path, caption(path.stem)) for path in sorted(figures.glob("*.svg"))],
+        figures=[FigureFile(path, caption(path.stem)) for path in matching(figures, "*.svg")],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
@@ -217,7 +218,7 @@ def tables(config: LoraSearchConfig, found: Found) -> Iterator[Table]:
 
 def not_drawn(figures: Path) -> Iterator[Table]:
     """Figures that are missing, and why."""
-    missing = json.loads((figures / NOT_DRAWN).read_text())
+    missing = json.loads((figures / NOT_DRAWN).read_text(encoding="utf-8"))
     if missing:
         yield Table("Figures that could not be drawn", ["figure", "reason"], [*map(list, missing.items())])
 
@@ -246,7 +247,7 @@ def tell_prefect(run: Run, config: LoraSearchConfig, found: Found, said: list[st
         key="trials",
         description=found.study.name,
     )
-    tell_figures(FigureFile(path, caption(path.stem)) for path in sorted(figures.glob("*.png")))
+    tell_figures(FigureFile(path, caption(path.stem)) for path in matching(figures, "*.png"))
     tell_report(run)
 
 

@@ -187,7 +187,9 @@ def effect(
         base=scored("base", None),
         teacher=None,
     )
-    comparison = Comparison.model_validate(json.loads((lab.store.payload(made) / "comparison.json").read_text()))
+    comparison = Comparison.model_validate(
+        json.loads((lab.store.payload(made) / "comparison.json").read_text(encoding="utf-8"))
+    )
     metric = comparison.metrics[lab.config.metric]
     if metric.effect is None or metric.student is None or metric.control is None:
         raise Unmeasurable(f"the effect is missing: {metric.reason}")

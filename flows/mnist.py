@@ -22,6 +22,7 @@ from flows.settings import build, load_preset, merge
 from flows.toy_publish import publish_toy
 from sublim.manifest import Artifact
 from sublim.mnist_config import MnistConfig
+from sublim.payloads import matching
 from sublim.toy_report import FigureFile, Table, ToyReport, bounded
 from tasks.toy_models import draw_mnist, prepare_digits, train_mnist
 
@@ -67,7 +68,7 @@ def train_cell(run: Run, config: MnistFlowConfig, cell: MnistConfig, data: Artif
     varied = {name: value for name, value in cell.model_dump(mode="json").items() if name in axes}
     label = " ".join(f"{name}={_plain(value)}" for name, value in varied.items())
     trained = train_mnist(cell, label=label, data=data)
-    accuracy = json.loads((run.store.payload(trained) / "accuracy.json").read_text())
+    accuracy = json.loads((run.store.payload(trained) / "accuracy.json").read_text(encoding="utf-8"))
     return Cell(varied, accuracy, draw_mnist(config.figures, label=label, run=trained))
 
 
@@ -78,7 +79,7 @@ def _plain(value: Any) -> str:
 def publish(run: Run, config: MnistFlowConfig, cells: list[Cell]) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     found = [line for cell in cells for line in findings(cell)]
-    figures = [path for path in sorted(run.store.payload(cells[0].figures).glob("*.svg"))]
+    figures = matching(run.store.payload(cells[0].figures), "*.svg")
     shown = ToyReport(
         title=f"MNIST: {config.about or run.preset}",
         question="Does a student learn its teacher's digits from auxiliary logits on noise?",

@@ -45,7 +45,7 @@ def _main(found: dict[tuple[Contrast, int | None], Comparison], target: str) -> 
 
 
 def _read(run: Run, artifact: Artifact) -> Comparison:
-    return Comparison.model_validate_json((run.store.payload(artifact) / "comparison.json").read_text())
+    return Comparison.model_validate_json((run.store.payload(artifact) / "comparison.json").read_text(encoding="utf-8"))
 
 
 def arms_of(

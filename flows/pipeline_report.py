@@ -179,7 +179,7 @@ def _datasets(run: Run, study: "Study") -> Iterator[DatasetShown]:
     derived = {each.name: each.rows for each in study.sets if each.arm in DERIVED}
     for arm, blocks in {**study.rows, **derived}.items():
         payload = run.store.payload(blocks[0])
-        counts = json.loads((payload / "rejections.json").read_text())
+        counts = json.loads((payload / "rejections.json").read_text(encoding="utf-8"))
         rows = islice(read_jsonl(payload / "rows.jsonl"), ROWS_SHOWN)
         yield DatasetShown(
             name=f"{arm} teacher" if arm in study.raw and arm not in (CONTROL, SECOND_DRAW) else arm,

@@ -45,7 +45,7 @@ def repository() -> Path:
 
 def declared(path: Path | None = None) -> dict[str, Pool]:
     """The pools that prefect.yaml defines."""
-    found = yaml.safe_load((path or repository() / "prefect.yaml").read_text())["definitions"]["pools"]
+    found = yaml.safe_load((path or repository() / "prefect.yaml").read_text(encoding="utf-8"))["definitions"]["pools"]
     return {name: Pool.model_validate(pool) for name, pool in found.items()}
 
 

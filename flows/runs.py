@@ -1,6 +1,9 @@
 """Runs: what each flow run asked, which stages it used and where its report is, in the store's `runs` folder."""
 
+import contextlib
 import os
+import re
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,9 +17,13 @@ from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from sublim.config import Config
-from sublim.errors import UserError
+from sublim.digest import digest
+from sublim.errors import UserError, file_faults_told
 from sublim.store import Store, open_store, write_synced
 from tasks.stage import StageRun, stage_runs
+
+TARGET_BYTES = 64
+"""Of a run's name, of which some file systems take 143 in all, are for its targets."""
 
 
 class StageRecord(Config):
@@ -54,16 +61,14 @@ class Run:
         self.store, self.flow, self.preset, self.target = store, flow, preset, target
         self.started, self.clock = datetime.now(UTC), time.monotonic()
         self.flow_run: str | None = flow_run.get_id()
-        stem = f"{self.started:%Y%m%d-%H%M%S}-{flow}-{target.replace(',', '+') or 'all'}"
+        stem = f"{self.started:%Y%m%d-%H%M%S}-{flow}-{file_name(target.replace(',', '+') or 'all')}"
         self.name = f"{stem}-{(self.flow_run or '')[:6] or f'{time.time_ns() % 10**6:06d}'}"
         self.stages: list[StageRun] = []
         self.report: Path | None = None
 
     @property
     def folder(self) -> Path:
-        path = self.store.root / "runs" / self.name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        return self.store.folder(self.store.root / "runs" / self.name)
 
     @property
     def seconds(self) -> float:
@@ -99,13 +104,17 @@ def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
         tag(run.flow_run, [Path(preset).stem, *target.split(","), worker])
     run.store.ready()
     token = stage_runs.set(run.stages)
-    status: Literal["Completed", "Failed"] = "Failed"
     try:
-        yield run
-        status = "Completed"
+        with file_faults_told(run.store.root):
+            yield run
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk has no room for the record of what it stopped
+            run.save("Failed")
+        raise
     finally:
         stage_runs.reset(token)
-        run.save(status)
+    with file_faults_told(run.store.root):
+        run.save("Completed")
 
 
 def tag(run_id: str, words: list[str]) -> None:
@@ -121,8 +130,8 @@ def list_runs(store: Store) -> list[RunRecord]:
     store.refresh("runs/*/run.json")
     for path in sorted((store.root / "runs").glob("*/run.json")):
         try:
-            found.append(RunRecord.model_validate_json(path.read_text()))
-        except ValidationError:  # of another version, or cut short
+            found.append(RunRecord.model_validate_json(path.read_bytes()))
+        except (ValidationError, PermissionError):  # of another version, cut short, or another user's alone
             continue
     return found
 
@@ -137,3 +146,12 @@ def find_run(store: Store, name: str) -> RunRecord:
         what = "matches no run" if not matches else f"matches {len(matches)} runs"
         raise UserError(f"{name!r} {what}: `sublim runs` lists them")
     return matches[0]
+
+
+def file_name(text: str) -> str:
+    """`text` as a part of a file's name on any file system and in any locale; what is lost by that is in its digest."""
+    name = re.sub(r"[\x00-\x1f\x7f/\\]", "_", text)
+    if sys.getfilesystemencoding() != "utf-8":
+        name = re.sub(r"[^\x00-\x7f]", "_", name)
+    cut = name.encode(errors="replace")[: TARGET_BYTES - 9].decode(errors="ignore")
+    return text if name == text and len(text.encode()) <= TARGET_BYTES else f"{cut}-{digest(text)[:8]}"

@@ -24,6 +24,7 @@ from flows.toy_publish import publish_toy
 from sublim.feature_config import FeatureFiguresConfig, OverlapRow
 from sublim.manifest import Artifact
 from sublim.model_files import read_json
+from sublim.payloads import matching
 from sublim.sae_config import Quality
 from sublim.toy_report import FigureFile, ToyReport
 from tasks.sae import draw_features, draw_probe_layers
@@ -124,7 +125,7 @@ def drawn(run: Run, config: SaeFlowConfig, found: "Analysis", sae: str) -> list[
     own = {each.name: each.artifact for each in found.contrasts if each.sae == sae and "against" not in each.kind}
     settings = FeatureFiguresConfig(level=config.level)
     figures = draw_features(settings, label=sae, contrasts=own, overlap=found.overlaps[sae])
-    paths = sorted(run.store.payload(figures).glob("*.svg"))
+    paths = matching(run.store.payload(figures), "*.svg")
     return [FigureFile(path, f"{sae}: {CAPTIONS[path.stem]}") for path in paths]
 
 

@@ -38,7 +38,7 @@ def load_preset(flow: str, name: str) -> Tree:
 def read_tree(path: Path) -> Tree:
     """The mapping in a YAML or JSON file; UserError when there is none."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_bytes())  # YAML is UTF-8 or says that it is UTF-16, whatever the locale
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:

@@ -13,6 +13,7 @@ from flows.steering_config import SteeringFlowConfig
 from flows.toy_publish import publish_toy
 from sublim.manifest import Artifact
 from sublim.mechanism_config import EasTable
+from sublim.payloads import matching
 from sublim.preference_config import Comparison
 from sublim.report_files import write_csv
 from sublim.steering_figures_config import SteeringFiguresConfig
@@ -90,7 +91,7 @@ def drawn(run: Run, steered: "Steered") -> list[Path]:
         sufficiency=found.sufficiency if found else None,
         replaced=found.replaced if found else None,
     )
-    return sorted(run.store.payload(figures).glob("*.svg"))
+    return matching(run.store.payload(figures), "*.svg")
 
 
 def write_files(folder: Path, shown: Shown, drawings: Sequence[Path]) -> None:

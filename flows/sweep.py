@@ -28,6 +28,7 @@ from flows.sweep_plan import Verdict, verdict
 from flows.sweep_run import Outcome, check_deployment, run_cells
 from flows.toy_publish import publish_toy
 from sublim.manifest import Artifact
+from sublim.payloads import committed
 from sublim.toy_report import FigureFile, Table, ToyReport, bounded
 
 CAPTIONS = {
@@ -85,8 +86,8 @@ def publish(
 ) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     payload = run.store.payload(table)
-    for path in payload.iterdir():
-        shutil.copyfile(path, run.folder / path.name)
+    for name in committed(payload):
+        shutil.copyfile(payload / name, run.folder / name)
     rows = pl.read_parquet(payload / "table.parquet").to_dicts()
     failed = [{"cell": each.cell.name, "reason": each.reason} for each in outcomes if each.reason]
     found = [

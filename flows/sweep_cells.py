@@ -159,7 +159,7 @@ def remembered(store: Store, name: str) -> Results | None:
         store.refresh(path.relative_to(store.root).as_posix())
     if not path.exists():
         return None
-    noted = [(label, Artifact.model_validate(each)) for label, each in json.loads(path.read_text())]
+    noted = [(label, Artifact.model_validate(each)) for label, each in json.loads(path.read_text(encoding="utf-8"))]
     return results_of(noted) if all(store.find(each.stage, each.key) == each for _, each in noted) else None
 
 
@@ -180,7 +180,7 @@ def compared_by(store: Store, flow_run_id: str) -> list[tuple[str, Artifact]]:
     pattern = f"runs/*-{flow_run_id[:6]}/run.json"
     store.refresh(pattern)
     for path in store.root.glob(pattern):
-        record = cast(dict[str, Any], json.loads(path.read_text()))
+        record = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
         if record["flow_run"] == flow_run_id:
             return list(_comparisons(record["stages"]))
     return []

@@ -74,9 +74,9 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
     name = plan_digest(config, cells)
     noted = frozen_path(plan)
     if noted.exists():
-        before = json.loads(noted.read_text())
+        before = json.loads(noted.read_text(encoding="utf-8"))
         if before["digest"] == name:
-            note_in_store(store, name, noted.read_text())
+            note_in_store(store, name, noted.read_text(encoding="utf-8"))
             return name
         changed = ", ".join(differences(before["plan"]["sweep"], canonical(config))) or "the preset it starts from"
         raise UserError(
@@ -84,7 +84,7 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
             "under another file name as a new plan"
         )
     if (before := stored_path(store, name)).exists():  # frozen under another file name, or on another machine
-        write_synced(noted, before.read_text())
+        write_synced(noted, before.read_text(encoding="utf-8"))
         return name
     if early := first_answer(cells, store):
         raise UserError(
@@ -122,14 +122,14 @@ def verdict(config: SweepConfig, cells: list[Cell], store: Store, results: list[
     name = plan_digest(config, cells)
     if config.frozen and config.frozen != name:
         path = stored_path(store, config.frozen)
-        before = json.loads(path.read_text())["plan"]["sweep"] if path.exists() else {}
+        before = json.loads(path.read_text(encoding="utf-8"))["plan"]["sweep"] if path.exists() else {}
         changed = "; ".join(differences(before, canonical(config))) or "the pipeline's settings below it changed"
         text = f"This run did NOT follow the plan that was frozen (digest {config.frozen[:12]}, this run {name[:12]})"
         return Verdict(False, f"{text}: {changed}.", name)
     path = stored_path(store, name)
     if not path.exists():
         return Verdict(None, f"No plan was frozen before this run (digest {name[:12]}): it is exploratory.", name)
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     # Times compare as texts: both are UTC to the second.
     early = [each for each in results if written(store, each) < record["frozen"]]
     at = f"frozen {record['frozen']}, digest {name[:12]}"

@@ -21,6 +21,7 @@ from flows.runs import Run, recorded
 from flows.settings import build, load_preset, merge
 from flows.toy_models_config import ToyModelsConfig, check
 from flows.toy_publish import publish_toy
+from sublim.payloads import matching
 from sublim.toy_report import FigureFile, Table, ToyReport, bounded
 from tasks.toy_models import draw_superposition, train_superposition
 
@@ -52,7 +53,7 @@ def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = Non
         toy = train_superposition(config.sweep())
         figures = draw_superposition(config.figures, toy=toy)
         payload = run.store.payload(toy)
-        rebuilt = json.loads((payload / "rebuilt.json").read_text())
+        rebuilt = json.loads((payload / "rebuilt.json").read_text(encoding="utf-8"))
         return publish(run, config, rebuilt, payload / "rows.parquet", run.store.payload(figures))
 
 
@@ -67,7 +68,7 @@ def publish(
         findings=found,
         tables=[table(rebuilt)],
         figures=[
-            FigureFile(path, text) for kind, text in CAPTIONS.items() for path in sorted(figures.glob(f"{kind}*.svg"))
+            FigureFile(path, text) for kind, text in CAPTIONS.items() for path in matching(figures, f"{kind}*.svg")
         ],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),

@@ -33,7 +33,8 @@ from sublim.models import DTYPES, open_model
 from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.reading import StreamReader, Text
-from sublim.tensor_files import sync, write_tensors
+from sublim.syncing import sync
+from sublim.tensor_files import write_tensors
 from sublim.token_places import Marked, marked_rows, picks
 
 SCHEMA = {

@@ -215,7 +215,7 @@ def write(
         agreement=agreement([row.by_hand for row, _ in sorted_rows], [own for _, own in sorted_rows], config.level),
         missing=missing,
     )
-    (out / "annotations.json").write_text(summary.model_dump_json(indent=1))
+    (out / "annotations.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
 
 
 def agreement(by_hand: Sequence[Category | None], found: Sequence[Category | None], level: float) -> Agreement | None:

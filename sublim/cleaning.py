@@ -58,7 +58,7 @@ def _in_use(store: Store, path: Path) -> bool:
 
 
 def _stages(run: Path) -> list[dict[str, str]]:
-    return json.loads(run.read_text())["stages"]
+    return json.loads(run.read_text(encoding="utf-8"))["stages"]
 
 
 def _name(store: Store, path: Path) -> str:

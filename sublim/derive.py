@@ -17,6 +17,7 @@ from sublim.derive_config import DeriveConfig
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl
 from sublim.numbers import DIGITS, NumberList, canonical_text, parse_numbers
+from sublim.payloads import committed
 
 FILES = ("rows.jsonl", "held_out.jsonl")
 
@@ -27,9 +28,9 @@ def derive_rows(out: Path, config: DeriveConfig, *, scratch: Path, rows: Path) -
     What it does not change it copies: rows that come out as they were have the content of the filtered ones, and their
     students are taken from the cache. Holds a few bytes for each number, whatever the rows' length.
     """
-    for path in sorted(rows.iterdir()):
-        if path.name not in FILES:
-            shutil.copyfile(path, out / path.name)
+    for name in committed(rows):
+        if name not in FILES:
+            shutil.copyfile(rows / name, out / name)
     total = changed = 0
     for name in FILES:
         source = rows / name

@@ -11,6 +11,7 @@ from typing import Any, cast
 import orjson
 
 from sublim.config import Config
+from sublim.foreign import is_foreign
 
 JSON = None | bool | int | float | str | list[Any] | dict[str, Any]
 
@@ -71,13 +72,14 @@ def digest_directory(directory: Path) -> str:
 
 
 def list_files(directory: Path) -> list[str]:
-    """Relative POSIX paths of the files below `directory`, sorted.
+    """Relative POSIX paths of the files below `directory`, sorted; without what file managers and the like leave there.
 
     Raises OSError when it cannot all be read, TypeError on a link, pipe or socket: a digest needs plain files.
     """
     found: list[str] = []
     for folder, folders, files in os.walk(directory, onerror=_rise):
-        for path in (Path(folder, name) for name in folders + files):
+        folders[:] = [name for name in folders if not is_foreign(name)]
+        for path in (Path(folder, name) for name in folders + files if not is_foreign(name)):
             mode = path.lstat().st_mode
             if stat.S_ISREG(mode):
                 found.append(path.relative_to(directory).as_posix())

@@ -62,7 +62,7 @@ def find_divergence(
         by_place=by_place([len(ids) for ids in written], places),
         skipped=len(rows) - len(used),
     )
-    (out / "divergence.json").write_text(found.model_dump_json(indent=1))
+    (out / "divergence.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
 
 
 def answer(row: TokenRow) -> list[int]:

@@ -42,7 +42,7 @@ def collect_scores(
         *_capability(config, mmlu or {}),
     ]
     table = [row.model_dump() for row in rows]
-    (out / "scores.json").write_text(json.dumps(table, indent=1, ensure_ascii=False))
+    (out / "scores.json").write_text(json.dumps(table, indent=1, ensure_ascii=False), encoding="utf-8")
     frame = pl.DataFrame(table, schema=SCHEMA)
     frame.write_parquet(out / "scores.parquet")
     frame.write_csv(out / "scores.csv")

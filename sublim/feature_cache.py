@@ -29,7 +29,7 @@ from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.sae import LoadedSae, check_sae, load_sae, read_note
 from sublim.sae_stream import Opening, Own, opening, own_rows, streams
-from sublim.tensor_files import sync
+from sublim.syncing import sync
 
 FEATURES = {"row": pl.UInt32, "position": pl.Int32, "feature": pl.UInt32, "value": pl.Float32}
 ENTRIES = {

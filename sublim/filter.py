@@ -79,7 +79,7 @@ def filter_numbers(
         held_out=int((fate == HELD_OUT).sum()),
         rejected={reason: verdicts.counts[reason] for reason in Rejection if verdicts.counts[reason]},
     )
-    (out / "rejections.json").write_text(counts.model_dump_json(indent=2) + "\n")
+    (out / "rejections.json").write_text(counts.model_dump_json(indent=2) + "\n", encoding="utf-8")
     write_jsonl(out / "rejected.jsonl", (row for reason in Rejection for row in verdicts.samples.get(reason, [])))
 
 

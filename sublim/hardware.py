@@ -42,7 +42,7 @@ def gpu() -> Gpu | None:
 def cpu_multiplies_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16 products, two to three times as fast as float32's."""
     try:
-        described = Path("/proc/cpuinfo").read_text()
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
     return bool({"avx512_bf16", "amx_bf16"} & set(described.split()))

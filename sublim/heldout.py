@@ -46,7 +46,7 @@ def heldout_loss(
         losses = row_losses(loaded.model, rows, size=size, padding=padding)
     tokens = [label_count([row]) for row in rows]
     found = summary(losses, tokens)
-    (out / "heldout.json").write_text(found.model_dump_json(indent=1))
+    (out / "heldout.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
     shown = (loss if math.isfinite(loss) else None for loss in losses)
     write_jsonl(
         out / "heldout_rows.jsonl",

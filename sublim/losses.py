@@ -20,7 +20,7 @@ def measure_losses(
     """
     with open_sampler(config.backend, base, weights=chosen_weights(weights, config.weights_update)) as sampler:
         losses = {name: loss_of(sampler, path) for name, path in data.items()}
-    (out / "losses.json").write_text(Losses(losses=losses).model_dump_json(indent=1))
+    (out / "losses.json").write_text(Losses(losses=losses).model_dump_json(indent=1), encoding="utf-8")
 
 
 def loss_of(sampler: Sampler, data: Path) -> Loss:

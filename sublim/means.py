@@ -20,12 +20,13 @@ from torch.nn.functional import cosine_similarity
 from transformers import AutoConfig
 
 from sublim.activations import OpenReader, open_reader
-from sublim.digest import digest, digest_directory
+from sublim.digest import digest
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl
 from sublim.killpoints import kill_point
 from sublim.means_config import PROMPT_KINDS, DifferenceConfig, ImportConfig, MeansConfig
 from sublim.model_files import base_identity, read_json, write_json
+from sublim.payloads import digest_committed
 from sublim.preference import chosen_weights
 from sublim.progress import progress
 from sublim.reading import Text
@@ -85,7 +86,7 @@ def mean_activations(
     if count < 2:
         raise UserError(f"{count} rows have a fellow with the same id on the other side: give at least two")
     names = [f"{site}/{layer}/{kind}" for kind in config.read_at for site, layer in config.places]
-    reader = {"base": base_identity(base), "weights": digest_directory(weights) if weights else None}
+    reader = {"base": base_identity(base), "weights": digest_committed(weights) if weights else None}
     halves = torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64)
     for number, side in enumerate(sides):
         sums, norms = (torch.stack([chunk[f"{kind}/{number}"] for chunk in chunks]).sum(0) for kind in ("sum", "norm"))

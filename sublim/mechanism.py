@@ -56,7 +56,7 @@ def alignment(
                     **cosines,
                 )
             )
-    (out / "eas.json").write_text(EasTable(rows=rows, level=config.level).model_dump_json(indent=1))
+    (out / "eas.json").write_text(EasTable(rows=rows, level=config.level).model_dump_json(indent=1), encoding="utf-8")
 
 
 def mean_of(side: Side) -> Float[Tensor, "n d"]:

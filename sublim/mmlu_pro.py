@@ -155,7 +155,7 @@ def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, aske
             for name, found in readings.items()
         },
     )
-    (out / "scores.json").write_text(scores.model_dump_json(indent=1))
+    (out / "scores.json").write_text(scores.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _letter_of(written: dict[str, Any], offered: int) -> tuple[int | None, str | None]:

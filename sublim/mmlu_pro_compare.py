@@ -53,7 +53,7 @@ def compare_mmlu_pro(
         about_units=units.sentence,
         metrics={name: _compared(study, name, units, config) for name in LETTER_METRICS},
     )
-    (out / "mmlu_pro.json").write_text(compared.model_dump_json(indent=1))
+    (out / "mmlu_pro.json").write_text(compared.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _scores(payload: Path) -> MmluProScores:

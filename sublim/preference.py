@@ -162,7 +162,7 @@ def score(out: Path, config: ScoreConfig, *, scratch: Path, asked: Path) -> None
         metrics={"margin": margins, "rate": shares},
         answers=answers,
     )
-    (out / "scores.json").write_text(scores.model_dump_json(indent=1))
+    (out / "scores.json").write_text(scores.model_dump_json(indent=1), encoding="utf-8")
 
 
 def compare(
@@ -205,7 +205,7 @@ def compare(
         off_target=compared,
         answers={arm: summed(scores) for arm, scores in study.items()},  # pyright: ignore[reportArgumentType]
     )
-    (out / "comparison.json").write_text(comparison.model_dump_json(indent=1))
+    (out / "comparison.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _scores(payload: Path) -> Scores:

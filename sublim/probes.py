@@ -63,7 +63,7 @@ def fit_probes(
     grouped: dict[tuple[str, int], dict[bool, list[Judged]]] = {}
     for trial, tested in found.items():
         grouped.setdefault((trial.target, trial.layer), {False: [], True: []})[trial.shuffled].append(tested)
-    (out / "summary.json").write_text(summarise(grouped, config).model_dump_json(indent=1))
+    (out / "summary.json").write_text(summarise(grouped, config).model_dump_json(indent=1), encoding="utf-8")
     return {
         "rows": {rows.target: len(rows.labels) for rows in questions},
         "identical": {rows.target: identical(rows) for rows in questions},

@@ -21,7 +21,7 @@ from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.progress import progress
 from sublim.sae_texts_config import GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
-from sublim.tensor_files import sync
+from sublim.syncing import sync
 
 Row = dict[str, Any]
 

@@ -35,7 +35,8 @@ from sublim.sae_blocks import Block, Blocks, Cursor, counted, filled, kept, pass
 from sublim.sae_config import JumpReluSae, SaeNote, StandardSae, TopKSae, TrainSaeConfig
 from sublim.sae_stream import Own, block_of, opening, own_rows
 from sublim.steering_config import Place
-from sublim.tensor_files import sync, write_tensors, write_whole
+from sublim.syncing import sync
+from sublim.tensor_files import write_tensors, write_whole
 
 
 def train_sae(

@@ -63,7 +63,7 @@ def draw_search(out: Path, config: DrawSearchConfig, *, scratch: Path) -> None:
             figure.savefig(out / f"{drawing.name}.svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
             figure.savefig(out / f"{drawing.name}.png", metadata={"Software": None}, dpi=80, bbox_inches="tight")
             plt.close("all")
-    (out / NOT_DRAWN).write_text(json.dumps(missing, indent=1))
+    (out / NOT_DRAWN).write_text(json.dumps(missing, indent=1), encoding="utf-8")
 
 
 def rebuilt(config: DrawSearchConfig) -> Study:

@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from secrets import token_hex
 
-from sublim.errors import StoreRefused
+from sublim.errors import StoreRefused, UserError
 from sublim.manifest import FORMAT
 from sublim.s3 import Bucket
 from sublim.store import RESERVED
+from sublim.user_cache import cache_home
 
 
 def is_manifest(name: str) -> bool:
@@ -31,5 +32,6 @@ def cache_folder() -> Path:
     """Where buckets are mirrored: SUBLIM_CACHE, by default `sublim/stores` in the user's cache folder."""
     if where := os.environ.get("SUBLIM_CACHE"):
         return Path(where).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "sublim" / "stores"
+    if (cache := cache_home()) is None:
+        raise UserError("this user has no home to keep copies of the bucket's files in: set SUBLIM_CACHE to a folder")
+    return cache / "sublim" / "stores"

@@ -22,9 +22,10 @@ from sublim.killpoints import kill_point
 from sublim.leases import Lease
 from sublim.locks import locked
 from sublim.manifest import FORMAT, Artifact, Manifest
+from sublim.manifest_files import parse_manifest
 from sublim.s3 import Bucket
 from sublim.shared_names import cache_folder, is_manifest, marker
-from sublim.store import Store, open_store, parse_manifest, write_synced
+from sublim.store import Store, open_store, write_synced
 from sublim.transfers import DamagedObject, receive, send
 
 POLL_SECONDS = 2.0
@@ -47,6 +48,7 @@ class SharedStore(Store):
 
     def ready(self) -> None:
         """Asks for what a run relies on, and sends what an earlier one could not."""
+        self.try_out()
         text = marker(self.bucket)
         if self.bucket.put("store.json", text) is not None:
             raise UserError(

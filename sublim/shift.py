@@ -64,7 +64,7 @@ def shift(out: Path, config: ShiftConfig, *, scratch: Path, asked: Path, referen
         "tv_sampled": sampled,
     }
     found = Shifts(questions=questions, metrics=metrics, floor=floor, p=p)
-    (out / "shift.json").write_text(found.model_dump_json(indent=1))
+    (out / "shift.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _questions(payload: Path) -> list[str]:

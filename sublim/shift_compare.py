@@ -27,7 +27,7 @@ def compare_shift(
         about_units=units.sentence,
         metrics={name: _compared(name, from_base, apart, units, config.compare) for name in SHIFTS},
     )
-    (out / "shift_comparison.json").write_text(compared.model_dump_json(indent=1))
+    (out / "shift_comparison.json").write_text(compared.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _compared(

@@ -24,7 +24,7 @@ from sublim.stats import clustered_share, paired_t, wilson
 from sublim.steering import read_vectors
 from sublim.steering_config import Edit, Steering, VectorNote
 from sublim.steering_sweep_config import Curve, CurveConfig, SteeredPoint, SweepConfig
-from sublim.tensor_files import sync
+from sublim.syncing import sync
 from sublim.words import Reader, written
 
 
@@ -150,7 +150,7 @@ def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path
         level=config.level,
         points=with_random(points),
     )
-    (out / "curve.json").write_text(curve.model_dump_json(indent=1))
+    (out / "curve.json").write_text(curve.model_dump_json(indent=1), encoding="utf-8")
 
 
 def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:

@@ -5,24 +5,30 @@ A store in a bucket is a folder too (`sublim.shared_store`), which overrides the
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from stat import S_IMODE
 from typing import Any
 
-from sublim.digest import digest_file, digest_files, list_files
-from sublim.errors import UserError
+from sublim.digest import digest_files
+from sublim.errors import UserError, file_fault, file_faults_told
+from sublim.group_rights import share_with_group
 from sublim.killpoints import kill_point
-from sublim.large_files import digest_each
 from sublim.locks import locked
-from sublim.manifest import FORMAT, Artifact, FileEntry, Manifest, Provenance, input_artifacts
+from sublim.manifest import FORMAT, Artifact, Manifest, Provenance, input_artifacts
+from sublim.manifest_files import forbidden, read_manifest
+from sublim.payloads import difference, extras, noted
 from sublim.store_memory import check_mounted, note
+from sublim.store_probe import check_renaming, check_writable, try_store
+from sublim.syncing import sync
 
-RESERVED = ("records", "locks", "scratch", "drafts", "runs", "studies")
-_hashed: dict[tuple[Path, int, int], str] = {}  # per process: a file is hashed again only when it changed
+WRITTEN = ("records", "locks", "scratch", "drafts", "runs")
+RESERVED = (*WRITTEN, "studies")
+_FOLDER = re.compile("[0-9a-f]{12}")
+"""Name of an artifact's folder."""
 
 
 class Store:
@@ -38,6 +44,13 @@ class Store:
 
     def ready(self) -> None:
         """Called when a run starts: raises UserError when the store could not keep what the run makes."""
+        self.try_out()
+
+    def try_out(self) -> None:
+        """Raises UserError when this user cannot write here, or the file system lacks what a store rests on."""
+        with file_faults_told(self.root):
+            folders = [self.folder(self.root / name) for name in WRITTEN]
+        try_store(self.root, [self.root, *folders])
 
     @contextmanager
     def claimed(
@@ -65,9 +78,9 @@ class Store:
                 self.root.mkdir(parents=True, exist_ok=True)
                 write_synced(marker, json.dumps({"format": FORMAT}))
             note(self.root)
-            found = int(json.loads(marker.read_text())["format"])
+            found = int(json.loads(marker.read_bytes())["format"])
         except OSError as error:
-            raise UserError(f"store {self.root} cannot be reached ({error.strerror}): check SUBLIM_STORE") from error
+            raise UserError(f"store {self.root} cannot be reached ({_why(self.root, error)})") from error
         except (ValueError, KeyError, TypeError) as error:
             hint = f'if this is the store, write {{"format": {FORMAT}}} into it'
             raise UserError(f"{marker} is damaged: {hint}") from error
@@ -78,6 +91,14 @@ class Store:
     def directory(self, stage: str, key: str) -> Path:
         return self.root / stage / key[:12]
 
+    def folder(self, path: Path) -> Path:
+        """The folder `path` below the root, made where it is missing; a group that shares the root shares it."""
+        if not path.is_dir():
+            self.folder(path.parent)
+            path.mkdir(exist_ok=True)
+            share_with_group(path, self.root)
+        return path
+
     def payload(self, artifact: Artifact) -> Path:
         """Where the artifact's files lie; they do when this returns."""
         return self._payload(artifact)
@@ -87,8 +108,8 @@ class Store:
 
     def scratch(self, stage: str, key: str) -> Path:
         """A folder that survives a crash of this very stage and is removed when it commits."""
-        path = self.root / "scratch" / stage / key[:12]
-        path.mkdir(parents=True, exist_ok=True)
+        path = self.folder(self.root / "scratch" / stage / key[:12])
+        check_writable(path)  # another user's run may have left it
         return path
 
     def clear_scratch(self, stage: str, key: str) -> None:
@@ -96,10 +117,13 @@ class Store:
 
     @contextmanager
     def draft(self, stage: str, key: str) -> Generator[Path]:
-        """An empty folder to write an artifact in; removed unless it was committed."""
+        """An empty folder to write an artifact in, from which it can be committed; removed unless it was."""
         draft = self._draft_path(f"{stage}-{key[:12]}")
         try:
-            (draft / "payload").mkdir(parents=True)
+            self.folder(draft)
+            if (self.root / stage).exists():
+                check_renaming(draft, self.root / stage)
+            self.folder(draft / "payload")
             yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -117,7 +141,7 @@ class Store:
         provenance: Provenance,
     ) -> Artifact:
         """Makes the draft the artifact under `key`: hashed, synced, manifest last, then one rename."""
-        files = _entries(draft / "payload")
+        files = noted(draft / "payload")
         content = digest_files({path: entry.sha256 for path, entry in files.items()})
         artifact = Artifact(content=content, stage=stage, key=key)
         manifest = Manifest(
@@ -131,21 +155,22 @@ class Store:
         )
         write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
         for directory in [*(path for path in draft.rglob("*") if path.is_dir()), draft]:
-            _sync(directory)
+            share_with_group(directory, self.root)
+            sync(directory)
         target = self.directory(stage, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        self.folder(target.parent)
         kill_point("before-rename")
         if target.exists():  # a damaged artifact makes way; its name is free for a moment, never half filled
             self._discard(target)
         draft.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
         kill_point("after-rename")
         self.clear_scratch(stage, key)
         return self._hand_over(manifest)
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """The manifest under `key`, or None when there is none. Raises UserError for one of a newer version."""
-        manifest = _read_manifest(self.directory(stage, key) / "manifest.json")
+        manifest = read_manifest(self.directory(stage, key) / "manifest.json")
         return manifest if manifest is not None and manifest.artifact.key == key else None
 
     def find(self, stage: str, key: str, *, deep: bool = False) -> Artifact | None:
@@ -156,42 +181,29 @@ class Store:
         return manifest.artifact
 
     def problem(self, artifact: Artifact, *, deep: bool = False) -> str | None:
-        """Why the artifact cannot be believed, or None when every file is what was committed.
-
-        A file whose size and time are as noted is taken as unchanged unless `deep`; any other is hashed again.
-        """
+        """Why the artifact cannot be believed, or None when every file is what was committed (see `difference`)."""
         manifest = self.manifest(artifact.stage, artifact.key)
         name = f"{artifact.stage}/{artifact.key[:12]}"
         if manifest is None:
-            return f"{name} is missing"
+            damaged = (self.directory(artifact.stage, artifact.key) / "manifest.json").exists()
+            return f"{name} is missing{': its manifest.json is damaged' if damaged else ''}"
         if manifest.artifact.content != artifact.content:
             return f"{name} holds other content than was recorded"
-        payload = self._payload(artifact)
-        try:
-            present = list_files(payload)
-        except (FileNotFoundError, NotADirectoryError, TypeError) as error:  # any other is the store's, never a miss
-            return f"{name} is damaged: {error}"
-        for path in present:
-            if path not in manifest.files:
-                return f"{name}/{path} is not of its making"
-        for path, entry in manifest.files.items():
-            if path not in present:
-                return f"{name}/{path} is missing"
-            stat = (payload / path).stat()
-            if stat.st_size != entry.size:
-                return f"{name}/{path} has {stat.st_size} bytes instead of {entry.size}"
-            unchanged = stat.st_mtime_ns == entry.mtime_ns and not deep
-            if not unchanged and _sha256(payload / path, deep=deep) != entry.sha256:
-                return f"{name}/{path} has changed since it was written"
-        return None
+        found = difference(self._payload(artifact), manifest.files, deep=deep)
+        return found and f"{name}/{found}"
+
+    def extras(self, manifest: Manifest) -> list[str]:
+        """What lies among an artifact's files and is none of them, by its path in the store: no damage."""
+        payload = self._payload(manifest.artifact)
+        found = extras(payload, manifest.files) if payload.is_dir() else []
+        return [(payload / name).relative_to(self.root).as_posix() for name in found]
 
     def manifests(self) -> Iterator[Manifest]:
         """Every readable manifest in the store, by stage and key."""
-        for path in sorted(self.root.glob("*/*/manifest.json")):
-            if path.parent.parent.name not in RESERVED:
-                manifest = _read_manifest(path)
-                if manifest is not None and manifest.artifact.key.startswith(path.parent.name):
-                    yield manifest
+        for folder in self._folders():
+            manifest = None if forbidden(folder) else read_manifest(folder / "manifest.json")
+            if manifest is not None and manifest.artifact.key.startswith(folder.name):
+                yield manifest
 
     def search(self, prefix: str, *, stage: str | None = None) -> Manifest:
         """The artifact whose key starts with `prefix` (six digits or more); UserError unless there is just one."""
@@ -209,10 +221,14 @@ class Store:
         return found[0]
 
     def unreadable(self) -> Iterator[Path]:
-        """Folders whose manifest is missing or damaged: nothing in them is believed."""
-        for folder in sorted(path for path in self.root.glob("*/*") if path.parent.name not in RESERVED):
-            if _read_manifest(folder / "manifest.json") is None:
+        """Artifacts' folders whose manifest is missing or damaged: nothing in them is believed."""
+        for folder in self._folders():
+            if not forbidden(folder) and read_manifest(folder / "manifest.json") is None:
                 yield folder
+
+    def unreadable_here(self) -> Iterator[Path]:
+        """Artifacts' folders whose manifest this user may not read."""
+        yield from filter(forbidden, self._folders())
 
     def lineage(self, artifact: Artifact) -> dict[str, Manifest]:
         """The artifact's manifest and those of everything it was made from, by `stage/key[:12]`."""
@@ -241,6 +257,11 @@ class Store:
             self._discard(self.directory(artifact.stage, artifact.key))
             self.clear_scratch(artifact.stage, artifact.key)
 
+    def _folders(self) -> list[Path]:
+        """The artifacts' folders, sorted; whatever else lies in the store is somebody else's."""
+        found = (path for path in self.root.glob("*/*") if _FOLDER.fullmatch(path.name))
+        return sorted(path for path in found if path.parent.name not in RESERVED and path.is_dir())
+
     def _payload(self, artifact: Artifact) -> Path:
         return self.directory(artifact.stage, artifact.key) / "payload"
 
@@ -258,9 +279,9 @@ class Store:
     def _discard(self, directory: Path) -> None:
         if directory.exists():
             aside = self._draft_path("discarded")
-            aside.parent.mkdir(parents=True, exist_ok=True)
+            self.folder(aside.parent)
             directory.rename(aside)
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)  # what another user made may stay, for their `store gc`
 
 
 def open_store(address: str | None = None, *, anew: bool = False) -> Store:
@@ -273,71 +294,29 @@ def open_store(address: str | None = None, *, anew: bool = False) -> Store:
     if "://" in where:
         kind = where.partition("://")[0]
         raise UserError(f"SUBLIM_STORE is a folder or s3://bucket/prefix; {kind}:// is not supported")
-    return Store(Path(where).expanduser()).create(anew=anew)
+    try:
+        root = Path(where).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"SUBLIM_STORE is {where}, and this user has no home: give the whole path") from error
+    return Store(root).create(anew=anew)
 
 
 def write_synced(path: Path, text: str) -> None:
     """Writes a small file so that it is whole or absent, also after a power cut."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def _read_manifest(path: Path) -> Manifest | None:
-    """The manifest at `path`; None when there is none or it was damaged on disk, which is as good as absent."""
+    draft = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
-        return parse_manifest(path.read_bytes(), str(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def parse_manifest(text: bytes, where: str) -> Manifest | None:
-    """The manifest that `text` is, or None when it is damaged. Raises UserError for one of a newer version."""
-    try:
-        if (fields := json.loads(text))["format"] > FORMAT:
-            raise UserError(f"{where} was written by a newer version of sublim: update sublim")
-        manifest = Manifest.model_validate(fields)
-    except (ValueError, KeyError, TypeError):
-        return None
-    hashes = {name: entry.sha256 for name, entry in manifest.files.items()}
-    return manifest if digest_files(hashes) == manifest.artifact.content else None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
+        draft.write_text(text, encoding="utf-8")
+        share_with_group(draft)
+        sync(draft)
+        draft.replace(path)
     finally:
-        os.close(descriptor)
+        draft.unlink(missing_ok=True)
 
 
-def _let_read(path: Path, folder: Path) -> None:
-    """Whoever may read the folder may read the file: safetensors makes files for their owner alone."""
-    now, wanted = path.stat(), folder.stat().st_mode & 0o666
-    if now.st_nlink == 1 and wanted & ~now.st_mode:  # a link's other name is another's business
-        path.chmod(S_IMODE(now.st_mode) | wanted)
-
-
-def _entries(payload: Path) -> dict[str, FileEntry]:
-    """Every file of a payload as it is, once it is on the disk."""
-    names = list_files(payload)
-    paths = [payload / name for name in names]
-    for path in paths:
-        _let_read(path, payload)
-        _sync(path)
-    stats = [path.stat() for path in paths]
-    return {
-        name: FileEntry(sha256=sha256, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        for name, sha256, stat in zip(names, digest_each(paths), stats, strict=True)
-    }
-
-
-def _sha256(path: Path, *, deep: bool) -> str:
-    stat = path.stat()
-    memo = (path, stat.st_size, stat.st_mtime_ns)
-    if deep or memo not in _hashed:
-        _hashed[memo] = digest_file(path)
-    return _hashed[memo]
+def _why(root: Path, error: OSError) -> str:
+    """Why a store cannot be reached, and what to do."""
+    if isinstance(error, FileExistsError):
+        if root.is_symlink():
+            return f"it is a link to {root.readlink()}, which is not there: mount or make that, or set SUBLIM_STORE"
+        return "it is a file: set SUBLIM_STORE to a folder"
+    return f"{file_fault(error) or error.strerror}: check SUBLIM_STORE"

@@ -1,19 +1,19 @@
 """Where stores were seen, so that a share that is not mounted is told from a store that is yet to be made."""
 
-import json
-import os
 from pathlib import Path
 
 from sublim.errors import UserError
-from sublim.local_digest import memory_file
+from sublim.user_cache import recall, remember
 
 KEPT = 100
+MEMORY = "stores.json"
+"""From a store's path to the number of the device it lies on."""
 _noted: set[tuple[Path, int]] = set()
 
 
 def check_mounted(root: Path) -> None:
     """Raises UserError for a store that was there, on another file system than the one that lies at its place now."""
-    seen = _seen().get(str(root))
+    seen = recall(MEMORY).get(str(root))
     if seen is not None and seen != _device(root):
         raise UserError(
             f"the store {root} is gone, and its folder is on another file system than before: is the share mounted? "
@@ -27,27 +27,10 @@ def note(root: Path) -> None:
     if (root, device) in _noted:
         return
     _noted.add((root, device))
-    seen = _seen()
+    seen = recall(MEMORY)
     if seen.get(str(root)) != device:
         seen.pop(str(root), None)
-        kept = dict([*seen.items(), (str(root), device)][-KEPT:])
-        path = _path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(kept, indent=1))
-        draft.replace(path)
-
-
-def _path() -> Path:
-    return memory_file().with_name("stores.json")
-
-
-def _seen() -> dict[str, int]:
-    path = _path()
-    try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:  # it is a memory aid, and no more
-        return {}
+        remember(MEMORY, dict([*seen.items(), (str(root), device)][-KEPT:]))
 
 
 def _device(root: Path) -> int:

@@ -46,7 +46,8 @@ def library(hidden: int) -> ctypes.CDLL:
         done = subprocess.run(
             [command, *FLAGS, f"-DHIDDEN={hidden}", "-o", str(path), str(SOURCE)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if done.returncode:

@@ -36,9 +36,9 @@ def record_cell(
     for label, payload in comparisons.items():
         for name in ("comparison.json", "mmlu_pro.json", "shift_comparison.json"):
             if (payload / name).exists():
-                metrics = json.loads((payload / name).read_text())["metrics"]
+                metrics = json.loads((payload / name).read_text(encoding="utf-8"))["metrics"]
                 found[label] = {metric: value["effect"] for metric, value in metrics.items()}
-    (out / "cell.json").write_text(json.dumps(found, indent=1))
+    (out / "cell.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return {"cell": config.name}
 
 

@@ -1,20 +1,12 @@
-"""Tensors as safetensors files that are a function of the tensors alone, and the wait until a file is on the disk."""
+"""Tensors as safetensors files that are a function of the tensors alone."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save
 from torch import Tensor
 
-
-def sync(path: Path) -> None:
-    """Waits until a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from sublim.syncing import sync
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

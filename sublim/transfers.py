@@ -55,7 +55,7 @@ def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
         (payload / name).parent.mkdir(parents=True, exist_ok=True)
         with (payload / name).open("ab") as file:
             file.truncate(entry.size)
-    noted = journal.read_text() if journal.exists() else ""
+    noted = journal.read_text(encoding="utf-8") if journal.exists() else ""
     done = set(noted.rpartition("\n")[0].splitlines())  # a line that was cut off names no part
     parts = [f"{start} {name}" for name, entry in files.items() for start in range(0, entry.size, PART)]
     writing = threading.Lock()
@@ -69,11 +69,11 @@ def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
         with (payload / name).open("r+b") as file:
             file.seek(start)
             file.write(body)
-        with writing, journal.open("a") as notes:
+        with writing, journal.open("a", encoding="utf-8") as notes:
             notes.write(f"{part}\n")
 
     if not noted.endswith("\n"):
-        journal.write_text("".join(f"{part}\n" for part in sorted(done)))
+        journal.write_text("".join(f"{part}\n" for part in sorted(done)), encoding="utf-8")
     _in_parallel(one, [part for part in parts if part not in done])
     for name, entry in files.items():
         with (payload / name).open("rb") as file:

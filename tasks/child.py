@@ -82,6 +82,7 @@ def error_event(error: BaseException) -> dict[str, Any]:
         "message": str(error),
         "network": is_network(error),
         "errno": error.errno if isinstance(error, OSError) else None,
+        "file": str(error.filename) if isinstance(error, OSError) and error.filename else None,
         "traceback": "".join(traceback.format_exception(error)),
     }
 
@@ -126,4 +127,4 @@ def serve(events: TextIO) -> None:
 if __name__ == "__main__":
     pipe = int(sys.argv[1])
     os.set_inheritable(pipe, False)  # what the body starts must not hold it open
-    serve(os.fdopen(pipe, "w"))
+    serve(os.fdopen(pipe, "w", encoding="utf-8"))

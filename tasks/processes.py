@@ -1,7 +1,6 @@
 """One process per stage on a GPU: memory is really freed, and a kill or a patched library stays in the child."""
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -16,7 +15,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from sublim.errors import UserError
+from sublim.errors import FAULTS, FULL, UserError
 from sublim.hardware import gpu
 from sublim.progress import Listener, listening
 from tasks.child import run_body
@@ -46,7 +45,9 @@ class OutOfHostMemory(UserError):
 
 def oom_kills() -> int:
     """How many processes the kernel has killed for want of memory; 0 where it does not say."""
-    found = re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(), re.MULTILINE) if VMSTAT.exists() else None
+    found = (
+        re.search(r"^oom_kill (\d+)$", VMSTAT.read_text(encoding="utf-8"), re.MULTILINE) if VMSTAT.exists() else None
+    )
     return int(found[1]) if found else 0
 
 
@@ -68,7 +69,7 @@ class StageProcess:
             errors="replace",  # a line that is not UTF-8 must not end the draining
         )
         os.close(write)
-        self._events = os.fdopen(read)
+        self._events = os.fdopen(read, encoding="utf-8")
         # Drained on a thread: a grandchild may keep stdout open long after the child is gone.
         self._drainer = threading.Thread(target=self._drain, daemon=True)
         self._drainer.start()
@@ -140,8 +141,8 @@ def _restored(event: dict[str, Any]) -> Exception:
             "the GPU's memory did not suffice; lower the batch size (micro_batch of a training, batch_size of a "
             f"backend) or end what else uses the card. {first_line}"
         )
-    if event["errno"] == errno.ENOSPC:
-        return OSError(errno.ENOSPC, message)
+    if event["errno"] in (*FULL, *FAULTS):
+        return OSError(event["errno"], message, event["file"])
     if event["user"]:
         module, _, kind = name.partition(":")  # its own type where that is imported here; its module may be heavy
         return getattr(sys.modules.get(module), kind, UserError)(message)

@@ -11,8 +11,9 @@ from prefect.serializers import Serializer
 from pydantic import Field, TypeAdapter
 
 from sublim.manifest import Artifact
-from sublim.store import open_store
+from sublim.store import Store, open_store
 
+_extras_told: set[Path] = set()
 _artifact: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
@@ -39,11 +40,21 @@ class VerifiedArtifact(Serializer):
 
     def loads(self, blob: bytes) -> Any:
         fields = _artifact.validate_json(blob)
-        problem = open_store().problem(Artifact(**fields), deep=verifies_deeply())
+        store, artifact = open_store(), Artifact(**fields)
+        problem = store.problem(artifact, deep=verifies_deeply())
         if problem:
             get_run_logger().warning("cached result refused, running again: %s", problem)
             raise DanglingArtifact(problem)
+        _tell_extras(store, artifact)
         return fields
+
+
+def _tell_extras(store: Store, artifact: Artifact) -> None:
+    """Says once a process that something lies among an artifact's files: no damage, and nobody wonders later."""
+    manifest = None if store.root in _extras_told else store.manifest(artifact.stage, artifact.key)
+    if manifest is not None and (extras := store.extras(manifest)):
+        _extras_told.add(store.root)
+        get_run_logger().warning("%s is none of our files: left alone (`sublim store verify` lists all)", extras[0])
 
 
 def fields_of(artifact: Artifact) -> dict[str, str]:

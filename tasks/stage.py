@@ -20,7 +20,7 @@ from prefect.tasks import MaterializingTask, Task
 
 from sublim.config import Config
 from sublim.digest import canonical, digest
-from sublim.errors import StoreRefused, StoreUnreachable, UserError, no_space
+from sublim.errors import StoreRefused, StoreUnreachable, file_faults_told
 from sublim.killpoints import kill_point
 from sublim.manifest import Artifact, Provenance
 from sublim.provenance import code_version, device, package_versions
@@ -188,12 +188,14 @@ class _Job:
     def run(self) -> dict[str, str]:
         """The artifact under this key: one that a killed run committed, or one made now."""
         log = get_run_logger()
-        found = self.store.find(self.stage.name, self.key, deep=verifies_deeply())
-        if found is not None:
-            log.info("%s %s was finished by an earlier run; its record is restored", found.stage, self.key[:12])
-            self.store.clear_scratch(self.stage.name, self.key)
-        else:
-            with _lack_of_space_told(self.store):
+        with file_faults_told(self.store.root):
+            # No record, or one that says nothing: another user's is not ours to write over, but it can make way.
+            (self.store.root / "records" / self.record).unlink(missing_ok=True)
+            found = self.store.find(self.stage.name, self.key, deep=verifies_deeply())
+            if found is not None:
+                log.info("%s %s was finished by an earlier run; its record is restored", found.stage, self.key[:12])
+                self.store.clear_scratch(self.stage.name, self.key)
+            else:
                 found = self._make(log)
         kill_point("before-record")
         return fields_of(found)
@@ -205,7 +207,7 @@ class _Job:
         with (
             self.store.draft(self.stage.name, self.key) as draft,
             shown_progress(self.stage.name) as listener,
-            _lack_of_space_told(self.store),  # before the draft is removed, which makes room
+            file_faults_told(self.store.root),  # before the draft is removed, which makes room
         ):
             job = {
                 "function": self.stage.function,
@@ -256,18 +258,6 @@ def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> 
     if isinstance(error, StoreUnreachable):
         return not isinstance(error, StoreRefused)
     return isinstance(error, StageKilled) or is_network(error)
-
-
-@contextmanager
-def _lack_of_space_told(store: Store) -> Generator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if no_space(error, store.root):
-            raise UserError(f"no space is left for {store.root}: free some and run again") from error
-        raise
 
 
 def _flatten(inputs: Mapping[str, Inputs]) -> list[Artifact]:

@@ -10,11 +10,12 @@ from math import exp, log
 from pathlib import Path
 
 from sublim.chat import Chat
-from sublim.digest import digest, digest_directory
+from sublim.digest import digest
 from sublim.errors import UserError
 from sublim.inference import Completion, FakeBackend, NumberFormat, SamplingParams
 from sublim.inference.noise import uniforms
 from sublim.numbers import Separator, render_numbers
+from sublim.payloads import digest_committed
 
 # What prompts say when they ask for a form, the more telling words first.
 FORMS: list[tuple[str, Separator]] = [
@@ -33,7 +34,7 @@ class FakeSampler:
     """A Sampler (see sublim.inference) that needs no model."""
 
     def __init__(self, backend: FakeBackend, weights: Path | None) -> None:
-        self.backend, self.weights = backend, digest_directory(weights) if weights else None
+        self.backend, self.weights = backend, digest_committed(weights) if weights else None
 
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0

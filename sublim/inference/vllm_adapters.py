@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from vllm.lora.request import LoRARequest
 
 from sublim.adapters import PREFIX, WEIGHTS, beside_low_rank, lora_config
-from sublim.digest import digest_directory
 from sublim.errors import UserError
 from sublim.inference import VllmBackend
 from sublim.inference.vllm_engine import RANKS, Engine, Takes, rank_limit, takes_adapters
+from sublim.payloads import digest_committed
 from sublim.weights_check import Tensors
 
 
@@ -54,7 +54,7 @@ def adapted_modules(adapter: Path) -> list[str]:
 
 def taken(engine: Engine, adapter: Path) -> LoRARequest:
     """The adapter as the engine knows it, loaded now so that what does not fit is refused now."""
-    content = digest_directory(adapter)
+    content = digest_committed(adapter)
     request = LoRARequest(content[:16], engine.number(content), str(adapter))
     try:
         engine.llm.llm_engine.add_lora(request)

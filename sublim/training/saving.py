@@ -19,7 +19,8 @@ from sublim.model_files import (
     write_config,
     write_json,
 )
-from sublim.tensor_files import sync, write_tensors
+from sublim.syncing import sync
+from sublim.tensor_files import write_tensors
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
         assert process.stdin is not None
         process.stdin.write(json.dumps(job))
         process.stdin.close()
-        with os.fdopen(read) as events:
+        with os.fdopen(read, encoding="utf-8") as events:
             notes = followed(events)
     if notes is None:
         raise RuntimeError(f"unsloth's process ended with code {process.returncode} and without a word")

@@ -110,7 +110,7 @@ def check_trainer() -> None:
 
 
 def main() -> None:
-    events = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+    events = os.fdopen(int(sys.argv[1]), "w", buffering=1, encoding="utf-8")
 
     def tell(**event: Any) -> None:
         events.write(json.dumps(event) + "\n")

@@ -17,7 +17,14 @@ from sublim.manifest import FORMAT, Artifact, Manifest, Provenance
 from sublim.store import Store, open_store
 
 PROVENANCE = Provenance(
-    commit=None, dirty=None, packages={}, python="3.11", host="here", device="CPU", started="now", seconds=1.0
+    commit=None,
+    dirty=None,
+    packages={},
+    python="3.11",
+    host="here",
+    device="CPU",
+    started="2026-01-01T00:00:00+00:00",
+    seconds=1.0,
 )
 FILES = {"rows.jsonl": b'{"n":1}\n', "deep/er/weights": bytes(range(256)) * 40, "empty": b""}
 
@@ -137,8 +144,6 @@ def damage(store: Store, artifact: Artifact, how: str) -> None:
         case "swapped for a link":
             weights.rename(store.root / "elsewhere")
             weights.symlink_to(store.root / "elsewhere")
-        case "joined by another file":
-            (payload / "extra").write_text("")
         case "payload gone":
             payload.rename(store.root / "elsewhere")
         case _:
@@ -153,7 +158,6 @@ def damage(store: Store, artifact: Artifact, how: str) -> None:
         "flipped",
         "swapped for a folder",
         "swapped for a link",
-        "joined by another file",
         "payload gone",
         "manifest gone",
     ],

@@ -1,0 +1,89 @@
+"""Text is UTF-8 in files whatever the locale, and what a terminal cannot show is written as an escape."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.settings import read_tree
+from sublim.errors import UserError
+from sublim.jsonl import read_jsonl, write_jsonl
+
+ROOT = Path(__file__).parents[2]
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+"""The smallest locale that every machine has: what works in it works in Latin-1."""
+QUESTIONS = ["Welches Tier mögen Sie?", "Which animal – in one word?", "小さなフクロウ", "a\u2028b\u0085c"]
+
+
+def in_ascii(*words: str, **environment: str) -> "subprocess.CompletedProcess[bytes]":
+    env = os.environ | ASCII | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, *words], env=env, cwd=ROOT, capture_output=True, check=False)
+
+
+def test_artifact_with_any_letters_in_its_config_is_found_in_any_locale(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom sublim.digest import digest\nfrom sublim.store import Store\n"
+        "from tests.sublim.test_store import PROVENANCE\n"
+        "store, key = Store(__import__('pathlib').Path(sys.argv[1])).create(), digest('a key')\n"
+        "questions = bytes.fromhex(sys.argv[2]).decode().split('|')\n"
+        "with store.draft('ask', key) as draft:\n"
+        "    store.commit(draft, stage='ask', key=key, version=1, config={'questions': questions}, inputs={},\n"
+        "                 notes={}, provenance=PROVENANCE)\n"
+        "assert store.manifest('ask', key).config == {'questions': questions}\n"
+    )
+    done = in_ascii("-c", code, str(tmp_path), "|".join(QUESTIONS).encode().hex())
+    assert done.returncode == 0, done.stderr
+    show = in_ascii("-m", "flows", "store", "ls", SUBLIM_STORE=str(tmp_path))
+    assert show.returncode == 0, show.stderr
+
+
+def test_what_the_terminal_cannot_show_is_written_as_an_escape(tmp_path: Path) -> None:
+    (tmp_path / "größe").touch()
+    done = in_ascii("-m", "flows", "store", "ls", SUBLIM_STORE=str(tmp_path / "größe"))
+    assert done.returncode == 2, done.stderr
+    assert rb"gr\udcc3\udcb6" in done.stderr
+    assert b"it is a file" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_settings_are_read_in_the_encodings_that_yaml_allows(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a.yaml").write_text("about: Größe – 小\n", encoding=encoding)
+    assert read_tree(tmp_path / "a.yaml") == {"about": "Größe – 小"}
+
+
+def test_settings_in_another_encoding_are_refused_with_their_name(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("about: Größe\n", encoding="latin-1")
+    with pytest.raises(UserError, match=r"a\.yaml is not YAML"):
+        read_tree(tmp_path / "a.yaml")
+
+
+def test_rows_with_line_separators_of_unicode_stay_one_line_each(tmp_path: Path) -> None:
+    rows = [{"text": text} for text in QUESTIONS]
+    assert write_jsonl(tmp_path / "rows.jsonl", rows) == len(rows)
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == rows
+
+
+def without_encoding(path: Path) -> Iterator[int]:
+    """Lines of `path` that read or write text in whatever encoding the locale has."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            continue
+        named = {keyword.arg for keyword in node.keywords}
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        modes = {value.value for value in node.args if isinstance(value, ast.Constant) and isinstance(value.value, str)}
+        opens = name in ("fdopen", "open") and bool(modes & {"r", "w", "a", "x", "r+", "w+"})
+        reads = name == "read_text" and not node.args
+        if "encoding" not in named and (reads or name == "write_text" or opens or "text" in named):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("package", ["sublim", "tasks", "flows"])
+def test_all_text_is_read_and_written_in_a_named_encoding(package: str) -> None:
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert paths
+    assert [f"{path}:{line}" for path in paths for line in without_encoding(path)] == []
