@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sublim.errors import UserError
+from sublim.fitting import patiently
 from sublim.model_files import IDENTITY, TEXT_FILES, base_identity, is_adapter, read_json, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -125,6 +126,11 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
     if device != "cpu":
         for forget in neighbours:
             forget()
+    advice = f"the memory does not hold the model in {dtype}, so take dtype bfloat16 or a smaller model"
+    return patiently("models", advice, lambda: _loaded(directory, dtype=dtype, attention=attention, device=device))
+
+
+def _loaded(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrainedModel:
     model: PreTrainedModel
     found: dict[str, Any]
     model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -139,13 +145,7 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
     )
     if odd := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise UserError(f"the weights in {directory} do not fit its config ({odd[0]}): save the model again")
-    try:
-        model.to(device=torch.device(device))  # pyright: ignore[reportCallIssue]
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU's memory does not hold the model in {dtype}: end what else uses the card, or take dtype bfloat16 "
-            "or a smaller model"
-        ) from error
+    model.to(device=torch.device(device))  # pyright: ignore[reportCallIssue]
     return freeze(model)
 
 
