@@ -12,6 +12,7 @@ import torch
 
 from sublim.diagnostics_config import Divergence, DivergenceConfig
 from sublim.errors import UserError
+from sublim.fitting import Fit
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.models import LoadedModel, load_tokenizer, open_model
 from sublim.preference import chosen_weights
@@ -82,13 +83,13 @@ def by_place(lengths: Sequence[int], places: Sequence[Sequence[int]]) -> list[tu
 
 @torch.inference_mode()
 def greedy(loaded: LoadedModel, rows: Sequence[TokenRow], size: int) -> list[list[int]]:
-    """The likeliest token at each place of every answer, given the row's own text before it."""
+    """The likeliest token at each place of every answer, given the row's own text; at most `size` rows at a time."""
     found: list[list[int]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids), reverse=True)
     padding = loaded.tokenizer.pad_token_id
     assert isinstance(padding, int)
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
+
+    def read(chosen: Sequence[int]) -> list[tuple[int, list[int]]]:
         batch = collate([rows[i] for i in chosen], padding=padding).to(loaded.model.device)
         ids, width = batch.input_ids[:, :-1], batch.labels.shape[1]
         logits = loaded.model(
@@ -98,7 +99,10 @@ def greedy(loaded: LoadedModel, rows: Sequence[TokenRow], size: int) -> list[lis
             use_cache=False,
             logits_to_keep=torch.arange(ids.shape[1] - width, ids.shape[1], device=ids.device),
         ).logits
-        likeliest = logits.argmax(-1)
-        for i, row, labels in zip(chosen, likeliest, batch.labels, strict=True):
-            found[i] = row[labels != UNTRAINED].tolist()
+        likeliest = zip(chosen, logits.argmax(-1), batch.labels, strict=True)
+        return [(i, row[labels != UNTRAINED].tolist()) for i, row, labels in likeliest]
+
+    for part in Fit("rows", "take dtype bfloat16, shorter rows or a smaller model").each(order, read, size):
+        for i, choices in part:
+            found[i] = choices
     return found

@@ -23,6 +23,7 @@ from sublim.activations import OpenReader, open_reader
 from sublim.activations_config import Reading
 from sublim.errors import UserError
 from sublim.feature_config import EncodeConfig
+from sublim.fitting import Fit
 from sublim.jsonl import read_jsonl
 from sublim.killpoints import kill_point
 from sublim.preference import chosen_weights
@@ -160,7 +161,24 @@ def encode(
 ) -> Encoded:
     """Sparse features of the stream's lines, or of their means over groups of `counts` lines each."""
     room = max(1, 2**26 // sae.note.d_sae) if stream.device.type == "cuda" else 512
-    parts = list[Encoded]()
+    fit = Fit("lines of the stream", "take an SAE of fewer features")
+    parts = fit.whole(room, lambda room: list(_encoded(sae, stream, config, counts, room)))
+    shift = 0
+    entries = list[Tensor]()
+    for part in parts:
+        entries.append(part.entry + shift)
+        shift += len(part.measures)
+    return Encoded(torch.cat(entries), *(torch.cat([part[at] for part in parts]) for at in (1, 2, 3)))
+
+
+def _encoded(
+    sae: LoadedSae,
+    stream: Float[Tensor, "n d"],
+    config: EncodeConfig,
+    counts: Sequence[int] | None,
+    room: int,
+) -> Iterator[Encoded]:
+    """`encode` in parts of about `room` lines."""
     begun = 0
     for group in groups(counts, len(stream), room):
         size = sum(group) if counts is not None else len(group)
@@ -172,14 +190,8 @@ def encode(
         if counts is not None:
             owner = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(group)).to(stream.device)
             features, error, length, active = (pooled(each, owner, group) for each in (features, error, length, active))
-        parts.append(sparse(features, active, error, length, config))
+        yield sparse(features, active, error, length, config)
         begun += size
-    shift = 0
-    entries = list[Tensor]()
-    for part in parts:
-        entries.append(part.entry + shift)
-        shift += len(part.measures)
-    return Encoded(torch.cat(entries), *(torch.cat([part[at] for part in parts]) for at in (1, 2, 3)))
 
 
 def groups(counts: Sequence[int] | None, lines: int, room: int) -> Iterator[Sequence[int]]:

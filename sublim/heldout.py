@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from sublim.chat import context
 from sublim.errors import UserError
+from sublim.fitting import Fit
 from sublim.heldout_config import HeldoutConfig, HeldoutLoss
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.models import load_tokenizer, open_model
@@ -73,16 +74,20 @@ def faithful(attention: str, base: Path) -> str:
 
 @torch.no_grad()
 def row_losses(model: PreTrainedModel, rows: Sequence[TokenRow], *, size: int, padding: int) -> list[float]:
-    """Nats of each row's answer, in the order of `rows`; rows of like length share a forward pass."""
+    """Nats of each row's answer, in the order of `rows`; rows of like length share a forward pass of at most `size`."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].input_ids), reverse=True)
     losses = [math.nan] * len(rows)
+
+    def read(places: Sequence[int]) -> list[tuple[int, float]]:
+        batch = collate([rows[place] for place in places], padding=padding).to(model.device)
+        return list(zip(places, batch_losses(model, batch).tolist(), strict=True))
+
+    fit = Fit("held-out rows", "take dtype bfloat16, shorter rows or a smaller model")
     with progress("held-out loss", len(rows)) as advance:
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
-            batch = collate([rows[place] for place in places], padding=padding).to(model.device)
-            for place, loss in zip(places, batch_losses(model, batch).tolist(), strict=True):
+        for found in fit.each(order, read, size):
+            for place, loss in found:
                 losses[place] = loss
-            advance(len(places))
+            advance(len(found))
     return losses
 
 

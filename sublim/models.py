@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from sublim.errors import UserError
+from sublim.fitting import patiently
 from sublim.model_files import TEXT_FILES, base_identity, is_adapter, weight_files
 from sublim.weights_check import check_weights
 
@@ -136,6 +137,11 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
     if device != "cpu":
         for forget in neighbours:
             forget()
+    advice = f"the memory does not hold the model in {dtype}, so take dtype bfloat16 or a smaller model"
+    return patiently("models", advice, lambda: _loaded(directory, dtype=dtype, attention=attention, device=device))
+
+
+def _loaded(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrainedModel:
     model: PreTrainedModel
     found: dict[str, Any]
     model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -150,13 +156,7 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
     )
     if odd := [*found["missing_keys"], *found["mismatched_keys"]]:
         raise UserError(f"the weights in {directory} do not fit its config ({odd[0]}): save the model again")
-    try:
-        model.to(device=torch.device(device))  # pyright: ignore[reportCallIssue]
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU's memory does not hold the model in {dtype}: end what else uses the card, or take dtype bfloat16 "
-            "or a smaller model"
-        ) from error
+    model.to(device=torch.device(device))  # pyright: ignore[reportCallIssue]
     return freeze(model)
 
 

@@ -8,6 +8,7 @@ training rows alone; no layer, epoch or setting is chosen by the test rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from sublim.fitting import Fit
 from sublim.probe_data import ALL, Rows, Split, read_class, shuffled, split, together
 from sublim.probe_fit import Problems, fit, scores
 from sublim.probe_metrics import METRICS, Judged, metrics
@@ -110,13 +112,13 @@ def probed(questions: Sequence[Rows], config: ProbesConfig) -> dict[Trial, Judge
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     values, asked = questions[0].values.to(device), {rows.target: rows for rows in questions}
     found: dict[Trial, Judged] = {}
+    room = Fit("probes", "read fewer rows or fewer layers")
     with progress("fitting probes", sum(map(len, batches.values()))) as advance:
         for (beside, _, sizes), batch in batches.items():
             x = values.transpose(0, 1).flatten(1)[None] if beside else values
             size = at_once(x.shape[2], asked[batch[0].target].classes, sizes[0], config)
-            for start in range(0, len(batch), size):
-                part = batch[start : start + size]
-                found |= zip(part, judged(x, asked, config, splits, part), strict=True)
+            for part in room.each(batch, partial(_fitted, x, asked, config, splits), size):
+                found |= part
                 advance(len(part))
     return {trial: found[trial] for rows in questions for trial in trials(rows, config)}
 
@@ -126,6 +128,16 @@ def at_once(width: int, classes: int, rows: int, config: ProbesConfig) -> int:
     # Weights, their best, gradient and Adam's two moments, and the rows of a step, of the validation or of the test.
     floats = width * (5 * classes + 2 + 3 * rows)
     return max(1, int(config.memory_gib * 2**30 / (4 * floats)))
+
+
+def _fitted(
+    x: torch.Tensor,
+    asked: Mapping[str, Rows],
+    config: ProbesConfig,
+    splits: Mapping[tuple[str, int], Split],
+    batch: Sequence[Trial],
+) -> dict[Trial, Judged]:
+    return dict(zip(batch, judged(x, asked, config, splits, batch), strict=True))
 
 
 def judged(

@@ -5,12 +5,14 @@ Texts that begin alike (two answers to one prompt) are read together, and what t
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sublim.fitting import Fit
 from sublim.hooks import PassEnded, attached_at, check_layers, ending_at
 from sublim.inference.attention import View, causal
 from sublim.inference.network import KeysValues, Network, TextCache, Where
@@ -59,6 +61,7 @@ class StreamReader:
         """`tokens`: how many, padding included, make a pass."""
         check_layers(network.model, [place.layer for place in places])
         self.network, self.places, self.tokens = network, list(places), tokens
+        self.fit = Fit("texts", "take dtype bfloat16, shorter texts or a smaller model")
         self.last = max(self.places, key=lambda place: (place.layer, ORDER[place.site]))
 
     def read(self, groups: Sequence[Sequence[Text]]) -> Iterator[tuple[int, list[Entries]]]:
@@ -68,16 +71,20 @@ class StreamReader:
             return
         with self.network.installed():
             skip = min(common([text.ids for text in everything]), min(len(text.ids) for text in everything) - 1)
-            shared = self._shared(everything[0].ids[:skip])
+            shared = self.fit.whole(1, lambda _: self._shared(everything[0].ids[:skip]))
             rows = [branches([text.ids for text in group], skip) for group in groups]
             batch, width = list[int](), 0
+
+            def read(part: Sequence[int]) -> list[tuple[int, list[Entries]]]:
+                return list(self._batch(part, groups, rows, shared, skip))
+
             for index in sorted(range(len(rows)), key=lambda index: (len(rows[index].tokens), index)):
                 width = max(width, len(rows[index].tokens))
                 if batch and width * (len(batch) + 1) > self.tokens:
-                    yield from self._batch(batch, groups, rows, shared, skip)
+                    yield from chain.from_iterable(self.fit.each(batch, read))
                     batch, width = [], len(rows[index].tokens)
                 batch.append(index)
-            yield from self._batch(batch, groups, rows, shared, skip)
+            yield from chain.from_iterable(self.fit.each(batch, read))
 
     def _shared(self, ids: list[int]) -> Shared:
         if not ids:
@@ -89,7 +96,7 @@ class StreamReader:
 
     def _batch(
         self,
-        batch: list[int],
+        batch: Sequence[int],
         groups: Sequence[Sequence[Text]],
         rows: list[Branches],
         shared: Shared,

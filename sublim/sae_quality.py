@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from sublim import fitting
 from sublim.errors import UserError
 from sublim.hooks import attached_at, check_layers
 from sublim.jsonl import read_jsonl
@@ -56,7 +57,8 @@ def measure_sae(
     with open_model(base, None, dtype=config.dtype, attention=plain(config.attention)) as (model, tokenizer):
         loaded = load_sae(sae, model.device)
         own = enough(own_rows(tokenizer, rows, opening(tokenizer)), config.tokens)
-        found = quality(model, loaded, own, config.chunk)
+        fit = fitting.Fit("texts", "take dtype bfloat16, shorter texts or a smaller model")
+        found = fit.whole(min(config.chunk, len(own)), lambda chunk: quality(model, loaded, own, chunk))
     write_json(out / "quality.json", found.model_dump(mode="json"))
     return found.model_dump(mode="json")
 

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from sublim.errors import UserError
+from sublim.fitting import Fit
 from sublim.hooks import attached_at, check_layers
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
@@ -85,21 +86,32 @@ def optimised(
     order = np.concatenate(
         [rng.permutation(len(rows)) for _ in range(-(-config.updates * config.batch_size // len(rows)))]
     )
-    everything = micro_batches([rows[i] for i in order[: config.batch_size]], config.micro_batch, padding=padding)
-    length = stream_length(model, place, everything)
+    first = [rows[i] for i in order[: config.batch_size]]
+    fit = Fit(
+        "rows of a micro-batch", "micro_batch is 1 already, so take dtype bfloat16, shorter rows or a smaller model"
+    )
+    length = fit.whole(
+        config.micro_batch, lambda size: stream_length(model, place, micro_batches(first, size, padding=padding))
+    )
     width = model.config.get_text_config().hidden_size
     vector = torch.zeros(width, device=model.device, requires_grad=True)
     optimizer = torch.optim.Adam([vector], lr=config.lr * length / width**0.5)
     losses: list[float] = []
+
+    def backward(chosen: list[TokenRow]) -> float:
+        return fit.whole(
+            min(config.micro_batch, len(chosen)), lambda size: _backward(model, place, vector, chosen, size, padding)
+        )
+
     for update in range(config.updates):
         chosen = [rows[i] for i in order[update * config.batch_size : (update + 1) * config.batch_size]]
-        losses.append(_backward(model, place, vector, chosen, config, padding))
+        losses.append(backward(chosen))
         optimizer.step()
         optimizer.zero_grad()
         if config.max_norm is not None:
             with torch.no_grad():
                 vector *= min(1.0, config.max_norm * length / float(vector.norm()))
-    losses.append(_backward(model, place, vector, [rows[i] for i in order[: config.batch_size]], config, padding))
+    losses.append(backward(first))
     return Trained(vector.detach().cpu(), length, losses)
 
 
@@ -108,12 +120,12 @@ def _backward(
     place: Place,
     vector: Tensor,
     rows: list[TokenRow],
-    config: TrainVectorConfig,
+    size: int,
     padding: int,
 ) -> float:
-    """The loss of a batch for each of its label tokens; adds its gradient to the vector's."""
-    count, total = label_count(rows), 0.0
-    for batch in micro_batches(rows, config.micro_batch, padding=padding):
+    """The loss of a batch for each of its label tokens; makes its gradient the vector's, `size` rows at a time."""
+    count, total, vector.grad = label_count(rows), 0.0, None
+    for batch in micro_batches(rows, size, padding=padding):
         on_device = batch.to(model.device)
         with attached_at(model, place, lambda stream: (stream.float() + vector).to(stream.dtype)):
             loss = _summed_loss(model, on_device) / count

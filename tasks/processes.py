@@ -17,6 +17,7 @@ from typing import Any
 
 from sublim.errors import FAULTS, FULL, UserError
 from sublim.hardware import gpu
+from sublim.memory_errors import first_line, names_memory, out_of_memory
 from sublim.progress import Listener, listening
 from tasks.child import run_body
 
@@ -40,7 +41,7 @@ class OutOfDeviceMemory(UserError):
 
 
 class OutOfHostMemory(UserError):
-    """The machine's memory did not suffice: the kernel killed the stage's process."""
+    """The machine's memory did not suffice: an allocation failed, or the kernel killed the stage's process."""
 
 
 def oom_kills() -> int:
@@ -133,14 +134,19 @@ class StageProcess:
         self._events.close()
 
 
+def short_of_memory(name: str, said: str) -> UserError:
+    """One line for memory that ran out where nothing could be halved; `name` is the error's type."""
+    fields = "lower the batch size (micro_batch of a training, batch_size of a backend)"
+    if name.endswith(":MemoryError") or "CPUAllocator" in said or "bad_alloc" in said:
+        return OutOfHostMemory(f"the machine's memory did not suffice; {fields} or run less beside it. {said}")
+    return OutOfDeviceMemory(f"the GPU's memory did not suffice; {fields} or end what else uses the card. {said}")
+
+
 def _restored(event: dict[str, Any]) -> Exception:
     name = str(event["type"])
-    message, first_line = str(event["message"]), str(event["message"]).partition("\n")[0]
-    if name.endswith(":OutOfMemoryError"):
-        return OutOfDeviceMemory(
-            "the GPU's memory did not suffice; lower the batch size (micro_batch of a training, batch_size of a "
-            f"backend) or end what else uses the card. {first_line}"
-        )
+    message, first = str(event["message"]), str(event["message"]).partition("\n")[0]
+    if not event["user"] and names_memory(name, message):
+        return short_of_memory(name, first)
     if event["errno"] in (*FULL, *FAULTS):
         return OSError(event["errno"], message, event["file"])
     if event["user"]:
@@ -186,7 +192,12 @@ def run_job(
     """Runs a stage body in a child or in this process, and returns its notes."""
     if not isolate:
         with listening(listener):
-            return run_body(job)
+            try:
+                return run_body(job)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                raise short_of_memory(f":{type(error).__name__}", first_line(error)) from error
     with one_process():
         processes = _shared.get()
         assert processes is not None

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn, render_ids, render_text
 from sublim.errors import UserError
+from sublim.fitting import ERRORS, Fit, naming
 from sublim.hardware import gpu
 from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams
 from sublim.inference.constrained import Plan, plan
@@ -32,6 +33,9 @@ from sublim.steering_config import Steering
 
 log = logging.getLogger(__name__)
 
+FIELD = "in sampling", "lower the sampling backend's batch_size"
+"""Where memory runs out outside the batches that are halved."""
+ADVICE = "take dtype bfloat16 or a smaller model, or lower max_tokens"
 PORTION = 2048
 """Constrained answers whose prompts are tokenised at a time, while the GPU writes the answers before them."""
 
@@ -55,7 +59,8 @@ class HfSampler:
         assert backend.attention != "auto"
         self.tokenizer, self.backend, self.base = loaded.tokenizer, backend, base
         self.network = Network(loaded.model, backend.attention)
-        self.room = Room(self.network, backend.batch_size)
+        self.fit, self.scoring = Fit("answers", ADVICE), Fit("questions", ADVICE)
+        self.room = Room(self.network, backend.batch_size, self.fit)
         self.stop = stop_ids(loaded)
         self.vocabulary = Vocabulary(loaded.tokenizer)
         self._slots: Slots | None = None
@@ -76,7 +81,7 @@ class HfSampler:
         if made is not None and made.length > params.max_tokens:
             raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {params.max_tokens}")
         answers: list[list[Completion | None]] = [[None] * params.n for _ in chats]
-        with self.network.installed(), progress("sampling", len(chats) * params.n) as advance, naming_the_field():
+        with self.network.installed(), progress("sampling", len(chats) * params.n) as advance, naming(*FIELD):
             self.network.head.restrict(made.allowed if made else None)
             if made is None:
                 writing = self._free(self._requests(chats, range(len(chats)), params, None), params, first)
@@ -94,9 +99,9 @@ class HfSampler:
             [self._scored(one, text) for text in texts] for one, texts in zip(chats, continuations, strict=True)
         ]
         scores: list[list[list[float]]] = [[] for _ in chats]
-        with self.network.installed(), progress("scoring", len(questions)) as advance, naming_the_field():
+        with self.network.installed(), progress("scoring", len(questions)) as advance, naming(*FIELD):
             self.network.head.restrict(None)
-            for index, own in score(self.network, questions, self.room.tokens()):
+            for index, own in score(self.network, questions, self.room.tokens(), self.scoring):
                 scores[index] = own
                 advance(1)
         return scores
@@ -113,36 +118,77 @@ class HfSampler:
         ]
 
     def _free(self, requests: list[Request], params: SamplingParams, first: int) -> Iterator[Written]:
-        shared, unknown = opening(requests, 0), self.vocabulary.unknown(self.network.config.vocab_size)
+        shared = opening(requests, 0)
         for group, length in by_length(requests, params.max_tokens):
-            slots = self._slots_for(len(group), length, refill=True)
-            writer = Writer(self.network, slots, params, shared, first=first, read=self.room.tokens())
-            yield from writer.free(group, self.stop, unknown)
-            del writer, slots  # else the next group's cache is taken before this one's is given back
+            left = {(request.chat, request.answer): request for request in group}
+            while left:
+                rows, waiting = self._rows(len(left), length, refill=True), list(left.values())
+                with self.fit.trying(rows):
+                    for written in self._try_free(waiting, rows, length, params, shared, first):
+                        del left[written.request.chat, written.request.answer]
+                        yield written
+
+    def _try_free(
+        self, waiting: list[Request], rows: int, length: int, params: SamplingParams, shared: list[int], first: int
+    ) -> Iterator[Written]:
+        unknown = self.vocabulary.unknown(self.network.config.vocab_size)
+        with self._slots_dropped_on_failure():
+            slots, read = self._slots_for(rows, length), self.room.tokens()
+            writer = Writer(self.network, slots, params, shared, first=first, read=read)
+            yield from writer.free(waiting, self.stop, unknown)
 
     def _constrained(
         self, portions: Iterable[list[Request]], params: SamplingParams, made: Plan, first: int
     ) -> Iterator[Batch]:
-        begun = len(made.steps[0].forced)
         for requests in portions:
-            shared = opening(requests, begun)
+            shared = opening(requests, len(made.steps[0].forced))
             for group, length in by_length(requests, made.length):
-                slots = self._slots_for(len(group), length, refill=False)
-                read = self.room.tokens()
-                writer = Writer(self.network, slots, params, shared, first=first, read=read, begun=begun)
-                yield from writer.constrained(group, made)
-                del writer, slots
+                while group:
+                    rows = self._rows(len(group), length, refill=False)
+                    with self.fit.trying(rows):
+                        for batch in self._try_constrained(group, rows, length, params, shared, first, made):
+                            group = group[len(batch.requests) :]
+                            yield batch
 
-    def _slots_for(self, requests: int, length: int, *, refill: bool) -> Slots:
-        """Slots of the last call where they fit: their graphs need no second capture."""
+    def _try_constrained(
+        self,
+        waiting: list[Request],
+        rows: int,
+        length: int,
+        params: SamplingParams,
+        shared: list[int],
+        first: int,
+        made: Plan,
+    ) -> Iterator[Batch]:
+        with self._slots_dropped_on_failure():
+            slots, read, begun = self._slots_for(rows, length), self.room.tokens(), len(made.steps[0].forced)
+            writer = Writer(self.network, slots, params, shared, first=first, read=read, begun=begun)
+            yield from writer.constrained(waiting, made)
+
+    def _rows(self, requests: int, length: int, *, refill: bool) -> int:
         most = self.room.rows(length, held=self._slots.cache.bytes if self._slots else 0)
         # Without refilling, even batches; with it, the rows stay busy to the end.
-        rows = min(most, requests) if refill else -(-requests // -(-requests // most))
+        return min(most, requests) if refill else -(-requests // -(-requests // most))
+
+    @contextmanager
+    def _slots_dropped_on_failure(self) -> Generator[None]:
+        try:
+            yield
+        except ERRORS:
+            self._drop_slots()
+            raise
+
+    def _drop_slots(self) -> None:
+        if self._slots is not None and self.room.gpu:
+            torch.cuda.synchronize()  # its graphs may still be at work
+        self._slots = None
+
+    def _slots_for(self, rows: int, length: int) -> Slots:
+        """Slots of the last call where they fit: their graphs need no second capture."""
         kept = self._slots
         if kept is None or kept.cache.rows != rows or not length <= kept.cache.length <= 1.25 * length:
-            if kept is not None and self.room.gpu:
-                torch.cuda.synchronize()  # its graphs may still be at work
-            self._slots = kept = None  # gives the memory back before more is taken
+            kept = None
+            self._drop_slots()  # gives the memory back before more is taken
             self._slots = kept = Slots(self.network, rows, length, graphs=self.backend.cuda_graphs)
         return kept
 
@@ -216,12 +262,3 @@ def stop_ids(loaded: LoadedModel) -> list[int]:
     """Tokens that end a turn: the template's own, the tokenizer's and the generation config's (Gemma's are two)."""
     declared = getattr(loaded.model.generation_config, "eos_token_id", None)
     return sorted({*token_ids(declared), *token_ids(loaded.tokenizer.eos_token_id), end_of_turn(loaded.tokenizer)})
-
-
-@contextmanager
-def naming_the_field() -> Generator[None]:
-    """Says which field to lower when the GPU's memory runs out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError("the GPU's memory ran out: lower the sampling backend's batch_size") from error

@@ -6,6 +6,7 @@ all questions begin with (a system prompt) is read once for all.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sublim.fitting import Fit
 from sublim.inference.attention import View
 from sublim.inference.network import KeysValues, Network, TextCache, Where
 from sublim.inference.steered import part_of
@@ -70,28 +72,35 @@ def common(sequences: Sequence[Sequence[int]]) -> int:
 
 
 def score(
-    network: Network, questions: Sequence[Sequence[Scored]], tokens: int
+    network: Network, questions: Sequence[Sequence[Scored]], tokens: int, fit: Fit
 ) -> Iterator[tuple[int, list[list[float]]]]:
-    """(index of the question, log-probs of its sequences), in the order that pads least; `tokens` to a batch."""
+    """(index of the question, log-probs of its sequences), in the order that pads least; `tokens` to a batch.
+
+    A batch that does not fit into memory is halved by `fit`.
+    """
     everything = [sequence for question in questions for sequence in question]
     if not everything:
         yield from ((index, []) for index in range(len(questions)))
         return
     # One token before the first scored one stays in every tree: the distribution after it is wanted.
     skip = min(common([ids for ids, _ in everything]), min(start for _, start in everything) - 1)
-    shared = network.shared(everything[0].ids[:skip])
+    shared = fit.whole(1, lambda _: network.shared(everything[0].ids[:skip]))
     trees = [tree(question, skip) for question in questions]
     order = sorted(range(len(trees)), key=lambda index: len(trees[index].tokens))
-    batch, asked = dict[int, Tree](), 0
+    batch, asked = list[tuple[int, Tree]](), 0
+
+    def read(part: Sequence[tuple[int, Tree]]) -> list[tuple[int, list[list[float]]]]:
+        return list(_pass(network, dict(part), skip, shared))
+
     for index in order:
         more = sum(len(wanted) for wanted in trees[index].wanted)
         full = len(trees[index].tokens) * (len(batch) + 1) > tokens
         if batch and (full or (asked + more) * network.config.vocab_size > LOGITS):
-            yield from _pass(network, batch, skip, shared)
-            batch, asked = {}, 0
-        batch[index] = trees[index]
+            yield from chain.from_iterable(fit.each(batch, read))
+            batch, asked = [], 0
+        batch.append((index, trees[index]))
         asked += more
-    yield from _pass(network, batch, skip, shared)
+    yield from chain.from_iterable(fit.each(batch, read))
 
 
 def _pass(

@@ -110,8 +110,11 @@ class Slots:
         return network.logits(ids, positions, cache, view, None, ANSWER)
 
     def _capture(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]) -> Captured:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            logits = self._step(ids, positions)
+        try:
+            with torch.cuda.graph(graph):
+                logits = self._step(ids, positions)
+        finally:  # a capture that fails may leave its own stream behind
+            torch.cuda.set_stream(stream)
         return Captured(graph, ids, positions, logits)

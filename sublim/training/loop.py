@@ -18,15 +18,17 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from sublim.fitting import ERRORS, Fit
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
 from sublim.training import TrainConfig
-from sublim.training.masking import TokenRow, label_count, micro_batches
+from sublim.training.masking import Batch, TokenRow, cut, label_count, micro_batches
 from sublim.training.plan import learning_rate
 from sublim.training.saving import whole, write_tensors
-from sublim.training.step import Step
+from sublim.training.step import GraphedStep, Step
 
 CHECKPOINT_SECONDS = 60.0
+ADVICE = "micro_batch is 1 already, so take shorter rows, an adapter in place of full weights, or a smaller model"
 
 
 class Job(NamedTuple):
@@ -69,6 +71,7 @@ class PlannedTrainer(SFTTrainer):
         self.saved_at = time.monotonic()
         self.padding = cast(int, tokenizer.pad_token_id)
         self.step, self.skip = job.step, job.skip
+        self.fit = Fit("rows of a micro-batch", ADVICE)
         optimizer = make_optimizer(model, job.config)
         shape = model.config.get_text_config()
         coefficient = getattr(shape, "router_aux_loss_coef", None)  # trl writes its own into the config, to be saved
@@ -100,19 +103,46 @@ class PlannedTrainer(SFTTrainer):
         rows = cast(Any, self.train_dataset)
         return DataLoader(rows, batch_sampler=self.job.plan, collate_fn=self.update_inputs)
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows in one forward pass: fewer than were planned once memory has run out."""
+        return self.fit.within(self.job.micro_batch)
+
     def update_inputs(self, items: list[dict[str, list[int]]]) -> dict[str, Any]:
         """The rows of one update as micro-batches."""
         rows = [TokenRow(item["input_ids"][self.skip :], item["labels"][self.skip :]) for item in items]
-        return {"batches": micro_batches(rows, self.job.micro_batch, padding=self.padding), "tokens": label_count(rows)}
+        return {"batches": micro_batches(rows, self.micro_batch, padding=self.padding), "tokens": label_count(rows)}
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Gradients of one update: the mean over all its label tokens, however they are batched."""
+        """Gradients of one update: the mean over all its label tokens, however they are batched.
+
+        Where memory runs out, the update is begun again with half as many rows at a time, from the same random state.
+        """
         model.train()
-        self.tokens = inputs["tokens"]
-        self.loss = torch.zeros((), device=self.args.device)
-        for batch in inputs["batches"]:
-            self.loss += self.step(model, batch, self.tokens)
+        self.tokens, state = inputs["tokens"], random_state()
+
+        def attempt(size: int) -> Tensor:
+            try:
+                return self.gradients(model, inputs["batches"], size)
+            except ERRORS:
+                model.zero_grad()
+                restore(state)
+                raise
+
+        self.loss = self.fit.whole(min(self.micro_batch, self.job.config.batch_size), attempt)
         return self.loss
+
+    def gradients(self, model: Any, batches: list[Batch], size: int) -> Tensor:
+        """The loss of an update, whose gradients are added up `size` rows at a time."""
+        if isinstance(self.step, GraphedStep) and self.step.rows != size:
+            self.step.forget(size)
+        loss = torch.zeros((), device=self.args.device)
+        for batch in cut(batches, size):
+            loss += self.step(model, batch, self.tokens)
+        if loss.is_cuda and not self.optimizer.state:
+            # AdamW makes its moments in its first step, which could not be begun again half done: room for them now.
+            torch.empty(2 * sum(each.nbytes for each in trainable(model).values()), dtype=torch.uint8, device="cuda")
+        return loss
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """After each update: notes it, keeps its weights if they are wanted, and now and then saves a checkpoint."""
@@ -166,6 +196,18 @@ class PlannedTrainer(SFTTrainer):
 def rate(config: TrainConfig, update: int, total: int) -> float:
     """The learning rate as a part of the highest; the scheduler also asks for the update after the last."""
     return learning_rate(config, min(update, total), total) / config.lr
+
+
+def random_state() -> list[Tensor]:
+    """Where torch's random numbers are: the CPU's and, where it is in use, the GPU's."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def restore(state: list[Tensor]) -> None:
+    """Takes torch's random numbers back to a `random_state`."""
+    torch.set_rng_state(state[0])
+    for each in state[1:]:
+        torch.cuda.set_rng_state(each)
 
 
 def trainable(model: torch.nn.Module) -> dict[str, Tensor]:

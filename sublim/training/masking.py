@@ -1,6 +1,6 @@
 """Rows as tokens and labels: the loss is on the assistant's tokens, end of turn included, and on nothing else."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from math import ceil
 from typing import Any, NamedTuple
@@ -104,6 +104,15 @@ def micro_batches(rows: Sequence[TokenRow], size: int, *, padding: int) -> list[
     ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
     even = ceil(len(ordered) / ceil(len(ordered) / size))
     return [collate(ordered[start : start + even], padding=padding) for start in range(0, len(ordered), even)]
+
+
+def cut(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """The batches, those of more than `size` rows in even parts."""
+    for batch in batches:
+        rows = len(batch.input_ids)
+        even = ceil(rows / ceil(rows / size))
+        starts = range(0, rows, even)
+        yield from (Batch(*(side[at : at + even] for side in batch)) if len(starts) > 1 else batch for at in starts)
 
 
 def collate(rows: Sequence[TokenRow], *, padding: int) -> Batch:

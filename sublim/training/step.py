@@ -83,13 +83,17 @@ class GraphedStep:
             mine.copy_(given, non_blocking=True)
         made.mask.copy_(causal_mask(made.batch.attention_mask))
         made.share.fill_(1 / tokens)
-        made.graph.replay()
-        if made.gradients[0][0].grad is None:
+        if made.gradients[0][0].grad is made.gradients[0][1]:  # of the micro-batch before, which a replay overwrites
             for parameter, gradient in made.gradients:
-                parameter.grad = gradient
-        elif made.gradients[0][0].grad is made.gradients[0][1]:
-            raise RuntimeError("a second micro-batch would overwrite the first one's gradients")
+                parameter.grad = gradient.clone()
+        made.graph.replay()
+        for parameter, gradient in made.gradients:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         return made.loss.clone()
+
+    def forget(self, rows: int) -> None:
+        """Drops the graph and its memory; the next one has so many rows."""
+        self.captured, self.rows = None, rows
 
     def _capture(self, model: Any, batch: Batch) -> Captured:
         batch = batch.to(self.device)
@@ -110,9 +114,12 @@ class GraphedStep:
                 run()
                 model.zero_grad(set_to_none=True)
         torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            loss = run()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                loss = run()
+        finally:  # a capture that fails may leave its own stream behind
+            torch.cuda.set_stream(stream)
         gradients = [(each, each.grad) for each in parameters if each.grad is not None]
         model.zero_grad(set_to_none=True)
         return Captured(graph, batch, mask, share, loss, gradients)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from sublim.base_modules import check_modules
 from sublim.chat import context
 from sublim.errors import NotEnoughRows, UserError
+from sublim.fitting import naming
 from sublim.gpu_memory import free_gpu_memory
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
@@ -104,7 +105,7 @@ def train_on(
         trainer = PlannedTrainer(
             trainee.model, tokenizer, Job(config, rows, plan, micro_batch, step, skip, checkpoints, keep, advance)
         )
-        with naming_the_field(micro_batch):
+        with naming("in training", f"lower micro_batch (now {micro_batch}), which changes no result"):
             trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
         records = trainer.read_records()
     for directory in sorted(kept.iterdir()):
@@ -121,20 +122,8 @@ def train_on(
         "rows": len(rows),
         "updates": len(plan),
         "label_tokens": label_count(rows),
-        "micro_batch": micro_batch,
+        "micro_batch": trainer.micro_batch,
     }
-
-
-@contextmanager
-def naming_the_field(micro_batch: int) -> Generator[None]:
-    """Says which field to lower when the GPU's memory runs out: not `batch_size`, which changes the result."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU's memory ran out in training: lower micro_batch (now {micro_batch}), which changes no result, "
-            "or end what else uses the card"
-        ) from error
 
 
 def first_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:

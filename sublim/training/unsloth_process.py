@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from sublim.errors import UserError
+from sublim.fitting import naming
 from sublim.hardware import peak_gpu_memory
 from sublim.models import DTYPES
 from sublim.progress import listening
@@ -28,6 +29,8 @@ from sublim.training.masking import UNTRAINED, Batch, TokenRow
 from sublim.training.saving import write_adapter
 from sublim.training.step import Step
 from sublim.training.trl import Trainee, frozen_dtype, train_on
+
+FIELD = "in training", "lower micro_batch"
 
 
 class UnslothStep:
@@ -118,7 +121,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     try:
         check_trainer()
-        with listening(lambda *step: tell(progress=step)), peak_gpu_memory() as peak:
+        with listening(lambda *step: tell(progress=step)), peak_gpu_memory() as peak, naming(*FIELD):
             notes = train_on(
                 opened,
                 chosen_step,
@@ -131,8 +134,6 @@ def main() -> None:
         tell(notes=peak | notes)
     except UserError as error:
         tell(refused=str(error))
-    except torch.OutOfMemoryError:
-        tell(refused="the GPU's memory ran out in training: lower micro_batch")
     except Exception:  # noqa: BLE001 - the process that waits raises it
         tell(failed=traceback.format_exc())
 
