@@ -15,6 +15,7 @@ from sublim.base_files import said
 from sublim.base_shape import quiet
 from sublim.base_small import VOCABULARY, small_models
 from sublim.errors import UserError
+from sublim.fitting import Fit
 from sublim.inference import SamplingParams
 from sublim.inference.attention import Kernel
 from sublim.inference.decode import Request, Writer
@@ -122,9 +123,9 @@ def sampled(model: PreTrainedModel, kernel: Kernel) -> list[Answered]:
     questions = [[Scored([*ids, 7, *tail], len(ids)) for tail in ([8, 9], [3])] for ids in asked]
     params = SamplingParams(max_tokens=WRITTEN, temperature=0.0)
     with network.installed():
-        scores = dict(score(network, questions, 1024))
+        scores = dict(score(network, questions, 1024, Fit("questions", ELSEWHERE)))
         writer = Writer(network, Slots(network, 2, 32, graphs=False), params, asked[0][:SHARED], first=0, read=1024)
-        written = list(writer.free([Request(place, 0, ids) for place, ids in enumerate(asked)], [-1]))
+        written = list(writer.free([Request(place, 0, ids) for place, ids in enumerate(asked)], [-1], []))
     return [
         *(
             Answered(*text, logprobs)
