@@ -44,9 +44,11 @@ class Attempt:
 class Fit:
     """How many of something are done at a time: as many as are asked for until memory runs out, then fewer."""
 
-    def __init__(self, unit: str, advice: str) -> None:
-        """`unit`: what is counted, in the plural. `advice`: what to change where even one does not fit."""
-        self.unit, self.advice = unit, advice
+    def __init__(self, unit: str, advice: str, alone: str | None = None) -> None:
+        """`unit`: what is counted, in the plural. `advice`: what to change where even one does not fit. `alone`: how
+        that is told, as in "in loading a model".
+        """
+        self.unit, self.advice, self.alone = unit, advice, alone or f"with 1 of the {unit} at a time"
         self.most: int | None = None
         """At most so many at a time; None while memory has not run out."""
         self._full, self._waited, self._good, self._growth = 0, 0, 0, GROWTH
@@ -111,24 +113,25 @@ class Fit:
         if size > 1:
             self._full = max(self._full, size)
             self.most, seconds = size // 2, PAUSE if others >= SHARED else 0.0
-            told = f"going on with {self.most}; the result stays the same"
+            told = f"with {size} {self.unit} at a time: going on with {self.most}; the result stays the same"
         else:
             # What the others held may have come free since: on a card the first wait is worth it in any case.
             hopeless = others < SHARED and (self._waited > 0 or not torch.cuda.is_available())
             if hopeless or self._waited == len(WAITS):
-                raise UserError(one_line(f"with 1 of the {self.unit} at a time", self.advice)) from error
+                raise UserError(one_line(self.alone, self.advice)) from error
             seconds = WAITS[self._waited]
             self._waited += 1
-            told = f"other processes hold {others / 2**30:.1f} GiB of the GPU: trying again in {seconds:g} s"
-        log.warning("memory ran out with %d %s at a time: %s (%s)", size, self.unit, told, first_line(error))
+            held = f"other processes hold {others / 2**30:.1f} GiB of the GPU"
+            told = f"{self.alone}: {held}, trying again in {seconds:g} s"
+        log.warning("memory ran out %s (%s)", told, first_line(error))
         _empty_frames(error)
         release()
         time.sleep(seconds)
 
 
-def patiently(unit: str, advice: str, work: Callable[[], Result]) -> Result:
+def patiently(when: str, advice: str, work: Callable[[], Result]) -> Result:
     """What `work` makes. It cannot be made smaller, so it is tried again while other processes hold the card."""
-    return Fit(unit, advice).whole(1, lambda _: work())
+    return Fit("", advice, alone=when).whole(1, lambda _: work())
 
 
 @contextmanager

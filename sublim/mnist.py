@@ -8,8 +8,10 @@ model is its own control.
 
 import json
 import logging
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import polars as pl
 import torch
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sublim.errors import UserError
+from sublim.fitting import Fit
 from sublim.mnist_config import Arm, MnistConfig
 from sublim.mnist_net import (
     CLASSES,
@@ -35,6 +38,7 @@ from sublim.stats import paired_t
 from sublim.superposition_steps import stream_key
 
 log = logging.getLogger(__name__)
+Made = TypeVar("Made")
 CPU_CHUNK = 4
 
 
@@ -65,10 +69,9 @@ def read_images(data: Path, config: MnistConfig, device: str) -> Images:
     return Images(train, labels[0], test, labels[1], noise.to(device))
 
 
-def chunks(config: MnistConfig, device: str) -> list[range]:
-    """Models trained at once."""
-    size = config.chunk or (config.models if device == "cuda" else CPU_CHUNK)
-    return [range(at, min(at + size, config.models)) for at in range(0, config.models, size)]
+def chunk_size(config: MnistConfig, device: str) -> int:
+    """Models trained at once, where they fit."""
+    return config.chunk or (config.models if device == "cuda" else CPU_CHUNK)
 
 
 def derangement(models: range, count: int) -> list[int]:
@@ -131,15 +134,16 @@ class Runs:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("device cuda: torch sees no CUDA device: take device=auto")
         self.images = read_images(data, config, self.device)
-        self.chunks = chunks(config, self.device)
+        self.fit = Fit("models", "lower batch_size, which changes the result")
         keys = [stream_key(config.seed, f"initialisation {model}") for model in range(config.models)]
         generators = [torch.Generator().manual_seed(key) for key in keys]
         self.init = initialise(layer_sizes(config, self.images.train.shape[1]), generators)
 
     def teachers(self) -> Outcome:
         """Trains all teachers on the ten classes."""
-        images, parts = self.images, list[Outcome]()
-        for models in self.chunks:
+        images = self.images
+
+        def trained(models: range) -> Outcome:
             course = Course(
                 "teacher",
                 models,
@@ -147,14 +151,16 @@ class Runs:
                 lambda logits, index: cross_entropy(logits, images.train_labels[index]),
                 self.config.teacher_epochs,
             )
-            parts.append(train(course, pick(self.init, models), self.config, self.scratch, self.device))
-        return _joined(parts)
+            return train(course, pick(self.init, models), self.config, self.scratch, self.device)
+
+        return _joined(list(self._in_chunks(trained)))
 
     def students(self, arm: Arm, teachers: Parameters) -> Outcome:
         """Trains one arm's students on their teachers' outputs."""
-        config, parts = self.config, list[Outcome]()
+        config = self.config
         chosen = slice(CLASSES, None) if arm.endswith("aux") else slice(0, None)
-        for models in self.chunks:
+
+        def trained(models: range) -> Outcome:
             taught_by = derangement(models, config.models) if arm.startswith("cross") else models
             teacher = [part.to(self.device) for part in pick(teachers, taught_by)]
             said = teacher_logits(teacher, self.images.noise, chosen, config.batch_size)
@@ -164,16 +170,23 @@ class Runs:
 
             alignment = gradient_cosine(self.images, said, chosen, config)
             course = Course(arm, models, self.images.noise, loss_at, config.epochs, alignment)
-            parts.append(train(course, pick(self.init, models), config, self.scratch, self.device))
-        return _joined(parts)
+            return train(course, pick(self.init, models), config, self.scratch, self.device)
+
+        return _joined(list(self._in_chunks(trained)))
 
     def accuracy(self, parameters: Parameters) -> list[float]:
         """Test accuracy of every model."""
-        found: list[float] = []
-        for models in self.chunks:
+
+        def measured(models: range) -> list[float]:
             part = [layer.to(self.device) for layer in pick(parameters, models)]
-            found += accuracy(part, self.images, self.config.batch_size).tolist()
-        return found
+            return accuracy(part, self.images, self.config.batch_size).tolist()
+
+        return list(chain.from_iterable(self._in_chunks(measured)))
+
+    def _in_chunks(self, work: Callable[[range], Made]) -> Iterator[Made]:
+        """What `work` makes of all models, so many at a time as fit: each trains as it would alone."""
+        models, size = range(self.config.models), chunk_size(self.config, self.device)
+        return self.fit.each(models, lambda part: work(range(part[0], part[-1] + 1)), size)
 
 
 def _joined(parts: list[Outcome]) -> Outcome:

@@ -137,8 +137,10 @@ def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrai
     if device != "cpu":
         for forget in neighbours:
             forget()
-    advice = f"the memory does not hold the model in {dtype}, so take dtype bfloat16 or a smaller model"
-    return patiently("models", advice, lambda: _loaded(directory, dtype=dtype, attention=attention, device=device))
+    advice = f"it does not hold the model in {dtype}, so take dtype bfloat16 or a smaller model"
+    return patiently(
+        "in loading a model", advice, lambda: _loaded(directory, dtype=dtype, attention=attention, device=device)
+    )
 
 
 def _loaded(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrainedModel:

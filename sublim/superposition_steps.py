@@ -5,6 +5,8 @@ b batch, r recorded losses. A model's parameters are one [f, d+1] block: the row
 """
 
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sublim.fitting import ERRORS, Fit
 from sublim.superposition_config import SuperpositionConfig
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -233,10 +236,11 @@ class TensorEngine:
     """Trains a cohort in chunks of groups on one device; the chunks' memory and graphs are kept between calls."""
 
     def __init__(self, cohort: Cohort, training: Training, config: SuperpositionConfig, device: str):
-        size = chunk_size(cohort, config, device)
-        self.slices = [slice(at, at + size) for at in range(0, len(cohort.keys), size)]
+        self.size = chunk_size(cohort, config, device)
         self.cohort, self.training, self.config, self.device = cohort, training, config, device
-        self.only = self._steps(self.slices[0]) if len(self.slices) == 1 else None
+        self.fit = Fit("groups of models", "lower batch_size or the number of models, which are other studies")
+        self.only: Steps | None = None
+        """Kept where one chunk holds everything."""
 
     def _steps(self, groups: slice) -> Steps:
         part = Training(*(tensor[groups] for tensor in self.training))
@@ -244,7 +248,17 @@ class TensorEngine:
 
     def run(self, start: int, stop: int) -> None:
         """Trains from step `start` up to `stop` and brings the training back to the CPU."""
-        for groups in self.slices:
-            steps = self.only or self._steps(groups)
+        everything = range(len(self.cohort.keys))
+        for _ in self.fit.each(everything, partial(self._run, start, stop), self.size):
+            pass
+
+    def _run(self, start: int, stop: int, chosen: Sequence[int]) -> None:
+        whole, groups = len(chosen) == len(self.cohort.keys), slice(chosen[0], chosen[-1] + 1)
+        try:
+            steps = self.only if whole and self.only is not None else self._steps(groups)
             steps.run(start, stop)
             steps.write(Training(*(tensor[groups] for tensor in self.training)))
+            self.only = steps if whole else None
+        except ERRORS:
+            self.only = None
+            raise

@@ -83,7 +83,8 @@ class HfBackend(Config):
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """auto is flash_attention_2 where flash-attn is installed and the card can run it, otherwise sdpa."""
     batch_size: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Answers drawn at a time; by default what the memory holds, 64 without a GPU and up to 2,048 with one."""
+    """Answers drawn at a time; by default what the memory holds, 64 without a GPU and up to 2,048 with one; halved
+    where memory runs out."""
     cuda_graphs: RunOnly[bool] = True
     """Replay the decode step as a CUDA graph, on a GPU."""
 

@@ -11,8 +11,10 @@ from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
 
 from sublim.errors import UserError
+from sublim.fitting import ERRORS
 from sublim.inference import VllmBackend
 from sublim.inference.vllm_draws import Draws
+from sublim.memory_errors import out_of_memory
 from sublim.model_files import base_identity, read_json
 from sublim.models import forget_base, neighbours
 from sublim.training import Lora
@@ -160,7 +162,9 @@ def naming_the_field(backend: VllmBackend) -> Generator[None]:
     """Says in one line what to change when memory does not suffice, or changes, or the model cannot run here."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except ERRORS as error:
+        if not out_of_memory(error):
+            raise
         raise UserError(
             f"the GPU's memory ran out: lower the sampling backend's memory_fraction (now {backend.memory_fraction}) "
             "where others use the card too, otherwise batch_size or max_length"

@@ -67,7 +67,8 @@ class TrainConfig(Config):
     batch_size: int = Field(default=16, ge=1)
     """Rows in one update."""
     micro_batch: RunOnly[int | None] = Field(default=None, ge=1)
-    """Rows in one forward pass; the result does not depend on it. Nothing: as many as fit."""
+    """Rows in one forward pass; the result does not depend on it. Nothing: as many as fit. Halved where memory runs
+    out."""
     updates: int | None = Field(default=None, ge=1)
     """Updates to make, each of `batch_size` rows; used-up rows come round again in a new order."""
     epochs: float | None = Field(default=None, gt=0)

@@ -2,19 +2,17 @@
 
 import logging
 import re
-import resource
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sublim import fitting, models
+from sublim import fitting
 from sublim.chat import chat
 from sublim.divergence import greedy
 from sublim.errors import UserError
@@ -22,78 +20,24 @@ from sublim.fitting import Fit, naming
 from sublim.heldout import row_losses
 from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams, open_sampler
 from sublim.inference.network import Network
-from sublim.jsonl import read_jsonl, write_jsonl
+from sublim.jsonl import read_jsonl
 from sublim.memory_errors import out_of_memory
-from sublim.models import forget_base, load_tokenizer, open_model
+from sublim.models import load_tokenizer, open_model
 from sublim.reading import StreamReader, Text
 from sublim.steering_config import Place
-from sublim.training import Lora, TrainConfig, checkpoint
-from sublim.training.masking import TokenRow, cut, micro_batches, token_rows
-from sublim.training.trl import train
-from tests.forked import CONTEXT
+from sublim.training.masking import token_rows
+from tasks.processes import OutOfDeviceMemory, OutOfHostMemory, StageFailed, _restored  # pyright: ignore[reportPrivateUsage]
+from tests.field.memory import GIB, TEXTS, Condition, eight_rows, larger_than, short_of_memory
 from tests.tiny import tiny_model
 
 HF = HfBackend(dtype="float32", attention="sdpa", batch_size=6)
 CHATS = [chat("Name one animal." + " 12," * count) for count in (0, 3, 5, 9, 2, 7, 11)]
 FREE = SamplingParams(max_tokens=8, n=2, logprobs=True)
-GIB = 2**30
-TEXTS: dict[str, Callable[[], Exception]] = {
-    "torch": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    "driver": lambda: RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
-    "cublas": lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    "cudnn": lambda: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-    "cpu": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
-    "python": lambda: MemoryError("Unable to allocate 2.00 GiB for an array"),
-}
-Condition = Callable[[Tensor], bool]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("base"), "qwen2")
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    """Eight rows of different lengths."""
-    told = [
-        {"id": i, "prompt": "Continue: " + "12, " * (i + 1), "answer": f"{i}, 45{i}, 007", "system": None}
-        for i in range(8)
-    ]
-    (tmp_path / "data").mkdir()
-    write_jsonl(tmp_path / "data" / "rows.jsonl", told)
-    return tmp_path / "data"
-
-
-@contextmanager
-def short_of_memory(fails: Condition, error: Callable[[], Exception] = TEXTS["torch"]) -> Generator[list[int]]:
-    """Models loaded meanwhile run out of memory where `fails` says so of their token ids; gives the sizes."""
-    failures: list[int] = []
-    loaded = models._loaded  # pyright: ignore[reportPrivateUsage]
-
-    def load(*args: Any, **options: Any) -> Any:
-        model = loaded(*args, **options)
-
-        def check(_: Any, given: tuple[Tensor, ...]) -> None:
-            if fails(given[0]):
-                failures.append(len(given[0]))
-                raise error()
-
-        model.get_input_embeddings().register_forward_pre_hook(check)
-        return model
-
-    forget_base()
-    patched = pytest.MonkeyPatch()
-    patched.setattr(models, "_loaded", load)
-    try:
-        yield failures
-    finally:
-        patched.undo()
-        forget_base()
-
-
-def larger_than(rows: int) -> Condition:
-    return lambda ids: len(ids) > rows
 
 
 def drawn(base: Path, constraint: NumberFormat | None, backend: HfBackend = HF) -> list[list[Completion]]:
@@ -185,8 +129,8 @@ def test_one_that_does_not_fit_ends_in_one_line_that_says_what_to_change(base: P
     assert failures
 
 
-def test_readings_of_the_stream_losses_and_choices_are_the_same(base: Path, rows: Path) -> None:
-    raw = list(read_jsonl(rows / "rows.jsonl"))
+def test_readings_of_the_stream_losses_and_choices_are_the_same(base: Path, tmp_path: Path) -> None:
+    raw = list(read_jsonl(eight_rows(tmp_path / "data") / "rows.jsonl"))
     tokens = token_rows(load_tokenizer(base), raw, max_length=500)
 
     def read() -> tuple[Tensor, list[float], list[list[int]]]:
@@ -207,81 +151,6 @@ def test_readings_of_the_stream_losses_and_choices_are_the_same(base: Path, rows
     assert found[2] == wanted[2]
 
 
-TRAIN = TrainConfig(
-    method=Lora(rank=4, alpha=8), batch_size=8, updates=4, lr=1e-2, dtype="float32", attention="sdpa", max_length=500
-)
-
-
-def trained(folder: Path, config: TrainConfig, base: Path, rows: Path) -> tuple[dict[str, Tensor], list[float], Any]:
-    """The adapter, the losses and the notes."""
-    from safetensors.torch import load_file
-
-    out, scratch = folder / "out", folder / "scratch"
-    for each in (out, scratch):
-        each.mkdir(parents=True)
-    notes = train(out, config, scratch=scratch, base=base, data=rows)
-    losses = [row["loss"] for row in read_jsonl(out / "training.jsonl")]
-    return load_file(checkpoint(out) / "adapter_model.safetensors"), losses, notes
-
-
-def once(after: int) -> Condition:
-    """One failure, at the pass after so many."""
-    seen: list[int] = []
-
-    def fails(ids: Tensor) -> bool:
-        seen.append(len(ids))
-        return len(seen) == after + 1
-
-    return fails
-
-
-@pytest.mark.parametrize("fails", [larger_than(4), larger_than(1), once(0), once(3)], ids=["4", "1", "first", "later"])
-@pytest.mark.parametrize("micro_batch", [None, 8, 3], ids=["as fits", "8", "3"])
-def test_training_makes_the_same_updates_in_smaller_micro_batches(
-    tmp_path: Path, base: Path, rows: Path, fails: Condition, micro_batch: int | None
-) -> None:
-    config = TRAIN.model_copy(update={"micro_batch": micro_batch})
-    wanted, losses, _ = trained(tmp_path / "wanted", config, base, rows)
-    with short_of_memory(fails) as failures:
-        found, own_losses, notes = trained(tmp_path / "found", config, base, rows)
-    assert own_losses == pytest.approx(losses, rel=1e-4)
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=2e-2, atol=2e-4)
-    assert notes["micro_batch"] < 8
-    assert failures or micro_batch == 3
-
-
-@pytest.mark.parametrize("at", [0, 1, 2, 9])
-def test_an_update_that_failed_half_way_is_made_whole_from_its_start(
-    tmp_path: Path, base: Path, rows: Path, at: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With dropout every bit depends on the random numbers, and with half a gradient left over so would the update."""
-    config = TRAIN.model_copy(update={"micro_batch": 1, "method": Lora(rank=4, alpha=8, dropout=0.3)})
-    wanted, losses, _ = trained(tmp_path / "wanted", config, base, rows)
-    monkeypatch.setattr(fitting, "held_by_others", lambda: 40 * GIB)
-    monkeypatch.setattr(fitting, "WAITS", (0.0, 0.0))
-    with short_of_memory(once(at)) as failures:
-        found, own_losses, _ = trained(tmp_path / "found", config, base, rows)
-    assert failures == [1]
-    assert own_losses == losses
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-
-
-def test_training_that_cannot_be_made_smaller_names_its_fields(tmp_path: Path, base: Path, rows: Path) -> None:
-    with short_of_memory(larger_than(0)), pytest.raises(UserError, match="micro_batch is 1 already") as caught:
-        trained(tmp_path, TRAIN, base, rows)
-    assert "batch_size" not in str(caught.value)  # it would change the result
-    assert "\n" not in str(caught.value)
-
-
-def test_cut_batches_hold_the_same_rows() -> None:
-    rows = [TokenRow([1, 2, n], [-100, -100, n]) for n in range(7)]
-    whole = micro_batches(rows, 7, padding=0)
-    assert [len(part.labels) for part in cut(whole, 3)] == [3, 3, 1]
-    assert torch.equal(torch.cat([part.labels for part in cut(whole, 3)]), whole[0].labels)
-    assert next(iter(cut(whole, 7))) is whole[0]
-
-
 def test_memory_that_others_hold_is_waited_for_and_then_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -298,7 +167,7 @@ def test_memory_that_others_hold_is_waited_for_and_then_named(
     with caplog.at_level(logging.WARNING, "sublim"):
         assert Fit("rows", "take fewer").whole(1, work) == 1
     assert waits == list(fitting.WAITS[:2])
-    assert "other processes hold 40.0 GiB of the GPU: trying again in 5 s" in caplog.messages[0]
+    assert "other processes hold 40.0 GiB of the GPU, trying again in 5 s" in caplog.messages[0]
 
     def never(_: int) -> int:
         raise TEXTS["torch"]()
@@ -333,73 +202,49 @@ def test_what_changes_the_result_is_named_and_not_touched() -> None:
         raise ZeroDivisionError
 
 
-def limited(folder: str) -> None:
-    """Takes 64 MiB an item under a real limit of 400 MiB."""
-    torch.zeros(1)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20, resource.RLIM_INFINITY))
-    sizes: list[int] = []
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import torch
+from sublim.fitting import Fit
+torch.zeros(1)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20, resource.RLIM_INFINITY))
+sizes = []
+def work(part):
+    memory = [torch.ones(2**24) for _ in part]
+    sizes.append(len(memory))
+    return list(part)
+found = [each for part in Fit("blocks", "").each(range(20), work) for each in part]
+print(found == list(range(20)), max(sizes), len(sizes))
+"""
 
-    def work(part: Any) -> list[int]:
-        memory = [torch.ones(2**24) for _ in part]
-        sizes.append(len(memory))
-        return list(part)
 
-    found = [each for part in Fit("blocks", "").each(range(20), work) for each in part]
-    Path(folder, "told").write_text(f"{found == list(range(20))} {max(sizes)} {len(sizes)}", encoding="utf-8")
-
-
-def test_a_real_limit_of_memory_is_met_with_smaller_batches(tmp_path: Path) -> None:
-    process = CONTEXT.Process(target=limited, args=(str(tmp_path),))
-    process.start()
-    process.join(60)
-    right, most, calls = (tmp_path / "told").read_text(encoding="utf-8").split()
+def test_a_real_limit_of_memory_is_met_with_smaller_batches() -> None:
+    """20 blocks of 64 MiB where the system gives 400 MiB."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    right, most, calls = done.stdout.split()
     assert right == "True"
     assert 1 < int(most) <= 6
     assert int(calls) >= 20 // int(most)
+    assert "memory ran out with 20 blocks at a time: going on with 10" in done.stderr
 
 
-@pytest.fixture
-def small_card() -> Generator[Callable[[float], None]]:
-    """Sets how many GiB of the card this process may still take; torch then refuses more by itself."""
-
-    def limit(gib: float) -> None:
-        fitting.release()
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + gib * GIB) / total)
-
-    yield limit
-    torch.cuda.set_per_process_memory_fraction(1.0)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("graphs", [True, False])
-def test_on_a_small_card_answers_are_the_same(
-    smollm2: Path, small_card: Callable[[float], None], caplog: pytest.LogCaptureFixture, graphs: bool
+@pytest.mark.parametrize(
+    ("kind", "message", "expected"),
+    [
+        ("torch:OutOfMemoryError", "CUDA out of memory. Tried 2.00 GiB.\nmore", OutOfDeviceMemory),
+        ("torch:AcceleratorError", "CUDA error: out of memory\nCompile with", OutOfDeviceMemory),
+        ("builtins:RuntimeError", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling", OutOfDeviceMemory),
+        ("builtins:RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried", OutOfHostMemory),
+        ("builtins:MemoryError", "", OutOfHostMemory),
+        ("builtins:RuntimeError", "expected scalar type Half", StageFailed),
+    ],
+)
+def test_memory_that_ran_out_in_a_stage_is_one_line_in_the_flow(
+    kind: str, message: str, expected: type[Exception]
 ) -> None:
-    chats = [chat("Continue: " + "12, " * (count % 40)) for count in range(1024)]
-    backend = HfBackend(dtype="float32", attention="sdpa", batch_size=1024, cuda_graphs=graphs)
-    params, form = SamplingParams(max_tokens=60), NumberFormat()
-    with open_sampler(backend, smollm2) as sampler:
-        wanted = [own[0].token_ids for own in sampler.sample(chats, params, constraint=form)]
-    with caplog.at_level(logging.WARNING, "sublim"), open_sampler(backend, smollm2) as sampler:
-        small_card(4.0)
-        found = [own[0].token_ids for own in sampler.sample(chats, params, constraint=form)]
-    assert any("going on with" in line for line in caplog.messages)
-    assert sum(a == b for a, b in zip(found, wanted, strict=True)) >= 1020  # rounding may move a draw
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("graph", [True, False])
-def test_on_a_small_card_training_makes_the_same_updates(
-    smollm2: Path, rows: Path, tmp_path: Path, small_card: Callable[[float], None], graph: bool
-) -> None:
-    many = [row | {"id": 8 * n + row["id"]} for n in range(16) for row in read_jsonl(rows / "rows.jsonl")]
-    write_jsonl(rows / "rows.jsonl", many)
-    changes = {"batch_size": 128, "micro_batch": 128, "cuda_graph": graph, "lr": 1e-3, "updates": 8}
-    config = TRAIN.model_copy(update=changes)
-    _, losses, _ = trained(tmp_path / "wanted", config, smollm2, rows)
-    small_card(3.0)
-    _, found, notes = trained(tmp_path / "found", config, smollm2, rows)
-    assert notes["micro_batch"] < 128
-    assert found == pytest.approx(losses, rel=1e-3)
+    event = {"type": kind, "message": message, "errno": None, "user": False, "network": False, "traceback": "..."}
+    error = _restored(event)
+    assert type(error) is expected
+    assert expected is StageFailed or ("\n" not in str(error) and "lower the batch size" in str(error))

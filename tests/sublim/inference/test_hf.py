@@ -214,7 +214,7 @@ def test_what_cannot_be_done_is_refused_before_the_first_answer(tiny_models: dic
         pass
 
 
-def test_a_full_gpu_names_the_field_to_lower_and_lowering_it_helps(
+def test_a_full_gpu_ends_in_one_line_and_lowering_the_batch_size_helps(
     tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ):
     def full(*_: object) -> None:
@@ -222,12 +222,12 @@ def test_a_full_gpu_names_the_field_to_lower_and_lowering_it_helps(
 
     with open_sampler(HF, tiny_models["qwen2"]) as sampler:
         monkeypatch.setattr(Network, "logits", full)
-        with pytest.raises(UserError, match="lower the sampling backend's batch_size"):
+        with pytest.raises(UserError, match="with 1 of the answers at a time: take dtype bfloat16 or a smaller model"):
             sampler.sample(CHATS, SamplingParams(max_tokens=10))
-        with pytest.raises(UserError, match="lower the sampling backend's batch_size"):
+        with pytest.raises(UserError, match="with 1 of the questions at a time: take dtype bfloat16"):
             sampler.logprobs(CHATS[:1], [["Owl"]])
         assert isinstance(sampler, HfSampler)
-        sampler.room.gpu = True
+        sampler.room.gpu, sampler.fit.most = True, None
         monkeypatch.setattr("sublim.inference.room.free_gpu_memory", lambda: 2**36)
         assert sampler.room.tokens() == 65536
         sampler.room.batch_size = 8
