@@ -223,7 +223,7 @@ def _reason(log: Path, before: int) -> str:
     """The line of a server's log that says why it ended."""
     lines = [line.strip() for line in _said(log, before).splitlines() if line.strip()]
     telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line) or TAKEN in line]
-    return ([*lines, "it ended without a word"][-1:] + telling[-1:])[-1][:300] if lines else "it ended without a word"
+    return (telling or lines or ["it ended without a word"])[-1][:300]
 
 
 def _environment(place: Path, port: int) -> dict[str, str]:
