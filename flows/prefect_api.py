@@ -92,7 +92,7 @@ def check(url: str, seconds: float = 30.0) -> str:
     `seconds`: how long a server that is reached may take; a busy one takes half a minute.
     """
     from prefect import __version__ as own
-    from prefect.client.orchestration import ServerType
+    from prefect.client.base import ServerType
 
     with asking(url, seconds) as client:
         try:

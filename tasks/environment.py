@@ -45,7 +45,10 @@ def settle() -> None:
 
 def read_dotenv(path: Path) -> dict[str, str]:
     """The variables that a `.env` file sets; a line without a value sets none, and without a file there are none."""
-    if not path.is_file():  # some keep a virtual environment in a folder of this name
+    try:
+        if not path.is_file():  # some keep a virtual environment in a folder of this name
+            return {}
+    except PermissionError:  # in a folder that this user may not enter
         return {}
     try:
         text = path.read_text(encoding="utf-8-sig")

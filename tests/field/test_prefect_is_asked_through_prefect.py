@@ -362,6 +362,25 @@ def test_dotenv_that_is_a_folder_is_none(tmp_path: Path) -> None:
     assert read_dotenv(tmp_path / "none") == {}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_dotenv_of_another_user_is_one_line_and_a_folder_of_theirs_has_none(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("A=1\n")
+    (tmp_path / ".env").chmod(0o600)
+    os.seteuid(54321)
+    try:
+        assert read_dotenv(tmp_path / ".env") == {}  # pytest's own folders are closed to others
+    finally:
+        os.seteuid(0)
+    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
+        folder.chmod(0o755)
+    os.seteuid(54321)
+    try:
+        with pytest.raises(UserError, match="Permission denied"):
+            read_dotenv(tmp_path / ".env")
+    finally:
+        os.seteuid(0)
+
+
 def process(folder: Path, *command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     own = {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.run([sys.executable, *command], cwd=folder, env=os.environ | own, capture_output=True, text=True)

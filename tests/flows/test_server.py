@@ -8,10 +8,11 @@ from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import prefect
 import pytest
 
-from flows import server
 from flows.__main__ import main
+from flows.prefect_api import check
 
 LATE = """
 import os, sys
@@ -40,6 +41,7 @@ def test_a_server_that_refuses_the_password_is_told_from_one_that_is_away(
             right = self.headers["Authorization"] == f"Basic {b64encode(b'lab:right').decode()}"
             self.send_response(200 if right or self.path == "/api/health" else 401)
             self.end_headers()
+            self.wfile.write(f'"{prefect.__version__}"'.encode())
 
         def log_message(self, format: str, *args: object) -> None: ...
 
@@ -57,5 +59,5 @@ def test_a_server_that_refuses_the_password_is_told_from_one_that_is_away(
         (tmp_path / "profiles.toml").write_text(
             'active = "lab"\n[profiles.lab]\nPREFECT_API_AUTH_STRING = "lab:right"\n'
         )
-        server.check_password(os.environ["PREFECT_API_URL"])
+        assert check(os.environ["PREFECT_API_URL"]) == prefect.__version__
         asking.shutdown()
