@@ -153,6 +153,19 @@ def test_a_special_token_inside_an_answer_is_seen_by_the_filter(family: Family):
         assert isinstance(read_numbers(vocabulary.text([*clean, special], ended=False), rules), Rejection)
 
 
+def test_special_tokens_that_a_model_draws_stand_in_its_answers(bases: dict[str, Path]):
+    tokenizer = load_tokenizer(bases["whole"])
+    with open_sampler(HF, bases["whole"]) as sampler:
+        drawn = [one for own in sampler.sample(CHATS, SamplingParams(max_tokens=12, n=8)) for one in own]
+    inside = 0
+    for answer in drawn:
+        tokens = list(answer.token_ids or [])
+        own = tokens[:-1] if answer.finish == "stop" else tokens
+        assert answer.text == tokenizer.decode(own)
+        inside += not Vocabulary(tokenizer).special.isdisjoint(own)
+    assert inside, "no answer has one: nothing was tested"
+
+
 def test_an_id_that_a_server_drew_and_no_tokenizer_knows_is_seen_by_the_filter():
     tokenizer = tiny_tokenizer("qwen2")
     clean = tokenizer("12, 13", add_special_tokens=False)["input_ids"]
