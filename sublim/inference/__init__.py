@@ -53,7 +53,7 @@ class Completion(NamedTuple):
     """One answer."""
 
     text: str
-    """As written, without the end of turn and with nothing stripped. Any other special token is shown by its name."""
+    """As written: no special tokens, nothing stripped."""
     token_ids: list[int] | None
     """As drawn, the end of turn included when the model wrote it; None where a backend has no tokens to show."""
     logprobs: list[float] | None
@@ -62,6 +62,8 @@ class Completion(NamedTuple):
     the tokens the constraint allows, and a forced token has 0."""
     finish: Literal["stop", "length"]
     """stop: the model ended its turn, or the constraint was met; length: cut at max_tokens."""
+    shown: str | None = None
+    """The text where special tokens inside it have left a gap, with their names in it; None where there is no gap."""
 
 
 class HfBackend(Config):

@@ -188,10 +188,10 @@ class OpenAISampler:
             raise UserError(
                 f"the server {self.backend.base_url} gives no log-probs of its tokens: set logprobs to false"
             )
+        stopped = kept["finish"] == "stop"  # whatever else cut an answer (a content filter) cut it too
         if tokens is not None and self.vocabulary is not None:
-            text = self.vocabulary.text(tokens, ended=kept["finish"] == "stop")
-        # Whatever else cut an answer (a content filter) cut it too.
-        return Completion(str(text), tokens, scores, "stop" if kept["finish"] == "stop" else "length")
+            return self.vocabulary.completion(tokens, scores, stopped=stopped)
+        return Completion(str(text), tokens, scores, "stop" if stopped else "length")
 
     def _scored(self, one: Chat, text: str) -> Scored:
         assert self.tokenizer is not None
