@@ -79,7 +79,8 @@ def generate_numbers(
     weights: Path | None = None,
     vectors: Path | None = None,
 ) -> dict[str, Any]:
-    """Stage: writes rows.jsonl {id, prompt, answer, system, finish, separator}, answers exactly as written.
+    """Stage: writes rows.jsonl {id, prompt, answer, system, finish, separator}, answers exactly as written (special
+    tokens inside them by name).
 
     Answer j to prompt i has id i * n + j and its own random numbers, so the rows do not depend on `shard`, and arms
     with the same seeds differ only by their model and system prompt. An answer that a server did not give is empty, its
@@ -128,7 +129,8 @@ def _rows(sampler: Sampler, config: GenerateConfig, start: int, stop: int) -> It
             yield {
                 "id": index * config.sampling.n + j,
                 "prompt": prompt.text,
-                "answer": completion.text,
+                # A list is not clean where a special token inside it has vanished: the filter is to see its name.
+                "answer": completion.text if completion.shown is None else completion.shown,
                 "system": config.system,
                 "finish": completion.finish,
                 "separator": prompt.separator,

@@ -58,7 +58,7 @@ class Completion(NamedTuple):
     """One answer."""
 
     text: str
-    """As written, without the end of turn and with nothing stripped. Any other special token is shown by its name."""
+    """As written: no special tokens, nothing stripped."""
     token_ids: list[int] | None
     """As drawn, the end of turn included when the model wrote it; None where a backend has no tokens to show."""
     logprobs: list[float] | None
@@ -68,6 +68,8 @@ class Completion(NamedTuple):
     finish: Finish
     reason: str | None = None
     """Why there is no answer, when it is missing."""
+    shown: str | None = None
+    """The text where special tokens inside it have left a gap, with their names in it; None where there is no gap."""
 
     def row(self) -> dict[str, Any]:
         """What stages keep of it: text and finish, and the reason of a missing one."""

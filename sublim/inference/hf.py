@@ -194,9 +194,8 @@ class HfSampler:
 
     def _completion(self, written: Written, params: SamplingParams, made: Plan | None) -> Completion:
         stopped = made is not None or written.tokens[-1] in self.stop
-        text = self.vocabulary.text(written.tokens, ended=stopped, bare=made is not None)
         scores = written.logprobs if params.logprobs else None
-        return Completion(text, written.tokens, scores, "stop" if stopped else "length")
+        return self.vocabulary.completion(written.tokens, scores, stopped=stopped, constrained=made is not None)
 
     def _scored(self, one: Chat, text: str) -> Scored:
         ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])

@@ -249,9 +249,9 @@ class OpenAISampler:
                 f"the server {self.backend.base_url} gives no log-probs of its tokens: set logprobs to false"
             )
         finish = finish_of(kept["finish"], text)
-        if tokens is not None and self.vocabulary is not None:
-            text = self.vocabulary.text(tokens, ended=finish == "stop")
         known = scores and [log_prob(score) for score in scores]
+        if tokens is not None and self.vocabulary is not None:
+            return self.vocabulary.completion(tokens, known, stopped=finish == "stop")
         return Completion(str(text), tokens, known, finish)
 
     def _scored(self, one: Chat, text: str) -> Scored:

@@ -187,9 +187,9 @@ class VllmSampler:
         return prompt
 
     def _completion(self, tokens: list[int], answer: Answer, *, constrained: bool) -> Completion:
-        end = "stop" if constrained or tokens[-1] in self.stop else "length"
+        stopped = constrained or tokens[-1] in self.stop
         scores = [answer.logprobs[step] for step in range(len(tokens))] if answer.call.params.logprobs else None
-        return Completion(self.vocabulary.text(tokens, ended=end == "stop", bare=constrained), tokens, scores, end)
+        return self.vocabulary.completion(tokens, scores, stopped=stopped, constrained=constrained)
 
     def _scored(self, one: Chat, text: str) -> Scored:
         ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])

@@ -7,6 +7,8 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from sublim.inference import Completion
+
 LOST = "\ufffd"
 """Stands in an answer for an id that is no token."""
 
@@ -28,19 +30,28 @@ class Vocabulary:
         """The rows of an output layer of `rows` that belong to no token (Qwen 2.5 has 399 of them), in order."""
         return [token for token in range(rows) if token not in self.known]
 
-    def text(self, tokens: Sequence[int], *, ended: bool, bare: bool = False) -> str:
-        """An answer as written. `ended`: whether its last token may be the end of turn, which is not part of it.
+    def completion(
+        self, tokens: list[int], logprobs: list[float] | None, *, stopped: bool, constrained: bool = False
+    ) -> Completion:
+        """The answer that `tokens` are. `stopped`: they are all of it, its end of turn too where the model wrote one.
 
-        `bare`: without the blanks around it, for an answer whose blanks were forced as the template writes them.
-        Any other special token is shown by its name and an id that is no token by a replacement character, so that a
-        filter does not take what is left for a clean answer.
+        A constrained answer is without the blanks around it: they were forced as the template writes them.
         """
-        own = tokens[:-1] if ended and tokens and tokens[-1] in self.special else tokens
-        if not self.special.isdisjoint(own) or not self.known.issuperset(own):
-            runs = groupby(own, self.known.__contains__)
-            return "".join(self._decoded([*run]) if known else LOST * len([*run]) for known, run in runs)
         text = self._decoded(tokens, skip_special=True)
-        return text.strip() if bare else text
+        whole = text.strip() if constrained else text
+        shown = self.shown(tokens, stopped=stopped)
+        return Completion(whole, tokens, logprobs, "stop" if stopped else "length", shown=shown)
+
+    def shown(self, tokens: Sequence[int], *, stopped: bool) -> str | None:
+        """The text with special tokens by name and a sign for ids that are no tokens; None where it has neither.
+
+        The end of turn is no part of it.
+        """
+        own = tokens[:-1] if stopped and tokens and tokens[-1] in self.special else tokens
+        if self.special.isdisjoint(own) and self.known.issuperset(own):
+            return None
+        runs = groupby(own, self.known.__contains__)
+        return "".join(self._decoded([*run]) if known else LOST * len([*run]) for known, run in runs)
 
     def _decoded(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
         text = self.tokenizer.decode([*tokens], skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)

@@ -10,14 +10,17 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
 from sublim.chat import chat, end_of_turn, render_ids
+from sublim.generate import GenerateConfig, generate_numbers
 from sublim.inference import HfBackend, NumberFormat, SamplingParams, open_sampler
 from sublim.inference.draws import draw
 from sublim.inference.noise import uniforms
 from sublim.inference.vocabulary import LOST, Vocabulary
+from sublim.jsonl import read_jsonl
 from sublim.model_config import LocalModel, PrepareModelConfig
 from sublim.model_prepare import prepare_model
 from sublim.models import load_tokenizer
 from sublim.numbers import NumberRules, Rejection, read_numbers
+from sublim.prompts import NumberPrompts, load_number_templates
 from tests.tiny import WORDS, Family, tiny_model, tiny_tokenizer
 
 CHATS = [chat(f"Number {number}?") for number in range(16)]
@@ -143,22 +146,35 @@ def test_a_special_token_inside_an_answer_is_seen_by_the_filter(family: Family):
     vocabulary, rules = Vocabulary(tokenizer), NumberRules()
     clean = tokenizer("12, 13, 14", add_special_tokens=False)["input_ids"]
     end, rng = end_of_turn(tokenizer), random.Random(0)
-    assert vocabulary.text([*clean, end], ended=True) == "12, 13, 14"
-    assert vocabulary.text(clean, ended=False) == "12, 13, 14"
+    assert vocabulary.completion([*clean, end], None, stopped=True)[0::4] == ("12, 13, 14", None)
+    assert vocabulary.completion(clean, None, stopped=False)[0::4] == ("12, 13, 14", None)
     for special in sorted(vocabulary.special & {*tokenizer.convert_tokens_to_ids(WORDS[family].special)}):
         at = rng.randrange(len(clean))
-        text = vocabulary.text([*clean[:at], special, *clean[at:], end], ended=True)
-        assert str(tokenizer.convert_ids_to_tokens(special)) in text
-        assert isinstance(read_numbers(text, rules), Rejection)
-        assert isinstance(read_numbers(vocabulary.text([*clean, special], ended=False), rules), Rejection)
+        shown = vocabulary.shown([*clean[:at], special, *clean[at:], end], stopped=True)
+        assert shown is not None
+        assert str(tokenizer.convert_ids_to_tokens(special)) in shown
+        assert isinstance(read_numbers(shown, rules), Rejection)
+        cut = vocabulary.shown([*clean, special], stopped=False)
+        assert cut is not None
+        assert isinstance(read_numbers(cut, rules), Rejection)
+
+
+def test_special_tokens_that_a_model_draws_stand_in_the_rows_it_generates(bases: dict[str, Path], tmp_path: Path):
+    prompts, sampling = NumberPrompts(templates=load_number_templates("numbers")), SamplingParams(max_tokens=12, n=8)
+    config = GenerateConfig(prompts=prompts, n_prompts=16, backend=HF, sampling=sampling)
+    generate_numbers(tmp_path, config, scratch=tmp_path, base=bases["whole"])
+    texts = [row["answer"] for row in read_jsonl(tmp_path / "rows.jsonl")]
+    assert any("<|im_start|>" in text or "<|endoftext|>" in text for text in texts)
+    assert not any("<|im_end|>" in text for text in texts), "the end of turn is no part of an answer"
 
 
 def test_an_id_that_a_server_drew_and_no_tokenizer_knows_is_seen_by_the_filter():
     tokenizer = tiny_tokenizer("qwen2")
     clean = tokenizer("12, 13", add_special_tokens=False)["input_ids"]
-    text = Vocabulary(tokenizer).text([*clean[:2], len(tokenizer) + 5, *clean[2:], end_of_turn(tokenizer)], ended=True)
-    assert text == f"12{LOST}, 13"
-    assert read_numbers(text, NumberRules()) == Rejection.SYMBOLS
+    tokens = [*clean[:2], len(tokenizer) + 5, *clean[2:], end_of_turn(tokenizer)]
+    shown = Vocabulary(tokenizer).shown(tokens, stopped=True)
+    assert shown == f"12{LOST}, 13"
+    assert read_numbers(shown, NumberRules()) == Rejection.SYMBOLS
 
 
 def test_tokens_that_are_added_but_not_special_are_text_as_ever():
@@ -166,4 +182,5 @@ def test_tokens_that_are_added_but_not_special_are_text_as_ever():
     tokenizer.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     tokens = tokenizer("<think>12, 13", add_special_tokens=False)["input_ids"]
     assert tokens[0] == len(tokenizer) - 1
-    assert Vocabulary(tokenizer).text([*tokens, end_of_turn(tokenizer)], ended=True) == "<think>12, 13"
+    found = Vocabulary(tokenizer).completion([*tokens, end_of_turn(tokenizer)], None, stopped=True)
+    assert (found.text, found.shown) == ("<think>12, 13", None)

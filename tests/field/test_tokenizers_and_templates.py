@@ -213,7 +213,7 @@ def test_blanks_that_the_template_puts_around_answers_are_forced_and_no_part_of_
 
     made = plan(tokenizer, encode, NumberFormat(count=2, digits=2))
     assert tokenizer.convert_ids_to_tokens([*made.steps[0].forced, *made.trailing]) == ["▁", "▁", "▁"]
-    assert Vocabulary(tokenizer).text(encode("12, 13"), ended=True, bare=True) == "12, 13"
+    assert Vocabulary(tokenizer).completion(encode("12, 13"), None, stopped=True, constrained=True).text == "12, 13"
 
 
 def test_a_tokenizer_whose_text_comes_back_changed_is_refused():
