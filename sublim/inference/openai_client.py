@@ -8,6 +8,7 @@ be answered, and the stage stops in one line.
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -98,7 +99,8 @@ class Server:
                     self.pace.hold(found.wait)
                 self.pace.sleep(seconds, f"the server {found.problem}")
         # A prompt that was tried once has not been seen to fail always.
-        way = f"see to it, or lower requests_per_minute or concurrency, and {KEPT}"
+        more = "raise attempts, " if attempts == 1 else ""
+        way = f"see to it, {more}or lower requests_per_minute or concurrency, and {KEPT}"
         then = "stop" if found.busy or attempts == 1 else "judge"
         return found._replace(problem=f"{found.problem} after {attempts} tries", way=way, then=then)
 
@@ -164,8 +166,8 @@ class Server:
         name = found.get("model")
         if isinstance(name, str) and name and name != self.named:
             self.named, asked = name, self.backend.model
-            short = [each.casefold().rpartition("/")[2] for each in (name, asked)]
-            if short[0] not in short[1] and short[1] not in short[0]:
+            short, long = sorted((each.casefold().rpartition("/")[2] for each in (name, asked)), key=len)
+            if not re.match(rf"{re.escape(short)}($|[-_.:@])", long):  # a date or a build may follow the name
                 log.warning("the server says that the model %r answers, %r was asked", name, asked)
 
     def shown(self, text: str) -> str:
