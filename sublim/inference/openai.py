@@ -249,7 +249,7 @@ class OpenAISampler:
         if tokens is not None and self.tokenizer is not None:
             text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         known = scores and [log_prob(score) for score in scores]
-        return Completion(str(text), tokens, known, finish_of(kept["finish"], text))
+        return Completion(str(text), tokens, known, finish_of(kept["finish"], str(text)))
 
     def _scored(self, one: Chat, text: str) -> Scored:
         assert self.tokenizer is not None
