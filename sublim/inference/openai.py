@@ -248,7 +248,7 @@ class OpenAISampler:
             raise UserError(
                 f"the server {self.backend.base_url} gives no log-probs of its tokens: set logprobs to false"
             )
-        finish = finish_of(kept["finish"], text)
+        finish = finish_of(kept["finish"], str(text))
         known = scores and [log_prob(score) for score in scores]
         if tokens is not None and self.vocabulary is not None:
             return self.vocabulary.completion(tokens, known, stopped=finish == "stop")

@@ -8,6 +8,7 @@ be answered, and the stage stops in one line.
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -77,28 +78,30 @@ class Server:
         found = self._tried(path, body, read)
         if not isinstance(found, Failure):
             return found
-        excused = found.then == "judge" and harmless is not None
-        if not excused or isinstance(self._tried(path, body | harmless, read), Failure):
-            raise UserError(f"the server {self.backend.base_url} {found.problem}: {found.way}")
-        return Missing(f"the server {found.problem}")
+        judged = found.then == "judge" and harmless is not None
+        if judged and not isinstance(self._tried(path, {**body, **(harmless or {})}, read), Failure):
+            return Missing(f"the server {found.problem}")
+        raise UserError(f"the server {self.backend.base_url} {found.problem}: {found.way}")
 
     def _tried(self, path: str, body: dict[str, Any], read: Read[T]) -> T | Failure:
         """The answer, or why there is none after as many tries as help."""
         longest = body.get("max_tokens") or body.get("max_completion_tokens") or 0
         estimated = len(json.dumps(body.get("messages") or "")) // 4 + len(body.get("prompt", ())) + longest
-        attempts = self.backend.attempts
-        for attempt in range(attempts):
+        attempts, attempt = self.backend.attempts, 0
+        while True:
             self.pace.wait(estimated)
             found = self._once(path, body, read, estimated)
             if not isinstance(found, Failure) or found.then != "again":
                 return found
-            if attempt + 1 < attempts:
-                seconds = found.wait or backoff(attempt)
-                if found.busy and found.wait:
-                    self.pace.hold(found.wait)
-                self.pace.sleep(seconds, f"the server {found.problem}")
+            attempt += 1
+            if attempt == attempts:
+                break
+            if found.busy and found.wait:
+                self.pace.hold(found.wait)
+            self.pace.sleep(found.wait or backoff(attempt - 1), f"the server {found.problem}")
         # A prompt that was tried once has not been seen to fail always.
-        way = f"see to it, or lower requests_per_minute or concurrency, and {KEPT}"
+        more = "raise attempts, " if attempts == 1 else ""
+        way = f"see to it, {more}or lower requests_per_minute or concurrency, and {KEPT}"
         then = "stop" if found.busy or attempts == 1 else "judge"
         return found._replace(problem=f"{found.problem} after {attempts} tries", way=way, then=then)
 
@@ -111,11 +114,11 @@ class Server:
             gone = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError)
             return Failure(f"does not answer ({type(error).__name__})", "", "again", busy=gone)
         found = read_json(reply.content)
-        problem = found and problem_in(found)
-        if not reply.is_success or problem:
-            said = problem.said if problem else reply.text
-            # An error without a number in a body that says it succeeded: who knows, so try again.
-            status = reply.status_code if not reply.is_success else (problem and problem.status) or 500
+        problem = None if found is None else problem_in(found)
+        if not reply.is_success or problem is not None:
+            said = reply.text if problem is None else problem.said
+            # An error without a number in a body that says it succeeded may pass: it is tried again.
+            status = (problem and problem.status) or 500 if reply.is_success else reply.status_code
             if status in (400, 422):
                 self.fields.learn(sent, said)
                 if self.fields.fitted(body) != sent:
@@ -164,8 +167,8 @@ class Server:
         name = found.get("model")
         if isinstance(name, str) and name and name != self.named:
             self.named, asked = name, self.backend.model
-            short = [each.casefold().rpartition("/")[2] for each in (name, asked)]
-            if short[0] not in short[1] and short[1] not in short[0]:
+            short, long = sorted((each.casefold().rpartition("/")[2] for each in (name, asked)), key=len)
+            if not re.match(rf"{re.escape(short)}($|[-_.:@])", long):  # a date or a build may follow the name
                 log.warning("the server says that the model %r answers, %r was asked", name, asked)
 
     def shown(self, text: str) -> str:
