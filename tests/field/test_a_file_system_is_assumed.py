@@ -181,7 +181,8 @@ def test_store_that_was_copied_or_linked_is_believed(store: Store, tmp_path: Pat
         case "times of whole seconds":
             shutil.copytree(store.root, elsewhere)
             for path in elsewhere.rglob("*"):
-                os.utime(path, (int(path.stat().st_mtime),) * 2)
+                seconds = int(path.stat().st_mtime)
+                os.utime(path, (seconds, seconds))
         case _:
             elsewhere.symlink_to(store.root)
     other = open_store(str(elsewhere))
