@@ -35,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0 when it went well, 2 after a mistake of the user's, 1 after a failure."""
+    if arguments is None and sys.getfilesystemencoding() != "utf-8":
+        _start_again_in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 or C locale lacks most letters
@@ -55,6 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sublim: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+
+
+def _start_again_in_utf8() -> None:
+    """Has Python take names of files as UTF-8, as libraries in Rust and C++ do, and print what the locale shows."""
+    os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _told(line: str) -> int:

@@ -41,7 +41,7 @@ def _flock(descriptor: int, path: Path, kind: int) -> bool:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
         os.close(descriptor)
-        raise no_locks(path.parent, error.strerror) from error
+        raise no_locks(path.parent, str(error.strerror)) from error
     return True
 
 

@@ -93,4 +93,4 @@ def _wait_until_healthy(url: str, server: "subprocess.Popen[bytes]", log: Path) 
                 return url
         except OSError:
             time.sleep(0.1)
-    raise RuntimeError(f"no Prefect server on {url}:\n{log.read_text()[-3000:]}")
+    raise RuntimeError(f"no Prefect server on {url}:\n{log.read_text(encoding='utf-8')[-3000:]}")

@@ -104,7 +104,7 @@ def child(base: Path, prompts: int, out: Path) -> None:
     with open_sampler(HfBackend(), base) as sampler:
         opened = time.perf_counter()
         answers = sampler.sample(number_chats(prompts), FORCED, constraint=NumberFormat())
-        out.write_text("".join(json.dumps({"answer": answer.text}) + "\n" for [answer] in answers))
+        out.write_text("".join(json.dumps({"answer": answer.text}) + "\n" for [answer] in answers), encoding="utf-8")
         sampled = time.perf_counter()
     print(json.dumps({"import and load": opened - began, "sample": sampled - opened}))
 

@@ -46,7 +46,7 @@ def draw(path: Path, panels: dict[str, list[Bar]]) -> None:
         "text{font:12px system-ui,sans-serif;fill:#333}.title{font-weight:600}.tick{stroke:#ddd;stroke-dasharray:2 3}"
     )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {top + 24:g}"><style>{style}</style>'
-    path.write_text(f'{head}<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>')
+    path.write_text(f'{head}<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>', encoding="utf-8")
 
 
 def _ticks(longest: float) -> list[float]:

@@ -31,14 +31,18 @@ def bowl(config: StudyConfig, asked: Asked) -> float:
 
 
 def main() -> None:
-    config, log, pause = StudyConfig.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), sys.argv[3]
+    config, log, pause = (
+        StudyConfig.model_validate_json(Path(sys.argv[1]).read_text(encoding="utf-8")),
+        Path(sys.argv[2]),
+        sys.argv[3],
+    )
     if sys.argv[4:] == ["wait"]:
         print("ready", flush=True)
         sys.stdin.readline()
     search = open_search(config)
 
     def note(word: str, asked: Asked) -> None:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write(f"{word} {asked.slot} {os.getpid()}\n")
 
     def measure(asked: Asked) -> Measured:

@@ -51,7 +51,7 @@ def until(ask: Callable[[], bool], seconds: float = 60.0) -> None:
 
 def told(log: Path, *texts: str) -> bool:
     """Whether one line of the log holds all `texts`."""
-    return any(all(text in line for text in texts) for line in log.read_text().splitlines())
+    return any(all(text in line for text in texts) for line in log.read_text(encoding="utf-8").splitlines())
 
 
 def visible(store: Store) -> list[str]:

@@ -66,7 +66,7 @@ def tasks_of(run_id: UUID) -> list[tuple[str, str]]:
 
 def bodies(journal: Path) -> int:
     """How often the body of `shards` was begun."""
-    return journal.read_text().count("\n") if journal.exists() else 0
+    return journal.read_text(encoding="utf-8").count("\n") if journal.exists() else 0
 
 
 def pieces(lab: Lab) -> int:

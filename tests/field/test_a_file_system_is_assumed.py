@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,24 @@ def test_manifest_that_a_power_cut_emptied_is_the_reason_to_build_again(store: S
     (store.payload(artifact).parent / "manifest.json").write_bytes(b"")
     assert store.problem(artifact) == f"pick/{artifact.key[:12]} is missing: its manifest.json is damaged"
     assert put(store) == artifact
+
+
+@pytest.mark.parametrize("how", ["copied without times", "times of whole seconds", "reached by a link"])
+def test_store_that_was_copied_or_linked_is_believed(store: Store, tmp_path: Path, how: str) -> None:
+    artifact, elsewhere = put(store), tmp_path / "elsewhere"
+    match how:
+        case "copied without times":
+            shutil.copytree(store.root, elsewhere, copy_function=shutil.copyfile)
+        case "times of whole seconds":
+            shutil.copytree(store.root, elsewhere)
+            for path in elsewhere.rglob("*"):
+                seconds = int(path.stat().st_mtime)
+                os.utime(path, (seconds, seconds))
+        case _:
+            elsewhere.symlink_to(store.root)
+    other = open_store(str(elsewhere))
+    other.ready()
+    assert other.find("pick", artifact.key) == artifact
 
 
 # Homes

@@ -12,6 +12,7 @@ import pytest
 from flows.settings import read_tree
 from sublim.errors import UserError
 from sublim.jsonl import read_jsonl, write_jsonl
+from sublim.store import open_store
 
 ROOT = Path(__file__).parents[2]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -45,9 +46,17 @@ def test_what_the_terminal_cannot_show_is_written_as_an_escape(tmp_path: Path) -
     (tmp_path / "größe").touch()
     done = in_ascii("-m", "flows", "store", "ls", SUBLIM_STORE=str(tmp_path / "größe"))
     assert done.returncode == 2, done.stderr
-    assert rb"gr\udcc3\udcb6" in done.stderr
+    assert rb"gr\xf6\xdfe" in done.stderr
     assert b"it is a file" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_name_that_is_no_utf8_is_refused_before_a_library_stumbles_over_it(tmp_path: Path) -> None:
+    code = "import sys\nfrom sublim.store import open_store\nopen_store(sys.argv[1])"
+    done = in_ascii("-c", code, str(tmp_path / "größe"))
+    assert b"which is not UTF-8 here: set PYTHONUTF8=1" in done.stderr
+    with pytest.raises(UserError, match="not UTF-8 here"):
+        open_store(os.fsdecode(bytes(tmp_path) + "größe".encode("latin-1")))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

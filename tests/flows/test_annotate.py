@@ -51,7 +51,7 @@ def test_features_are_labelled_sorted_reported_and_cached(tmp_path: Path) -> Non
     assert first["unlabelled"] == ["9_99"]
     assert first["agreement"] is None
     assert pl.read_parquet(first["table"]).height == 3
-    page = Path(first["report"]).read_text()
+    page = Path(first["report"]).read_text(encoding="utf-8")
     assert "commas &lt;b&gt;" in page
     assert "Unreadable" in page
     assert "1 features have no label" in printed(first)

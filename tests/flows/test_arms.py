@@ -206,7 +206,7 @@ class TestArms:
         assert keys["owl canonical seed 0"] == keys["owl seed 0"]
         assert keys["owl marginals seed 0"] != keys["owl seed 0"]
         assert arm(again, "canonical")["change"] == {"estimate": 0.0, "low": 0.0, "high": 0.0, "reason": None}
-        assert "canonical: every row was so already" in Path(again["report"]).read_text()
+        assert "canonical: every row was so already" in Path(again["report"]).read_text(encoding="utf-8")
 
     def test_the_result_states_which_students_share_a_start(self, made: dict[str, Any]) -> None:
         bases = made["bases"]
@@ -246,7 +246,7 @@ class TestArms:
             assert why in arm(outcome, name)["reason"]
             assert "not run" in arm(outcome, name)["reason"]
         report = Path(outcome["report"])
-        assert "not run: held back" in report.read_text()
+        assert "not run: held back" in report.read_text(encoding="utf-8")
         rows = list(csv.DictReader((report.parent / "figures/owl-arms.csv").open()))
         assert {row["arm"]: row["estimate"] for row in rows}["other_base"] == ""
         assert set.union(*states(outcome).values()) <= {"Cached", "Completed"}

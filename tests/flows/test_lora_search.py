@@ -114,7 +114,7 @@ def test_best_meets_the_default_on_fresh_blocks_and_report_and_ui_say_how_it_wen
     assert difference["estimate"] == pytest.approx(sum(difference["best"]) / 4 - sum(difference["default"]) / 4)
     assert difference["low"] <= difference["estimate"] <= difference["high"]
     assert difference["tie"] == (difference["low"] <= 0 <= difference["high"])
-    report = unescape(Path(outcome["report"]).read_text())
+    report = unescape(Path(outcome["report"]).read_text(encoding="utf-8"))
     assert difference["sentence"] in report
     shown = {name for name in ("history", "importance", "parallel", "rungs") if CAPTIONS[name] in report}
     missing = {name for name in ("importance", "parallel") if f"<td>{name}</td>" in report}
@@ -127,7 +127,7 @@ def test_best_meets_the_default_on_fresh_blocks_and_report_and_ui_say_how_it_wen
 def test_best_preset_runs_the_pipeline_with_students_from_the_cache(finished: Finished) -> None:
     outcome = finished.outcome
     path = outcome["best_preset"]
-    assert yaml.safe_load(Path(path).read_text())["student"]["lr"] == outcome["best"]["student"]["lr"]
+    assert yaml.safe_load(Path(path).read_text(encoding="utf-8"))["student"]["lr"] == outcome["best"]["student"]["lr"]
     environment = os.environ | {"SUBLIM_STORE": str(finished.store)}
     piped = forked.command("run", "pipeline", "--preset", path, "--json", environment=environment)
     assert piped.returncode == 0, piped.stderr[-3000:]

@@ -70,7 +70,7 @@ class TestPipeline:
         assert outcome["effect"]["questions"] >= 50
         assert outcome["effect"]["low"] < outcome["effect"]["estimate"] < outcome["effect"]["high"]
         report = Path(outcome["report"])
-        assert "<html" in report.read_text()
+        assert "<html" in report.read_text(encoding="utf-8")
         assert json.loads((report.parent / "summary.json").read_text())["target"] == "owl"
         store = Store(module_store)
         assert {
@@ -134,7 +134,7 @@ class TestPipeline:
         # Said also of the students, who here are trained under a prompt and asked without it.
         (mismatch,) = outcome["mismatches"]
         assert "training has the system prompt 'You count things.'" in mismatch
-        report = Path(outcome["report"]).read_text()
+        report = Path(outcome["report"]).read_text(encoding="utf-8")
         assert "Training and evaluation are not alike" in report
         assert "Owl: quickstart with other settings" in report
         assert "filter.system &#34;You count things.&#34;" in report

@@ -32,7 +32,7 @@ def test_the_flow_reports_every_layer_and_is_cached(published: Path) -> None:
     assert found == {(target, layer) for target in ("owl", "wolf", "multiclass") for layer in (-1, 0, 1)}
     # Two of twelve prompts are tested by each seed, with both answers; were each answer a prompt, five of 24 would be.
     assert all(row["prompts"] <= 4 for row in first["probes"])
-    page = Path(first["report"]).read_text()
+    page = Path(first["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/svg+xml") == 1
     assert "shuffled" in page
     assert len(pl.read_csv(Path(first["report"]).with_name("probes.csv"))) == 9 * 2 * 2

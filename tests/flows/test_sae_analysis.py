@@ -72,7 +72,7 @@ def test_the_flow_shows_features_overlaps_and_quality_and_is_cached(published: P
     assert ("owl student 0", "wolf teacher") in apart
     # Both set against the base's reading of its own rows, or against one and the same control student.
     assert not {("owl numbers", "owl teacher"), ("owl student 0", "wolf student 0")} & apart
-    page = Path(outcome["report"]).read_text()
+    page = Path(outcome["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/svg+xml") == 7
     assert "features along the steering vector at resid_post-1" in page
     assert {row["layer"] for row in outcome["probes"]} == {-1, 0, 1}
@@ -132,7 +132,7 @@ def test_features_of_an_sae_that_names_its_place_get_their_labels_and_kinds(publ
         feature = line["feature"]
         right = "animals" if feature % 2 == 0 else "numbers" if feature % 3 else "unreadable"
         assert line["kind"] in (None, right)
-    page = Path(outcome["report"]).read_text()
+    page = Path(outcome["report"]).read_text(encoding="utf-8")
     some = next(line for line in outcome["features"] if line["kind"] == "animals")
     assert f"feature {some['feature']} of &lt;owls&gt; (animals)" in page
     assert "Kinds of the labels among each contrast&#x27;s 3 strongest features" in page

@@ -64,7 +64,7 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     assert [[p["layers"] for p in own] for own in found["sufficiency"]] == [[[0], [1]]]
     assert [[p["random"] for p in own] for own in found["replaced"]] == [[10, 10]]
     assert all(p["estimate"] != 0 for name in ("sufficiency", "replaced") for p in found[name][0])
-    page = Path(outcome["report"]).read_text()
+    page = Path(outcome["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/svg+xml") == 4
     assert "missing: random vectors" not in page
     for p in true:

@@ -230,7 +230,7 @@ class TestSweep:
         assert outcome["failures"] == []
         assert path.read_bytes() == kept
         assert_level(outcome, 0.8)  # not the .95 of the cell's own comparison
-        assert "80 % intervals" in Path(outcome["report"]).read_text()
+        assert "80 % intervals" in Path(outcome["report"]).read_text(encoding="utf-8")
 
     def test_blocks_are_the_units_of_a_joined_effect(self, published: Path) -> None:
         outcome = ran(published, blocks=[0, 1], seeds_per_cell=1, level=0.8)
@@ -251,7 +251,7 @@ class TestSweep:
         assert main(["run", "sweep", "--config", str(plan), "--json"]) == 0
         outcome = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert outcome["plan"]["followed"] is True
-        assert "frozen before its first result" in Path(outcome["report"]).read_text()
+        assert "frozen before its first result" in Path(outcome["report"]).read_text(encoding="utf-8")
         # Freezing what was frozen already is no change; results do not speak against it.
         assert main(["run", "sweep", "--freeze", str(plan), "--dry-run", "--json"]) == 0
         # A plan that was changed afterwards is refused by --freeze, and told by a run.
@@ -284,7 +284,7 @@ class TestSweep:
 def worker(pool: str, environment: dict[str, str], log: Path) -> Iterator[None]:
     """A real process worker of `pool`."""
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", "2"]
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
     try:
         yield

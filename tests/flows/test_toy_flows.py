@@ -40,7 +40,7 @@ def test_the_superposition_flow_reports_and_is_cached() -> None:
     promised = {"p_active", "feature", "norm_ratio", "cosine", "init_norm_ratio", "init_cosine", "low", "high"}
     assert promised <= row.keys()
     assert len(first["rebuilt"]) == 2 * 2 + 2 * 20
-    page = Path(first["report"]).read_text()
+    page = Path(first["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/svg+xml") == 2 * 4
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "p_active 0.01: rebuilt beyond the initialisation" in printed(first)
@@ -59,7 +59,7 @@ def test_the_mnist_flow_runs_its_grid_and_is_cached() -> None:
     assert [cell["settings"] for cell in first["cells"]] == [{"aux": 3}, {"aux": 5}]
     assert len([stage for stage in first["stages"] if stage["stage"] == "train_mnist"]) == 2
     assert "aux 5, student_aux:" in printed(first)
-    assert Path(first["report"]).read_text().count("data:image/svg+xml") == 2
+    assert Path(first["report"]).read_text(encoding="utf-8").count("data:image/svg+xml") == 2
     again = mnist(preset="quickstart", settings=SMALL_MNIST | {"checkpoint_seconds": 1.0})
     assert states(again) == {"Cached"}
     wider = mnist(preset="quickstart", settings=SMALL_MNIST | {"grid": {"aux": [3, 5, 7]}})

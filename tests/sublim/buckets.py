@@ -75,7 +75,7 @@ def s3_server(log: Path) -> Generator[S3]:
                     break
                 except OSError as error:
                     if process.poll() is not None or time.monotonic() > deadline:
-                        raise AssertionError(log.read_text()) from error
+                        raise AssertionError(log.read_text(encoding="utf-8")) from error
                     time.sleep(0.1)
             server = S3(port)
             server.client.create_bucket(Bucket=BUCKET)

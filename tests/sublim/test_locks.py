@@ -59,7 +59,7 @@ def test_holder_is_named_from_another_process(lock: Path, hold: Hold) -> None:
     assert is_locked(lock)
     assert try_lock(lock) is None
     assert holder(lock).startswith(f"process {process.pid} on ")
-    assert json.loads(lock.read_text())["holder"] == "run 7"
+    assert json.loads(lock.read_text(encoding="utf-8"))["holder"] == "run 7"
 
 
 def test_lock_is_free_the_moment_its_holder_is_killed(lock: Path, hold: Hold) -> None:

@@ -108,7 +108,7 @@ def total(out: Path, config: Config, *, scratch: Path, parts: list[Path]) -> Non
 def shards(out: Path, config: ShardsConfig, *, scratch: Path, numbers: Path | None = None) -> dict[str, Any]:
     """Writes files of known bytes; each is kept in scratch first, so that a killed run goes on where it was."""
     if config.journal:
-        with Path(config.journal).open("a") as file:
+        with Path(config.journal).open("a", encoding="utf-8") as file:
             file.write(f"{out.parent.name.partition('-')[0]} {os.getpid()}\n")
     resumed = len(list(scratch.glob("*.bin")))
     with progress("sharding", config.shards) as advance:
@@ -161,7 +161,7 @@ def fail(out: Path, config: FailConfig, *, scratch: Path) -> dict[str, Any]:
         case "own":
             raise OwnError("raise the limit")
         case "disk":
-            with Path("/dev/full").open("w") as file:
+            with Path("/dev/full").open("w", encoding="utf-8") as file:
                 file.write("x" * 100_000)
         case "killed once" | "network once" if (scratch / "was here").exists():
             (out / "done").write_text("")
@@ -172,7 +172,7 @@ def fail(out: Path, config: FailConfig, *, scratch: Path) -> dict[str, Any]:
             (scratch / "was here").write_text("")
             raise httpx.ConnectError("no route to host")
         case "memory":
-            Path(config.counter).write_text("pgfault 9\noom_kill 4\noom_kill_other 9\n")
+            Path(config.counter).write_text("pgfault 9\noom_kill 4\noom_kill_other 9\n", encoding="utf-8")
             os.kill(os.getpid(), signal.SIGKILL)
         case "exit":
             os._exit(3)

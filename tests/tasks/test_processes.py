@@ -65,7 +65,7 @@ def wait_for(path: Path, process: "subprocess.Popen[Any]", seconds: float = 60.0
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return path.read_text()
+    return path.read_text(encoding="utf-8")
 
 
 def test_body_runs_in_another_process_that_is_gone_afterwards(run: Run) -> None:
