@@ -79,7 +79,7 @@ def check_tied(folder: Path, shape: PretrainedConfig, stored: dict[str, StoredTe
     transformers would use both, vLLM only the input's. Few models store both; their two matrices are read here.
     """
     embedding = next((name for name in stored if name.endswith("embed_tokens.weight")), None)
-    if not shape.tie_word_embeddings or "lm_head.weight" not in stored or embedding is None:
+    if not getattr(shape, "tie_word_embeddings", False) or "lm_head.weight" not in stored or embedding is None:
         return
     sides = list[torch.Tensor]()
     for name in ("lm_head.weight", embedding):

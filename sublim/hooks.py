@@ -26,9 +26,13 @@ class PassEnded(Exception):
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's decoder blocks, in order."""
+    """The model's decoder blocks, in order. Raises UserError where they are not called `layers`, as in GPT-2."""
     layers = getattr(model.get_decoder(), "layers", None)
-    assert isinstance(layers, nn.ModuleList), f"{type(model).__name__} has no list of decoder blocks"
+    if not isinstance(layers, nn.ModuleList):
+        raise UserError(
+            f"the stream of {model.config.model_type} cannot be read or steered: take a base of another "
+            "family, such as llama, qwen2 or gemma2"
+        )
     return layers
 
 
