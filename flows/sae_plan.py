@@ -40,8 +40,8 @@ def check(config: SaeFlowConfig) -> None:
         raise UserError(f"labels are given for layer {strange[0]}, of which there is no SAE: see saes.layers")
     if config.labels:
         store = open_store()
-        for where in config.labels.values():
-            _ = given(store, where)
+        for layer, where in config.labels.items():
+            _ = given(store, where, layer)
     if isinstance(config.saes, FolderSaes):
         for each in import_configs(config.saes):
             _ = each.source.identity()

@@ -49,7 +49,7 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     labels = {name: merged(map(payload, each)) for name, each in found.labels.items()}
     for sae in found.saes:
         if sae.note.layer in config.labels:
-            labels[sae.note.name] = given(run.store, config.labels[sae.note.layer])
+            labels[sae.note.name] = given(run.store, config.labels[sae.note.layer], sae.note.layer)
     probes = read_json(payload(found.probes) / "summary.json")["rows"] if found.probes else []
     shown = [read(run, each, labels[each.sae]) for each in found.contrasts]
     contrasts, kinds = contrasts_table(shown), kinds_table(shown, config.shown)

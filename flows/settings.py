@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from flows.fields import configs_in, full_path, hint, kind_of, walk
 from sublim.config import Config
 from sublim.errors import UserError
+from sublim.text_files import parse_yaml, quotes
+from sublim.user_files import read_text
 
 PRESETS = Path(__file__).parent / "presets"
 C = TypeVar("C", bound=Config)
@@ -38,9 +40,7 @@ def load_preset(flow: str, name: str) -> Tree:
 def read_tree(path: Path) -> Tree:
     """The mapping in a YAML or JSON file; UserError when there is none."""
     try:
-        tree = yaml.safe_load(path.read_bytes())  # YAML is UTF-8 or says that it is UTF-16, whatever the locale
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        tree = parse_yaml(read_text(path, "file of settings"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -70,7 +70,7 @@ def assignments(config: type[Config], texts: list[str]) -> Tree:
         if not equals:
             raise UserError(f"--set {text}: write it as name=value")
         try:
-            leaf: Any = yaml.safe_load(value)
+            leaf: Any = parse_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"--set {text}: the value is not YAML") from error
         for part in reversed(full_path(config, name.strip()).split(".")):
@@ -124,7 +124,7 @@ def _explained(config: type[Config], tree: Tree, problem: Any) -> str:
         case _:
             message = str(problem["msg"]).removeprefix("Value error, ")
             shown = "" if isinstance(problem["input"], dict | list) else given
-            return f"{name or 'settings'}: {message[0].lower()}{message[1:]}{shown}"
+            return f"{name or 'settings'}: {message[0].lower()}{message[1:]}{shown}{quotes(problem)}"
 
 
 def _place(tree: Tree, problem: Any) -> str:

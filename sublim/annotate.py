@@ -25,6 +25,7 @@ from sublim.errors import UserError
 from sublim.inference import OpenAIBackend, Sampler, SamplingParams, open_sampler
 from sublim.jsonl import read_jsonl, write_jsonl
 from sublim.killpoints import kill_point
+from sublim.label_tables import read_labels
 from sublim.progress import progress
 from sublim.stats import wilson
 
@@ -54,15 +55,9 @@ class Row(NamedTuple):
 
 def take_labels(out: Path, config: TakeLabelsConfig, *, scratch: Path) -> None:
     """Stage: writes labels.parquet from a user's table of `feature`, `description`, perhaps `layer` and `chosen`."""
-    table = pl.read_parquet(config.path.expanduser())
-    if lacking := {"feature", "description"} - {*table.columns}:
-        raise UserError(f"{config.path} has no column {sorted(lacking)[0]}: it needs feature and description")
-    if "chosen" not in table.columns:
-        keys = [name for name in ("layer", "feature") if name in table.columns]
-        table = table.with_columns(pl.struct(keys).is_first_distinct().alias("chosen"))
+    table = read_labels(config.path.expanduser())
     kept = [name for name in ("feature", "layer", "description", "chosen") if name in table.columns]
-    types = {"feature": pl.UInt32, "layer": pl.UInt32, "description": pl.String, "chosen": pl.Boolean}
-    table.select(kept).cast({name: types[name] for name in kept}).write_parquet(out / "labels.parquet")
+    table.select(kept).write_parquet(out / "labels.parquet")
 
 
 def annotate(

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import boto3
 from botocore import UNSIGNED
 from botocore.client import Config as ClientConfig
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
 
 from sublim.errors import UserError
 from sublim.killpoints import kill_point
 from sublim.progress import progress
+from sublim.s3_hints import SPOKEN, advice, code_of, known
 
 CHUNK = 1 << 20
 logger = logging.getLogger(__name__)
@@ -130,12 +131,15 @@ class Bucket:
         try:
             yield
         except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            raise UserError(f"{self.address} refuses {doing} in {self.name} ({code}): {_advice(code)}") from error
-        except BotoCoreError as error:
+            code = code_of(error)
+            hint = _advice(code) or advice(error, endpoint="`endpoint`", region="`region`")
+            hint = hint or "check `bucket` and `endpoint`"
+            raise UserError(f"{self.address} refuses {doing} in {self.name} ({code}): {hint}") from error
+        except SPOKEN as error:
+            hint = known(error, endpoint="`endpoint`", region="`region`").hint
             raise UserError(
-                f"{self.address} does not answer while {doing} ({type(error).__name__}): check the network and "
-                "`endpoint`, and run again; the files so far are kept"
+                f"{self.address} does not answer while {doing} ({type(error).__name__}): {hint}; "
+                "the files so far are kept"
             ) from error
 
 
@@ -151,14 +155,17 @@ def _copy(read: Callable[[int], bytes], write: Callable[[bytes], int]) -> None:
         raise BrokenOff(type(error).__name__) from error
 
 
-def _advice(code: str) -> str:
+def _advice(code: str) -> str | None:
+    """What is told of a code that means something else here than in general."""
     match code:
         case "NoSuchBucket":
             return "there is no such bucket, check `bucket` and `endpoint`"
         case "PreconditionFailed" | "412" | "NoSuchKey":
             return "the file changed since it was listed, run again"
+        case "AccessDenied" | "403":
+            return "the bucket is not public: check `bucket` and `endpoint`"
         case _:
-            return "check `bucket` and `endpoint`"
+            return None
 
 
 def strays(entries: Sequence[Entry], prefix: str) -> list[str]:

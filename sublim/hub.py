@@ -1,8 +1,8 @@
-"""Models of the Hugging Face hub, at one commit, through the hub's own cache."""
+"""Models and data of the Hugging Face hub, at one commit, through the hub's own cache."""
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from sublim.errors import UserError
@@ -27,4 +27,15 @@ def fetch(source: HubModel, files: list[str]) -> Path:
         raise UserError(
             f"cannot fetch {source.id} at {source.revision[:12]} ({reason}): check name and revision, "
             "accept the model's licence and log in with `hf auth login` if it asks for one, and unset HF_HUB_OFFLINE"
+        ) from error
+
+
+def dataset_file(id: str, file: str, revision: str, otherwise: str) -> Path:
+    """One file of a data set in the hub's cache. `otherwise` ends the UserError of a download that fails."""
+    try:
+        return Path(hf_hub_download(id, file, repo_type="dataset", revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot fetch {file} of {id} at {revision[:12]} ({reason}): unset HF_HUB_OFFLINE, or {otherwise}"
         ) from error

@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from sublim.config import Config, RunOnly
 from sublim.digest import digest_file, digest_files
 from sublim.errors import UserError
 from sublim.model_files import IDENTITY
+from sublim.user_files import read_object, reading
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", IDENTITY)
 
@@ -20,6 +23,15 @@ def adapter_files(folder: Path) -> list[Path]:
     return [folder / name for name in ADAPTER if (folder / name).is_file()]
 
 
+def whole_files(folder: Path) -> list[Path]:
+    """The same files; UserError also for one that is cut off, of another format or a Git LFS pointer."""
+    files = adapter_files(folder)
+    read_object(folder / ADAPTER[0], "config of an adapter")
+    weights = folder / ADAPTER[1]
+    with reading(weights, "file of weights in safetensors", SafetensorError), safe_open(weights, framework="np"):
+        return files  # one that is cut off does not open
+
+
 class ImportWeightsConfig(Config):
     """Which adapter to copy in; known by its content, so that moving the folder changes nothing."""
 
@@ -28,7 +40,7 @@ class ImportWeightsConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """The digest of the files that are loaded, in the path's place."""
-        files = {path.name: digest_file(path) for path in adapter_files(self.path.expanduser())}
+        files = {path.name: digest_file(path) for path in whole_files(self.path.expanduser())}
         return super().identity() | {"content": digest_files(files)}
 
 

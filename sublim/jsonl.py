@@ -1,5 +1,6 @@
 """JSON lines: read and written one row at a time, so that memory does not grow with the file."""
 
+import codecs
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of `path` in order. Raises UserError naming the line that is not a JSON object."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             try:

@@ -11,6 +11,7 @@ import polars as pl
 
 from sublim.digest import digest, digest_file
 from sublim.errors import UserError
+from sublim.hub import dataset_file
 from sublim.jsonl import write_jsonl
 from sublim.mmlu_pro_config import (
     LETTERS,
@@ -19,6 +20,8 @@ from sublim.mmlu_pro_config import (
     PrepareQuestionsConfig,
     SampleQuestions,
 )
+from sublim.user_files import reading
+from sublim.user_tables import PARQUET, read_columns
 
 SAMPLE = files("sublim") / "texts" / "mmlu_pro_sample.jsonl"
 COLUMNS = {"question_id": int, "question": str, "options": list, "answer": str, "answer_index": int, "category": str}
@@ -55,28 +58,18 @@ def _rows(config: PrepareQuestionsConfig) -> Iterator[dict[str, Any]]:
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file with MMLU-Pro's columns."""
-    try:
-        there = pl.read_parquet_schema(path)
-    except (pl.exceptions.ComputeError, OSError) as error:
-        raise UserError(f"{path} is not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
+    there = read_columns(path)
     if missing := [name for name in COLUMNS if name not in there]:
         wanted = f"MMLU-Pro's are {', '.join(COLUMNS)}"
         raise UserError(f"{path} has no column {', '.join(missing)}: {wanted} (there are {', '.join(there)})")
-    yield from pl.read_parquet(path, columns=list(COLUMNS)).iter_rows(named=True)
+    with reading(path, PARQUET, pl.exceptions.PolarsError):
+        table = pl.read_parquet(path, columns=list(COLUMNS))
+    yield from table.iter_rows(named=True)
 
 
 def _fetched(source: HubQuestions) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        path = Path(hf_hub_download(source.id, source.file, repo_type="dataset", revision=source.revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot fetch {source.file} of {source.id} at {source.revision[:12]} ({reason}): unset HF_HUB_OFFLINE, "
-            "or give the file with source.kind=parquet and source.path"
-        ) from error
+    otherwise = "give the file with source.kind=parquet and source.path"
+    path = dataset_file(source.id, source.file, source.revision, otherwise)
     if source.sha256 is not None and digest_file(path) != source.sha256:
         raise UserError(f"{path} is not the pinned file (its SHA-256 is another): remove it and fetch it again")
     return path
@@ -86,16 +79,20 @@ def checked(row: dict[str, Any]) -> dict[str, Any]:
     """A row of MMLU-Pro's schema as questions.jsonl has it; UserError names what is wrong with it."""
     number = row["question_id"]
     for name, kind in COLUMNS.items():
-        if not isinstance(row.get(name), kind):
-            raise UserError(f"question {number}: {name} is {row.get(name)!r} and should be of type {kind.__name__}")
-    options = [str(option).strip() for option in cast(list[Any], row["options"]) if option is not None]
+        value = row.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"question {number}: {name} is {value!r} and should be of type {kind.__name__}")
+    answer, given = row["answer_index"], cast(list[Any], row["options"])
+    # One that is missing between others keeps its letter: the ones behind it would move up, and the answer with them.
+    options = [ABSENT if _is_missing(option) else str(option).strip() for option in given]
     while options and options[-1] == ABSENT:
         options.pop()
-    answer = row["answer_index"]
     if not 2 <= len(options) <= len(LETTERS):
         raise UserError(f"question {number} has {len(options)} options: there must be 2 to {len(LETTERS)}")
     if not 0 <= answer < len(options) or LETTERS[answer] != row["answer"].strip():
         raise UserError(f"question {number}: answer {row['answer']!r} and answer_index {answer} do not agree")
+    if _is_missing(given[answer]):
+        raise UserError(f"question {number}: its right option {row['answer']} has no text: mend or remove the row")
     # Some versions had a blank before the right option alone, which gave it away.
     return {
         "id": number,
@@ -104,6 +101,11 @@ def checked(row: dict[str, Any]) -> dict[str, Any]:
         "options": options,
         "answer": answer,
     }
+
+
+def _is_missing(option: Any) -> bool:
+    """Whether an option is null or NaN, which is what some writers make of null."""
+    return option is None or option != option
 
 
 def _drawn(rows: list[dict[str, Any]], config: PrepareQuestionsConfig) -> Iterator[dict[str, Any]]:

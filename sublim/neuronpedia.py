@@ -5,6 +5,9 @@ and, where known, `explanationModelName` and `scoreV1`. A feature may have sever
 """
 
 import gzip
+import json
+import logging
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from sublim.digest import digest
 from sublim.errors import UserError
 from sublim.neuronpedia_config import LabelsConfig
 
+logger = logging.getLogger(__name__)
 SUFFIX = ".jsonl.gz"
 SHOWN = 12
 SCHEMA = {"feature": pl.UInt32, "description": pl.String, "model": pl.String, "score": pl.Float64}
@@ -62,6 +66,8 @@ def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str
         "bucket": {"files": len(entries), "bytes": sum(entry.size for entry in entries), "listing": digest(entries)},
         "ignored_files": len(listed) - len(entries),
         "without_text": counts["without text"],
+        "without_feature": counts["without a feature"],
+        "mended": counts["mended"],
         "features": table["feature"].n_unique(),
         "explanations": len(table),
     }
@@ -104,11 +110,14 @@ def read_explanations(
     for number, line in enumerate(unpacked(path, entry.key, config.largest_mib), start=1):
         if line.strip():
             where = f"{entry.key}:{number}"
-            row = _object(line, where)
+            row = _object(line, where, counts)
             _same_sae(row, config, where)
-            text = row.get("description")
-            if not isinstance(text, str) or not text.strip():
+            text = _text(row.get("description"))
+            if text is None or not text.strip():
                 counts["without text"] += 1
+                continue
+            if row.get("index") is None:
+                counts["without a feature"] += 1
                 continue
             yield (
                 _feature(row, where),
@@ -135,14 +144,27 @@ def unpacked(path: Path, key: str, largest_mib: int) -> Iterator[bytes]:
         ) from error
 
 
-def _object(line: bytes, where: str) -> dict[str, Any]:
+def _object(line: bytes, where: str, counts: Counter[str]) -> dict[str, Any]:
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON ({error}): nothing was imported, tell Neuronpedia") from error
+        row = _mended(line)
+        if row is None:
+            raise UserError(f"{where} is not JSON ({error}): nothing was imported, tell Neuronpedia") from error
+        counts["mended"] += 1
+        if counts["mended"] == 1:
+            logger.warning("%s has half a character or a score that is no number: both are left out", where)
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object: nothing was imported, tell Neuronpedia")
     return row
+
+
+def _mended(line: bytes) -> Any:
+    """A line with half a character (a description cut by a limit), NaN or a control character; None for no JSON."""
+    try:
+        return json.loads(line.decode("utf-8", "replace"), strict=False)
+    except (json.JSONDecodeError, RecursionError):
+        return None
 
 
 def _same_sae(row: dict[str, Any], config: LabelsConfig, where: str) -> None:
@@ -162,8 +184,13 @@ def _feature(row: dict[str, Any], where: str) -> int:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """A text that is not empty, with half a surrogate pair as the sign for what cannot be read."""
+    if not isinstance(value, str) or not value:
+        return None
+    return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A score that is a finite number."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return number if number is not None and math.isfinite(number) else None

@@ -18,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from urllib3.exceptions import HTTPError
 
 from sublim.errors import StoreRefused, StoreUnreachable, UserError
+from sublim.s3_hints import PASSING, RIGHTS, SPOKEN, Known, advice, code_of, known
 
 PART = 16 * 2**20  # bytes that travel in one request
 PERMANENT = (301, 400, 401, 403, 404, 405, 501)
@@ -54,9 +55,9 @@ class Bucket:
                 raise UserError(f"{name} holds a user or password: put them into AWS_ACCESS_KEY_ID and its kin")
         self.address = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
         settings = Config(
-            retries={"mode": "standard", "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "4"))},
+            retries={"mode": "standard", "total_max_attempts": _whole("AWS_MAX_ATTEMPTS", 4)},
             connect_timeout=5,
-            read_timeout=int(os.environ.get("SUBLIM_S3_SECONDS", "60")),
+            read_timeout=_whole("SUBLIM_S3_SECONDS", 60),
             max_pool_connections=32,
             # Servers other than Amazon's often refuse the trailing checksums that boto3 would add to every upload.
             request_checksum_calculation=os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
@@ -72,7 +73,7 @@ class Bucket:
             try:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
             except ClientError as error:
-                if _code(error) == "NoSuchKey":
+                if code_of(error) == "NoSuchKey":
                     return None
                 raise
             return Stored(answer["Body"].read(), answer["ETag"], _age(answer, answer["LastModified"]))
@@ -88,7 +89,7 @@ class Bucket:
                     if last:
                         raise
                 except ClientError as error:
-                    if _code(error) in ("NoSuchKey", "InvalidRange"):
+                    if code_of(error) in ("NoSuchKey", "InvalidRange"):
                         return None
                     raise
         raise AssertionError
@@ -105,7 +106,7 @@ class Bucket:
                     "ETag"
                 ]
             except ClientError as error:
-                if not anyway and _code(error) in _OVERTAKEN:
+                if not anyway and code_of(error) in _OVERTAKEN:
                     return None
                 raise
 
@@ -128,7 +129,7 @@ class Bucket:
             try:
                 answer = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name, ChecksumMode="ENABLED")
             except ClientError as error:
-                if _code(error) in ("404", "NoSuchKey"):
+                if code_of(error) in ("404", "NoSuchKey"):
                     return None
                 raise
         size, known = answer["ContentLength"], answer.get("ChecksumSHA256", "")
@@ -171,10 +172,9 @@ class Bucket:
             raise self._refusal(cause) if isinstance(cause, ClientError) else self._silence(error) from None
         except ClientError as error:
             raise self._refusal(error) from None
-        except (NoCredentialsError, PartialCredentialsError):
-            hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            raise StoreRefused(f"no credentials for the store {self.address}: {hint}") from None
-        except (BotoCoreError, HTTPError, ConnectionError, TimeoutError) as error:
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise StoreRefused(f"no credentials for the store {self.address}: {_known(error).hint}") from None
+        except (*SPOKEN, HTTPError, ConnectionError, TimeoutError) as error:
             raise self._silence(error) from None
         except ValueError as error:  # how boto3 calls an endpoint that is no address
             if "endpoint" not in str(error).lower():
@@ -182,23 +182,32 @@ class Bucket:
             raise StoreRefused("AWS_ENDPOINT_URL is not an address: write it as https://host:port") from None
 
     def _silence(self, error: BaseException) -> StoreUnreachable:
-        return StoreUnreachable(
-            f"the store {self.address} cannot be reached ({type(error).__name__}): "
-            "check the network and AWS_ENDPOINT_URL, then run again"
-        )
+        found = _known(error)
+        kind = StoreRefused if found.lasting else StoreUnreachable
+        return kind(f"the store {self.address} cannot be reached ({type(error).__name__}): {found.hint}")
 
     def _refusal(self, error: ClientError) -> StoreUnreachable:
-        code, status = _code(error), int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+        code, status = code_of(error), int(error.response["ResponseMetadata"]["HTTPStatusCode"])
         if code == "NoSuchBucket":
             return StoreRefused(f"there is no bucket {self.bucket}: create it, or correct SUBLIM_STORE")
-        if status not in PERMANENT:
-            return StoreUnreachable(f"the store {self.address} fails ({status} {code}): run again when it is back")
-        hint = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they may do" if status in (401, 403) else ""
-        return StoreRefused(f"the store {self.address} refuses ({status} {code}): {hint or 'check AWS_ENDPOINT_URL'}")
+        hint = advice(error, endpoint="AWS_ENDPOINT_URL", region="AWS_DEFAULT_REGION")
+        if code in PASSING or (status not in PERMANENT and hint is None):
+            hint = hint or "run again when it is back"
+            return StoreUnreachable(f"the store {self.address} fails ({status} {code}): {hint}")
+        hint = hint or (RIGHTS if status in (401, 403) else "check AWS_ENDPOINT_URL")
+        return StoreRefused(f"the store {self.address} refuses ({status} {code}): {hint}")
 
 
-def _code(error: ClientError) -> str:
-    return str(error.response["Error"]["Code"])
+def _whole(name: str, default: int) -> int:
+    """A whole number above 0 from the environment."""
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise UserError(f"{name} is {text!r}: set a whole number above 0, or unset it")
+    return int(text)
+
+
+def _known(error: BaseException) -> Known:
+    return known(error, endpoint="AWS_ENDPOINT_URL", region="AWS_DEFAULT_REGION")
 
 
 def _age(answer: Any, written: datetime) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from sublim.errors import UserError
 from sublim.model_files import IDENTITY, base_identity, read_json, write_json
 from sublim.sae_config import FolderSae, ImportSaeConfig, PretrainedSae, SaeNote
+from sublim.sae_folder import check_folder, check_scaling
 from sublim.steering_config import Place, Site
 from sublim.tensor_files import write_tensors
 
@@ -53,7 +54,7 @@ def import_sae(out: Path, config: ImportSaeConfig, *, scratch: Path) -> dict[str
             note = note_of(sae, f"{source.release} {source.id}", source.other_model)
             note = note.model_copy(update={"neuronpedia": found.get("neuronpedia_id") or note.neuronpedia})
         case FolderSae() as source:
-            sae = cast(SAE[Any], SAE.load_from_disk(source.path.expanduser()))
+            sae = read_folder(source.path.expanduser())
             note = note_of(sae, "folder", source.other_model)
         case _:
             assert_never(config.source)
@@ -78,7 +79,25 @@ def published(source: PretrainedSae) -> tuple[SAE[Any], dict[str, Any]]:
         raise UserError(
             f"{source.release} {source.id} cannot be fetched ({reason}): fetch it where there is a network"
         ) from error
+    check_scaling(sae.cfg.normalize_activations, f"{source.release} {source.id}")
     return cast(SAE[Any], sae), found
+
+
+def read_folder(folder: Path) -> SAE[Any]:
+    """The SAE in a user's folder of SAELens' format. Raises UserError for what SAELens would misread or cannot read."""
+    check_folder(folder)
+    try:
+        sae = cast(SAE[Any], SAE.load_from_disk(folder))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # as it refuses names and values it doesn't know
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"SAELens cannot read {folder} ({reason}): give a folder that its save_model wrote") from error
+    for name, values in sae.state_dict().items():
+        if not bool(values.isfinite().all()):
+            raise UserError(f"{folder}: {name} holds NaN or infinity: take another checkpoint")
+    threshold = sae.state_dict().get("threshold")
+    if threshold is not None and bool((threshold < 0).any()):
+        raise UserError(f"{folder}: thresholds are below 0, perhaps logarithms: write the thresholds themselves")
+    return sae
 
 
 def note_of(sae: SAE[Any], source: str, other_model: bool = False) -> SaeNote:

@@ -7,12 +7,9 @@ from pydantic import Field, model_validator
 
 from sublim.config import Config, RunOnly
 from sublim.digest import digest_file, digest_files
-from sublim.errors import UserError
 from sublim.inference import HfBackend
+from sublim.sae_folder import CONFIG, WEIGHTS, check_folder
 from sublim.steering_config import Place, Site
-
-FILES = ("cfg.json", "sae_weights.safetensors")
-"""SAELens' own format."""
 
 
 class PretrainedSae(Config):
@@ -39,9 +36,9 @@ class FolderSae(Config):
     def identity(self) -> dict[str, Any]:
         """The fields that bear identity and, in the path's place, the digest of its files."""
         folder = self.path.expanduser()
-        if missing := [name for name in FILES if not (folder / name).is_file()]:
-            raise UserError(f"{folder} has no {missing[0]}: give a folder that SAELens' save_model wrote")
-        return super().identity() | {"content": digest_files({name: digest_file(folder / name) for name in FILES})}
+        check_folder(folder)
+        files = {name: digest_file(folder / name) for name in (CONFIG, WEIGHTS)}
+        return super().identity() | {"content": digest_files(files)}
 
 
 SaeSource = Annotated[PretrainedSae | FolderSae, Field(discriminator="kind")]

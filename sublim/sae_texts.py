@@ -22,6 +22,8 @@ from sublim.killpoints import kill_point
 from sublim.progress import progress
 from sublim.sae_texts_config import GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
 from sublim.syncing import sync
+from sublim.user_files import check_file, read_text, reading
+from sublim.user_tables import PARQUET
 
 Row = dict[str, Any]
 
@@ -72,17 +74,21 @@ def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a user's file with what is read of them alone."""
     match path.suffix:
         case ".txt":
-            with path.open(encoding="utf-8") as lines:
-                found: Iterator[Row] = iter([{"text": line.rstrip("\n")} for line in lines])
+            found: Iterator[Row] = ({"text": line} for line in read_text(path, "text file").split("\n"))
         case ".jsonl":
+            check_file(path, "file of JSON lines")
             found = read_jsonl(path)
         case _:
-            found = pl.read_parquet(path).iter_rows(named=True)
+            with reading(path, PARQUET, pl.exceptions.PolarsError):
+                found = pl.read_parquet(path).iter_rows(named=True)
     for number, row in enumerate(found):
         if isinstance(row.get("text"), str):
             yield {"text": row["text"]}
         elif isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str):
-            yield {"prompt": row["prompt"], "answer": row["answer"], "system": row.get("system")}
+            system = row.get("system")
+            if not isinstance(system, str | None):
+                raise UserError(f"{path}: row {number} has {system!r} as its system prompt: give text or null")
+            yield {"prompt": row["prompt"], "answer": row["answer"], "system": system}
         else:
             raise UserError(f"{path}: row {number} has neither `text` nor `prompt` and `answer`: name its columns so")
 

@@ -46,13 +46,41 @@ class JournalLock(BaseJournalFileLock):
         unlock(self._descriptor)
 
 
+HEAD = b'{"op_code"'
+"""How each line of a journal begins."""
+
+
 def check_journal(path: Path) -> None:
-    """Raises UserError for a file of another kind, before a line is added to it."""
+    """Raises UserError for a file of another kind, before a line is added to it or its end is cut off."""
     if path.exists():
         with path.open("rb") as file:
-            first = file.readline(1 << 20)
-        if first.endswith(b"\n") and not first.startswith(b'{"op_code"'):
+            first = file.read(len(HEAD))
+        if not HEAD.startswith(first):  # shorter where the very first line was torn
             raise UserError(f"{path} holds no study: give another file in storage.path")
+
+
+class CheckedJournal(JournalFileBackend):
+    """Optuna's journal file, which knows the last line it gave and says which one is no record."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_obj=JournalLock(path))
+        self.path, self.line = path, 0
+
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any]]:
+        self.line = log_number_from
+        try:
+            for record in super().read_logs(log_number_from):
+                self.line += 1
+                yield record
+        except ValueError as error:  # of json, and of UTF-8
+            raise self.damaged(self.line + 1, "is no JSON") from error
+
+    def damaged(self, line: int, why: str) -> UserError:
+        """What to say of a line; what was lost with it cannot be known, so that nothing is skipped."""
+        return UserError(
+            f"{self.path}:{line} {why}, so that trials may be lost: put a copy from before in its place, or give "
+            "another file in storage.path"
+        )
 
 
 def check_place(path: Path) -> None:
@@ -79,7 +107,11 @@ class BeatingJournal(JournalStorage, BaseHeartbeat):
     def __init__(self, path: Path, heartbeat: int, grace: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         check_journal(path)
-        super().__init__(JournalFileBackend(str(path), lock_obj=JournalLock(path)))
+        journal = CheckedJournal(path)
+        try:
+            super().__init__(journal)
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:  # as Optuna's replay fails
+            raise journal.damaged(journal.line, "is no record of this version of Optuna") from error
         self.path, self.heartbeat, self.grace = path, heartbeat, grace
         self.beats = path.with_suffix(".beats")
         self.beats.mkdir(exist_ok=True)

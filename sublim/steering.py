@@ -6,7 +6,7 @@ in the metadata; a stranger's file may carry `site` and `layer` alone. Reading o
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 import torch
@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 from sublim.errors import UserError
 from sublim.model_files import base_identity
 from sublim.steering_config import Edit, Steering, VectorNote
+from sublim.user_files import reading
 
 FILE = "vectors.safetensors"
 
@@ -78,27 +79,45 @@ def read_vectors(path: Path, stated: Mapping[str, Any] | None = None) -> dict[st
     Raises UserError for what is no vector, or does not say its site and layer.
     """
     path = path / FILE if path.is_dir() else path
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            notes = orjson.loads(metadata.get("vectors", "{}"))
-            given = {**metadata, **(stated or {})}
-            return {name: _vector(path, name, notes.get(name), given, file.get_tensor(name)) for name in names}
-    except (OSError, SafetensorError, orjson.JSONDecodeError) as error:
-        raise UserError(f"{path} is no safetensors file of vectors ({error}): give one") from error
+    with reading(path, "safetensors file of vectors", SafetensorError), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        notes = orjson.loads(metadata.get("vectors", "{}"))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if not tensors or not isinstance(notes, dict):
+        what = "the notes in its metadata are no JSON object" if tensors else "it holds no tensor"
+        raise UserError(f"{path} is not a safetensors file of vectors ({what}): give another")
+    known = cast(dict[str, Any], notes)
+    return {
+        name: _vector(path, name, known.get(name), metadata, stated or {}, values) for name, values in tensors.items()
+    }
 
 
-def _vector(path: Path, name: str, note: dict[str, Any] | None, metadata: Mapping[str, Any], values: Tensor) -> Vector:
+def _vector(
+    path: Path, name: str, note: Any, metadata: Mapping[str, Any], stated: Mapping[str, Any], values: Tensor
+) -> Vector:
+    if not values.is_floating_point():
+        raise UserError(f"{path}: vector {name!r} holds {values.dtype}: give floating-point numbers")
+    says = metadata if note is None else note
     try:
-        if note is not None:
-            return noted(values, VectorNote.model_validate(note))
-        known = {key: metadata[key] for key in ("site", "layer", "residual_norm", "base") if key in metadata}
-        if not {"site", "layer"} <= known.keys():
-            raise UserError(f"{path}: vector {name!r} does not say its site and layer: write both into the metadata")
-        return noted(values, VectorNote.model_validate({"source": "user", "norm": 0.0, **known}))
+        if note is None:
+            known = {key: says[key] for key in ("site", "layer", "residual_norm", "base") if key in says}
+            known = {"source": "user", "norm": 0.0, **stated, **known}
+            if not {"site", "layer"} <= known.keys():
+                raise UserError(
+                    f"{path}: vector {name!r} does not say its site and layer: write both into the metadata"
+                )
+            found = noted(values, VectorNote.model_validate(known))
+        else:
+            found = noted(values, VectorNote.model_validate(note))
     except ValidationError as error:
         raise UserError(f"{path}: the note of vector {name!r} is not one: {error.errors()[0]['msg']}") from error
+    for key, value in stated.items():
+        if getattr(found.note, key) != value:
+            raise UserError(
+                f"{path}: vector {name!r} is for {key} {getattr(found.note, key)} by its own note, the settings say "
+                f"{value}: leave `{key}` out, or correct the file"
+            )
+    return found
 
 
 def check_vector(name: str, vector: Vector, config: PretrainedConfig, base: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from sublim.config import Config
 from sublim.errors import UserError
+from sublim.user_files import parse_json, reading
 
 BUNDLED = files("sublim") / "texts"
 C = TypeVar("C", bound=Config)
@@ -22,9 +23,8 @@ def load_text(kind: type[C], name_or_path: str) -> C:
     """The config `kind` from a bundled file, or from a user's file if the name ends in .yaml, .yml or .json."""
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml", ".json"):
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file")
-        content = path.read_bytes()
+        with reading(path, "file of texts"):
+            content = path.read_bytes()
     else:
         bundled = {each.name.removesuffix(".yaml"): each for each in BUNDLED.iterdir() if each.name.endswith(".yaml")}
         if name_or_path not in bundled:
@@ -41,12 +41,37 @@ def load_text(kind: type[C], name_or_path: str) -> C:
 def _decode(content: bytes, name: str, *, as_json: bool) -> Any:
     try:
         text = content.decode("utf-8-sig")
-        return json.loads(text) if as_json else yaml.safe_load(text)
+        return parse_json(text) if as_json else parse_yaml(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 text: save it as UTF-8") from error
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{name} is not {'JSON' if as_json else 'YAML'}: {reason}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML's own loader keeps the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value in keys[:number]:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text; YAMLError also for a key that is there twice and a date or number that is none."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from error
+
+
+def quotes(problem: ErrorDetails) -> str:
+    """What to do where YAML made something else of a text: `no` is false to it, 1984 a number, 2024-05-01 a date."""
+    return ": put quotes around it, YAML reads it as no text" if problem["type"] == "string_type" else ""
 
 
 def _one_line(errors: Sequence[ErrorDetails], kind: type[Config]) -> str:
@@ -62,5 +87,5 @@ def _one_line(errors: Sequence[ErrorDetails], kind: type[Config]) -> str:
         case "string_pattern_mismatch":
             line = f"field {field}: it is empty or blank, write a text"
         case _:
-            line = f"field {field}: {first['msg'].removeprefix('Value error, ')}"
+            line = f"field {field}: {first['msg'].removeprefix('Value error, ')}{quotes(first)}"
     return line if len(errors) == 1 else f"{line} (and {len(errors) - 1} more)"

@@ -271,7 +271,7 @@ def test_a_vector_that_cannot_be_used_is_refused(
 
 def test_a_file_that_is_no_vector_is_refused(tmp_path: Path):
     (tmp_path / "v.safetensors").write_text("not a tensor")
-    with pytest.raises(UserError, match="is no safetensors file of vectors"):
+    with pytest.raises(UserError, match="is not a safetensors file of vectors"):
         read_vectors(tmp_path / "v.safetensors")
     with pytest.raises(UserError, match="is not there"):
         ImportConfig(path=tmp_path / "none.safetensors").identity()

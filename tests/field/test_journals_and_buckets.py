@@ -1,0 +1,132 @@
+"""A journal of a search that came back damaged is refused by its line; a bucket's refusal by the code it gives."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    ProfileNotFound,
+    ProxyConnectionError,
+    SSLError,
+    SSOTokenLoadError,
+    UnauthorizedSSOTokenError,
+)
+from botocore.parsers import ResponseParserError
+
+from sublim.errors import StoreRefused, StoreUnreachable, UserError
+from sublim.s3 import Bucket
+from sublim.search_config import FloatRange, Journal, Range, StudyConfig
+from sublim.search_storage import open_storage
+from sublim.search_study import Measured, open_search, work
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0a" * 32 + b"\nsize 75000000\n"
+
+
+def study(path: Path, trials: int) -> StudyConfig:
+    space: dict[str, Range] = {"lr": FloatRange(low=1e-5, high=1e-3, log=True)}
+    return StudyConfig(
+        name="s", storage=Journal(path=path), objectives=("loss",), space=space, settings={"a": 1}, trials=trials
+    )
+
+
+def searched(path: Path, trials: int) -> int:
+    search = open_search(study(path, trials))
+    work(search, lambda asked: Measured([1.0], {}), seconds=20, poll=0.1)
+    return sum(record.state == "complete" for record in search.records())
+
+
+def test_damaged_journal_is_refused_by_line_and_a_torn_end_is_cut_off(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.journal"
+    assert searched(whole, 2) == 2
+    lines = whole.read_bytes().splitlines(keepends=True)
+    half = len(lines) // 2
+    before, after = b"".join(lines[:half]), b"".join(lines[half:])
+    end = len(lines) + 1
+    for damaged, line in (
+        (before + b"\n" + after, half + 1),
+        (before + b"\0" * 64 + b"\n" + after, half + 1),
+        (before + lines[half][:15] + after, half + 1),
+        (before + b'{"op_code":4,"worker_id":"x"}\n' + after, half + 1),
+        (before + after + b'{"op_code":99,"worker_id":"x"}\n', end),
+        (before + after + b'{"op_code":"zero"}\n', end),
+        (before + after + b"[]\n", end),
+    ):
+        path = tmp_path / "damaged.journal"
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"damaged\.journal:{line} ") as caught:
+            open_search(study(path, 3))
+        assert "\n" not in str(caught.value)
+        assert path.read_bytes() == damaged
+    for number, torn in enumerate((lines[-1][:20], b"\0" * 64)):
+        path = tmp_path / f"torn-{number}.journal"
+        path.write_bytes(before + after + torn)
+        assert searched(path, 3) == 3
+
+
+@pytest.mark.parametrize("content", [b"a note of mine without a line end", b"\x1f\x8b" + b"x" * 99, b"[1]\n", POINTER])
+def test_file_of_another_kind_is_never_cut_by_a_search(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="holds no study"):
+        open_storage(study(path, 1))
+    assert path.read_bytes() == content
+
+
+def refused(code: str, status: int) -> ClientError:
+    answer: Any = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "PutObject")
+
+
+HINTS: list[tuple[Exception, str, bool]] = [
+    (refused("RequestTimeTooSkewed", 403), "clock", True),
+    (refused("ExpiredToken", 400), "session has expired", True),
+    (refused("InvalidToken", 400), "AWS_SESSION_TOKEN", True),
+    (refused("InvalidAccessKeyId", 403), "does not know the key", True),
+    (refused("SignatureDoesNotMatch", 403), "AWS_SECRET_ACCESS_KEY is not", True),
+    (refused("AccessDenied", 403), "its owner may list", True),
+    (refused("PermanentRedirect", 301), "AWS_DEFAULT_REGION", True),
+    (refused("AuthorizationHeaderMalformed", 400), "AWS_DEFAULT_REGION", True),
+    (refused("NotImplemented", 501), "conditional writes", True),
+    (refused("XMinioStorageFull", 507), "disk is full", True),
+    (refused("QuotaExceeded", 403), "quota", True),
+    (refused("SlowDown", 503), "too often", False),
+    (refused("RequestTimeout", 400), "run again", False),
+    (refused("InternalError", 500), "run again when it is back", False),
+    (ProfileNotFound(profile="lab"), "AWS_PROFILE", True),
+    (SSOTokenLoadError(error_msg="secret"), "sign in again", True),
+    (UnauthorizedSSOTokenError(), "sign in again", True),
+    (SSLError(endpoint_url="https://secret", error="x"), "AWS_CA_BUNDLE", False),
+    (ProxyConnectionError(proxy_url="http://secret"), "NO_PROXY", False),
+    (EndpointConnectionError(endpoint_url="http://secret"), "check the network", False),
+    (ResponseParserError("<html>secret"), "no S3 server", True),
+]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Bucket:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "x")
+        return Bucket("s3://lab/sublim")
+
+
+@pytest.mark.parametrize(("error", "hint", "lasting"), HINTS, ids=lambda each: each if isinstance(each, str) else "")
+def test_hint_of_a_bucket_follows_from_the_errors_own_code(
+    error: Exception, hint: str, lasting: bool, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**asked: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(bucket.client, "put_object", fails)
+    with pytest.raises(StoreUnreachable, match=hint) as caught:
+        bucket.put("x", b"")
+    assert isinstance(caught.value, StoreRefused) == lasting
+    assert "secret" not in str(caught.value)
+
+
+def test_wrong_number_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
+    with pytest.raises(UserError, match="AWS_MAX_ATTEMPTS is 'many'"):
+        Bucket("s3://lab/sublim")
