@@ -51,14 +51,14 @@ def restored(model: nn.Module) -> Generator[None]:
 
     peft leaves trained copies of whole modules and trained biases in a model that it has unloaded.
     """
-    before = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]
+    places = [vars(module)[kind] for module in model.modules() for kind in ("_modules", "_parameters")]
+    before = [(place, dict(place)) for place in places]
     try:
         yield
     finally:
-        for module, modules, parameters in before:
-            for place, own in ((module._modules, modules), (module._parameters, parameters)):
-                place.clear()
-                place.update(own)
+        for place, own in before:
+            place.clear()
+            place.update(own)
 
 
 def adapter_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:

@@ -106,10 +106,10 @@ def _near(held: Tensor, wanted: Tensor) -> bool:
 
 def _comparing(
     parts: list[str], updates: list[Update | None], wrong: list[str], seen: set[str]
-) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+) -> Callable[[Any, tuple[Any, ...], Any], None]:
     """A hook that notes the parts whose outputs are not the base's with the update."""
 
-    def compare(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def compare(layer: Any, args: tuple[Any, ...], output: Any) -> None:
         inputs = args[0][: len(TEXT)]
         plain, found = (_first(each)[: len(TEXT)].float() for each in (layer.base_layer(args[0]), output))
         sizes = list(getattr(layer, "output_slices", None) or [found.shape[-1]])

@@ -38,9 +38,14 @@ def nothing_kept() -> Iterator[None]:
 
 def trained(folder: Path, base: Path, **options: Any) -> tuple[Path, Tensor]:
     """An adapter as peft saves it, every trained value moved, and its logits in peft's own hands."""
-    settings = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"]}
+    settings: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "task_type": "CAUSAL_LM",
+        "target_modules": ["q_proj", "v_proj", "down_proj"],
+    }
     torch.manual_seed(1)
-    adapted = get_peft_model(fresh(base), LoraConfig(**(settings | options))).eval()
+    adapted: Any = get_peft_model(fresh(base), LoraConfig(**(settings | options))).eval()
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
@@ -188,7 +193,8 @@ def test_an_adapter_computes_what_peft_computes_and_the_next_model_is_the_base(
 
 def test_a_fresh_adapter_is_the_base_and_no_mistake(tiny_models: dict[str, Path], tmp_path: Path):
     base = tiny_models["gemma2"]
-    get_peft_model(fresh(base), LoraConfig(r=4, target_modules="all-linear")).save_pretrained(tmp_path / "adapter")
+    adapter: Any = get_peft_model(fresh(base), LoraConfig(r=4, target_modules="all-linear"))
+    adapter.save_pretrained(tmp_path / "adapter")
     assert torch.equal(opened(base, tmp_path / "adapter"), opened(base))
 
 
