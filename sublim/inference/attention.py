@@ -123,7 +123,7 @@ def attend(
         mixed = weights(scores + bias, s_aux, groups).to(query.dtype) @ value
     else:
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-    return mixed.reshape(b, h, q, -1).transpose(1, 2), None
+    return mixed.reshape(b, h, q, -1).transpose(1, 2).contiguous(), None
 
 
 def weights(
