@@ -47,8 +47,8 @@ def shallow(shape: PretrainedConfig) -> PretrainedConfig:
     for name, value in by_layer(text).items():
         setattr(text, name, value[:kept])
     text.num_hidden_layers = kept
-    changes: dict[str, Any] = dict.fromkeys(TABLES, VOCABULARY) | dict.fromkeys(WINDOWS, WINDOW)
-    for name, value in changes.items():
+    changes = [*((name, VOCABULARY) for name in TABLES), *((name, WINDOW) for name in WINDOWS)]
+    for name, value in changes:
         if getattr(text, name, None):
             setattr(text, name, min(value, getattr(text, name)))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import (
@@ -164,7 +164,7 @@ def _loaded(directory: Path, *, dtype: str, attention: str, device: str) -> PreT
 
 def causal_class(shape: PretrainedConfig) -> type[PreTrainedModel] | None:
     """The class that transformers makes a causal language model of this config with, or None."""
-    return MODEL_FOR_CAUSAL_LM_MAPPING.get(type(shape), None)
+    return cast(type[PreTrainedModel] | None, MODEL_FOR_CAUSAL_LM_MAPPING.get(type(shape), None))
 
 
 def faithful_attention(attention: str, shape: PretrainedConfig) -> str:

@@ -107,23 +107,23 @@ def attend(
     refuse_others(module, {"attention_mask": attention_mask, **others})
     view = _view.get()
     b, h, q, d = query.shape
-    scaling = d**-0.5 if scaling is None else scaling
+    scale: float = d**-0.5 if scaling is None else scaling
     if view.kernel == "flash_attention_2" and view.used is not None and s_aux is None:
         from sublim.inference.flash import flash_attend
 
-        return flash_attend(query, key, value, view.used, scaling, sliding_window, softcap), None
+        return flash_attend(query, key, value, view.used, scale, sliding_window, softcap), None
     groups = h // key.shape[1]
     bias = view.bias(sliding_window, groups, query.dtype)
     # The query heads that share a key head become further queries of it: same sums, and the keys are read once.
     query = query.reshape(b, h // groups, groups * q, d)
     if view.kernel == "eager" or softcap is not None or s_aux is not None:
-        scores = query @ key.transpose(-1, -2) * scaling
+        scores = query @ key.transpose(-1, -2) * scale
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         mixed = weights(scores + bias, s_aux, groups).to(query.dtype) @ value
     else:
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
-    return mixed.reshape(b, h, q, -1).transpose(1, 2), None
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+    return mixed.reshape(b, h, q, -1).transpose(1, 2).contiguous(), None
 
 
 def weights(
