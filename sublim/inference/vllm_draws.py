@@ -137,7 +137,7 @@ def _drawn(
     if call.plan is None:
         if call.never:
             if call.barred is None:
-                call.barred = async_tensor_h2d(call.never, device)
+                call.barred = async_tensor_h2d([*call.never], device)
             logits.index_fill_(1, call.barred, -torch.inf)
         noise = _noise(answers, steps, device)
         drawn = draw(logits, noise, params.temperature, params.top_p)

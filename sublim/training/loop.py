@@ -139,7 +139,7 @@ class PlannedTrainer(SFTTrainer):
         loss = torch.zeros((), device=self.args.device)
         for batch in cut(batches, size):
             loss += self.step(model, batch, self.tokens)
-        if loss.is_cuda and not self.optimizer.state:
+        if loss.is_cuda and not cast(torch.optim.AdamW, self.optimizer).state:
             # AdamW makes its moments in its first step, which could not be begun again half done: room for them now.
             torch.empty(2 * sum(each.nbytes for each in trainable(model).values()), dtype=torch.uint8, device="cuda")
         return loss
