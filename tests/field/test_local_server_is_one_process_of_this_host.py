@@ -165,7 +165,7 @@ def test_a_home_that_is_no_folder_is_one_line_and_not_needed_where_a_server_is_c
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home.parent.mkdir(exist_ok=True)
-    home.write_text("a file")
+    home.write_text("a file", encoding="utf-8")
     assert main(["server", "start"]) == 2
     assert "set SUBLIM_HOME" in capsys.readouterr().err
     assert main(["server", "status"]) == 0
