@@ -29,8 +29,19 @@ TEXT_FILES = (
     TEMPLATE,
     "chat_template.json",
 )
-# Versions and paths that libraries leave in a config, and that say nothing about the model.
-LEFTOVERS = ("transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "_commit_hash")
+# Versions, paths and kernels that libraries leave in a config, and that say nothing about the model.
+LEFTOVERS = (
+    "transformers_version",
+    "_name_or_path",
+    "_model_name_or_path",
+    "_from_model_config",
+    "_commit_hash",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_attn_implementation_autoset",
+    "_flash_attn_2_enabled",
+)
 
 
 def weight_files(directory: Path) -> list[str]:
@@ -114,7 +125,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_config(directory: Path, *, drop: Iterable[str] = ()) -> None:
-    """Rewrites config.json without versions, paths and the keys in `drop`."""
+    """Rewrites config.json without versions, paths, kernels and the keys in `drop`."""
     path = directory / "config.json"
     unwanted = {*LEFTOVERS, *drop}
 
