@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from sublim.base_files import told
 from sublim.errors import UserError
 from sublim.model_files import ADAPTER, INDEX, SINGLE, read_json
 
@@ -127,7 +128,8 @@ def lora_config(directory: Path) -> LoraConfig:
         )
     if found := [why for name, why in UNSUPPORTED.items() if described.get(name)]:
         raise UserError(f"the adapter in {directory} {found[0]}, which is not supported: train a plain LoRA")
-    config = LoraConfig.from_pretrained(str(directory))
+    with told(f"peft cannot read the {ADAPTER} in {directory}", "save the adapter again with peft"):
+        config = LoraConfig.from_pretrained(str(directory))
     assert isinstance(config, LoraConfig)
     if config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"):
         raise UserError(f"the adapter in {directory} changed its base when it was made: convert it to a plain LoRA")

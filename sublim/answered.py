@@ -33,11 +33,11 @@ def leaves_out(prompt: str, head: str) -> bool:
     """
     if prompt.startswith(head):
         return CLOSED.search(prompt[len(head) :]) is not None
-    before, after = _alike(prompt, head), _alike(prompt[::-1], head[::-1])
+    before, after = alike(prompt, head), alike(prompt[::-1], head[::-1])
     return bool(head[len(head) - after :].strip()) and not head[before : len(head) - after].strip()
 
 
-def _alike(one: str, other: str) -> int:
+def alike(one: str, other: str) -> int:
     """How many characters the two begin with alike."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))

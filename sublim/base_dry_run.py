@@ -46,11 +46,14 @@ def dry_run(shape: PretrainedConfig, empty: PreTrainedModel) -> None:
     """Raises UserError where sampling, scoring or training would fail or compute another model than the base.
 
     `empty` is the base without weights: that its layers can be cached is seen on it, all else on a small model.
-    Takes about a second. A base whose kind cannot be made small goes unchecked, and the log says so.
+    Takes about a second. A base whose kind cannot be made small goes unchecked, and the log says so, unless its layers
+    do not call the attention that they are set to: it is then refused.
     """
     Network(empty, "sdpa")
     with one_thread(), quiet():
         tried = try_small(shape, shape.model_type)
+    if not tried and not empty._supports_attention_backend:  # pyright: ignore[reportPrivateUsage]
+        raise UserError(f"the layers of {shape.model_type} have an attention of their own: {ELSEWHERE}")
     if not tried:
         log.warning("no small model of %s could be made, so the sampler was not tried on it", shape.model_type)
 

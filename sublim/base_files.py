@@ -30,7 +30,7 @@ class StoredTensor(NamedTuple):
 def told(what: str, remedy: str) -> Generator[None]:
     """Whatever a library raises inside becomes one line, `what (the library's own words): remedy`.
 
-    Only around the reading of a base: what a library raises over a stranger's files has no common class.
+    Only around the reading of a base or of weights: what a library raises over a stranger's files has no common class.
     """
     try:
         yield

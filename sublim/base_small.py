@@ -12,6 +12,7 @@ FEWEST, MOST = 2, 8
 HINTS = ("first_k", "interval", "offset", "pattern", "period", "replace", "shared", "step")
 """Parts of the names of fields that make layers unlike without listing them."""
 VOCABULARY, INNER, WINDOW = 160, 64, 8
+EXPERTS, FEWER = ("num_experts", "num_local_experts", "n_routed_experts"), 16
 PARAMETERS = 100_000_000
 """A model of more is not built: it would take longer than a check may."""
 TABLES = ("vocab_size", "vocab_size_per_layer_input")
@@ -52,7 +53,8 @@ def shallow(shape: PretrainedConfig) -> PretrainedConfig:
         if getattr(text, name, None):
             setattr(text, name, min(value, getattr(text, name)))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        setattr(text, name, None)
+        if getattr(text, name, None) is not None:  # some families' configs take no None
+            setattr(text, name, 0)
     return small
 
 
@@ -74,12 +76,13 @@ def layers_kept(text: PretrainedConfig) -> int:
 
 
 def narrow(shape: PretrainedConfig) -> PretrainedConfig:
-    """`shallow` with few heads, each as wide as the base's, and a width to match."""
+    """`shallow` with few heads, each as wide as the base's, a width to match, and fewer experts."""
     small = shallow(shape)
     text = small.get_text_config()
     heads = text.num_attention_heads
     keys = getattr(text, "num_key_value_heads", None) or heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    # Not by attribute: Gemma 4's config gives none out that differ from layer to layer.
+    width = vars(text).get("head_dim") or text.hidden_size // heads
     few_keys = min(keys, 2)
     few = few_keys * min(heads // keys, 2)
     text.num_attention_heads = few
@@ -91,6 +94,11 @@ def narrow(shape: PretrainedConfig) -> PretrainedConfig:
     for name in INNER_WIDTHS:
         if isinstance(inner := getattr(text, name, None), int):
             setattr(text, name, min(inner, INNER))
+    chosen = getattr(text, "num_experts_per_tok", None) or 0
+    for name in EXPERTS:
+        # Experts in groups are left as they are: how many of them are chosen is bound to the groups.
+        if isinstance(experts := getattr(text, name, None), int) and getattr(text, "n_group", 1) in (None, 1):
+            setattr(text, name, min(experts, max(FEWER, chosen)))
     return small
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 from jinja2.exceptions import TemplateError
 
-from sublim.answered import completion
+from sublim.answered import alike, completion
 from sublim.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def many_answer_ids(tokenizer: "Tokenizer", chats: Sequence[Chat], *, date: str 
         bounds.append(_bounds(text, prompt, chat[-1]["content"].strip()))
     special = {*tokenizer.added_tokens_decoder}
     encoded = encode_many(tokenizer, texts)
-    return [_located(one, start, closing, special) for one, (start, closing) in zip(encoded, bounds, strict=True)]
+    return [_located(*each, special) for each in zip(texts, encoded, bounds, strict=True)]
 
 
 def _completion(tokenizer: "Tokenizer", chat: Chat, prompt: str, *, date: str) -> str:
@@ -125,27 +125,39 @@ def _completion(tokenizer: "Tokenizer", chat: Chat, prompt: str, *, date: str) -
         found = _completion(tokenizer, rest, render_text(tokenizer, rest[:-1], date=date), date=date)
         found = found if answered(answer).endswith(found) else None
     if found is None:
-        raise UserError("the chat template writes the prompt anew once it is answered: give another chat_template")
+        lost = prompt[alike(prompt, answered(answer)) :]
+        raise UserError(
+            f"the chat template writes the prompt anew once it is answered (without {lost[:40]!r}): give another "
+            "chat_template"
+        )
     return found
 
 
 def _bounds(text: str, prompt: str, answer: str) -> tuple[int, int]:
     """The character where the answer's turn begins, and the one where its end of turn is due."""
     found = text.find(answer, len(prompt))
-    if found < 0 or text[len(prompt) : found].strip():
+    if found < 0:
         raise UserError(
             f"the chat template does not write {answer[:40]!r} where the model answers: give another chat_template"
+        )
+    if before := text[len(prompt) : found].strip():
+        raise UserError(
+            f"the chat template writes {before[:40]!r} before an answer and not where the model answers: give a "
+            "chat_template whose prompt ends with it"
         )
     closing = found + len(answer)
     return len(prompt), closing + len(text[closing:]) - len(text[closing:].lstrip())
 
 
-def _located(encoded: "Encoded", start: int, closing: int, special: set[int]) -> AnswerTokens:
-    ids, spans = encoded
+def _located(text: str, encoded: "Encoded", bounds: tuple[int, int], special: set[int]) -> AnswerTokens:
+    (ids, spans), (start, closing) = encoded, bounds
     answer_start = next((i for i, (first, _) in enumerate(spans) if first >= start), len(ids))
     end_of_turn = next((i for i in range(answer_start, len(ids)) if spans[i][1] > closing), len(ids))
     if end_of_turn == len(ids) or ids[end_of_turn] not in special:
-        raise UserError("the chat template does not end an answer with a token of its own: give another chat_template")
+        raise UserError(
+            f"the chat template does not end an answer with a token of its own, but with {text[closing:][:40]!r}: "
+            "give a chat_template that writes eos_token there"
+        )
     return AnswerTokens(ids, answer_start, end_of_turn + 1)
 
 
@@ -161,15 +173,24 @@ def context(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Context:
     question: Chat = [turn for turn in chat if turn["role"] == "user"][:1]
     rendered = render_text(tokenizer, chat, date=date)
     other_day = (Date.fromisoformat(date) - timedelta(days=400)).isoformat()
-    bare = template(tokenizer, question, date=date, answer_next=False)
     return Context(
         rendered=rendered,
         system=system,
         template_system=inserted_system(tokenizer, question, date=date) if system is None else None,
         system_role=has_system_role(tokenizer),
         date=date if render_text(tokenizer, chat, date=other_day) != rendered else None,
-        generation_prompt=template(tokenizer, question, date=date)[len(bare) :],
+        generation_prompt=generation_prompt(tokenizer, question, date=date),
     )
+
+
+def generation_prompt(tokenizer: "Tokenizer", question: Chat, *, date: str = DATE) -> str:
+    """What the template writes only where an answer is awaited; Phi's ends the text there otherwise."""
+    bare, awaited = (template(tokenizer, question, date=date, answer_next=wanted) for wanted in (False, True))
+    if awaited.startswith(bare):
+        return awaited[len(bare) :]
+    same = alike(bare, awaited)
+    # The tokens that differ may begin alike.
+    return awaited[max((first for first, _ in encode(tokenizer, awaited).spans if first <= same), default=0) :]
 
 
 def context_mismatches(training: Context, evaluation: Context) -> list[str]:

@@ -29,8 +29,24 @@ TEXT_FILES = (
     TEMPLATE,
     "chat_template.json",
 )
-# Versions and paths that libraries leave in a config, and that say nothing about the model.
-LEFTOVERS = ("transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "_commit_hash")
+# Versions, paths and kernels that libraries leave in a config, and that say nothing about the model.
+LEFTOVERS = (
+    "transformers_version",
+    "_name_or_path",
+    "_model_name_or_path",
+    "_from_model_config",
+    "_commit_hash",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_attn_implementation_autoset",
+    "_flash_attn_2_enabled",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+)
+USUAL = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""What a model returns beside its logits, and how, unless its config says otherwise."""
 
 
 def weight_files(directory: Path) -> list[str]:
@@ -114,13 +130,14 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def write_config(directory: Path, *, drop: Iterable[str] = ()) -> None:
-    """Rewrites config.json without versions, paths and the keys in `drop`."""
+    """Rewrites config.json without versions, paths, kernels, unusual forms of output and the keys in `drop`."""
     path = directory / "config.json"
     unwanted = {*LEFTOVERS, *drop}
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: clean(item) for key, item in value.items() if key not in unwanted}
+            wanted = {key: item for key, item in value.items() if key not in unwanted}
+            return {key: clean(item) for key, item in wanted.items() if USUAL.get(key, item) == item}
         return value
 
     write_json(path, clean(read_json(path)))

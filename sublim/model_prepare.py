@@ -24,6 +24,9 @@ from sublim.models import load_tokenizer, token_ids
 from sublim.smollm2 import write_smollm2
 from sublim.text_only import keep_text
 
+MARK = "\ufeff"
+"""What some editors put before a text file's own text; a model would read it."""
+
 
 def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> dict[str, Any] | None:
     """Writes the model as safetensors, tokenizer, chat template and a generation config that hides nothing.
@@ -69,8 +72,11 @@ def copy_model(
     for file in {*loaded_files(source)} - {*weights}:
         shutil.copyfile(source / file, out / file)
     place(source, weights, out)
+    template = out / TEMPLATE
     if chat_template is not None:
-        (out / TEMPLATE).write_text(chat_template, encoding="utf-8")
+        template.write_text(chat_template.removeprefix(MARK), encoding="utf-8")
+    elif template.is_file() and (own := template.read_bytes()).startswith(MARK.encode()):
+        template.write_bytes(own.removeprefix(MARK.encode()))
     tokenizer = read_tokenizer(out)
     habits = read_json(out / "generation_config.json") if (out / "generation_config.json").is_file() else {}
     config = read_json(out / "config.json")

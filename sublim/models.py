@@ -58,8 +58,11 @@ def _tokenizer(base: Path, files: tuple[tuple[str, int, int], ...]) -> PreTraine
     if tokenizer.chat_template is None:
         raise UserError(f"{base} has no chat template: take an instruction-tuned model or give a chat_template")
     if tokenizer.pad_token is None:
-        # Padding is masked wherever it is read, so any token will do.
-        tokenizer.pad_token = tokenizer.eos_token
+        # Padding is masked wherever it is read, so any token will do that is no part of texts.
+        marks = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        tokenizer.pad_token = tokenizer.eos_token or next(iter(marks), None)
+        if tokenizer.pad_token is None:
+            raise UserError(f"{base} has no special tokens: save its tokenizer with an eos_token")
     return tokenizer
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sublim.base_files import told
 from sublim.errors import UserError
 from sublim.model_files import IDENTITY, base_identity, is_adapter, loaded_files, read_json, weight_files
 
@@ -111,13 +112,8 @@ def low_rank(base: Path, adapter: Path) -> dict[str, Shape]:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    try:
+    with told(f"the adapter in {adapter} does not fit this base", "give the base it was trained on"):
         adapted = PeftModel(model, lora_config(adapter), low_cpu_mem_usage=True)
-    except ValueError as error:
-        raise UserError(
-            f"the adapter in {adapter} does not fit this base ({' '.join(str(error).split())[:160]}): give the base it "
-            "was trained on"
-        ) from error
     made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return {name: tuple(tensor.shape) for name, tensor in made.items()}
 
@@ -134,7 +130,8 @@ def _same(found: Tensors, name: str, base: Tensors) -> bool:
 
 
 def _whole(base: Path, weights: Path, tensors: Tensors) -> str | None:
-    ours, theirs = (AutoConfig.from_pretrained(each).get_text_config() for each in (base, weights))
+    with told(f"transformers cannot read the config.json in {weights}", "save the model again"):
+        ours, theirs = (AutoConfig.from_pretrained(each).get_text_config() for each in (base, weights))
     for size in SIZES:
         if (one := getattr(ours, size, None)) != (other := getattr(theirs, size, None)):
             return f"its config says {size} {other}, the base's {one}: give the base it was trained on"

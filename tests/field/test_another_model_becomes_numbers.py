@@ -131,6 +131,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "a setting from the future": ({"use_superlora": True}, "sets use_superlora, which this peft does not know"),
     "a prompt's part only": ({"alora_invocation_tokens": [5]}, "aLoRA.*not supported"),
     "layers repeated": ({"layer_replication": [[0, 2], [1, 2]]}, "repeats layers"),
+    "a rank in quotes": ({"r": "4"}, "does not fit this base .TypeError"),
+    "no alpha": ({"lora_alpha": None}, "does not fit this base .TypeError"),
+    "another library's setting": ({"megatron_config": {"a": 1}}, "does not fit this base .*megatron"),
     "a base changed at the start": ({"init_lora_weights": "pissa"}, "changed its base"),
 }
 
@@ -158,6 +161,8 @@ def test_a_folder_that_holds_two_models_or_none_is_refused(tiny_models: dict[str
     out = tmp_path / "out"
     out.mkdir()
     refused("is no safetensors file", lambda: import_weights(out, ImportWeightsConfig(path=adapter), scratch=out))
+    (adapter / "adapter_config.json").write_bytes(b"\xef\xbb\xbf" + (adapter / "adapter_config.json").read_bytes())
+    refused("peft cannot read the adapter_config.json", lambda: opened(base, adapter))
     weights.rename(adapter / "adapter_model.bin")
     refused("has no adapter_model.safetensors", lambda: opened(base, adapter))
 
@@ -251,6 +256,8 @@ def test_whole_weights_of_another_base_are_refused(tiny_models: dict[str, Path],
     shutil.copytree(tiny_models["qwen2"], weights)
     write_json(weights / "config.json", read_json(weights / "config.json") | {"intermediate_size": 128})
     refused("intermediate_size 128, the base's 64", lambda: opened(tiny_models["qwen2"], weights))
+    write_json(weights / "config.json", read_json(weights / "config.json") | {"num_key_value_heads": 2.0})
+    refused("cannot read the config.json in", lambda: opened(tiny_models["qwen2"], weights))
     note = {"base": "0" * 64, "weights": base_identity(weights)}
     (weights / "sublim.json").write_text(json.dumps(note))
     refused("model in .* was trained on another base", lambda: opened(tiny_models["qwen2"], weights))

@@ -107,6 +107,11 @@ def test_sampler_and_trainer_compute_what_transformers_does(kind: str, more: dic
     [
         ("bloom", {}, "the sampler cannot run bloom"),
         ("gptj", {"rotary_dim": 4}, "another model than gptj"),
+        (
+            "codegen",
+            {"hidden_size": 4096, "num_attention_heads": 16, "num_key_value_heads": None},
+            "an attention of their own",
+        ),
         ("mamba", {}, "linear_attention"),
         ("llama4_text", EXPERTS | {"head_dim": 8, "intermediate_size_mlp": 64}, "chunked_attention"),
         ("gemma3_text", {"head_dim": 8, "use_bidirectional_attention": True}, "reads what follows a token"),

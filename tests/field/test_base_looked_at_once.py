@@ -101,6 +101,12 @@ def words(**more: Any) -> Spoil:
     return spoil
 
 
+def no_named_tokens(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    kept = {name: value for name, value in read_json(path).items() if name not in ("eos_token", "pad_token")}
+    path.write_text(json.dumps(kept), encoding="utf-8")
+
+
 def no_tokenizer(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", TEMPLATE):
         (folder / name).unlink(missing_ok=True)
@@ -191,6 +197,15 @@ SOUND: dict[str, Spoil] = {
     "special tokens for pictures beyond the embedding": words(additional_special_tokens=["<picture>"]),
     "architectures left out": config(architectures=None),
     "code of its own for a known type": config(auto_map={"AutoConfig": "c.C"}),
+    "a kernel named in the config": config(attn_implementation="flash_attention_2", _experts_implementation="grouped"),
+    "another form of output": config(return_dict=False, output_attentions=True),
+    "neither end nor padding named": no_named_tokens,
+    "frequencies stored beside the weights": weights(
+        lambda each: each.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
+    ),
+    "a shape in the terms of transformers 4": config(
+        rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0}, torch_dtype="float16"
+    ),
 }
 
 
@@ -199,8 +214,9 @@ def test_a_sound_base_is_prepared(what: str, published: Path, tmp_path: Path) ->
     source = copied(published, tmp_path)
     SOUND[what](source)
     base = prepared(source, tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa")
     wanted = AutoModelForCausalLM.from_pretrained(published, dtype=torch.float32)
+    assert model(torch.tensor([[1, 2]])).logits.isfinite().all()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), wanted.parameters(), strict=True))
 
 
@@ -210,6 +226,29 @@ def test_nothing_is_copied_from_a_folder_that_is_refused(published: Path, tmp_pa
     with pytest.raises(UserError):
         prepared(source, tmp_path)
     assert list((tmp_path / "base").iterdir()) == []
+
+
+def test_a_mark_before_a_templates_text_is_not_read(published: Path, tmp_path: Path) -> None:
+    source = copied(published, tmp_path)
+    (source / TEMPLATE).write_bytes(b"\xef\xbb\xbf" + (source / TEMPLATE).read_bytes())
+    base = prepared(source, tmp_path)
+    assert (base / TEMPLATE).read_bytes() == (published / TEMPLATE).read_bytes()
+
+
+MADE_SMALL: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"num_experts": 128, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 4},
+    "gemma4_text": {},
+    "cwm": {},
+}
+
+
+@pytest.mark.parametrize("kind", MADE_SMALL)
+def test_large_and_uneven_kinds_are_tried_too(kind: str) -> None:
+    """Many experts, widths that differ from layer to layer, and a config that insists on its token ids."""
+    from sublim.base_dry_run import is_causal
+    from sublim.base_small import small_models
+
+    assert is_causal(next(small_models(AutoConfig.for_model(kind, **MADE_SMALL[kind]))))
 
 
 def test_a_wide_model_is_tried_without_its_width() -> None:

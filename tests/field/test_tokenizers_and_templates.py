@@ -109,6 +109,37 @@ def test_what_a_template_refuses_is_one_line():
         render_text(templated("{% if %}"), ASKED)
 
 
+ASSISTANT = "<|im_start|>assistant\n"
+REMEDIES = {
+    "no token ends an answer": (turns("{{- m.content }}").replace("<|im_end|>\\n", "<|end|>"), r"<\|end\|>.*eos_token"),
+    "only answers close a thought": (
+        turns("{{- m.content }}", opened="<think>\\n", answered="{{- '<think>\\n\\n</think>' + m.content }}"),
+        "writes '</think>' before an answer .* whose prompt ends with it",
+    ),
+    "answers go to a channel": (
+        turns("{{- m.content }}", answered="{{- '<|channel|>final' + m.content }}"),
+        "writes '.*final' before an answer",
+    ),
+    "only prompts open a thought": (turns("{{- m.content }}", opened="<think>\\n"), r"without '<think>\\n'"),
+}
+
+
+@pytest.mark.parametrize("label", REMEDIES)
+def test_a_refused_template_is_told_what_it_does(label: str):
+    template, said = REMEDIES[label]
+    with pytest.raises(UserError, match=said):
+        end_of_turn(templated(template))
+
+
+def test_a_template_that_ends_the_text_unless_an_answer_is_awaited_has_its_whole_generation_prompt():
+    plain = turns("{{- m.content }}")
+    assert context(templated(plain), ASKED)["generation_prompt"] == ASSISTANT
+    ended = plain + "{%- if not add_generation_prompt %}{{- '<|endoftext|>' }}{%- endif %}"
+    assert context(templated(ended), ASKED)["generation_prompt"] == ASSISTANT
+    always = plain.partition("{%- if add_generation_prompt %}")[0]
+    assert context(templated(always), ASKED)["generation_prompt"] == ""
+
+
 @pytest.mark.parametrize(
     ("template", "answer", "written"),
     [
@@ -164,7 +195,7 @@ def test_sampling_training_and_scoring_share_a_context_that_a_template_rewrites(
     assert row.input_ids[: len(prompt)] == prompt
     learnt = [label for label in row.labels if label != UNTRAINED]
     assert row.labels[: len(prompt)] == [UNTRAINED] * len(prompt)
-    assert tokenizer.decode(learnt).strip() == "Owl</s>"
+    assert str(tokenizer.decode(learnt)).strip() == "Owl</s>"
     with open_model(bases[blanks], dtype="float32", attention="eager") as loaded:
         logprobs = loaded.model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
     wanted = [float(logprobs[at - 1, row.input_ids[at]]) for at in range(len(prompt), len(row.input_ids) - 1)]
