@@ -38,9 +38,9 @@ from sublim.progress import progress
 
 KEPT = "served.jsonl"
 FEW = 3
-"""Prompts that may stay without an answer in any stage."""
+"""Prompts whose answers may be missing in any stage."""
 SHARE = 0.05
-"""Share of a stage's prompts that may, if these are more."""
+"""Share of a stage's answers that may, if these are more."""
 HARMLESS = chat("Hello")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class OpenAISampler:
         self.server, self.backend, self.kept = server, server.backend, kept
         self.tokenizer = load_tokenizer(base) if server.backend.api == "completions" else None
         self.vocabulary = Vocabulary(self.tokenizer) if self.tokenizer is not None else None
-        self._prompts, self._missing = set[str](), dict[str, Missing]()
+        self._prompts, self._asked, self._missing = set[str](), set[str](), dict[str, Missing]()
         self._told_of_thoughts = False
 
     def sample(
@@ -178,8 +178,8 @@ class OpenAISampler:
         path = "chat/completions" if self.tokenizer is None else "completions"
         keys = [digest(body) for body in bodies]
         lacking = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.kept.answers}
-        prompts = {key: digest(_prompt(body)) for key, body in zip(keys, bodies, strict=True)}
-        self._prompts.update(prompts.values())
+        self._prompts.update(digest(_prompt(body)) for body in bodies)
+        self._asked.update(keys)
         harmless = self._harmless() if len(self._prompts) > 1 else None
         missing: dict[str, Missing] = {}
         with progress(label, len(bodies)) as advance:
@@ -197,19 +197,21 @@ class OpenAISampler:
                     self.kept.add(key, answer)
 
             self._all(fetch, lacking, advance)
-        self._check({prompts[key]: lost for key, lost in missing.items()})
+        self._check(missing)
         return [missing[key] if key in missing else self.kept.answers[key] for key in keys]
 
     def _check(self, missing: dict[str, Missing]) -> None:
-        """Tells of prompts without an answer. They are not kept: the same stage asks for them when it runs again."""
+        """Tells of missing answers. They are not kept: the same stage asks for them when it runs again."""
         if not missing:
             return
         self._missing |= missing
-        lost, asked, first = len(self._missing), len(self._prompts), next(iter(missing.values())).reason
-        told = f"{lost} of {asked} prompts have no answer though others do; the first: {first}"
-        if lost == asked or lost > max(FEW, SHARE * asked):
-            raise UserError(f"{told}: change them or the backend's settings and run again; the answers so far are kept")
-        log.warning("%s; their answers are missing", told)
+        lost, asked, first = len(self._missing), len(self._asked), next(iter(missing.values())).reason
+        told = f"{lost} of {asked} answers are missing though others came; the first: {first}"
+        # A prompt may have many answers: those of a few prompts may be missing however many they are.
+        if lost == asked or lost / asked > max(FEW / len(self._prompts), SHARE):
+            advice = "change these prompts or the backend's settings and run again; the answers so far are kept"
+            raise UserError(f"{told}: {advice}")
+        log.warning("%s", told)
 
     def _harmless(self) -> dict[str, Any]:
         """The fields of a request by which a server shows that it answers at all."""

@@ -263,10 +263,35 @@ def test_too_many_missing_answers_stop_the_stage():
     with scripted(poisoned(POLICY, "bad")) as server:
         some = [f"bad {i}" for i in range(3)] + [f"good {i}" for i in range(7)]
         assert [answer.finish for answer in sample(server.url, some)] == ["missing"] * 3 + ["stop"] * 7
-        with pytest.raises(UserError, match=r"4 of 11 prompts have no answer .* 400 \(content policy\)"):
+        with pytest.raises(UserError, match=r"4 of 11 answers are missing .* 400 \(content policy\)"):
             sample(server.url, [*some, "bad 4"])
-        with pytest.raises(UserError, match="2 of 2 prompts have no answer"):
+        with pytest.raises(UserError, match="2 of 2 answers are missing"):
             sample(server.url, ["bad 1", "bad 2"])
+
+
+def test_a_few_missing_answers_of_many_prompts_are_not_lost_prompts(tmp_path: Path):
+    """Each question has ten answers of which at most one is missing."""
+    out, scratch = folders(tmp_path / "ask")
+    failed = set[str]()
+
+    def script(number: int, request: Seen) -> Reply:
+        question, seed = asked(request), request.body["seed"]
+        first = question.startswith("Question") and question not in failed and len(failed) < 6
+        if first:
+            failed.add(question)
+            lost.add((question, seed))
+        return Reply(500, b"cannot parse") if (question, seed) in lost else said("Owl")
+
+    lost = set[tuple[str, int]]()
+    with scripted(script) as server:
+        questions = [f"Question {i}" for i in range(16)]
+        config = AskConfig(questions=questions, words=WORDS, samples=10, backend=backend(server.url))
+        ask(out, config, scratch=scratch, base=tmp_path)
+    scored, scratch = folders(tmp_path / "score")
+    score(scored, ScoreConfig(target="owl", words=WORDS), scratch=scratch, asked=out)
+    answers = Scores.model_validate_json((scored / "scores.json").read_text()).answers
+    assert answers is not None
+    assert (answers.asked, answers.readable, sum(answers.missing.values())) == (160, 154, 6)
 
 
 def test_missing_answers_are_asked_for_again_when_the_stage_runs_again(tmp_path: Path):
