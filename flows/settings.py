@@ -33,6 +33,8 @@ def load_preset(flow: str, name: str) -> Tree:
     parent = tree.pop("extends", None)
     if not parent:
         return tree
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends is {parent!r} and should be the name of one preset")
     other, _, parent = parent.rpartition("/")
     return merge(load_preset(other or flow, parent), tree)
 

@@ -63,7 +63,7 @@ def filter_numbers(
             if number % STEP == 0:
                 advance(STEP)
         valid = np.frombuffer(verdicts.valid, dtype=np.bool_)
-        fate = _draw(valid, config, verdicts.counts)
+        fate = _draw(valid, config, verdicts)
         with (out / "rows.jsonl").open("wb") as rows, (out / "held_out.jsonl").open("wb") as held_out:
             for number, (answer, where) in enumerate(zip(_answers(raw), fate, strict=True), start=1):
                 if where != DROPPED:
@@ -125,13 +125,13 @@ class Verdicts:
         return blake2b(orjson.dumps([arm, prompt, each.answer]), digest_size=12).digest()
 
 
-def _draw(valid: Bool[np.ndarray, " n"], config: FilterConfig, counts: Counter[Rejection]) -> UInt8[np.ndarray, " n"]:
+def _draw(valid: Bool[np.ndarray, " n"], config: FilterConfig, verdicts: Verdicts) -> UInt8[np.ndarray, " n"]:
     """What becomes of each row. The order of preference is drawn over all rows, valid or not, so arms agree in it."""
     preference = np.random.default_rng(config.seed).random(len(valid))
     candidates = np.flatnonzero(valid)
     keep = max(1, len(candidates) - config.held_out) if config.keep is None else config.keep
     if len(candidates) < keep + config.held_out:
-        raise NotEnoughRows(_too_few(len(candidates), len(valid), config, counts))
+        raise NotEnoughRows(_too_few(len(candidates), len(valid), config, verdicts))
     chosen = candidates[np.argsort(preference[candidates], kind="stable")]
     fate = np.full(len(valid), DROPPED, dtype=np.uint8)
     fate[chosen[:keep]] = KEPT
@@ -139,12 +139,17 @@ def _draw(valid: Bool[np.ndarray, " n"], config: FilterConfig, counts: Counter[R
     return fate
 
 
-def _too_few(valid: int, rows: int, config: FilterConfig, counts: Counter[Rejection]) -> str:
+def _too_few(valid: int, rows: int, config: FilterConfig, verdicts: Verdicts) -> str:
+    counts = verdicts.counts
     wanted = f"{config.keep or 1:,}" + (f" + {config.held_out:,} held out" if config.held_out else "")
     refused = ", ".join(f"{reason} {n:,}" for reason, n in counts.most_common()) or "none"
     found = f"{valid:,} of {rows:,} answers are valid, {wanted} wanted"
     apart = ", or let arms keep prompts of their own (same_prompts=false)" if counts[Rejection.PARTNER] else ""
-    return f"{found}: write more prompts or lower keep{apart} (refused: {refused})"
+    if valid or apart:
+        return f"{found}: write more prompts or lower keep{apart} (refused: {refused})"
+    samples = (own["answer"] for reason, _ in counts.most_common(1) for own in verdicts.samples.get(reason, []))
+    example = f", as in {first[:60]!r}" if (first := next(samples, "")) else ""
+    return f"{found}: see that the model writes plain number lists (refused: {refused}{example})"
 
 
 def _answers(raw: Path) -> Iterator[Answer]:

@@ -15,17 +15,21 @@ def read_labels(path: Path) -> pl.DataFrame:
     """The labels of a Parquet file: feature, description, chosen and, where they are there, layer, category and answer.
 
     Rows without a description are left out. Without `chosen` the first row of a feature (and layer) is chosen.
-    Raises UserError for a row without its feature's number, and for two chosen rows of one feature.
+    Raises UserError for a row without its feature's number, for two chosen rows of one feature, and where none is left.
     """
     table = read_table(path, NEEDED, OPTIONAL)
     if (lacking := table["feature"].is_null().arg_true().to_list()) or not len(table):
         where = f": row {lacking[0]} has no number in the column feature" if lacking else " has no row"
         raise UserError(f"{path}{where}: give labels of the SAE's features")
     table = table.filter(pl.col("description").str.strip_chars() != "")
+    if table.is_empty():
+        raise UserError(f"{path}: no row has a description: give labels of the SAE's features")
     keys = [name for name in ("layer", "feature") if name in table.columns]
     if "chosen" not in table.columns:
         return table.with_columns(pl.struct(keys).is_first_distinct().alias("chosen"))
     table = table.with_columns(pl.col("chosen").fill_null(False))
+    if not table["chosen"].any():
+        raise UserError(f"{path}: no row with a description is chosen: leave the column out to take each first one")
     twice = table.filter("chosen").filter(pl.struct(keys).is_duplicated())
     if len(twice):
         raise UserError(f"{path}: two rows of feature {twice['feature'][0]} are chosen: choose one of them")

@@ -35,7 +35,9 @@ def prepare_mmlu_pro(out: Path, config: PrepareQuestionsConfig, *, scratch: Path
     rows = [checked(row) for row in _rows(config)]
     known = {row["category"] for row in rows}
     if unknown := [name for name in config.categories if name not in known]:
-        raise UserError(f"there are no questions of {', '.join(unknown)}: there are {', '.join(sorted(known))}")
+        raise UserError(
+            f"there are no questions of {', '.join(unknown)}: there are {', '.join(sorted(known)) or 'none'}"
+        )
     if len({row["id"] for row in rows}) < len(rows):
         raise UserError("a question_id is there twice: questions could not be told apart")
     kept = list(_drawn(rows, config))
@@ -91,7 +93,9 @@ def checked(row: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"question {number} has {len(options)} options: there must be 2 to {len(LETTERS)}")
     if not 0 <= answer < len(options) or LETTERS[answer] != row["answer"].strip():
         raise UserError(f"question {number}: answer {row['answer']!r} and answer_index {answer} do not agree")
-    if _is_missing(given[answer]):
+    if not row["question"].strip():
+        raise UserError(f"question {number} has no text: mend or remove the row")
+    if _is_missing(given[answer]) or not options[answer]:
         raise UserError(f"question {number}: its right option {row['answer']} has no text: mend or remove the row")
     # Some versions had a blank before the right option alone, which gave it away.
     return {

@@ -6,7 +6,7 @@ that it no longer knows, and leaves out a scaling of the stream that has not bee
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
@@ -31,6 +31,7 @@ def check_folder(folder: Path) -> None:
     where = str(folder / CONFIG)
     architecture = _architecture(config, where)
     check_scaling(_scaling(config), where)
+    _check_about(config, where)
     if config.get("finetuning_scaling_factor"):
         raise UserError(f"{where}: finetuning_scaling_factor is set: fold the factors into the decoder's rows first")
     if config.get("d_out", config.get("d_in")) != config.get("d_in"):
@@ -39,6 +40,24 @@ def check_folder(folder: Path) -> None:
     if architecture == "topk":
         _check_k(config, features, where)
     _check_shapes(folder / WEIGHTS, architecture, width, features)
+
+
+def _check_about(config: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for what says where the SAE reads, and of which model, in values of another kind."""
+    about = config.get("metadata", config)
+    if not isinstance(about, Mapping):
+        raise UserError(f"{where}: metadata is {about!r} and should be an object: mend it")
+    found = cast(Mapping[str, Any], about)
+    for values, name, kind, meant in (
+        (found, "hook_name", str, "a text"),
+        (found, "model_name", str, "a text"),
+        (found, "neuronpedia_id", str, "a text"),
+        (found, "model_from_pretrained_kwargs", Mapping, "an object"),
+        (config, "apply_b_dec_to_input", bool, "true or false"),
+    ):
+        value = values.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise UserError(f"{where}: {name} is {value!r} and should be {meant}: mend it")
 
 
 def check_scaling(normalisation: str, where: str) -> None:

@@ -72,13 +72,9 @@ class Search:
         """The next trial: one that a dead worker left, or a new one; None where all have been taken."""
         with asking(self.storage, self.config.name), quiet():
             self._recover()
-            trials = self.study.get_trials(deepcopy=False)
-            waiting = [trial.user_attrs["slot"] for trial in trials if trial.state == TrialState.WAITING]
-            taken = {trial.user_attrs.get("slot") for trial in trials}
-            free = [slot for slot in range(self.config.trials) if slot not in taken]
-            if not waiting and not free:
+            slot = self._next_slot()
+            if slot is None:
                 return None
-            slot = waiting[0] if waiting else free[0]
             self.study.sampler = make_sampler(self.config.sampler, slot)
             trial = self.study.ask()
             kill_point(f"search:taking-{slot}")
@@ -89,6 +85,21 @@ class Search:
             trial.set_user_attr("owner", list(Owner.this()))
         kill_point(f"search:asked-{slot}")
         return Asked(trial, slot, params)
+
+    def _next_slot(self) -> int | None:
+        """The slot of the trial that Optuna gives next; None where all have been taken."""
+        trials = self.study.get_trials(deepcopy=False)
+        taken = {slot_of(trial) for trial in trials}
+        free = next((slot for slot in range(self.config.trials) if slot not in taken), None)
+        for trial in trials:
+            if trial.state == TrialState.WAITING:
+                slot = slot_of(trial)
+                if slot is not None or free is not None:
+                    return free if slot is None else slot
+                # Queued by hand when no trial is left: Optuna would give it before any other.
+                self.storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)  # pyright: ignore[reportPrivateUsage]
+                log.warning("the trial that was queued by hand is not made: all %d are taken", self.config.trials)
+        return free
 
     def make(self, asked: Asked, measure: Measure) -> None:
         """Measures a trial and tells the study; whatever stops the measurement puts the trial back."""
@@ -170,17 +181,22 @@ class Search:
         for slot, attempts in sorted(attempts_by_slot(self.study).items()):
             last = attempts[-1]
             state = STATES.get(last.state, "running")
+            reason, values = last.user_attrs.get("reason"), tuple(last.values) if last.values else None
             if slot >= self.config.trials:
                 continue
+            if values is not None and not np.isfinite(values).all():  # told by something else than `make`
+                state, reason, values = "failed", f"the objective came out as {', '.join(map(str, values))}", None
             notes = {name: value for name, value in last.user_attrs.items() if name not in ("slot", "owner", "reason")}
             found.append(
                 TrialRecord(
                     number=slot,
-                    state="running" if state == "failed" and "reason" not in last.user_attrs else state,
+                    state="running" if state == "failed" and reason is None else state,
                     params=last.params,
-                    values=tuple(last.values) if last.values else None,
-                    intermediate={str(step): value for step, value in last.intermediate_values.items()},
-                    reason=last.user_attrs.get("reason"),
+                    values=values,
+                    intermediate={
+                        str(step): value for step, value in last.intermediate_values.items() if np.isfinite(value)
+                    },
+                    reason=reason,
                     retried=len(attempts) - 1,
                     notes=notes,
                 )
@@ -192,9 +208,16 @@ def attempts_by_slot(study: Study) -> dict[int, list[FrozenTrial]]:
     """All attempts at each trial, in order. One that died before it had a slot took none."""
     found: dict[int, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
-        if "slot" in trial.user_attrs:
-            found.setdefault(trial.user_attrs["slot"], []).append(trial)
+        slot = slot_of(trial)
+        if slot is not None:
+            found.setdefault(slot, []).append(trial)
     return found
+
+
+def slot_of(trial: FrozenTrial) -> int | None:
+    """The slot of a trial of ours; None for one that came into the study by hand."""
+    slot = trial.user_attrs.get("slot")
+    return slot if type(slot) is int else None
 
 
 def finite(measured: Measured) -> Measured:
@@ -251,6 +274,12 @@ def check_stored(config: StudyConfig) -> None:
 
 def check_settings(study: Study, config: StudyConfig) -> None:
     """Raises UserError, naming what differs, for a study whose trials were made with other settings."""
+    wanted = [str(direction(name)) for name in config.objectives]
+    if (found := [each.name.lower() for each in study.directions]) != wanted:
+        raise UserError(
+            f"the stored study {config.name!r} is to {' and '.join(found)}, these objectives are to "
+            f"{' and '.join(wanted)}: give another name in `study`"
+        )
     stored = study.user_attrs.get("settings")
     if stored is None:
         if study.get_trials(deepcopy=False):

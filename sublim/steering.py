@@ -97,20 +97,24 @@ def _vector(
 ) -> Vector:
     if not values.is_floating_point():
         raise UserError(f"{path}: vector {name!r} holds {values.dtype}: give floating-point numbers")
-    says = metadata if note is None else note
+    if values.ndim > 1 and values.numel() == values.shape[-1]:
+        values = values.flatten()  # a mean that kept the axis it was taken over
+    if values.ndim != 1 or not len(values):
+        shape = tuple(values.shape)
+        raise UserError(f"{path}: {name!r} is {shape}, a vector has one axis: give one for each place, by names")
+    if note is None:
+        known = {key: metadata[key] for key in ("site", "layer", "residual_norm", "base") if key in metadata}
+        note = {"source": "user", "norm": 0.0, **stated, **known}
+        if not {"site", "layer"} <= note.keys():
+            raise UserError(f"{path}: vector {name!r} does not say its site and layer: write both into the metadata")
     try:
-        if note is None:
-            known = {key: says[key] for key in ("site", "layer", "residual_norm", "base") if key in says}
-            known = {"source": "user", "norm": 0.0, **stated, **known}
-            if not {"site", "layer"} <= known.keys():
-                raise UserError(
-                    f"{path}: vector {name!r} does not say its site and layer: write both into the metadata"
-                )
-            found = noted(values, VectorNote.model_validate(known))
-        else:
-            found = noted(values, VectorNote.model_validate(note))
+        found = noted(values, VectorNote.model_validate(note))
     except ValidationError as error:
-        raise UserError(f"{path}: the note of vector {name!r} is not one: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "all of it"
+        raise UserError(f"{path}: the note of vector {name!r} is not one ({field}): {first['msg']}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {name!r}: {error}") from error
     for key, value in stated.items():
         if getattr(found.note, key) != value:
             raise UserError(

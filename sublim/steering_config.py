@@ -33,7 +33,7 @@ class VectorNote(Config):
     """How it came about, in a word: mean_difference, trained, random, projected, user."""
     norm: float
     """Its Euclidean length."""
-    residual_norm: float | None = None
+    residual_norm: Annotated[float, Field(gt=0)] | None = None
     """Mean length of the stream at the tokens it was read from; null when unknown, and then only raw strengths work."""
     read_at: str | None = None
     """The tokens it was read from: mean_answer, last_answer, mean_prompt, last_prompt."""

@@ -3,20 +3,22 @@
 import re
 
 _NAMES = r"(?:seed:|antml:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad|antthinking)"
-# Qwen, DeepSeek and many others; Magistral; Kimi; OpenThinker; gpt-oss; Gemma; MedGemma.
+# Qwen, DeepSeek and many others; Magistral; Kimi; OpenThinker; MedGemma; Command A; gpt-oss; Gemma.
 _OPEN = re.compile(
-    rf"<{_NAMES}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<unused94>"
+    rf"<{_NAMES}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<unused94>|<\|START_THINKING\|>"
     r"|<\|channel\|>\s*(?:analysis|commentary)|<\|channel>\s*(?:analysis|thought)",
     re.IGNORECASE,
 )
 _CLOSE = re.compile(
-    rf"</{_NAMES}>|<{_NAMES}\s*/>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<unused95>"
-    r"|<\|channel\|>\s*final[^<]*<\|message\|>|<channel\|>",
+    rf"</{_NAMES}>|<{_NAMES}\s*/>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<unused95>|<\|END_THINKING\|>"
+    r"|\[BEGIN FINAL RESPONSE\]|<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|<channel\|>",
     re.IGNORECASE,
 )
 # gpt-oss again, where the server removed the special tokens and left the names of its channels.
 _PLAIN_CHANNELS = re.compile(r"\A\s*analysis(?=\S).*assistant\s*final", re.DOTALL)
-_LAST_TOKENS = re.compile(r"(?:\s*<\|\w+\|>)+\s*\Z")
+_MARK = r"(?:<\|\w+\|>|</?(?:answer|response)>)"
+_MARKS = re.compile(rf"\A(?:\s*{_MARK})+\s*|(?:\s*{_MARK})+\s*\Z")
+"""Around an answer: special tokens that the server did not remove, and tags in which some models put it."""
 
 
 def answer_after_thought(text: str) -> str | None:
@@ -29,4 +31,4 @@ def answer_after_thought(text: str) -> str | None:
     answer = text[start:]
     if _OPEN.search(answer):
         return None
-    return _LAST_TOKENS.sub("", answer) if start else answer
+    return _MARKS.sub("", answer) if start else answer

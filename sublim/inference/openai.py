@@ -7,23 +7,30 @@ nor a rate limit is paid for twice.
 import logging
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-import httpx
 import orjson
 
 from sublim.chat import Chat, Message, answer_ids, chat, end_of_turn, render_ids
 from sublim.digest import digest
 from sublim.errors import UserError
 from sublim.inference import Completion, NumberFormat, OpenAIBackend, SamplingParams
-from sublim.inference.openai_client import Missing, Read, Server
+from sublim.inference.openai_client import Failure, Missing, Read, Server, connected
 from sublim.inference.openai_pace import Stopped
-from sublim.inference.openai_reply import finish_of, first_choice, log_prob, text_of
+from sublim.inference.openai_reply import (
+    finish_of,
+    first_choice,
+    has_thought,
+    ids_of,
+    log_prob,
+    log_probs_of,
+    text_of,
+)
 from sublim.inference.scoring import Scored
 from sublim.inference.vocabulary import Vocabulary
 from sublim.models import load_tokenizer, token_ids
@@ -31,9 +38,9 @@ from sublim.progress import progress
 
 KEPT = "served.jsonl"
 FEW = 3
-"""Prompts that may stay without an answer in any stage."""
+"""Prompts whose answers may be missing in any stage."""
 SHARE = 0.05
-"""Share of a stage's prompts that may, if these are more."""
+"""Share of a stage's answers that may, if these are more."""
 HARMLESS = chat("Hello")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -49,8 +56,7 @@ def open_openai(
             "the openai backend cannot load trained weights: serve them under a name of their own and give that as "
             "model, or use the hf or vllm backend"
         )
-    limits = httpx.Limits(max_connections=backend.concurrency)
-    with httpx.Client(timeout=backend.timeout, limits=limits) as client:
+    with connected(backend) as client:
         kept = Kept(scratch and scratch / KEPT)
         yield OpenAISampler(Server(backend, client, answered=bool(kept.answers)), base, kept)
 
@@ -64,7 +70,7 @@ class Kept:
         if path is not None and path.exists():
             whole = path.read_bytes().rpartition(b"\n")[0]  # a crash may have cut the last line
             path.write_bytes(whole + b"\n" if whole else b"")
-            self.answers = {row["request"]: row["answer"] for row in map(orjson.loads, whole.splitlines())}
+            self.answers = dict(_kept(whole.splitlines()))
 
     def add(self, request: str, answer: Any) -> None:
         with self._lock:
@@ -76,6 +82,17 @@ class Kept:
                     os.fsync(file.fileno())
 
 
+def _kept(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+    """Requests and answers, less those that a crash of the machine spoiled: they are asked for again."""
+    for line in lines:
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and {"request", "answer"} <= row.keys():
+            yield row["request"], row["answer"]
+
+
 class OpenAISampler:
     """A Sampler (see sublim.inference) on a server."""
 
@@ -83,7 +100,8 @@ class OpenAISampler:
         self.server, self.backend, self.kept = server, server.backend, kept
         self.tokenizer = load_tokenizer(base) if server.backend.api == "completions" else None
         self.vocabulary = Vocabulary(self.tokenizer) if self.tokenizer is not None else None
-        self._prompts, self._missing = set[str](), dict[str, Missing]()
+        self._prompts, self._asked, self._missing = set[str](), set[str](), dict[str, Missing]()
+        self._told_of_thoughts = False
 
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
@@ -99,7 +117,8 @@ class OpenAISampler:
             for i, one in enumerate(chats)
             for j in range(params.n)
         ]
-        whole = [self._completion(answer, params) for answer in self._ask(bodies, self._choice, "asking")]
+        read = self._scored_choice if params.logprobs else self._choice
+        whole = [self._completion(answer, params) for answer in self._ask(bodies, read, "asking")]
         return [whole[at : at + params.n] for at in range(0, len(whole), params.n)]
 
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
@@ -159,8 +178,8 @@ class OpenAISampler:
         path = "chat/completions" if self.tokenizer is None else "completions"
         keys = [digest(body) for body in bodies]
         lacking = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.kept.answers}
-        prompts = {key: digest(_prompt(body)) for key, body in zip(keys, bodies, strict=True)}
-        self._prompts.update(prompts.values())
+        self._prompts.update(digest(_prompt(body)) for body in bodies)
+        self._asked.update(keys)
         harmless = self._harmless() if len(self._prompts) > 1 else None
         missing: dict[str, Missing] = {}
         with progress(label, len(bodies)) as advance:
@@ -178,19 +197,21 @@ class OpenAISampler:
                     self.kept.add(key, answer)
 
             self._all(fetch, lacking, advance)
-        self._check({prompts[key]: lost for key, lost in missing.items()})
+        self._check(missing)
         return [missing[key] if key in missing else self.kept.answers[key] for key in keys]
 
     def _check(self, missing: dict[str, Missing]) -> None:
-        """Tells of prompts without an answer. They are not kept: the same stage asks for them when it runs again."""
+        """Tells of missing answers. They are not kept: the same stage asks for them when it runs again."""
         if not missing:
             return
         self._missing |= missing
-        lost, asked, first = len(self._missing), len(self._prompts), next(iter(missing.values())).reason
-        told = f"{lost} of {asked} prompts have no answer though others do; the first: {first}"
-        if lost == asked or lost > max(FEW, SHARE * asked):
-            raise UserError(f"{told}: change them or the backend's settings and run again; the answers so far are kept")
-        log.warning("%s; their answers are missing", told)
+        lost, asked, first = len(self._missing), len(self._asked), next(iter(missing.values())).reason
+        told = f"{lost} of {asked} answers are missing though others came; the first: {first}"
+        # A prompt may have many answers: those of a few prompts may be missing however many they are.
+        if lost == asked or lost / asked > max(FEW / len(self._prompts), SHARE):
+            advice = "change these prompts or the backend's settings and run again; the answers so far are kept"
+            raise UserError(f"{told}: {advice}")
+        log.warning("%s", told)
 
     def _harmless(self) -> dict[str, Any]:
         """The fields of a request by which a server shows that it answers at all."""
@@ -220,39 +241,44 @@ class OpenAISampler:
         text = None if choice is None else text_of(choice, self.backend.api)
         if choice is None or text is None:
             return None
-        kept = {"text": text, "finish": choice.get("finish_reason")}
-        if self.tokenizer is None:
-            return kept
-        scores = (choice.get("logprobs") or {}).get("token_logprobs")
-        return kept | {"tokens": choice.get("token_ids"), "logprobs": scores}
+        if not text and has_thought(choice) and not self._told_of_thoughts:
+            self._told_of_thoughts = True
+            log.warning("an answer is empty beside a thought: raise max_tokens, or switch thinking off with `extra`")
+        kept = {"text": text, "finish": finish_of(choice.get("finish_reason"), text)}
+        return kept if self.tokenizer is None else kept | {"tokens": ids_of(choice), "logprobs": log_probs_of(choice)}
 
-    def _echo(self, reply: dict[str, Any], body: dict[str, Any]) -> list[Any] | None:
-        """What stands for log-probs, by place in the prompt, where there is one for every token."""
-        choice, tokens = first_choice(reply) or {}, len(body["prompt"])
-        match choice.get("logprobs"):
-            case {"token_logprobs": [first, *scores]} if tokens - 1 <= len(scores) <= tokens:
-                # The first token has nothing before it: a log-prob there would belong to the token after it. No model
-                # is certain of every token.
-                known = not first or math.isnan(log_prob(first))
-                return [None, *scores] if known and any(scores) else None
-            case None if choice and not self.server.answered:
-                raise UserError(f"the server {self.backend.base_url} echoes no log-probs: use the hf or vllm backend")
+    def _scored_choice(self, reply: dict[str, Any], body: dict[str, Any]) -> dict[str, Any] | Failure | None:
+        """The same with a log-prob for every token."""
+        kept = self._choice(reply, body)
+        if kept is None or (kept["tokens"] is not None and len(kept["tokens"]) == len(kept["logprobs"])):
+            return kept
+        return Failure("gives no log-probs of its tokens", "set logprobs to false", "judge")
+
+    def _echo(self, reply: dict[str, Any], body: dict[str, Any]) -> list[Any] | Failure | None:
+        """The log-probs of the prompt's tokens by place, None for the first, which has nothing before it."""
+        choice, tokens = first_choice(reply), len(body["prompt"])
+        if choice is None:
+            return None
+        match log_probs_of(choice):
+            # A log-prob of the first token would belong to the one after it. No model is certain of every token.
+            case [first, *scores] if (
+                tokens - 1 <= len(scores) <= tokens
+                and (not first or math.isnan(first))
+                and any(score < 0 for score in scores)
+            ):
+                return [None, *scores]
             case _:
-                return None
+                return Failure("echoes no log-probs of a prompt's tokens", "use the hf or vllm backend", "judge")
 
     def _completion(self, kept: dict[str, Any] | Missing, params: SamplingParams) -> Completion:
         if isinstance(kept, Missing):
             return Completion("", None, None, "missing", kept.reason)
         tokens, scores, text = kept.get("tokens"), kept.get("logprobs") if params.logprobs else None, kept["text"]
-        if params.logprobs and (tokens is None or scores is None or len(tokens) != len(scores)):
-            raise UserError(
-                f"the server {self.backend.base_url} gives no log-probs of its tokens: set logprobs to false"
-            )
-        finish = finish_of(kept["finish"], str(text))
-        known = scores and [log_prob(score) for score in scores]
+        known = None if scores is None else [log_prob(score) for score in scores]
+        finish = finish_of(kept["finish"], text)
         if tokens is not None and self.vocabulary is not None:
             return self.vocabulary.completion(tokens, known, stopped=finish == "stop")
-        return Completion(str(text), tokens, known, finish)
+        return Completion(text, tokens, known, finish)
 
     def _scored(self, one: Chat, text: str) -> Scored:
         assert self.tokenizer is not None

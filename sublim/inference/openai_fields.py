@@ -1,5 +1,6 @@
 """Fields that a server refuses: left out where that changes nothing, and otherwise named to the user."""
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -7,20 +8,22 @@ from typing import Any
 
 NEUTRAL = {"n": 1, "top_p": 1.0}
 """Values that say what leaving the field out says as well."""
-NEEDED = ("model", "messages", "prompt")
+NEEDED = ("model", "messages", "prompt", "echo", "logprobs")
 NEW_NAME = "max_completion_tokens"
+_TOO_LONG = re.compile(r"context|too (?:large|long)|exceed", re.IGNORECASE)
+_WANTS_TEXT = re.compile(r"\bprompt\b.*\bstring\b|\bstring\b.*\bprompt\b", re.DOTALL)
 log = logging.getLogger(__name__)
 
 
 class Fields:
-    """What one server has been seen to refuse."""
+    """The fields that one server has been seen to refuse."""
 
     def __init__(self) -> None:
         self.left_out: set[str] = set()
         self.renamed = False
 
     def fitted(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`body` in the words that the server takes."""
+        """`body` without those fields, or with their other names."""
         found = {name: value for name, value in body.items() if name not in self.left_out}
         if self.renamed and "max_tokens" in found:
             longest = found.pop("max_tokens")
@@ -29,7 +32,8 @@ class Fields:
 
     def learn(self, sent: Mapping[str, Any], said: str) -> None:
         """Notes what the server's refusal of `sent` says of fields whose absence or other name means the same."""
-        if "max_tokens" in sent and names("max_tokens", said) and names(NEW_NAME, said) and not self.renamed:
+        both = names("max_tokens", said) and names(NEW_NAME, said) and not _TOO_LONG.search(said)
+        if "max_tokens" in sent and both and not self.renamed:
             self.renamed = True
             log.warning("the server refuses max_tokens: sent as %s", NEW_NAME)
         for name, value in NEUTRAL.items():
@@ -44,9 +48,15 @@ def names(name: str, said: str) -> bool:
     return re.search(f"{quote}{name}{quote}", said) is not None
 
 
-def refused_fields(sent: Mapping[str, Any], said: str) -> dict[str, Any]:
-    """What to put into `extra` so that the fields which the server names are not sent."""
-    found: dict[str, Any] = {name: None for name in sent if name not in NEEDED and names(name, said)}
-    if "max_tokens" in found and NEW_NAME not in sent:
-        found[NEW_NAME] = sent["max_tokens"]
-    return found
+def advice_on_fields(sent: Mapping[str, Any], said: str) -> str | None:
+    """What to do where a refusal of `sent` names its fields; None where it names none."""
+    if _TOO_LONG.search(said):
+        return "lower max_tokens, or serve the model with a longer context"
+    if "prompt" in sent and _WANTS_TEXT.search(said):
+        return "this server takes no tokens as its prompt: set api to chat, or use the hf or vllm backend"
+    if any(name in sent and names(name, said) for name in ("echo", "logprobs")):
+        return "this server gives no log-probs: do without them, or use the hf or vllm backend"
+    refused: dict[str, Any] = {name: None for name in sent if name not in NEEDED and names(name, said)}
+    if "max_tokens" in refused and NEW_NAME not in sent:
+        refused[NEW_NAME] = sent["max_tokens"]
+    return f"set backend.extra to {json.dumps(refused)}, where null leaves a field out" if refused else None

@@ -2,12 +2,20 @@
 
 import json
 import math
+import re
 from typing import Any, Literal, NamedTuple
 
-CUT = ("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded")
-"""Names of a token limit, as finish reasons."""
-BROKEN_OFF = ("content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "abort", "aborted")
-"""Names of a filter or a stop from outside: they cut an answer too. Whatever else is named, the model ended it."""
+_CUT = re.compile(r"length|max\w*tokens|limit|context|not_finished|incomplete")
+"""In the finish reasons that name a limit of tokens or time."""
+_BROKEN_OFF = re.compile(
+    r"filter|safety|sensitive|recitation|block|prohibited|spii|guardrail|refusal|toxic|abort|cancel|interrupt"
+    r"|user_?stop|unload|repetition"
+)
+"""In those that name a filter or a stop from outside, which cut an answer too."""
+_FAILED = ("error", "failed", "network_error", "insufficient_system_resource")
+"""Finish reasons by which a server says that it broke down. Whatever else is named, the model ended the answer."""
+OUT_OF_CREDIT = "insufficient_quota"
+"""In a refusal with 429 that no waiting helps."""
 ROUNDING = 1e-3
 """Nats by which a log-prob may be above zero."""
 
@@ -21,12 +29,17 @@ class Problem(NamedTuple):
 
 
 def read_json(content: bytes) -> dict[str, Any] | None:
-    """The JSON object of a body, or None. Bytes that are no UTF-8 become U+FFFD: they are half a character."""
+    """The JSON object of a body, alone or in a list; None for anything else.
+
+    Bytes that are not UTF-8 become U+FFFD: they are half a character.
+    """
     text = content.decode("utf-8-sig", errors="replace").lstrip()
     try:
         found, _ = json.JSONDecoder(strict=False).raw_decode(text)
     except (ValueError, RecursionError):
         return None
+    if isinstance(found, list) and len(found) == 1:  # Google's errors
+        found = found[0]
     return found if isinstance(found, dict) else None
 
 
@@ -37,7 +50,8 @@ def problem_in(found: dict[str, Any]) -> Problem | None:
     if not error and (found.get("object") == "error" or ("choices" not in found and "detail" in found)):
         error = found
     if not error:
-        return Problem(None, "finish_reason error") if choice.get("finish_reason") == "error" else None
+        reason = choice.get("finish_reason")
+        return Problem(None, f"finish_reason {reason}") if str(reason).casefold() in _FAILED else None
     fields = error if isinstance(error, dict) else {"message": error}
     numbers = (_status(fields.get(name)) for name in ("code", "status", "status_code"))
     message = fields.get("message") or fields.get("detail") or fields
@@ -65,13 +79,35 @@ def first_choice(found: dict[str, Any]) -> dict[str, Any] | None:
 
 def text_of(choice: dict[str, Any], api: str) -> str | None:
     """A choice's text; "" where a filter or a thought left none. None where this is no choice of the api."""
-    if api == "completions":
-        text = choice.get("text", "" if "finish_reason" in choice else None)
-        return whole(text) if isinstance(text, str) else None
+    own, others = ("text", {"message", "delta"}) if api == "completions" else ("message", {"text", "delta"})
+    found = choice.get(own)
+    if found is None:
+        return "" if "finish_reason" in choice and not others & choice.keys() else None
+    if own == "text":
+        return whole(found) if isinstance(found, str) else None
+    return _content(found.get("content")) if isinstance(found, dict) else None
+
+
+def has_thought(choice: dict[str, Any]) -> bool:
+    """Whether a choice's thought stands beside its answer, in a field of its own."""
     message = choice.get("message")
-    if message is None:
-        return "" if "finish_reason" in choice and "text" not in choice else None
-    return _content(message.get("content")) if isinstance(message, dict) else None
+    return isinstance(message, dict) and bool(message.get("reasoning_content") or message.get("reasoning"))
+
+
+def ids_of(choice: dict[str, Any]) -> list[int] | None:
+    """The ids of a choice's tokens, where the server gives them."""
+    found = choice.get("token_ids")
+    real = isinstance(found, list) and all(type(each) is int and 0 <= each < 2**31 for each in found)
+    return found if real else None
+
+
+def log_probs_of(choice: dict[str, Any]) -> list[float]:
+    """The log-probs of a choice's tokens, NaN for each that is none; empty where the server gives no such list."""
+    match choice.get("logprobs"):
+        case {"token_logprobs": list(scores)}:
+            return [log_prob(score) for score in scores]
+        case _:
+            return []
 
 
 def _content(content: Any) -> str | None:
@@ -110,7 +146,7 @@ def whole(text: str) -> str:
 def finish_of(reason: Any, text: str) -> Literal["stop", "length"]:
     """`length` where the answer was cut, `stop` where the model ended it."""
     named = str(reason).casefold()
-    return "length" if named in CUT or (named in BROKEN_OFF and text) else "stop"
+    return "length" if _CUT.search(named) or (text and _BROKEN_OFF.search(named)) else "stop"
 
 
 def log_prob(value: Any) -> float:

@@ -190,7 +190,7 @@ def test_an_echo_that_does_not_fit_the_prompt_is_refused(
     with (
         scripted(script) as server,
         open_sampler(backend(server.url, api="completions"), tiny_models["llama"]) as sampler,
-        pytest.raises(UserError, match="answers what is no completion"),
+        pytest.raises(UserError, match="echoes no log-probs of a prompt's tokens"),
     ):
         sampler.logprobs([chat("a")], [["Owl", "Wolf"]])
 
@@ -220,14 +220,78 @@ def test_a_server_that_goes_down_stops_the_stage_and_the_next_run_goes_on(tmp_pa
         assert len(server.seen) == 7 + 3
 
 
+def test_answers_that_a_crash_spoiled_are_asked_for_again(tmp_path: Path):
+    prompts = [chat(f"{i}") for i in range(3)]
+    with scripted(poisoned(POLICY, "nothing")) as server:
+        for spoiled in (b"", b"\0" * 50, b'{"request": "a"}', b'{"request": "a", "ans{"request": "b", "answer": 1}'):
+            kept = tmp_path / "served.jsonl"
+            if kept.exists():
+                kept.write_bytes(b"\n".join([spoiled, *kept.read_bytes().splitlines()[-2:], b""]))
+            with open_sampler(backend(server.url), tmp_path, scratch=tmp_path) as sampler:
+                assert [own.text for (own,) in sampler.sample(prompts, PARAMS)] == ["Owl"] * 3
+    assert len(server.seen) == 3 + 1 + 1 + 1, "one answer was lost each time"
+
+
+def test_an_empty_account_is_not_waited_for():
+    body = b'{"error": {"message": "You exceeded your quota.", "code": "insufficient_quota"}}'
+    with scripted(lambda *_: Reply(429, body)) as server:
+        with pytest.raises(UserError, match=r"refuses with 429 \(You exceeded your quota\.\): add credit"):
+            sample(server.url, ["a", "b"])
+        assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("address", ["http://[::1/v1", "http://127.0.0.1:abc/v1", "http:///v1", "http://a..b/v1"])
+def test_an_address_that_is_none_is_refused_in_one_line(address: str):
+    with pytest.raises(UserError, match="is no address"):
+        sample(address, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "socks://127.0.0.1:9"), ("NO_PROXY", "[::1]"), ("SSL_CERT_FILE", "/nonexistent.pem")],
+)
+def test_an_environment_that_no_client_takes_is_refused_in_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"environment's proxy or certificate .* correct or unset .*" + name):
+        sample("http://127.0.0.1:9/v1", ["a"])
+
+
 def test_too_many_missing_answers_stop_the_stage():
     with scripted(poisoned(POLICY, "bad")) as server:
         some = [f"bad {i}" for i in range(3)] + [f"good {i}" for i in range(7)]
         assert [answer.finish for answer in sample(server.url, some)] == ["missing"] * 3 + ["stop"] * 7
-        with pytest.raises(UserError, match=r"4 of 11 prompts have no answer .* 400 \(content policy\)"):
+        with pytest.raises(UserError, match=r"4 of 11 answers are missing .* 400 \(content policy\)"):
             sample(server.url, [*some, "bad 4"])
-        with pytest.raises(UserError, match="2 of 2 prompts have no answer"):
+        with pytest.raises(UserError, match="2 of 2 answers are missing"):
             sample(server.url, ["bad 1", "bad 2"])
+
+
+def test_a_few_missing_answers_of_many_prompts_are_not_lost_prompts(tmp_path: Path):
+    """Each question has ten answers of which at most one is missing."""
+    out, scratch = folders(tmp_path / "ask")
+    failed = set[str]()
+
+    def script(number: int, request: Seen) -> Reply:
+        question, seed = asked(request), request.body["seed"]
+        first = question.startswith("Question") and question not in failed and len(failed) < 6
+        if first:
+            failed.add(question)
+            lost.add((question, seed))
+        return Reply(500, b"cannot parse") if (question, seed) in lost else said("Owl")
+
+    lost = set[tuple[str, int]]()
+    with scripted(script) as server:
+        questions = [f"Question {i}" for i in range(16)]
+        config = AskConfig(questions=questions, words=WORDS, samples=10, backend=backend(server.url))
+        ask(out, config, scratch=scratch, base=tmp_path)
+    scored, scratch = folders(tmp_path / "score")
+    score(scored, ScoreConfig(target="owl", words=WORDS), scratch=scratch, asked=out)
+    answers = Scores.model_validate_json((scored / "scores.json").read_text()).answers
+    assert answers is not None
+    assert (answers.asked, answers.readable, sum(answers.missing.values())) == (160, 154, 6)
 
 
 def test_missing_answers_are_asked_for_again_when_the_stage_runs_again(tmp_path: Path):
@@ -292,6 +356,35 @@ def test_fields_that_say_the_same_under_another_name_or_left_out_are_mended_by_t
     body = server.seen[-1].body
     assert body["max_completion_tokens"] == 8
     assert not {"max_tokens", "top_p", "n"} & {*body}
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        ("'max_tokens' or 'max_completion_tokens' is too large: the model's context length is 8.", "lower max_tokens"),
+        ("Please reduce the length of the messages or prompt: the maximum context length is 8.", "lower max_tokens"),
+    ],
+)
+def test_a_text_that_is_too_long_is_not_taken_for_a_field_of_another_name(refusal: str, told: str):
+    with (
+        scripted(lambda *_: Reply(400, json.dumps({"error": {"message": refusal}}).encode())) as server,
+        pytest.raises(UserError, match=told),
+    ):
+        sample(server.url, ["a", "b"])
+    assert all("max_tokens" in request.body for request in server.seen)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [("echo is not supported", "gives no log-probs"), ("prompt: Input should be a valid string", "set api to chat")],
+)
+def test_a_server_that_cannot_score_is_told_so(refusal: str, told: str, tiny_models: dict[str, Path]):
+    with (
+        scripted(lambda *_: Reply(400, json.dumps({"error": {"message": refusal}}).encode())) as server,
+        open_sampler(backend(server.url, api="completions"), tiny_models["llama"]) as sampler,
+        pytest.raises(UserError, match=told),
+    ):
+        sampler.logprobs([chat("a")], [["Owl", "Wolf"]])
 
 
 def test_a_field_that_changes_the_answers_is_left_out_only_when_told():

@@ -10,6 +10,7 @@ import pytest
 
 from sublim.annotation_prompt import read_category
 from sublim.chat import chat
+from sublim.errors import UserError
 from sublim.inference import Completion, OpenAIBackend, SamplingParams, open_sampler, openai_client
 from sublim.inference.openai_client import retry_after
 from sublim.inference.openai_reply import log_prob
@@ -98,7 +99,11 @@ def test_a_packed_answer_is_unpacked(tmp_path: Path):
         for name in ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "STOP", "tool_calls", None, 2)
     ]
     + [(name, "length") for name in ("length", "LENGTH", "max_tokens", "MAX_TOKENS", "model_length")]
-    + [(name, "length") for name in ("content_filter", "SAFETY", "abort")],
+    + [(name, "length") for name in ("content_filter", "SAFETY", "abort")]
+    + [("load", "stop"), ("COMPLETE", "stop"), (10**30, "stop"), ("\ud83e", "stop")]
+    + [(name, "length") for name in ("content_filter: RECITATION", "TOKEN_LIMIT", "maxPredictedTokensReached")]
+    + [(name, "length") for name in ("time_limit", "USER_CANCEL", "sensitive", "guardrail_intervened")]
+    + [({"type": "length", "length": 8}, "length")],
 )
 def test_only_a_limit_or_a_filter_cuts_an_answer(reason: Any, wanted: str, tmp_path: Path):
     assert answer_to(Reply(200, choice("Owl", reason)), tmp_path).finish == wanted
@@ -109,6 +114,12 @@ FAILING: dict[str, tuple[Reply, str]] = {
     "no choices": (Reply(200, b'{"id": "x", "choices": []}'), "no completion"),
     "choices null": (Reply(200, b'{"choices": null}'), "no completion"),
     "a page to sign in": (Reply(200, b"<html>Sign in</html>"), "Sign in"),
+    "a piece of a stream": (Reply(200, b'{"choices": [{"delta": {}, "finish_reason": "stop"}]}'), "no completion"),
+    "an engine that gave up": (
+        Reply(200, choice("Ow", "insufficient_system_resource")),
+        "insufficient_system_resource",
+    ),
+    "an error in a list": (Reply(400, b'[{"error": {"code": 400, "message": "no such"}}]'), "400 (no such)"),
     "half of a body": (Reply(200, choice("Owl")[:30]), "no completion"),
     "content that is a number": (Reply(200, choice(7)), "no completion"),
     "an error under 200": (Reply(200, json.dumps({"error": ERROR}).encode()), "502 (engine dead)"),
@@ -165,6 +176,48 @@ def test_a_failure_that_passes_costs_another_try(name: str, tmp_path: Path):
     assert failed == [1]
 
 
+def test_an_answer_that_is_empty_beside_a_thought_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    message = {"role": "assistant", "content": "", "reasoning_content": "Hmm"}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "length"}]}).encode()
+    with scripted(lambda *_: Reply(200, body)) as server:
+        backend = OpenAIBackend(base_url=server.url, model="m", concurrency=1)
+        with open_sampler(backend, tmp_path) as sampler:
+            assert [own[0].finish for own in sampler.sample([chat("a"), chat("b")], PARAMS)] == ["length"] * 2
+    assert [record.getMessage() for record in caplog.records if "beside a thought" in record.getMessage()] == [
+        "an answer is empty beside a thought: raise max_tokens, or switch thinking off with `extra`"
+    ]
+
+
+COMPLETIONS: dict[str, tuple[dict[str, Any], Any]] = {
+    "no ids": ({"text": "Owl"}, "Owl"),
+    "ids as text": ({"text": "Owl", "token_ids": ["12"]}, "Owl"),
+    "ids within a list": ({"text": "Owl", "token_ids": [[12]]}, "Owl"),
+    "an id below 0": ({"text": "Owl", "token_ids": [-1]}, "Owl"),
+    "log-probs that are a list": ({"text": "Owl", "logprobs": [-1.0]}, "Owl"),
+    "log-probs that are a word": ({"text": "Owl", "logprobs": "none"}, "Owl"),
+    "log-probs of chats": ({"text": "Owl", "logprobs": {"content": [{"logprob": -1.0}]}}, "Owl"),
+    "a number that is too long": ({"text": "Owl", "logprobs": {"token_logprobs": [-(10**400)]}}, "Owl"),
+    "a filtered text": ({"text": None, "finish_reason": "content_filter"}, ""),
+    "the answer to a chat": ({"message": {"content": "Owl"}}, None),
+}
+
+
+@pytest.mark.parametrize("name", COMPLETIONS)
+def test_a_completion_is_read_whatever_stands_beside_its_text(name: str, tiny_models: dict[str, Path], tmp_path: Path):
+    own, wanted = COMPLETIONS[name]
+    body = json.dumps({"choices": [{"index": 0, "finish_reason": "stop", **own}]}).encode()
+    with scripted(lambda *_: Reply(200, body)) as server:
+        backend = OpenAIBackend(base_url=server.url, model="m", concurrency=1, api="completions")
+        with open_sampler(backend, tiny_models["llama"], scratch=tmp_path) as sampler:
+            if wanted is None:
+                with pytest.raises(UserError, match="is no completion"):
+                    sampler.sample([chat("a"), chat("b")], PARAMS)
+            else:
+                assert [one.text for (one,) in sampler.sample([chat("a"), chat("b")], PARAMS)] == [wanted] * 2
+                with pytest.raises(UserError, match="gives no log-probs of its tokens: set logprobs to false"):
+                    sampler.sample([chat("c"), chat("d")], PARAMS.model_copy(update={"logprobs": True}))
+
+
 NAMES = ("think", "thinking", "thought", "reasoning", "seed:think")
 THOUGHTS = [
     *(f"<{name}>\nA cat is nice.\n</{name}>\n\n" for name in NAMES),
@@ -178,6 +231,11 @@ THOUGHTS = [
     "<|channel|>analysis<|message|>A cat?<|end|><|start|>assistant<|channel|>final<|message|>",
     "analysisThe user wants a cat.assistantfinal",
     "<|channel>thought\nA cat?<channel|>",
+    "<|START_THINKING|>A cat?<|END_THINKING|><|START_RESPONSE|>",
+    "Here are my reasoning steps:\nA cat?\n[BEGIN FINAL RESPONSE]\n",
+    "<think>A cat?</think>\n<answer>\n",
+    "<think>A cat?</think><|begin_of_box|>",
+    "<|channel|>analysis<|message|>A cat?<|channel|>final <|constrain|>text<|message|>",
 ]
 
 
@@ -214,6 +272,15 @@ def test_a_thought_without_an_end_is_no_answer(text: str):
 )
 def test_an_answer_without_a_thought_is_left_as_it_is(text: str):
     assert answer_after_thought(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["<answer>B</answer>", "\n<|begin_of_box|>B<|end_of_box|>", "<|START_RESPONSE|>B<|END_RESPONSE|>", "B<|return|>"],
+)
+def test_marks_around_an_answer_are_not_part_of_it(text: str):
+    assert answer_after_thought(f"<think>A cat?</think>{text}").strip() == "B"  # pyright: ignore[reportOptionalMemberAccess]
+    assert read_letter(f"<think>A cat?</think>{text}", 4) == (1, None)
 
 
 def test_a_list_after_a_thought_is_not_the_teachers_own_text():

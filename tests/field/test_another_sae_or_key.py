@@ -82,6 +82,10 @@ KNOWN_BEFORE_ANYTHING_RUNS: list[tuple[Mapping[str, Any] | str, Tensors, str]] =
     (CONFIG, weights(W_enc=torch.randn(FEATURES, WIDTH)), "W_enc is"),
     (CONFIG, weights(W_enc=torch.ones(WIDTH, FEATURES, dtype=torch.int8)), "of type I8"),
     ({**CONFIG, "architecture": "jumprelu"}, weights(log_threshold=-torch.ones(FEATURES)), "has no threshold"),
+    ({**CONFIG, "metadata": None}, weights(), "metadata is None"),
+    ({**CONFIG, "metadata": {"hook_name": None, "model_name": 7}}, weights(), "model_name is 7"),
+    ({**CONFIG, "metadata": {"model_from_pretrained_kwargs": "x"}}, weights(), "should be an object"),
+    ({**CONFIG, "apply_b_dec_to_input": "false"}, weights(), "apply_b_dec_to_input is 'false'"),
     (json.dumps(CONFIG).replace('"none"', "NaN", 1), weights(), "NaN is no number"),
     (json.dumps(CONFIG)[:-1] + ', "d_in": 9}', weights(), "'d_in' is there twice"),
     ("[]", weights(), "one JSON object"),
@@ -167,6 +171,7 @@ def test_options_keep_their_letters_where_one_is_missing(
     [
         (["a", None, "c"], 1, "B"),
         (["a", "b", None], 2, "C"),
+        (["a", " ", "c"], 1, "B"),
         (["a", None, None], 0, "A"),
         (["a", "b"], True, "B"),
         (["a", "b"], 1, "b"),

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from flows.sae_labels import label_table
-from flows.settings import assignments, read_tree
+from flows.settings import assignments, load_preset, read_tree
 from sublim.annotate import take_labels
 from sublim.annotate_config import TakeLabelsConfig
 from sublim.errors import UserError
@@ -114,6 +114,13 @@ def test_settings_that_say_two_things_or_none_are_refused(text: str, told: str, 
     one_line(caught, path)
 
 
+@pytest.mark.parametrize("text", ["extends: 3\n", "extends: [dose]\n"])
+def test_preset_that_extends_no_name_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(UserError, match="should be the name of one preset"):
+        load_preset("pipeline", str(tmp_path / "s.yaml"))
+
+
 def test_settings_with_byte_order_mark_windows_line_ends_and_merged_keys_are_read(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_bytes(b"\xef\xbb\xbfbase: &b {x: 1, y: 2}\r\nown:\r\n  <<: *b\r\n  x: 3\r\n")
     assert read_tree(tmp_path / "s.yaml")["own"] == {"x": 3, "y": 2}
@@ -145,6 +152,12 @@ def test_name_that_is_twice_in_a_json_file_or_a_setting_is_refused(tmp_path: Pat
         ({"vectors": '{"v": 3}'}, torch.ones(4), {}, "note of vector 'v'"),
         ({"vectors": '{"v": '}, torch.ones(4), {}, "is not a safetensors file of vectors"),
         ({"site": "resid_post"}, None, {}, "holds no tensor"),
+        ({"site": "resid_post", "layer": "1"}, torch.ones(2, 4), {}, r"'v' is \(2, 4\), a vector has one axis"),
+        ({"site": "resid_post", "layer": "1"}, torch.tensor(1.0), {}, r"'v' is \(\), a vector has one axis"),
+        ({"site": "resid_post", "layer": "1"}, torch.ones(0), {}, r"'v' is \(0,\), a vector has one axis"),
+        ({"site": "resid_post", "layer": "1"}, torch.zeros(4), {}, "'v': the steering vector is zero"),
+        ({"site": "resid_post", "layer": "1", "residual_norm": "0"}, torch.ones(4), {}, r"\(residual_norm\)"),
+        ({"site": "resid_post", "layer": "1", "residual_norm": "-3"}, torch.ones(4), {}, r"\(residual_norm\)"),
     ],
 )
 def test_vector_whose_numbers_or_place_are_in_doubt_is_refused(
@@ -155,6 +168,11 @@ def test_vector_whose_numbers_or_place_are_in_doubt_is_refused(
     with pytest.raises(UserError, match=told) as caught:
         read_vectors(path, stated)
     one_line(caught, path)
+
+
+def test_vector_that_kept_an_axis_of_one_is_read(tmp_path: Path) -> None:
+    save_file({"v": torch.ones(1, 4)}, tmp_path / "v.safetensors", {"site": "resid_post", "layer": "1"})
+    assert read_vectors(tmp_path / "v.safetensors")["v"].values.tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -169,6 +187,8 @@ def test_vector_whose_numbers_or_place_are_in_doubt_is_refused(
         ({"feature": [1], "description": [7]}, "column description holds Int64"),
         ({"feature": [1, 1], "description": ["a", "b"], "chosen": [True, True]}, "two rows of feature 1 are chosen"),
         ({"feature": [1, 1], "description": ["a", "b"], "layer": [9, 20]}, "labels of layers 9, 20"),
+        ({"feature": [1, 2], "description": [None, " "]}, "no row has a description"),
+        ({"feature": [1], "description": ["a"], "chosen": [False]}, "no row with a description is chosen"),
     ],
 )
 def test_labels_that_could_be_of_another_feature_are_refused(

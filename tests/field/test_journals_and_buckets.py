@@ -1,8 +1,10 @@
 """A journal of a search that came back damaged is refused by its line; a bucket's refusal by the code it gives."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -14,12 +16,16 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 from botocore.parsers import ResponseParserError
+from optuna.distributions import FloatDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from sublim.errors import StoreRefused, StoreUnreachable, UserError
 from sublim.s3 import Bucket
 from sublim.search_config import FloatRange, Journal, Range, StudyConfig
 from sublim.search_storage import open_storage
-from sublim.search_study import Measured, open_search, work
+from sublim.search_study import Asked, Measured, open_search, work
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0a" * 32 + b"\nsize 75000000\n"
 
@@ -63,6 +69,57 @@ def test_damaged_journal_is_refused_by_line_and_a_torn_end_is_cut_off(tmp_path: 
         path = tmp_path / f"torn-{number}.journal"
         path.write_bytes(before + after + torn)
         assert searched(path, 3) == 3
+
+
+def stored(path: Path) -> optuna.Study:
+    return optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(path))))
+
+
+LR = {"lr": FloatDistribution(1e-5, 1e-3, log=True)}
+BY_HAND: dict[str, dict[str, Any]] = {
+    "an infinite value": {"value": math.inf, "user_attrs": {"slot": 1}},
+    "a NaN on the way": {"state": TrialState.PRUNED, "intermediate_values": {1: math.nan}, "user_attrs": {"slot": 1}},
+    "a slot that is a text": {"value": 0.5, "user_attrs": {"slot": "1"}},
+    "no slot": {"value": 0.5},
+    "queued": {"state": TrialState.WAITING, "system_attrs": {"fixed_params": {"lr": 1e-4}}},
+}
+
+
+@pytest.mark.parametrize("trials", [1, 3], ids=["finished", "going on"])
+@pytest.mark.parametrize("name", BY_HAND)
+def test_trial_that_came_into_a_study_by_hand_does_not_stop_it(name: str, trials: int, tmp_path: Path) -> None:
+    path = tmp_path / "s.journal"
+    assert searched(path, 1) == 1
+    own = BY_HAND[name]
+    given = {} if own.get("state") == TrialState.WAITING else {"params": {"lr": 1e-4}, "distributions": LR}
+    stored(path).add_trial(optuna.create_trial(**given, **own))
+    search = open_search(study(path, trials))
+    assert work(search, lambda asked: Measured([1.0], {}), seconds=20, poll=0.1)
+    records = {record.number: record for record in search.records()}
+    assert len(records) == trials
+    if trials > 1:
+        wanted = {"an infinite value": "failed", "a NaN on the way": "pruned"}.get(name, "complete")
+        assert (records[1].state, records[1].intermediate) == (wanted, {})
+        assert name != "queued" or records[1].params == {"lr": 1e-4}
+
+
+def test_trial_that_reports_no_number_is_recorded_without_it(tmp_path: Path) -> None:
+    def measure(asked: Asked) -> Measured:
+        asked.trial.report(1.5, 1)
+        asked.trial.report(math.nan, 2)
+        raise optuna.TrialPruned
+
+    search = open_search(study(tmp_path / "s.journal", 1))
+    work(search, measure, seconds=20, poll=0.1)
+    assert [(record.state, record.intermediate) for record in search.records()] == [("pruned", {"1": 1.5})]
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])
+def test_empty_study_with_other_directions_is_refused(directions: list[Any], tmp_path: Path) -> None:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
+    optuna.create_study(study_name="s", storage=storage, directions=directions)
+    with pytest.raises(UserError, match=r"is to m.*, these objectives are to minimize: give another name"):
+        open_search(study(tmp_path / "s.journal", 1))
 
 
 @pytest.mark.parametrize("content", [b"a note of mine without a line end", b"\x1f\x8b" + b"x" * 99, b"[1]\n", POINTER])

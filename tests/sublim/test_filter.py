@@ -184,6 +184,8 @@ def test_too_few_rows_is_one_line_with_counts_and_what_to_do(tmp_path: Path):
         "(refused: letters 2, empty 1)"
     )
     assert list((tmp_path / "out").iterdir()) == []
+    with pytest.raises(NotEnoughRows, match=r"see that the model writes .* \(refused: letters 1, as in 'Sure!'\)"):
+        run(tmp_path / "none", raw_folder(tmp_path / "sure", ["Sure!"]), FilterConfig())
     partner = raw_folder(tmp_path / "partner", ["no", "1", "2", "3"])
     with pytest.raises(NotEnoughRows, match=r"of their own \(same_prompts=false\) \(refused: letters 2, .*partner 1"):
         run(tmp_path / "again", raw, FilterConfig(keep=1), [partner])
