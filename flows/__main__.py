@@ -62,7 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _start_again_in_utf8() -> None:
     """Has Python take names of files as UTF-8, as libraries in Rust and C++ do, and print what the locale shows."""
     os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
-    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    if sys.stdout is not None:  # a closed one
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 

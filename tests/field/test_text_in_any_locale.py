@@ -51,6 +51,13 @@ def test_what_the_terminal_cannot_show_is_written_as_an_escape(tmp_path: Path) -
     assert b"Traceback" not in done.stderr
 
 
+def test_command_whose_output_is_closed_runs_in_any_locale(tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m flows store create >&-"
+    env = os.environ | ASCII | {"PYTHONPATH": str(ROOT), "SUBLIM_STORE": str(tmp_path / "store")}
+    done = subprocess.run(["bash", "-c", command], env=env, cwd=ROOT, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_name_that_is_no_utf8_is_refused_before_a_library_stumbles_over_it(tmp_path: Path) -> None:
     code = "import sys\nfrom sublim.store import open_store\nopen_store(sys.argv[1])"
     done = in_ascii("-c", code, str(tmp_path / "größe"))
