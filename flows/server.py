@@ -26,6 +26,8 @@ ANSWER_SECONDS = 60.0  # from the moment that it listens
 END_SECONDS = 10.0
 COMMAND = ("-m", "prefect", "server", "start")
 TAKEN = "already in use"
+# Profiles are the user's; a server that moves its API is asked at the usual place all the same.
+NOT_ITS = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_API_BASE_PATH")
 NO_LOOPBACK = "this host cannot reach its own address 127.0.0.1: bring its loopback interface up (ip link set lo up)"
 
 
@@ -245,7 +247,7 @@ def _reason(log: Path, before: int) -> str:
 
 
 def _environment(place: Path, port: int) -> dict[str, str]:
-    kept = {name: text for name, text in os.environ.items() if name not in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH")}
+    kept = {name: text for name, text in os.environ.items() if name not in NOT_ITS}
     ours = {
         "COLUMNS": "300",  # no line of its log is broken in two
         "PREFECT_HOME": str(place / "prefect"),

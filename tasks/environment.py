@@ -37,7 +37,7 @@ def settle() -> None:
     """
     for name, value in read_dotenv(Path(".env")).items():
         if name not in os.environ:
-            os.environ[name] = value
+            os.environb[name.encode()] = value.encode()  # the locale's encoding may lack letters of it
             from_file.add(name)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)

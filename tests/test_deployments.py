@@ -90,7 +90,6 @@ def test_pools_give_their_runs_the_environment_that_is_declared_once(monkeypatch
     assert filled({"A": "{{ $SUBLIM_STORE }}/x", "B": "{{ $NO_SUCH_VARIABLE }}"}) == {"A": "/shared/store/x"}
 
 
-@pytest.mark.usefixtures("prefect_server")
 @pytest.mark.parametrize(
     "text", [None, "", "definitions: {}", "definitions: [", "definitions: {pools: {cpu: {env: 1}}}"]
 )
