@@ -19,6 +19,7 @@ from io import TextIOWrapper
 
 from flows import command_look, command_models, command_pool, command_power, command_run, command_server, command_store
 from sublim.errors import UserError, file_fault
+from tasks.environment import from_file
 
 LOOKING = ("presets", "runs", "show", "report", "store", "models", "doctor")
 """Commands whose reader may go away, as in `sublim store ls | head`."""
@@ -35,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; 0 when it went well, 2 after a mistake of the user's, 1 after a failure."""
-    if arguments is None and sys.getfilesystemencoding() != "utf-8":
+    if sys.getfilesystemencoding() != "utf-8" and (arguments is None or _is_the_program()):
         _start_again_in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -59,10 +60,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _is_the_program() -> bool:
+    """Whether this process is `python -m flows...`, and no other program that calls the command."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name.partition(".")[0] == "flows"
+
+
 def _start_again_in_utf8() -> None:
     """Has Python take names of files as UTF-8, as libraries in Rust and C++ do, and print what the locale shows."""
+    for name in from_file:  # it is read again
+        del os.environ[name]
     os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
-    os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+    if sys.stdout is not None:  # a closed one
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 

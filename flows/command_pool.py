@@ -15,6 +15,7 @@ from flows.prefect_api import chosen_url
 from flows.prefect_api import settings as prefect_settings
 from sublim.errors import UserError
 from sublim.hardware import gpu
+from sublim.interpreter import python
 from sublim.store import open_store
 
 
@@ -111,6 +112,6 @@ def worker(options: argparse.Namespace) -> int:
     name = options.name or f"{gethostname()}-{options.pool}-{place}"
     # A worker ends itself by SIGINT, which a shell's background jobs ignore: a SIGTERM would then do nothing.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", options.pool, "--name", name]
+    command = [*python(), "-m", "prefect", "worker", "start", "--pool", options.pool, "--name", name]
     sys.stdout.flush()
     os.execv(sys.executable, [*command, "--limit", str(options.limit)])

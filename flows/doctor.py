@@ -16,6 +16,7 @@ from flows.prefect_api import check_chosen, chosen_url
 from flows.prefect_refusals import origin
 from sublim.errors import UserError
 from sublim.hardware import Gpu, gpu
+from sublim.interpreter import python
 from sublim.store import open_store
 from sublim.training import AMPERE, VOLTA
 from tasks.environment import from_file
@@ -54,9 +55,9 @@ def _torch(card: Gpu | None) -> Iterator[str]:
     code = "import torch; print(torch.__version__, torch.version.cuda or '-', torch.cuda.is_available())"
     done = _python(code)
     if done.returncode:
-        yield f"!!  torch does not import ({done.stderr.strip().splitlines()[-1]}): run `make install`"
+        yield f"!!  torch does not import ({_last_words(done)}): run `make install`"
         return
-    name, cuda, usable = done.stdout.split()
+    name, cuda, usable = done.stdout.split()[-3:]
     yield f"ok  torch {name}" + (f", CUDA {cuda}" if cuda != "-" else ", CPU build")
     if card is not None and usable != "True":
         yield "!!  torch cannot use the card: its CUDA build does not match the driver; `make install` again"
@@ -96,8 +97,8 @@ def _vllm(card: Gpu | None) -> str:
     done = _python("import vllm, vllm.platforms as p; print(p.current_platform.device_type)")
     device = done.stdout.split()[-1] if done.stdout.split() else ""
     if done.returncode or device != ("cuda" if card else "cpu"):
-        why = (done.stderr.strip().splitlines() or [f"it sees {device or 'no device'}"])[-1]
-        return f"!!  vllm {found} does not start ({why[:200]}): {install}"
+        why = _last_words(done) if done.returncode else f"it sees {device or 'no device'}"
+        return f"!!  vllm {found} does not start ({why}): {install}"
     return f"ok  sampling with vllm {found}, on the {'GPU' if card else 'CPU'}"
 
 
@@ -119,7 +120,7 @@ def _flash(card: Gpu | None) -> str:
         return f"no  flash-attention: attention auto is sdpa, which is as exact; to have it, {build}"
     done = _python("import flash_attn")
     if done.returncode:
-        why = done.stderr.strip().splitlines()[-1][:200]
+        why = _last_words(done)
         return f"!!  flash-attn does not import ({why}): build it again for this torch, or pip uninstall flash-attn"
     return f"ok  flash-attention {_version('flash-attn')}: attention auto takes it with bfloat16"
 
@@ -132,9 +133,12 @@ def _version(package: str) -> str | None:
 
 
 def _python(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
+    return subprocess.run([*python(), "-c", code], capture_output=True, encoding="utf-8", errors="replace", check=False)
+
+
+def _last_words(done: "subprocess.CompletedProcess[str]") -> str:
+    """The last line of a process that failed; one that was killed may have said nothing."""
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
 
 
 def _store() -> str:

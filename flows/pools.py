@@ -11,6 +11,7 @@ from pydantic import Field
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.hardware import Gpu
+from sublim.text_files import parse_yaml
 
 GIB = 2**30
 UNSET = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
@@ -44,9 +45,16 @@ def repository() -> Path:
 
 
 def declared(path: Path | None = None) -> dict[str, Pool]:
-    """The pools that prefect.yaml defines."""
-    found = yaml.safe_load((path or repository() / "prefect.yaml").read_text(encoding="utf-8"))["definitions"]["pools"]
-    return {name: Pool.model_validate(pool) for name, pool in found.items()}
+    """The pools that prefect.yaml defines. Raises UserError for a file that is missing or defines none."""
+    path = path or repository() / "prefect.yaml"
+    try:
+        found = parse_yaml(path.read_text(encoding="utf-8-sig"))["definitions"]["pools"]
+        return {name: Pool.model_validate(pool) for name, pool in found.items()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): set SUBLIM_REPO to a checkout of sublim") from error
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{path} defines no pools that can be read ({why}): see definitions.pools in ours") from error
 
 
 def filled(env: dict[str, str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ import httpx
 
 from flows.prefect_refusals import NoAnswer, explained, origin
 from sublim.errors import UserError
-from tasks.environment import LOOPBACK, spare_from_proxy
+from tasks.environment import LOOPBACK, in_spared_range, spare_from_proxy
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -37,6 +37,8 @@ def settings() -> "Settings":
         from prefect.settings import Settings
 
         return Settings()
+    except RuntimeError as error:  # `~` in a path of PREFECT_HOME or its default
+        raise UserError("this user has no home folder: set PREFECT_HOME and SUBLIM_HOME to folders, or HOME") from error
     except (ValueError, OSError, TypeError, AttributeError) as error:
         raise UserError(_unreadable(error)) from error
 
@@ -68,11 +70,19 @@ def chosen_url() -> str | None:
     parts = urlsplit(url)
     if parts.username is not None:
         raise UserError("the Prefect server's address holds a user or password: put them in PREFECT_API_AUTH_STRING")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _is_address(url):
         raise UserError(
             f"PREFECT_API_URL ({origin()}) is {url!r}: write the whole address, as in http://127.0.0.1:4200/api"
         )
     return url
+
+
+def _is_address(url: str) -> bool:
+    """Whether an address holds what every client can use: no blanks, a port below 65536, a possible host name."""
+    try:
+        return url == "".join(url.split()) and bool(httpx.URL(url).host.encode("idna")) and urlsplit(url).port != 0
+    except (httpx.InvalidURL, ValueError):
+        return False
 
 
 def is_loopback(host: str | None) -> bool:
@@ -147,7 +157,7 @@ def asking(url: str, seconds: float) -> "Generator[SyncPrefectClient]":
     Raises UserError for settings that no client can be made with.
     """
     found, host = settings(), urlsplit(url).hostname
-    if host and is_loopback(host):
+    if host and (is_loopback(host) or in_spared_range(host)):
         spare_from_proxy(host)
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.context import SettingsContext, get_settings_context
@@ -168,10 +178,15 @@ def asking(url: str, seconds: float) -> "Generator[SyncPrefectClient]":
                 f"PREFECT_API_SSL_CERT_FILE names {found.api.ssl_cert_file}, which holds no certificate that can be "
                 f"read ({error})"
             ) from error
+        except UnicodeError as error:
+            raise UserError(
+                "only ASCII characters can be sent in a header: correct PREFECT_API_KEY, PREFECT_API_AUTH_STRING or "
+                "PREFECT_CLIENT_CUSTOM_HEADERS"
+            ) from error
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise UserError(
-                "Prefect's client cannot use the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names: "
-                f"{error} Or unset the variable."
+                f"Prefect's client cannot be made with the proxy settings in the environment ({error}): correct "
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY, or unset them"
             ) from error
         with client:
             yield client

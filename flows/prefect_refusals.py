@@ -39,11 +39,17 @@ def proxy_of(url: str) -> str | None:
 
 def explained(error: Exception, url: str, settings: "Settings") -> NoAnswer:
     """What an error of Prefect's client means, and what to do about it."""
+    proxy = proxy_of(url)
     if isinstance(error, httpx.HTTPStatusError):
         why = f"the Prefect server at {url} cannot be used: {_status(error.response, settings)}"
+    elif isinstance(error, httpx.LocalProtocolError):  # its own words show the header, which may be a secret
+        why = (
+            f"nothing can be sent to {url} with a line break or blank at an end of PREFECT_API_KEY or a header in "
+            "PREFECT_CLIENT_CUSTOM_HEADERS: remove it"
+        )
     else:
-        why = f"no Prefect server answers at {url}: {_unreached(error, url)}"
-    if proxy := proxy_of(url):
+        why = f"no Prefect server answers at {url}: {_unreached(error, url, proxy)}"
+    if proxy:
         why += f"; it was asked through the proxy {proxy}: if it needs none, add {urlsplit(url).hostname} to NO_PROXY"
     return NoAnswer(why)
 
@@ -71,10 +77,9 @@ def _status(answer: httpx.Response, settings: "Settings") -> str:
             return f"it answers {code} {answer.reason_phrase}".rstrip()
 
 
-def _unreached(error: Exception, url: str) -> str:
-    parts = urlsplit(url)
-    causes = list(_causes(error))
-    for cause in causes:
+def _unreached(error: Exception, url: str, proxy: str | None) -> str:
+    host = urlsplit(f"//{proxy}" if proxy else url).hostname
+    for cause in _causes(error):
         match cause:
             case ssl.SSLCertVerificationError():
                 return (
@@ -84,9 +89,9 @@ def _unreached(error: Exception, url: str) -> str:
             case ssl.SSLError():
                 return f"no TLS can be agreed on ({cause.reason}): where the server speaks plain HTTP, write http://"
             case socket.gaierror():
-                return f"the host name {parts.hostname} is not known here: check it, or the network"
+                return f"the host name {host} is not known here: check it, or the network"
             case ConnectionRefusedError():
-                return "nothing listens there: start it"
+                return "nothing listens there: start it" if proxy is None else "nothing listens at the proxy's address"
             case _:
                 pass
     match error:

@@ -150,7 +150,7 @@ def find_run(store: Store, name: str) -> RunRecord:
 
 def file_name(text: str) -> str:
     """`text` as a part of a file's name on any file system and in any locale; what is lost by that is in its digest."""
-    name = re.sub(r"[\x00-\x1f\x7f/\\]", "_", text)
+    name = re.sub(r'[\x00-\x1f\x7f/\\<>:"|?*]', "_", text)  # SMB and exFAT take none of <>:"|?*
     if sys.getfilesystemencoding() != "utf-8":
         name = re.sub(r"[^\x00-\x7f]", "_", name)
     cut = name.encode(errors="replace")[: TARGET_BYTES - 9].decode(errors="ignore")

@@ -22,14 +22,21 @@ from sublim.owner import same_process
 
 USUAL_PORT = 4200
 START_SECONDS = 180.0  # on a host with ten times the work it can do, a minute was seen
+ANSWER_SECONDS = 60.0  # from the moment that it listens
 END_SECONDS = 10.0
 COMMAND = ("-m", "prefect", "server", "start")
 TAKEN = "already in use"
+# Profiles are the user's; a server that moves its API is asked at the usual place all the same.
+NOT_ITS = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_API_BASE_PATH")
+NO_LOOPBACK = "this host cannot reach its own address 127.0.0.1: bring its loopback interface up (ip link set lo up)"
 
 
 def home() -> Path:
     """Where servers keep their state: SUBLIM_HOME, by default `~/.sublim`."""
-    return Path(os.environ.get("SUBLIM_HOME") or "~/.sublim").expanduser().absolute()
+    try:
+        return Path(os.environ.get("SUBLIM_HOME") or "~/.sublim").expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError("this user has no home folder: set SUBLIM_HOME and PREFECT_HOME to folders, or HOME") from error
 
 
 def folder() -> Path:
@@ -56,10 +63,7 @@ def elsewhere() -> Server | None:
 
 def running() -> Server | None:
     """This host's local server, or None; waits for one that is starting. UserError for one that does not answer."""
-    server = _alive(folder())
-    if server is not None:
-        _wait(server, folder() / "server.log", 0)
-    return server
+    return _answering(folder())
 
 
 def start() -> Server:
@@ -69,9 +73,10 @@ def start() -> Server:
     with _writable(home()), locked(home() / "server.lock"):
         place = folder()
         place.mkdir(parents=True, exist_ok=True)
-        if server := running():
+        if server := _answering(place):
             server_note.write(place, server)
             return server
+        _check_loopback()
         for port in (_wanted_port(), 0, 0):
             if server := _started(place, port):
                 return server
@@ -133,6 +138,19 @@ def _alive(place: Path) -> Server | None:
     return None
 
 
+def _answering(place: Path) -> Server | None:
+    """The server of `place`, once it answers. One that ends while it is waited for is being stopped, and is none."""
+    while server := _alive(place):
+        try:
+            _wait(server, place / "server.log", 0)
+        except UserError:
+            if server.runs_here():
+                raise
+        else:
+            return server
+    return None
+
+
 def _started(place: Path, port: int) -> Server | None:
     """A new server of `place`, or None when its port was taken by the time that it asked for it."""
     port = _free_port(port)
@@ -173,14 +191,16 @@ def _started(place: Path, port: int) -> Server | None:
 
 def _wait(server: Server, log: Path, before: int) -> None:
     """Waits until a server answers. Raises UserError when it ends, or takes too long."""
-    deadline = time.monotonic() + START_SECONDS
-    while not (_listens(server) and responds(server.api)):
+    wait, begun = START_SECONDS, time.monotonic()
+    while not ((listens := _listens(server)) and responds(server.api, END_SECONDS)):
         if not server.runs_here():
             raise UserError(f"the local Prefect server did not start: {_reason(log, before)} (see {log})")
-        if time.monotonic() > deadline:
+        if listens and wait == START_SECONDS:
+            wait, begun = ANSWER_SECONDS, time.monotonic()
+        if time.monotonic() > begun + wait:
             raise UserError(
                 f"the local Prefect server (process {server.pid}) does not answer at {server.url} within "
-                f"{START_SECONDS:.0f} s: see {log}; `sublim server stop` ends it"
+                f"{wait:.0f} s: see {log}; `sublim server stop` ends it"
             )
         time.sleep(0.3)
 
@@ -227,7 +247,7 @@ def _reason(log: Path, before: int) -> str:
 
 
 def _environment(place: Path, port: int) -> dict[str, str]:
-    kept = {name: text for name, text in os.environ.items() if name not in ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH")}
+    kept = {name: text for name, text in os.environ.items() if name not in NOT_ITS}
     ours = {
         "COLUMNS": "300",  # no line of its log is broken in two
         "PREFECT_HOME": str(place / "prefect"),
@@ -250,6 +270,15 @@ def _wanted_port() -> int:
     return chosen.port or USUAL_PORT if is_loopback(chosen.hostname) else USUAL_PORT
 
 
+def _check_loopback() -> None:
+    # A namespace made by `unshare --net` has the interface down: a server would start there and never be reached.
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_connection(one.getsockname(), END_SECONDS):
+            pass
+    except OSError as error:
+        raise UserError(NO_LOOPBACK) from error
+
+
 def _free_port(wanted: int) -> int:
     """`wanted` where it is free, otherwise any that is."""
     for port in (wanted, 0):
@@ -260,4 +289,4 @@ def _free_port(wanted: int) -> int:
             except OSError:  # taken
                 continue
             return probe.getsockname()[1]
-    raise AssertionError("the system gave no free port")
+    raise UserError(NO_LOOPBACK)

@@ -11,7 +11,7 @@ from flows.fields import configs_in, full_path, hint, kind_of, walk
 from sublim.config import Config
 from sublim.errors import UserError
 from sublim.text_files import parse_yaml, quotes
-from sublim.user_files import read_text
+from sublim.user_files import reading
 
 PRESETS = Path(__file__).parent / "presets"
 C = TypeVar("C", bound=Config)
@@ -41,8 +41,10 @@ def load_preset(flow: str, name: str) -> Tree:
 
 def read_tree(path: Path) -> Tree:
     """The mapping in a YAML or JSON file; UserError when there is none."""
+    with reading(path, "file of settings"):
+        content = path.read_bytes()
     try:
-        tree = parse_yaml(read_text(path, "file of settings"))
+        tree = parse_yaml(content)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

@@ -70,6 +70,8 @@ def file_fault(error: BaseException, root: Path | None = None) -> str | None:
     `root`: the folder that was being written, named where the error names no path.
     """
     for each in _causes(error):
+        if isinstance(each, FileNotFoundError) and not each.filename and _working_folder_is_gone():
+            return "the working folder was removed: change to one that is there, and run again"
         if (number := _number(each)) in FAULTS:
             path = getattr(each, "filename", None) or root
             where = f"{os.fsdecode(path) if isinstance(path, bytes) else path}: " if path else ""
@@ -90,6 +92,14 @@ def file_faults_told(root: Path) -> Generator[None]:
         if line := file_fault(error, root):
             raise UserError(line) from error
         raise
+
+
+def _working_folder_is_gone() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

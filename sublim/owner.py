@@ -17,16 +17,22 @@ class Owner(NamedTuple):
     machine: str
     pid: int
     started: float
-    """When it started, in seconds since 1970: numbers are given again."""
+    """When it started, in seconds since the machine's boot: numbers are given again, and clocks are set."""
 
     @classmethod
     def this(cls) -> "Owner":
         """This process."""
-        return cls(machine(), os.getpid(), psutil.Process().create_time())
+        return cls(machine(), os.getpid(), _since_boot(psutil.Process()))
 
     def is_dead(self) -> bool:
         """Whether the process is known to be gone; of another machine's that cannot be known."""
-        return self.machine == machine() and same_process(self.pid, self.started) is None
+        if self.machine != machine():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return abs(_since_boot(process) - self.started) > CLOCK_STEP or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
 
 
 def same_process(pid: int, started: float) -> psutil.Process | None:
@@ -37,6 +43,11 @@ def same_process(pid: int, started: float) -> psutil.Process | None:
         return found if same else None
     except psutil.NoSuchProcess:
         return None
+
+
+def _since_boot(process: psutil.Process) -> float:
+    # Both are readings of the clock, whose steps the difference leaves out.
+    return process.create_time() - psutil.boot_time()
 
 
 def machine() -> str:

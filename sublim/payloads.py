@@ -83,7 +83,8 @@ def _let_read(path: Path, folder: Path) -> None:
     """Whoever may read the folder may read the file: safetensors makes files for their owner alone."""
     now, wanted = path.stat(), folder.stat().st_mode & 0o666
     if now.st_nlink == 1 and wanted & ~now.st_mode:  # a link's other name is another's business
-        path.chmod(S_IMODE(now.st_mode) | wanted)
+        with contextlib.suppress(PermissionError):  # file systems with rights of their own keep them
+            path.chmod(S_IMODE(now.st_mode) | wanted)
 
 
 def _changed(payload: Path, name: str, entry: FileEntry, *, deep: bool) -> str | None:

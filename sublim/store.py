@@ -3,6 +3,7 @@
 A store in a bucket is a folder too (`sublim.shared_store`), which overrides the five methods that speak of others.
 """
 
+import errno
 import json
 import os
 import re
@@ -281,7 +282,14 @@ class Store:
         if directory.exists():
             aside = self._draft_path("discarded")
             self.folder(aside.parent)
-            directory.rename(aside)
+            try:
+                directory.rename(aside)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                # overlayfs renames no folder that came with a container's image
+                (directory / "manifest.json").unlink(missing_ok=True)
+                shutil.rmtree(directory)
             shutil.rmtree(aside, ignore_errors=True)  # what another user made may stay, for their `store gc`
 
 

@@ -1,5 +1,6 @@
 """Where stores were seen, so that a share that is not mounted is told from a store that is yet to be made."""
 
+import socket
 from pathlib import Path
 
 from sublim.errors import UserError
@@ -7,13 +8,13 @@ from sublim.user_cache import recall, remember
 
 KEPT = 100
 MEMORY = "stores.json"
-"""From a store's path to the number of the device it lies on."""
+"""From host and path of a store to the device it lies on: hosts that share a home have disks of their own."""
 _noted: set[tuple[Path, int]] = set()
 
 
 def check_mounted(root: Path) -> None:
     """Raises UserError for a store that was there, on another file system than the one that lies at its place now."""
-    seen = recall(MEMORY).get(str(root))
+    seen = recall(MEMORY).get(_name(root))
     if seen is not None and seen != _device(root):
         raise UserError(
             f"the store {root} is gone, and its folder is on another file system than before: is the share mounted? "
@@ -28,9 +29,13 @@ def note(root: Path) -> None:
         return
     _noted.add((root, device))
     seen = recall(MEMORY)
-    if seen.get(str(root)) != device:
-        seen.pop(str(root), None)
-        remember(MEMORY, dict([*seen.items(), (str(root), device)][-KEPT:]))
+    if seen.get(name := _name(root)) != device:
+        seen.pop(name, None)
+        remember(MEMORY, dict([*seen.items(), (name, device)][-KEPT:]))
+
+
+def _name(root: Path) -> str:
+    return f"{socket.gethostname()}:{root}"
 
 
 def _device(root: Path) -> int:

@@ -61,8 +61,11 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; YAMLError also for a key that is there twice and a date or number that is none."""
+def parse_yaml(text: str | bytes) -> Any:
+    """The value of a YAML text; bytes are UTF-8 or, with a byte order mark, UTF-16.
+
+    Raises YAMLError also for a key that is there twice and a date or number that is none.
+    """
     try:
         return yaml.load(text, _Loader)
     except (ValueError, RecursionError) as error:

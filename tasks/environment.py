@@ -2,6 +2,7 @@
 
 import os
 from io import StringIO
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -36,10 +37,11 @@ def settle() -> None:
     """
     for name, value in read_dotenv(Path(".env")).items():
         if name not in os.environ:
-            os.environ[name] = value
+            os.environb[name.encode()] = value.encode()  # the locale's encoding may lack letters of it
             from_file.add(name)
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _make_exceptions_readable()
     spare_from_proxy(*LOOPBACK)
 
 
@@ -69,9 +71,47 @@ def spare_from_proxy(*hosts: str) -> None:
     # Without a proxy in the environment nothing is set: macOS would take it for the whole of its proxy settings.
     if not PROXIES & {name.lower() for name in os.environ}:
         return
-    own = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
-    spared = [host.strip() for host in own.split(",") if host.strip()]
+    spared = _exceptions()
     if "*" not in spared:
         spared += [host for host in hosts if host not in spared]
+    _except(spared)
+
+
+def in_spared_range(host: str) -> bool:
+    """Whether `host` is in a range of addresses that NO_PROXY names, as in 10.0.0.0/8. httpx knows no ranges."""
+    for each in _exceptions():
+        try:
+            if ip_address(host) in ip_network(each, strict=False):
+                return True
+        except ValueError:  # one of them is a name
+            continue
+    return False
+
+
+def _exceptions() -> list[str]:
+    own = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    return [host.strip() for host in own.split(",") if host.strip()]
+
+
+def _except(hosts: list[str]) -> None:
     # Both spellings: programs differ in which one they read.
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(spared)
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
+
+
+def _make_exceptions_readable() -> None:
+    """Writes IPv6 addresses in NO_PROXY without brackets, and a range of them as its first address.
+
+    httpx, which Prefect and Hugging Face use, makes no client at all while the other forms are there.
+    """
+    found = _exceptions()
+    readable = [_readable(host) for host in found]
+    if readable != found:
+        _except(readable)
+
+
+def _readable(host: str) -> str:
+    bare = host.strip("[]").partition("/")[0]
+    try:
+        return bare if ip_address(bare).version == 6 else host
+    except ValueError:  # a name
+        return host

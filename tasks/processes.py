@@ -17,6 +17,7 @@ from typing import Any
 
 from sublim.errors import FAULTS, FULL, UserError
 from sublim.hardware import gpu
+from sublim.interpreter import python
 from sublim.memory_errors import first_line, names_memory, out_of_memory
 from sublim.progress import Listener, listening
 from tasks.child import run_body
@@ -60,7 +61,7 @@ class StageProcess:
     def __init__(self) -> None:
         read, write = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "tasks.child", str(write)],
+            [*python(), "-u", "-m", "tasks.child", str(write)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

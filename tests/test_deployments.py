@@ -90,6 +90,17 @@ def test_pools_give_their_runs_the_environment_that_is_declared_once(monkeypatch
     assert filled({"A": "{{ $SUBLIM_STORE }}/x", "B": "{{ $NO_SUCH_VARIABLE }}"}) == {"A": "/shared/store/x"}
 
 
+@pytest.mark.parametrize(
+    "text", [None, "", "definitions: {}", "definitions: [", "definitions: {pools: {cpu: {env: 1}}}"]
+)
+def test_a_prefect_yaml_that_defines_no_pools_is_told_in_one_line(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "prefect.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"prefect\.yaml (cannot be read|defines no pools)") as caught:
+        declared(tmp_path / "prefect.yaml")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.usefixtures("prefect_server")
 def test_a_deployment_overrides_single_variables_of_its_pool() -> None:
     import anyio

@@ -7,13 +7,13 @@ would not be what it says. Its process ends with the training.
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from sublim.errors import UserError
+from sublim.interpreter import python
 from sublim.jsonl import read_jsonl
 from sublim.models import forget_base, neighbours
 from sublim.progress import progress
@@ -50,7 +50,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
         "UNSLOTH_COMPILE_LOCATION": str(scratch / "compiled"),
     }
     with subprocess.Popen(
-        [sys.executable, "-m", "sublim.training.unsloth_process", str(write)],
+        [*python(), "-m", "sublim.training.unsloth_process", str(write)],
         stdin=subprocess.PIPE,
         pass_fds=(write,),
         encoding="utf-8",

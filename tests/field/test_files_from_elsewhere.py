@@ -72,6 +72,9 @@ CONTENTS = {
 def test_file_of_another_format_is_refused_in_one_line_with_its_name(name: str, content: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(CONTENTS[content][0])
+    if (name, content) == ("settings.yaml", "UTF-16"):  # which YAML allows
+        assert READERS[name](path) == {"feature": 1}
+        return
     with pytest.raises(UserError, match=CONTENTS[content][1]) as caught:
         READERS[name](path)
     one_line(caught, path)

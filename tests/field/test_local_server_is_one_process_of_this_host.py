@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -172,6 +173,41 @@ def test_a_home_that_is_no_folder_is_one_line_and_not_needed_where_a_server_is_c
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with pytest.raises(UserError, match="nothing listens there"):
         server.ensure()
+
+
+def test_a_server_that_ends_while_it_is_waited_for_is_none(
+    home: Path, sleeping: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping = here("http://127.0.0.1:1", sleeping.pid, psutil.Process(sleeping.pid).create_time())
+    noted(home, stopping.model_dump_json())
+    threading.Timer(0.2, sleeping.kill).start()
+    assert server.running() is None
+
+
+def test_a_server_that_listens_and_does_not_answer_is_told_in_time(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(server, "END_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        url = f"http://127.0.0.1:{hung.getsockname()[1]}"
+        noted(home, here(url, os.getpid(), psutil.Process().create_time()).model_dump_json())
+        with pytest.raises(UserError, match=r"does not answer at .* `sublim server stop` ends it"):
+            server.running()
+    (home / "server.json").unlink()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBLIM_HOME", "~nobody-of-this-name/sublim")
+    with pytest.raises(UserError, match="set SUBLIM_HOME and PREFECT_HOME"):
+        server.running()
+    monkeypatch.setenv("SUBLIM_HOME", str(home))
+
+
+def test_a_clock_that_was_set_makes_no_process_a_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, boot_time = Owner.this(), psutil.boot_time()
+    monkeypatch.setattr("psutil.boot_time", lambda: boot_time + 60)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + 60)
+    assert psutil.Process().create_time() > boot_time + 60
+    assert not owner.is_dead()
 
 
 def test_a_process_number_given_again_is_not_the_same_process(sleeping: "subprocess.Popen[bytes]") -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from prefect import __version__ as own
 
-from flows.prefect_api import check, check_chosen, chosen_url, responds, settings
+from flows.prefect_api import asking, check, check_chosen, chosen_url, responds, settings
 from flows.prefect_refusals import proxy_of
 from sublim.errors import UserError
-from tasks.environment import LOOPBACK, read_dotenv, spare_from_proxy
+from tasks.environment import LOOPBACK, read_dotenv, settle, spare_from_proxy
 
 ROOT = Path(__file__).parents[2]
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -260,6 +260,12 @@ def test_the_users_own_exceptions_from_the_proxy_stay(
         ("127.0.0.1:4200/api", "write the whole address"),
         ("lab:4200", "write the whole address"),
         ("http:///api", "write the whole address"),
+        ("http://127.0.0.1:99999/api", "write the whole address"),
+        ("http://127.0.0.1:port/api", "write the whole address"),
+        ("http://127.0.0.1:4200/api\n", "write the whole address"),
+        (" http://127.0.0.1:4200/api", "write the whole address"),
+        ("http://a..b:4200/api", "write the whole address"),
+        ("http://[::1/api", "Invalid IPv6 URL"),
         ("http://me:pl4nt3d@lab/api", "PREFECT_API_AUTH_STRING"),
     ],
 )
@@ -268,6 +274,67 @@ def test_an_address_that_cannot_be_one_is_refused(url: str, says: str, monkeypat
     with pytest.raises(UserError, match=says) as caught:
         chosen_url()
     assert "pl4nt3d" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://prefect_server:4200/api", "http://[::1]:4200/api", "HTTPS://löwe.org./api"])
+def test_an_unusual_address_that_can_be_one_is_taken(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    assert chosen_url() == url
+
+
+@pytest.mark.parametrize("with_proxy", [False, True])
+@pytest.mark.parametrize(
+    ("exceptions", "spared"),
+    [
+        ("[::1],lab.org", "::1,lab.org"),
+        ("fe80::/10", "fe80::"),
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("lab.org:8080", "lab.org:8080"),
+    ],
+)
+def test_exceptions_from_the_proxy_that_httpx_cannot_read_bar_nobody(
+    exceptions: str, spared: str, with_proxy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", exceptions)
+    with answering(VERSION) as port, answering(Reply(403)) as proxy:
+        if with_proxy:
+            monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy}")
+        settle()
+        assert os.environ["NO_PROXY"].startswith(spared)
+        assert check(f"http://127.0.0.1:{port}/api") == own
+
+
+def test_a_host_in_a_range_of_exceptions_is_asked_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "lab.org,10.0.0.0/8")
+    assert proxy_of("http://10.1.2.3:4200/api") is not None
+    with asking("http://10.1.2.3:4200/api", 1.0):
+        assert proxy_of("http://10.1.2.3:4200/api") is None
+    assert proxy_of("http://11.1.2.3:4200/api") is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PREFECT_API_KEY", "pl4nt3d\n"),
+        ("PREFECT_API_KEY", "pl4nt3d-ü"),
+        ("PREFECT_CLIENT_CUSTOM_HEADERS", '{"X-Lab": "pl4nt3d\\n"}'),
+    ],
+)
+def test_a_key_that_no_header_can_carry_is_named_and_not_shown(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with answering(VERSION) as port:
+        said = refusal(f"http://127.0.0.1:{port}/api")
+    assert name in said
+    assert "pl4nt3d" not in said
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", "~nobody-of-this-name/prefect")
+    with pytest.raises(UserError, match="set PREFECT_HOME"):
+        settings()
 
 
 def test_the_address_comes_from_wherever_prefect_takes_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -51,6 +51,25 @@ def test_what_the_terminal_cannot_show_is_written_as_an_escape(tmp_path: Path) -
     assert b"Traceback" not in done.stderr
 
 
+def test_command_whose_output_is_closed_runs_in_any_locale(tmp_path: Path) -> None:
+    command = f"exec {sys.executable} -m flows store create >&-"
+    env = os.environ | ASCII | {"PYTHONPATH": str(ROOT), "SUBLIM_STORE": str(tmp_path / "store")}
+    done = subprocess.run(["bash", "-c", command], env=env, cwd=ROOT, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_dotenv_with_letters_that_the_locale_lacks_is_in_force(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(f"SUBLIM_STORE={tmp_path}/größe\nPREFECT_API_URL=http://127.0.0.1:9/api\n", "utf-8")
+    env = {name: text for name, text in os.environ.items() if name not in ("SUBLIM_STORE", "PREFECT_API_URL")}
+    env |= ASCII | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.mnist"], env=env, cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert b"PREFECT_API_URL, which comes from .env" in done.stderr
+    assert (tmp_path / "größe" / "store.json").exists()
+
+
 def test_name_that_is_no_utf8_is_refused_before_a_library_stumbles_over_it(tmp_path: Path) -> None:
     code = "import sys\nfrom sublim.store import open_store\nopen_store(sys.argv[1])"
     done = in_ascii("-c", code, str(tmp_path / "größe"))

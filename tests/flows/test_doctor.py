@@ -39,5 +39,5 @@ def test_on_an_a6000_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
 def test_an_engine_that_does_not_load_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_version", lambda package: {"vllm": "0.32.0"}.get(package))
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    assert "!!  vllm 0.32.0 does not start (it sees no device): pip install" in lines(A6000)
+    assert "!!  vllm 0.32.0 does not start (exit code 1): pip install" in lines(A6000)
     assert "7.5" in lines(Gpu("Tesla P100", 2**34, (6, 0)))

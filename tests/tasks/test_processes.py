@@ -13,6 +13,7 @@ import pytest
 
 from sublim.config import Config
 from sublim.errors import UserError
+from sublim.interpreter import python
 from tasks.child import throttled
 from tasks.processes import OutOfDeviceMemory, StageFailed, StageKilled, isolated, one_process, run_job
 from tests.tasks import sample_stages
@@ -202,6 +203,18 @@ def test_stage_dies_with_the_run_that_started_it(
     parent.send_signal(number)
     parent.wait(10)
     wait_until_gone(pids)
+
+
+def test_a_users_own_modules_are_not_taken_for_ours_where_the_run_itself_looks_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('mine')\n")
+    monkeypatch.chdir(tmp_path)
+    command = [*python(), "-c", "import random; print(random.__file__)"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    assert str(tmp_path) not in done.stdout
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert python() == [sys.executable]
 
 
 def test_isolation_is_for_gpus_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
