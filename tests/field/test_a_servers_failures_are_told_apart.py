@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import polars as pl
@@ -411,8 +412,11 @@ def test_a_long_wait_and_another_model_are_told_once(caplog: pytest.LogCaptureFi
     monkeypatch.setattr("sublim.inference.openai_pace.TOLD", 0.5)
     caplog.set_level(logging.INFO, "sublim")
 
+    together = Barrier(3)  # so that the three are told to wait at the same time
+
     def script(number: int, request: Seen) -> Reply:
         if number < 3:
+            together.wait(30)
             return Reply(429, b"slow down", {"Retry-After": "1"})
         return said("Owl", model="another-model")
 

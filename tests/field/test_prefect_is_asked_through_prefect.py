@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from prefect import __version__ as own
@@ -430,22 +431,21 @@ def test_dotenv_that_is_a_folder_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_dotenv_of_another_user_is_one_line_and_a_folder_of_theirs_has_none(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("A=1\n")
-    (tmp_path / ".env").chmod(0o600)
-    os.seteuid(54321)
-    try:
-        assert read_dotenv(tmp_path / ".env") == {}  # pytest's own folders are closed to others
-    finally:
-        os.seteuid(0)
-    for folder in (tmp_path, *list(tmp_path.parents)[:2]):
-        folder.chmod(0o755)
-    os.seteuid(54321)
-    try:
-        with pytest.raises(UserError, match="Permission denied"):
-            read_dotenv(tmp_path / ".env")
-    finally:
-        os.seteuid(0)
+def test_dotenv_of_another_user_is_one_line_and_a_folder_of_theirs_has_none() -> None:
+    with TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        (folder / ".env").write_text("A=1\n", encoding="utf-8")
+        (folder / ".env").chmod(0o600)
+        os.seteuid(54321)
+        try:
+            assert read_dotenv(folder / ".env") == {}
+            os.seteuid(0)
+            folder.chmod(0o755)
+            os.seteuid(54321)
+            with pytest.raises(UserError, match="Permission denied"):
+                read_dotenv(folder / ".env")
+        finally:
+            os.seteuid(0)
 
 
 def process(folder: Path, *command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
