@@ -46,8 +46,8 @@ class ImportWeightsConfig(Config):
 
 def import_weights(out: Path, config: ImportWeightsConfig, *, scratch: Path) -> None:
     """Stage: copies the adapter's files. Raises UserError where they are no adapter that could be used."""
-    from sublim.weights_check import check_folder  # torch, which the config above does without
+    from sublim.weights_check import check_numbers  # torch, which the config above does without
 
     for path in adapter_files(config.path.expanduser()):
         shutil.copyfile(path, out / path.name)
-    check_folder(out)
+    check_numbers(out)

@@ -1,4 +1,4 @@
-"""Whether trained weights fit a base: every tensor by name, shape and value, before any backend opens them.
+"""Whether trained weights fit a base: every tensor by name and shape, before any backend opens them.
 
 Libraries load the tensors whose names they know and skip the rest, so that half an adapter, or the base, would answer.
 """
@@ -31,7 +31,8 @@ HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 def check_weights(base: Path, weights: Path) -> None:
     """Raises UserError where an adapter or a whole model is not one that was trained from this base, in one piece.
 
-    Reads the weights once; of the base only names and shapes, or what peft would make beside it (no tensors are).
+    Reads names and shapes only. Values that are no numbers are left to those who use them: to measure that a training
+    diverged is no mistake.
     """
     kind = "adapter" if is_adapter(weights) else "model"
     note = weights / IDENTITY
@@ -39,7 +40,7 @@ def check_weights(base: Path, weights: Path) -> None:
     if trained_on not in (None, base_identity(base)):
         raise UserError(f"the {kind} in {weights} was trained on another base: give the base it was trained on")
     tensors = Tensors(weights)
-    if problem := (_adapter if kind == "adapter" else _whole)(base, weights, tensors) or tensors.not_numbers():
+    if problem := (_adapter if kind == "adapter" else _whole)(base, weights, tensors):
         raise UserError(f"the {kind} in {weights} does not fit this base, or is not whole: {problem}")
 
 
@@ -89,10 +90,10 @@ def tensor_files(directory: Path) -> list[Path]:
     return [directory / name for name in weight_files(directory)]
 
 
-def check_folder(adapter: Path) -> None:
-    """What can be said of an adapter without its base: that it is a LoRA, readable and made of numbers."""
-    if problem := Tensors(adapter).not_numbers():
-        raise UserError(f"the adapter in {adapter} cannot be used: {problem}")
+def check_numbers(weights: Path) -> None:
+    """Raises UserError where weights cannot be read, or hold values that are not finite. Reads them once."""
+    if problem := Tensors(weights).not_numbers():
+        raise UserError(f"the weights in {weights} cannot be used: {problem}")
 
 
 def _adapter(base: Path, adapter: Path, found: Tensors) -> str | None:

@@ -42,7 +42,8 @@ def _inverse(probs: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]) -> Int[T
     total = cumulated[:, -1:]
     # Rounding may lift u * total to the total itself, which no token's sum exceeds.
     goal = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulated, goal, right=True)
+    # Where a model's numbers are not finite no sum exceeds anything: the last token stands there, its log-prob is NaN.
+    return torch.searchsorted(cumulated, goal, right=True).clamp_(max=probs.shape[-1] - 1)
 
 
 def _nucleus(probs: Float[Tensor, "b v"], uniform: Float[Tensor, " b"], top_p: float) -> Int[Tensor, "b 1"]:

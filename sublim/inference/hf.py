@@ -5,6 +5,7 @@ cores write a few lists a second.
 """
 
 import logging
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -193,6 +194,11 @@ class HfSampler:
         return kept
 
     def _completion(self, written: Written, params: SamplingParams, made: Plan | None) -> Completion:
+        if not math.isfinite(sum(written.logprobs)):
+            raise UserError(
+                "the model's log-probs are not finite, so it cannot write: its training diverged (take an earlier "
+                "checkpoint or a lower learning rate), or its files are damaged"
+            )
         stopped = made is not None or written.tokens[-1] in self.stop
         scores = written.logprobs if params.logprobs else None
         return self.vocabulary.completion(written.tokens, scores, stopped=stopped, constrained=made is not None)

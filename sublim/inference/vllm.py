@@ -37,7 +37,7 @@ from sublim.models import load_tokenizer, token_ids
 from sublim.progress import progress
 from sublim.steering import LoadedEdit, load_edits, read_vectors
 from sublim.steering_config import Steering
-from sublim.weights_check import check_weights
+from sublim.weights_check import check_numbers, check_weights
 
 
 @contextmanager
@@ -49,6 +49,7 @@ def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generat
     tokenizer = load_tokenizer(base)
     if weights is not None:
         check_weights(base, weights)
+        check_numbers(weights)
     adapter = weights if weights is not None and is_adapter(weights) else None
     model = base if weights is None or adapter is not None else weights
     with lent_engine(backend, model, needed(backend, adapter)) as engine, TemporaryDirectory() as folder:
