@@ -49,9 +49,9 @@ lint: install
 slow: install  ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-# toy_gpu wants a GPU and the digits' folder, packing a GPU and flash-attn, shape_9b and trainers a GPU and a folder; the drawing, the
+# toy_gpu wants a GPU and the digits' folder, packing a GPU and flash-attn, side_by_side a GPU, shape_9b and trainers a GPU and a folder; the drawing, the
 # plain loops and the smaller card are what others are made with.
-BARRED := toy_gpu packing shape_9b trainers smaller_card
+BARRED := toy_gpu packing side_by_side shape_9b trainers smaller_card
 bench: install  ## every benchmark, about half an hour on two cores
 	@for file in $(filter-out $(BARRED:%=\%/%.py),$(wildcard tests/benchmarks/[a-z]*.py)); do \
 	! grep -q __main__ $$file || $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
