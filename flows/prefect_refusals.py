@@ -3,14 +3,13 @@
 import os
 import socket
 import ssl
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
-from sublim.errors import UserError
+from sublim.errors import UserError, chain
 from tasks.environment import from_file
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def _status(answer: httpx.Response, settings: "Settings") -> str:
 
 def _unreached(error: Exception, url: str, proxy: str | None) -> str:
     host = urlsplit(f"//{proxy}" if proxy else url).hostname
-    for cause in _causes(error):
+    for cause in chain(error):
         match cause:
             case ssl.SSLCertVerificationError():
                 return (
@@ -105,9 +104,3 @@ def _unreached(error: Exception, url: str, proxy: str | None) -> str:
             return f"it does not speak HTTP there ({error}): where the server is behind TLS, write https://"
         case _:
             return str(error) or type(error).__name__
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -9,8 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from sublim.errors import UserError
 from sublim.model_files import INDEX, loaded_files, read_json, weight_files
+from sublim.user_files import is_lfs_pointer
 
-POINTER = b"version https://git-lfs.github.com/spec/"
 PLAIN = {"F64", "F32", "F16", "BF16"}
 """Types of weights as safetensors names them; whatever else holds fractions is quantised."""
 PLAINLY = "take the same model unquantised (16 or 32 bits a weight)"
@@ -62,9 +62,8 @@ def check_files(folder: Path) -> None:
 
 def refuse_pointer(path: Path) -> None:
     """Raises UserError where a git-lfs pointer stands in the place of a file."""
-    with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise UserError(f"{path} is a git-lfs pointer and not the file itself: run `git lfs pull` in that folder")
+    if is_lfs_pointer(path):
+        raise UserError(f"{path} is a git-lfs pointer and not the file itself: run `git lfs pull` in that folder")
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -53,10 +53,8 @@ class StoreRefused(StoreUnreachable):
 
 def no_space(error: BaseException | None, root: Path) -> bool:
     """Whether an error came of a full disk. Libraries wrap the system's error, or give its words alone."""
-    while error is not None:
-        if _number(error) in FULL or "No space left on device" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
+    if any(_number(each) in FULL or "No space left on device" in str(each) for each in chain(error)):
+        return True
     try:
         room = shutil.disk_usage(root)
     except OSError:
@@ -100,6 +98,13 @@ def _working_folder_is_gone() -> bool:
     except FileNotFoundError:
         return True
     return False
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from or while handling, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,5 +1,7 @@
 """Whether an error says that memory ran out, whatever library raised it. Needs no torch."""
 
+from sublim.errors import chain
+
 WORDS = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -24,11 +26,7 @@ def out_of_memory(error: BaseException | None) -> bool:
     """Whether memory ran out, in this error or in one that it was raised over: a CUDA graph whose capture ran out of
     memory also ends with an error about the capture.
     """
-    while error is not None:
-        if names_memory(type(error).__name__, str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(names_memory(type(each).__name__, str(each)) for each in chain(error))
 
 
 def first_line(error: BaseException) -> str:
