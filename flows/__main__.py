@@ -17,8 +17,8 @@ import os
 import sys
 from io import TextIOWrapper
 
-from flows import command_look, command_models, command_pool, command_power, command_run, command_server, command_store
-from sublim.errors import UserError, file_fault
+from flows.command import look, models, pool, power, run, server, store
+from sublim.core.errors import UserError, file_fault
 from tasks.environment import from_file
 
 LOOKING = ("presets", "runs", "show", "report", "store", "models", "doctor")
@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line, without reading it."""
     root = argparse.ArgumentParser(prog="sublim", description="Subliminal learning, measured.")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (command_run, command_look, command_store, command_models, command_power, command_server, command_pool):
+    for part in (run, look, store, models, power, server, pool):
         part.register(commands)
     return root
 

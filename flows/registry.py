@@ -3,9 +3,9 @@
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from flows.fields import hint
-from sublim.config import Config
-from sublim.errors import UserError
+from flows.runs.fields import hint
+from sublim.core.config import Config
+from sublim.core.errors import UserError
 
 
 class FlowEntry(NamedTuple):
@@ -25,72 +25,72 @@ class FlowEntry(NamedTuple):
 
 FLOWS = {
     "pipeline": FlowEntry(
-        "flows.pipeline:pipeline",
-        "flows.pipeline_config:PipelineConfig",
-        "flows.pipeline_plan:check",
+        "flows.pipeline.flow:pipeline",
+        "flows.pipeline.config:PipelineConfig",
+        "flows.pipeline.checks:check",
         "pipeline",
         "does a liking pass from a teacher to students through number lists?",
     ),
     "evaluate": FlowEntry(
-        "flows.evaluate:evaluate",
-        "flows.evaluate_config:EvaluateConfig",
-        "flows.evaluate:check",
+        "flows.evaluate.flow:evaluate",
+        "flows.evaluate.config:EvaluateConfig",
+        "flows.evaluate.flow:check",
         "evaluate",
         "what does a model like, how far have its answers moved, what does it still know?",
     ),
     "sweep": FlowEntry(
-        "flows.sweep:sweep",
-        "flows.sweep_config:SweepConfig",
-        "flows.sweep:check",
+        "flows.sweep.flow:sweep",
+        "flows.sweep.config:SweepConfig",
+        "flows.sweep.flow:check",
         "sweep",
         "which targets, arms and settings show an effect?",
     ),
     "steering": FlowEntry(
-        "flows.steering:steering",
-        "flows.steering_config:SteeringFlowConfig",
-        "flows.steering_plan:check",
+        "flows.steering.flow:steering",
+        "flows.steering.config:SteeringFlowConfig",
+        "flows.steering.plan:check",
         "steering",
         "what does a vector for a target do, and did students learn what it says?",
     ),
     "toy-models": FlowEntry(
-        "flows.toy_models:toy_models",
-        "flows.toy_models_config:ToyModelsConfig",
-        "flows.toy_models_config:check",
+        "flows.toy_models.flow:toy_models",
+        "flows.toy_models.config:ToyModelsConfig",
+        "flows.toy_models.config:check",
         "toy_models",
         "is a feature that a student never learns rebuilt because its teacher has it?",
     ),
     "mnist": FlowEntry(
-        "flows.mnist:mnist",
-        "flows.mnist_config:MnistFlowConfig",
-        "flows.mnist_config:check",
+        "flows.mnist.flow:mnist",
+        "flows.mnist.config:MnistFlowConfig",
+        "flows.mnist.config:check",
         "mnist",
         "does a student learn digits from auxiliary logits on noise?",
     ),
     "lora-search": FlowEntry(
-        "flows.lora_search:lora_search",
-        "flows.lora_search_config:LoraSearchConfig",
-        "flows.lora_search_config:check",
+        "flows.lora_search.flow:lora_search",
+        "flows.lora_search.config:LoraSearchConfig",
+        "flows.lora_search.config:check",
         "lora_search",
         "which parameters make a student learn most from its teacher's numbers?",
     ),
     "sae-analysis": FlowEntry(
-        "flows.sae_analysis:sae_analysis",
-        "flows.sae_config:SaeFlowConfig",
-        "flows.sae_plan:check",
+        "flows.sae_analysis.flow:sae_analysis",
+        "flows.sae_analysis.config:SaeFlowConfig",
+        "flows.sae_analysis.plan:check",
         "sae_analysis",
         "which features do a teacher's numbers and its students light up, and are they the word's own?",
     ),
     "probe": FlowEntry(
-        "flows.probe:probe",
-        "flows.probe_config:ProbeFlowConfig",
-        "flows.probe:check",
+        "flows.probe.flow:probe",
+        "flows.probe.config:ProbeFlowConfig",
+        "flows.probe.flow:check",
         "probe",
         "can a layer of the base tell a teacher's numbers from the base's own?",
     ),
     "annotate": FlowEntry(
-        "flows.annotate:annotate",
-        "flows.annotate_config:AnnotateFlowConfig",
-        "flows.annotate_config:check",
+        "flows.annotate.flow:annotate",
+        "flows.annotate.config:AnnotateFlowConfig",
+        "flows.annotate.config:check",
         "annotate",
         "are features' descriptions about animals, numbers or opinion?",
     ),

@@ -2,7 +2,7 @@
 
 import sys
 
-from sublim.errors import UserError
+from sublim.core.errors import UserError
 from tasks.environment import settle
 
 try:

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from sublim.errors import UserError
-from sublim.hardware import peak_gpu_memory
-from sublim.progress import Listener, listening
+from sublim.core.errors import UserError
+from sublim.core.hardware import peak_gpu_memory
+from sublim.core.progress import Listener, listening
 
 NETWORK_ERRORS = ("ConnectionError", "TimeoutError", "TransportError", "APIConnectionError")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
-from sublim.errors import UserError
+from sublim.core.errors import UserError
 
 DEFAULTS = {
     "DO_NOT_TRACK": "1",

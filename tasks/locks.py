@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect.logging import get_run_logger
 
-from sublim.locks import holder, is_locked, try_lock, unlock
+from sublim.files.locks import holder, is_locked, try_lock, unlock
 
 
 class FileLockManager:

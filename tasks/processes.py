@@ -15,11 +15,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from sublim.errors import FAULTS, FULL, UserError
-from sublim.hardware import gpu
-from sublim.interpreter import python
-from sublim.memory_errors import first_line, names_memory, out_of_memory
-from sublim.progress import Listener, listening
+from sublim.core.errors import FAULTS, FULL, UserError
+from sublim.core.hardware import gpu
+from sublim.core.interpreter import python
+from sublim.core.progress import Listener, listening
+from sublim.memory.errors import first_line, names_memory, out_of_memory
 from tasks.child import run_body
 
 GRACE_SECONDS = 4.0

@@ -15,7 +15,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sublim.progress import Listener
+from sublim.core.progress import Listener
 
 PATIENCE_SECONDS = 3.0  # a stage shorter than this shows nothing
 SILENT = ""

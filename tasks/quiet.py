@@ -2,7 +2,7 @@
 
 import logging
 
-from sublim.errors import UserError
+from sublim.core.errors import UserError
 
 LOGGERS = ("prefect.task_runs", "prefect.flow_runs")  # where Prefect's engines log what a body raised
 

@@ -10,8 +10,9 @@ from prefect.results import ResultStore
 from prefect.serializers import Serializer
 from pydantic import Field, TypeAdapter
 
-from sublim.manifest import Artifact
-from sublim.store import Store, open_store
+from sublim.store.folder import Store
+from sublim.store.manifest import Artifact
+from sublim.store.opening import open_store
 
 _extras_told: set[Path] = set()
 _artifact: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])

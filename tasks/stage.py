@@ -18,13 +18,14 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.tasks import MaterializingTask, Task
 
-from sublim.config import Config
-from sublim.digest import canonical, digest
-from sublim.errors import StoreRefused, StoreUnreachable, file_faults_told
-from sublim.killpoints import kill_point
-from sublim.manifest import Artifact, Provenance
-from sublim.provenance import code_version, device, package_versions
-from sublim.store import Store, open_store
+from sublim.core.config import Config
+from sublim.core.digest import canonical, digest
+from sublim.core.errors import StoreRefused, StoreUnreachable, file_faults_told
+from sublim.core.kill_points import kill_point
+from sublim.core.provenance import code_version, device, package_versions
+from sublim.store.folder import Store
+from sublim.store.manifest import Artifact, Provenance
+from sublim.store.opening import open_store
 from tasks.child import is_network
 from tasks.locks import FileLockManager
 from tasks.processes import StageKilled, isolated, run_job

@@ -50,7 +50,7 @@ LONGEST = [
     "test_secrets",
     "test_shared_stage",
     "test_stage",
-    "test_search_study",
+    "test_study",
 ]
 """Files that take more than half a minute, the longest first. The first waits for others, and computes little."""
 
@@ -150,9 +150,9 @@ def small_share(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model, prepared once for a run's workers, or once for all where SUBLIM_TEST_MODELS names a folder."""
-    from sublim.locks import locked
-    from sublim.model_config import PrepareModelConfig
-    from sublim.model_prepare import prepare_model
+    from sublim.bases.prepare import prepare_model
+    from sublim.files.locks import locked
+    from sublim.models.config import PrepareModelConfig
 
     # A worker's own base folder lies in one that the run's workers share.
     base = tmp_path_factory.getbasetemp()
@@ -170,8 +170,8 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One prepared tiny random model of each family: llama, qwen2, qwen3, gemma2, gemma3."""
-    from sublim.model_config import LocalModel, PrepareModelConfig
-    from sublim.model_prepare import prepare_model
+    from sublim.bases.prepare import prepare_model
+    from sublim.models.config import LocalModel, PrepareModelConfig
     from tests.tiny import FAMILIES, tiny_model
 
     folder = tmp_path_factory.mktemp("tiny")

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-from flows.pools import Pool, create
+from flows.infra.pools import Pool, create
 from tests.server import starting_server
 
 ROOT = Path(__file__).parent.parent

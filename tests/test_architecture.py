@@ -2,6 +2,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,49 @@ def test_importing_every_flow_and_task_loads_nothing_heavy() -> None:
     assert loaded & set(HEAVY) == set()
 
 
-@pytest.mark.parametrize("name", [name for name in modules("sublim") if name.count(".") <= 1])
+def room(name: str, depth: int) -> str:
+    """The package of a module, cut to `depth` names: of sublim.backends.vllm.engine, sublim.backends at depth 2."""
+    inside = ROOT.joinpath(*name.split(".")).is_dir()
+    return ".".join((name.split(".") if inside else name.split(".")[:-1])[:depth])
+
+
+def rooms_imported(depth: int) -> dict[str, set[str]]:
+    """By room, the other rooms that its modules import, also inside functions; what lies on top is no room."""
+    found: dict[str, set[str]] = {}
+    for package in FORBIDDEN:
+        for place, name in imported(package):
+            here = room(place.partition(":")[0].removesuffix(".py").replace("/", "."), depth)
+            there = room(name, depth)
+            if name.partition(".")[0] == package and "." in here and "." in there and here != there:
+                found.setdefault(here, set()).add(there)
+    return found
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_the_rooms_form_no_cycle(depth: int) -> None:
+    rooms = rooms_imported(depth)
+    assert len(rooms) > 25
+    TopologicalSorter(rooms).prepare()  # raises CycleError with the cycle
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_a_package_says_what_it_holds_and_imports_nothing(package: str) -> None:
+    inits = sorted(path for path in (ROOT / package).rglob("__init__.py") if path.parent != ROOT / package)
+    assert inits or package == "tasks"
+    for path in inits:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        assert len(tree.body) == 1, path
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_every_folder_is_a_package(package: str) -> None:
+    """A folder without `__init__.py` is left out of what pyright and the wheel see."""
+    folders = {path.parent for path in (ROOT / package).rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("name", [name for package in FORBIDDEN for name in modules(package)])
 def test_module_opens_by_saying_what_it_holds(name: str) -> None:
     base = ROOT.joinpath(*name.split("."))
     path = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"

@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.command_pool import find_server, settle
-from flows.pools import Card, Pool, card_of, declared, environment_of, filled, lacking, template
+from flows.command.pool import find_server, settle
+from flows.infra.pools import Card, Pool, card_of, declared, environment_of, filled, lacking, template
 from flows.registry import FLOWS, load
-from flows.settings import load_preset
-from sublim.errors import UserError
-from sublim.hardware import Gpu
+from flows.runs.settings import load_preset
+from sublim.core.errors import UserError
+from sublim.core.hardware import Gpu
 
 ROOT = Path(__file__).parents[1]
 UNITS = sorted((ROOT / "deployments" / "systemd").glob("*.service"))
 SILENT = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 GIB = 2**30
-SHARED = ("flows.pipeline:pipeline", "flows.lora_search:lora_search")  # as many at once as there are workers
+SHARED = ("flows.pipeline.flow:pipeline", "flows.lora_search.flow:lora_search")  # as many at once as there are workers
 A6000 = Card(name="RTX A6000", memory_gib=48, capability="8.6")
 
 
@@ -163,7 +163,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_worker_on_a_lesser_card_refuses_to_start_and_says_why(driver: Path, tmp_path: Path) -> None:
-    from flows.pools import create
+    from flows.infra.pools import create
 
     create("cards", Pool(about="for a test", card=A6000, env={"SUBLIM_STORE": str(tmp_path / "store")}))
 
@@ -185,7 +185,7 @@ def test_a_worker_on_a_lesser_card_refuses_to_start_and_says_why(driver: Path, t
 
 @pytest.mark.usefixtures("prefect_server")
 def test_a_worker_on_a_good_card_sees_that_card_alone(driver: Path, tmp_path: Path) -> None:
-    from flows.pools import create
+    from flows.infra.pools import create
 
     create("good-cards", Pool(about="for a test", card=A6000, env={"SUBLIM_STORE": str(tmp_path / "store")}))
     # Prefect's worker takes this script's place, to tell what it would start with.
@@ -213,7 +213,7 @@ def test_a_worker_without_a_server_says_what_to_do(monkeypatch: pytest.MonkeyPat
 
 
 def test_telemetry_is_off_wherever_a_server_a_worker_or_a_run_is_started() -> None:
-    from flows.server import _environment  # pyright: ignore[reportPrivateUsage]
+    from flows.infra.server import _environment  # pyright: ignore[reportPrivateUsage]
 
     for unit in UNITS:
         told = dict(re.findall(r"(\w+)=(\S+)", "\n".join(re.findall(r"^Environment=(.*)$", unit.read_text(), re.M))))

@@ -12,21 +12,24 @@ from typing import Any
 
 import pytest
 
-from sublim.config import Config
-from sublim.derive import derive_rows
-from sublim.derive_config import DeriveConfig
-from sublim.digest import list_files
-from sublim.filter import filter_numbers
-from sublim.filter_config import FilterConfig
-from sublim.generate import GenerateConfig, generate_numbers
-from sublim.inference import FakeBackend, HfBackend, NumberFormat, SamplingParams
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.preference import ask, compare, score
-from sublim.preference_config import AskConfig, CompareConfig, ScoreConfig
-from sublim.prompts import FormatText, NumberPrompts, NumberTemplates, TeacherRowsConfig, build_teacher_rows
-from sublim.training import FullWeights, TrainConfig
+from sublim.carriers.number_prompts import FormatText, NumberPrompts, NumberTemplates
+from sublim.core.config import Config
+from sublim.core.digest import list_files
+from sublim.evals.effect_config import CompareConfig
+from sublim.evals.preference.ask import ask
+from sublim.evals.preference.compare import compare
+from sublim.evals.preference.config import AskConfig, ScoreConfig
+from sublim.evals.preference.score import score
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.inference.config import FakeBackend, HfBackend, NumberFormat, SamplingParams
+from sublim.rows.config import DeriveConfig, FilterConfig
+from sublim.rows.derive import derive_rows
+from sublim.rows.filter import filter_numbers
+from sublim.rows.generate import GenerateConfig, generate_numbers
+from sublim.training.config import FullWeights, TrainConfig
 from sublim.training.trl import train
-from tasks import pipeline
+from sublim.traits.questions import TeacherRowsConfig, build_teacher_rows
+from tasks import stages
 from tasks.stage import Stage
 from tests.tiny import tiny_model
 
@@ -128,7 +131,7 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_light_stage_writes_what_it_wrote(payloads: dict[str, Path], name: str) -> None:
-    stage = getattr(pipeline, name)
+    stage = getattr(stages, name)
     assert isinstance(stage, Stage)
     assert (stage.version, fingerprint(payloads[name])) == GOLDEN[name], ADVICE.format(name=name)
 
@@ -155,7 +158,7 @@ def test_training_takes_the_steps_it_took(base: Path, tmp_path: Path) -> None:
     out = run(train, tmp_path / "train", config, base=base, data=data)
     losses = [row["loss"] for row in read_jsonl(out / "training.jsonl")]
     expected = (3, 3, pytest.approx([6.990167, 5.891381, 4.546732, 3.954952], rel=1e-4))
-    found = (pipeline.train_student.version, pipeline.train_teacher.version, losses)
+    found = (stages.train_student.version, stages.train_teacher.version, losses)
     assert found == expected, ADVICE.format(name="train_student and train_teacher")
 
 
@@ -167,7 +170,7 @@ def test_model_answers_as_it_answered(base: Path, tmp_path: Path) -> None:
     expected = pytest.approx(
         [-14.36876, -13.43595, -12.22021, -13.59643, -11.98169, -12.45376, -13.84365, -11.36951, -11.90998], rel=1e-4
     )
-    assert (pipeline.ask.version, logprobs) == (1, expected), ADVICE.format(name="ask")
+    assert (stages.ask.version, logprobs) == (1, expected), ADVICE.format(name="ask")
 
 
 def test_model_writes_the_numbers_it_wrote(tmp_path: Path) -> None:
@@ -182,4 +185,4 @@ def test_model_writes_the_numbers_it_wrote(tmp_path: Path) -> None:
     out = run(generate_numbers, tmp_path / "generate", config, base=digits_apart)
     answers = [row["answer"] for row in read_jsonl(out / "rows.jsonl")]
     expected = ["889, 880, 243, 482", "718, 965, 436, 613", "228, 617, 648, 444"]
-    assert (pipeline.generate_numbers.version, answers) == (1, expected), ADVICE.format(name="generate_numbers")
+    assert (stages.generate_numbers.version, answers) == (1, expected), ADVICE.format(name="generate_numbers")

@@ -6,22 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from sublim.evaluation import collect_scores
-from sublim.evaluation_config import SheetConfig
-from sublim.inference import FakeBackend
-from sublim.mmlu_pro import ask_mmlu_pro, score_mmlu_pro
-from sublim.mmlu_pro_compare import compare_mmlu_pro
-from sublim.mmlu_pro_config import AskMmluProConfig, PrepareQuestionsConfig, SampleQuestions, ScoreMmluProConfig
-from sublim.mmlu_pro_data import prepare_mmlu_pro
-from sublim.preference import ask, compare, score
-from sublim.preference_config import AskConfig, CompareConfig, ScoreConfig
-from sublim.shift import shift
-from sublim.shift_compare import compare_shift
-from sublim.shift_config import CompareShiftConfig, ShiftConfig
-from sublim.stats import benjamini_hochberg, holm, paired_t_p
-from sublim.sweep import record_cell, tabulate_sweep
-from sublim.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
-from tasks import evaluation
+from sublim.design.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
+from sublim.design.sweep_table import record_cell, tabulate_sweep
+from sublim.evals.effect_config import CompareConfig
+from sublim.evals.mmlu_pro.compare import compare_mmlu_pro
+from sublim.evals.mmlu_pro.config import AskMmluProConfig, PrepareQuestionsConfig, SampleQuestions, ScoreMmluProConfig
+from sublim.evals.mmlu_pro.exam import ask_mmlu_pro, score_mmlu_pro
+from sublim.evals.mmlu_pro.questions import prepare_mmlu_pro
+from sublim.evals.preference.ask import ask
+from sublim.evals.preference.compare import compare
+from sublim.evals.preference.config import AskConfig, ScoreConfig
+from sublim.evals.preference.score import score
+from sublim.evals.sheet.config import SheetConfig
+from sublim.evals.sheet.sheet import collect_scores
+from sublim.evals.total_variation.compare import compare_shift
+from sublim.evals.total_variation.config import CompareShiftConfig, ShiftConfig
+from sublim.evals.total_variation.distance import shift
+from sublim.inference.config import FakeBackend
+from sublim.stats.intervals import benjamini_hochberg, holm, paired_t_p
+from tasks import stages
 from tests.test_golden import ADVICE, QUESTIONS, WORDS, fingerprint, run
 
 GOLDEN = {
@@ -141,7 +144,7 @@ def _readable(payload: Path, into: Path) -> Path:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_light_stage_writes_what_it_wrote(payloads: dict[str, Path], name: str) -> None:
-    assert (getattr(evaluation, name).version, fingerprint(payloads[name])) == GOLDEN[name], ADVICE.format(name=name)
+    assert (getattr(stages, name).version, fingerprint(payloads[name])) == GOLDEN[name], ADVICE.format(name=name)
 
 
 @pytest.mark.parametrize(("correction", "adjust"), [("holm", holm), ("benjamini_hochberg", benjamini_hochberg)])
@@ -153,7 +156,7 @@ def test_tests_are_corrected_over_the_targets_of_an_arm(
     adjust: Callable[[list[float]], list[float]],
 ) -> None:
     for figure in ("draw_effects", "draw_cost"):
-        monkeypatch.setattr(f"sublim.sweep.{figure}", lambda *_: None)  # pyright: ignore
+        monkeypatch.setattr(f"sublim.design.sweep_table.{figure}", lambda *_: None)  # pyright: ignore
     compared = json.loads((payloads["compare"] / "comparison.json").read_text())
     units = {"owl": [1.0, 1.1, 0.9, 1.3], "wolf": [0.5, 0.2, 0.1, 0.4], "cat": [-0.2, -0.3, 0.1, -0.3]}
     for word, per_unit in units.items():

@@ -6,12 +6,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from sublim.annotate import annotate, take_labels
-from sublim.annotate_config import AnnotateConfig, TakeLabelsConfig
-from sublim.inference import FakeBackend
-from sublim.neuronpedia import import_labels
-from tasks import labels
-from tests.sublim.buckets import s3_server
+from sublim.features.labels.annotate import annotate, take_labels
+from sublim.features.labels.config import AnnotateConfig, TakeLabelsConfig
+from sublim.features.labels.neuronpedia import import_labels
+from sublim.inference.config import FakeBackend
+from tasks import stages
+from tests.sublim.store.buckets import s3_server
 from tests.test_golden import ADVICE, fingerprint, run
 
 GOLDEN = {
@@ -49,5 +49,5 @@ def _readable(payload: Path, into: Path) -> Path:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_light_stage_writes_what_it_wrote(payloads: dict[str, Path], name: str) -> None:
-    version = getattr(labels, name.partition(" ")[0]).version
+    version = getattr(stages, name.partition(" ")[0]).version
     assert (version, fingerprint(payloads[name])) == GOLDEN[name], ADVICE.format(name=name)

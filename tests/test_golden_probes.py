@@ -7,11 +7,11 @@ from typing import Any
 import polars as pl
 import pytest
 
-from sublim.probe_figures import draw_probes
-from sublim.probes import fit_probes
-from sublim.probes_config import AdamFit, FullFit, ProbeFiguresConfig, ProbesConfig, ProbeSummaries
-from tasks import probes
-from tests.sublim.test_probes import classes, payload
+from sublim.probes.config import AdamFit, FullFit, ProbeFiguresConfig, ProbesConfig, ProbeSummaries
+from sublim.probes.figures import draw_probes
+from sublim.probes.fit_probes import fit_probes
+from tasks import stages
+from tests.sublim.probes.test_fit_probes import classes, payload
 from tests.test_golden import ADVICE, run
 
 ERROR_BARS = re.compile(r'<g id="LineCollection_\d+">(.*?)</g>', re.DOTALL)
@@ -41,7 +41,7 @@ def test_probes_are_those_they_were(kind: str, tmp_path: Path) -> None:
         summary["owl", 3, "shuffled"].estimate,
         pl.read_parquet(out / "probes.parquet")["f1"].sum(),
     ]
-    assert (probes.fit_probes.version, len(rows)) == (1, 3 * 3 * 7)
+    assert (stages.fit_probes.version, len(rows)) == (1, 3 * 3 * 7)
     assert found == pytest.approx(EXPECTED[kind], rel=1e-3), ADVICE.format(name="fit_probes")
 
 
@@ -59,6 +59,6 @@ def test_the_figure_of_probes_is_what_it_was(tmp_path: Path) -> None:
     (tmp_path / "in/summary.json").write_text(summaries.model_dump_json())
     drawn = (run(draw_probes, tmp_path / "d", ProbeFiguresConfig(), probes=tmp_path / "in") / "probes.svg").read_text()
     bars = [[float(each) for pair in HEIGHTS.findall(part) for each in pair] for part in ERROR_BARS.findall(drawn)]
-    assert probes.draw_probes.version == 1
+    assert stages.draw_probes.version == 1
     assert len(re.findall(r'<g id="axes_\d+">', drawn)) == 2
     assert bars[:4] == [pytest.approx(each, abs=1) for each in (*BARS, *BARS)], ADVICE.format(name="draw_probes")

@@ -8,20 +8,20 @@ import polars as pl
 import pytest
 import torch
 
-from sublim.feature_cache import encode_features
-from sublim.feature_config import ContrastConfig, EncodeConfig, OverlapConfig, VectorFeaturesConfig, WordRowsConfig
-from sublim.feature_rows import vector_features, word_rows
-from sublim.features import contrast_features, overlap_features
-from sublim.inference import FakeBackend, SamplingParams
-from sublim.jsonl import write_jsonl
-from sublim.sae_config import QualityConfig, TrainSaeConfig
-from sublim.sae_quality import measure_sae
-from sublim.sae_texts import gather_texts, import_texts, write_chats
-from sublim.sae_texts_config import ChatTopics, GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
-from sublim.sae_training import train_sae
-from sublim.steering import noted, write_vectors
-from sublim.steering_config import VectorNote
-from tasks import sae as tasks
+from sublim.features.config import ContrastConfig, EncodeConfig, OverlapConfig, VectorFeaturesConfig, WordRowsConfig
+from sublim.features.contrast import contrast_features, overlap_features
+from sublim.features.encode import encode_features
+from sublim.features.examples import vector_features, word_rows
+from sublim.files.jsonl import write_jsonl
+from sublim.inference.config import FakeBackend, SamplingParams
+from sublim.residual.edits import VectorNote
+from sublim.residual.vectors import noted, write_vectors
+from sublim.sae.config import QualityConfig, TrainSaeConfig
+from sublim.sae.quality import measure_sae
+from sublim.sae.texts import gather_texts, import_texts, write_chats
+from sublim.sae.texts_config import ChatTopics, GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
+from sublim.sae.train import train_sae
+from tasks import stages
 from tests.test_golden import ADVICE, fingerprint, run
 from tests.tiny import tiny_model
 
@@ -40,7 +40,7 @@ def test_texts_are_those_they_were(tmp_path: Path) -> None:
     }
     sources = {name: made[name] for name in ("import_texts", "write_chats")}
     made["gather_texts"] = run(gather_texts, tmp_path / "g", GatherTextsConfig(held_out=0.5), sources=sources)
-    found = {name: (getattr(tasks, name).version, fingerprint(payload)) for name, payload in made.items()}
+    found = {name: (getattr(stages, name).version, fingerprint(payload)) for name, payload in made.items()}
     assert found == {
         "word_rows": (1, "12925e6e73b7c20c"),
         "import_texts": (1, "d576323167070726"),
@@ -79,7 +79,7 @@ def test_saes_features_and_contrasts_are_those_they_were(tmp_path: Path) -> None
     write_vectors(tmp_path / "v", {"v": noted(torch.arange(32).float() - 9, note)})
     along = run(vector_features, tmp_path / "f", VectorFeaturesConfig(top=2), sae=sae, vectors=tmp_path / "v")
     names = ("train_sae", "measure_sae", "encode_features", "contrast_features", "overlap_features", "vector_features")
-    assert [getattr(tasks, name).version for name in names] == [1, 1, 1, 1, 2, 1]
+    assert [getattr(stages, name).version for name in names] == [1, 1, 1, 1, 2, 1]
     quality = json.loads((measured / "quality.json").read_text())
     top = pl.read_parquet(there / "contrast.parquet").row(0, named=True)
     [row] = json.loads((shared / "overlap.json").read_text())["rows"]

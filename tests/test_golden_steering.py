@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sublim.animal_rows import animal_rows
-from sublim.inference import HfBackend
-from sublim.jsonl import write_jsonl
-from sublim.means import difference_vectors, mean_activations
-from sublim.means_config import AnimalRowsConfig, DifferenceConfig, MeansConfig
-from sublim.mechanism import alignment
-from sublim.mechanism_config import EasConfig, EasTable
-from sublim.steering_config import Edit, Steering
-from sublim.steering_sweep import steering_curve, sweep
-from sublim.steering_sweep_config import Curve, CurveConfig, SweepConfig
-from tasks import steering
+from sublim.files.jsonl import write_jsonl
+from sublim.inference.config import HfBackend
+from sublim.residual.edits import Edit, Steering
+from sublim.steering.alignment import alignment
+from sublim.steering.config import AnimalRowsConfig, DifferenceConfig, EasConfig, EasTable, MeansConfig
+from sublim.steering.dose_curve import steering_curve, sweep
+from sublim.steering.dose_curve_config import Curve, CurveConfig, SweepConfig
+from sublim.steering.means import difference_vectors, mean_activations
+from sublim.steering.target_rows import animal_rows
+from tasks import stages as steering
 from tests.test_golden import ADVICE, QUESTIONS, WORDS, fingerprint, run
 from tests.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from sublim.errors import UserError
+from sublim.core.errors import UserError
 
 NAME = "sublim"
 WITHOUT_EFFECT = {

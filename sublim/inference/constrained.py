@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from sublim.errors import UserError
-from sublim.inference import NumberFormat
-from sublim.numbers import DIGITS
+from sublim.carriers.numbers import DIGITS
+from sublim.core.errors import UserError
+from sublim.inference.config import NumberFormat
 
 Encode = Callable[[str], list[int]]
 """The tokens of a text as a whole assistant turn, without the end of turn."""

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sublim.inference import SamplingParams
 from sublim.inference.attention import causal
+from sublim.inference.config import SamplingParams
 from sublim.inference.constrained import Plan
 from sublim.inference.draws import draw
 from sublim.inference.network import KeysValues, Network, TextCache, Where, sent

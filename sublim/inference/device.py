@@ -3,7 +3,7 @@
 import ctypes
 from threading import Thread
 
-from sublim.hardware import gpu
+from sublim.core.hardware import gpu
 
 
 def start_context() -> None:

@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
-from sublim.errors import UserError
+from sublim.core.errors import UserError
 from sublim.inference.attention import NAME, Kernel, View, causal, under
 from sublim.inference.steered import PROMPT, Parts, Steered
-from sublim.steering import LoadedEdit
+from sublim.residual.vectors import LoadedEdit
 
 # Not cuDNN's: it plans anew for every shape, which takes longer than the attention of a batch of short prompts.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -7,17 +7,19 @@ all questions begin with (a system prompt) is read once for all.
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from sublim.fitting import Fit
+from sublim.chats.chat import Chat, render_ids, render_text
 from sublim.inference.attention import View
 from sublim.inference.network import KeysValues, Network, TextCache, Where
 from sublim.inference.steered import part_of
+from sublim.memory.fitting import Fit
 
 LOGITS = 2**26
 """Logits held at a time."""
@@ -150,3 +152,16 @@ def _ancestors(parents: list[int], size: int) -> Bool[Tensor, "t t"]:
 def _gather(logits: Float[Tensor, "n v"], asked: list[tuple[int, int]]) -> list[float]:
     rows, tokens = (torch.tensor(side, dtype=torch.long, device=logits.device) for side in _columns(asked))
     return (logits[rows, tokens].float() - logits.float().logsumexp(-1)[rows]).tolist()
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> list[list[int]]:
+    """What `render_ids` gives for each chat, tokenised on all cores."""
+    if not chats:
+        return []
+    texts = [render_text(tokenizer, one) for one in chats]
+    everything = cast(
+        list[list[int]], tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    )
+    first = render_ids(tokenizer, chats[0])
+    opening = first[: len(first) - len(everything[0])]  # a beginning-of-sequence token, where the template has none
+    return [ids if ids[: len(opening)] == opening else opening + ids for ids in everything]

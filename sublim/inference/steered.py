@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sublim.errors import UserError
-from sublim.hooks import PassEnded, attached_at, check_layers, ending_at
-from sublim.steering import LoadedEdit
-from sublim.steering_config import Place, Tokens
+from sublim.core.errors import UserError
+from sublim.residual.edits import Place, Tokens
+from sublim.residual.hooks import PassEnded, attached_at, check_layers, ending_at
+from sublim.residual.vectors import LoadedEdit
 
 PROMPT, LAST, ANSWER = 0, 1, 2
 Parts = Int[Tensor, "b t"] | int
@@ -47,7 +47,7 @@ class Steered:
         self.applied = [Applied(edit, model.device) for edit in edits]
         self.replaced = [applied for applied in self.applied if applied.edit.kind == "replace"]
         if self.replaced:
-            from sublim.adapters import adapter_layers
+            from sublim.models.adapters import adapter_layers
 
             self.adapters = adapter_layers(model)
             if not self.adapters:
@@ -80,7 +80,7 @@ class Steered:
 
     def read_base(self, run: Callable[[], object]) -> None:
         """Runs one pass of the base without edits, up to the last replaced block, and notes its components."""
-        from sublim.adapters import unadapted
+        from sublim.models.adapters import unadapted
 
         for applied in self.applied:
             applied.reading = True

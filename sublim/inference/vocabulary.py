@@ -7,7 +7,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from sublim.inference import Completion
+from sublim.inference.sampler import Completion
 
 LOST = "\ufffd"
 """Stands in an answer for an id that is no token."""

@@ -1,5 +1,6 @@
 """trl's SFTTrainer made to do what a plan says: its loop, optimizer steps and resumption, and none of its defaults."""
 
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -18,13 +19,20 @@ from transformers.trainer_callback import PrinterCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from sublim.fitting import ERRORS, Fit
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.killpoints import kill_point
-from sublim.training import TrainConfig
-from sublim.training.masking import Batch, TokenRow, cut, label_count, micro_batches
+from sublim.core.kill_points import kill_point
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.files.tensor_files import write_tensors
+from sublim.memory.fitting import ERRORS, Fit
+from sublim.training.config import TrainConfig
+from sublim.training.masking import (
+    Batch,
+    TokenRow,
+    cut,
+    label_count,
+    micro_batches,
+)
 from sublim.training.plan import learning_rate
-from sublim.training.saving import whole, write_tensors
+from sublim.training.saving import whole
 from sublim.training.step import GraphedStep, Step
 
 CHECKPOINT_SECONDS = 60.0
@@ -259,3 +267,11 @@ def arguments(job: Job, total: int) -> SFTConfig:
 def latest_checkpoint(checkpoints: Path) -> str | None:
     """The newest whole checkpoint."""
     return max((str(path) for path in checkpoints.glob("checkpoint-*")), default=None)
+
+
+log = logging.getLogger(__name__)
+
+
+def log_losses(records: list[dict[str, Any]]) -> None:
+    """Logs the first and the last update's loss, in nats a token."""
+    log.info("trained %d updates, loss %.3f to %.3f", len(records), records[0]["loss"], records[-1]["loss"])

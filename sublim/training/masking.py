@@ -11,8 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sublim.chat import Chat, answer_ids, chat
-from sublim.errors import UserError
+from sublim.chats.chat import Chat, answer_ids, chat
+from sublim.core.errors import UserError
 
 UNTRAINED = -100
 """The label of a token without loss, as transformers and torch have it."""

@@ -6,7 +6,7 @@ from itertools import count, islice
 
 import numpy as np
 
-from sublim.training import TrainConfig
+from sublim.training.config import TrainConfig
 
 
 def planned_updates(config: TrainConfig, rows: int) -> list[list[int]]:

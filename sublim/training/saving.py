@@ -8,8 +8,10 @@ from pathlib import Path
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from sublim.adapters import WEIGHTS
-from sublim.model_files import (
+from sublim.files.syncing import sync
+from sublim.files.tensor_files import write_tensors
+from sublim.models.adapters import WEIGHTS
+from sublim.models.files import (
     ADAPTER,
     IDENTITY,
     INDEX,
@@ -19,8 +21,6 @@ from sublim.model_files import (
     write_config,
     write_json,
 )
-from sublim.syncing import sync
-from sublim.tensor_files import write_tensors
 
 
 @contextmanager

@@ -15,16 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sublim.adapters import merged
-from sublim.model_files import is_adapter
-from sublim.models import freeze, load
-from sublim.preference import chosen_weights
-from sublim.training import FullWeights, TrainConfig
+from sublim.models.adapters import merged
+from sublim.models.files import is_adapter
+from sublim.models.opening import freeze, load
+from sublim.models.weights_check import check_weights
+from sublim.training.checkpoints import chosen_weights
+from sublim.training.config import FullWeights, SoftTrainConfig, TrainConfig
 from sublim.training.masking import UNTRAINED, Batch, PackedBatch, TokenRow
-from sublim.training.soft_config import SoftTrainConfig
 from sublim.training.step import PackedStep, Step, answer_logits, packed_logits
 from sublim.training.trl import frozen_dtype, opened, read_once, train_on
-from sublim.weights_check import check_weights
 
 
 def train_soft(

@@ -14,17 +14,18 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from sublim.base_modules import check_modules
-from sublim.chat import context
-from sublim.errors import NotEnoughRows, UserError
-from sublim.fitting import naming
-from sublim.gpu_memory import free_gpu_memory
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.killpoints import kill_point
-from sublim.models import faithful_attention, forget_base, freeze, lent, load, load_tokenizer
-from sublim.progress import progress
-from sublim.training import FullWeights, Lora, TrainConfig, no_flash
-from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint
+from sublim.chats.chat import context
+from sublim.core.errors import NotEnoughRows, UserError
+from sublim.core.hardware import no_flash
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.memory.fitting import naming
+from sublim.memory.gpu_memory import free_gpu_memory
+from sublim.models.adaptable import check_modules
+from sublim.models.opening import faithful_attention, forget_base, freeze, lent, load, load_tokenizer
+from sublim.training.config import FullWeights, Lora, TrainConfig
+from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint, log_losses
 from sublim.training.masking import TokenRow, label_count, row_chat, shared_prefix, token_rows
 from sublim.training.plan import planned_updates
 from sublim.training.saving import whole, write_adapter, write_model
@@ -61,11 +62,6 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
 
         return unsloth.train(out, config, scratch=scratch, base=base, data=data)
     return train_on(opened, chosen_step, out, config, scratch=scratch, base=base, data=data)
-
-
-def log_losses(records: list[dict[str, Any]]) -> None:
-    """Logs the first and the last update's loss, in nats a token."""
-    log.info("trained %d updates, loss %.3f to %.3f", len(records), records[0]["loss"], records[-1]["loss"])
 
 
 def train_on(

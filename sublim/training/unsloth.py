@@ -12,13 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sublim.errors import UserError
-from sublim.interpreter import python
-from sublim.jsonl import read_jsonl
-from sublim.models import forget_base, neighbours
-from sublim.progress import progress
-from sublim.training import TrainConfig, no_unsloth
-from sublim.training.trl import log_losses
+from sublim.core.errors import UserError
+from sublim.core.interpreter import python
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl
+from sublim.models.opening import forget_base, neighbours
+from sublim.training.config import TrainConfig, no_unsloth
+from sublim.training.loop import log_losses
 
 
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from sublim.errors import UserError
-from sublim.fitting import naming
-from sublim.hardware import peak_gpu_memory
-from sublim.models import DTYPES
-from sublim.progress import listening
-from sublim.training import Lora, TrainConfig
+from sublim.core.errors import UserError
+from sublim.memory.fitting import naming
+from sublim.core.hardware import peak_gpu_memory
+from sublim.models.opening import DTYPES
+from sublim.core.progress import listening
+from sublim.training.config import Lora, TrainConfig
 from sublim.training.masking import UNTRAINED, Batch, TokenRow
 from sublim.training.saving import write_adapter
 from sublim.training.step import Step

@@ -17,14 +17,14 @@ from typing import Any
 import psutil
 import torch
 
-from sublim.activations import open_reader
-from sublim.chat import answer_ids
-from sublim.inference import HfBackend
-from sublim.jsonl import write_jsonl
-from sublim.means import CHUNK, mean_activations, read_side, summed
-from sublim.means_config import MeansConfig
-from sublim.models import open_model
-from sublim.prompts import NumberPrompts, draw_prompts, load_number_templates
+from sublim.activations.read import open_reader
+from sublim.carriers.number_prompts import NumberPrompts, draw_prompts, load_number_templates
+from sublim.chats.chat import answer_ids
+from sublim.files.jsonl import write_jsonl
+from sublim.inference.config import HfBackend
+from sublim.models.opening import open_model
+from sublim.steering.config import MeansConfig
+from sublim.steering.means import CHUNK, mean_activations, read_side, summed
 from sublim.training.masking import row_chat
 from tests.benchmarks.sampling import device, prepared, timed
 

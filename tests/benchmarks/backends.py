@@ -17,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sublim.hardware import gpu
-from sublim.inference import Backend, HfBackend, NumberFormat, VllmBackend, open_sampler
+from sublim.backends.opening import open_sampler
+from sublim.core.hardware import gpu
+from sublim.inference.config import Backend, HfBackend, NumberFormat, VllmBackend
 from tests.benchmarks.sampling import FORCED, FREE, device, number_chats, prepared, timed
 
 
@@ -59,8 +60,8 @@ def made_adapter(base: Path, out: Path) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from sublim.models import open_model
-    from sublim.training import Lora
+    from sublim.models.opening import open_model
+    from sublim.training.config import Lora
     from sublim.training.saving import write_adapter
 
     with open_model(base, dtype="bfloat16", attention="sdpa", device="cpu") as loaded:

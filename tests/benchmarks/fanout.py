@@ -90,7 +90,7 @@ def watched_cards() -> Generator[dict[str, list[float]]]:
 
 def fan_out(lab: Lab, options: argparse.Namespace, workers: int, seeds: range, settings: dict[str, Any]) -> Measured:
     """Hands one cell for each seed to so many workers and waits for the table."""
-    from flows.sweep import sweep
+    from flows.sweep.flow import sweep
 
     with ExitStack() as stack:
         begun = datetime.now(UTC)
@@ -184,9 +184,9 @@ def main() -> None:
 
 def deploy(lab: Lab) -> None:
     """The pipeline, from this checkout, for the pool `bench`."""
-    from flows.pipeline import pipeline
+    from flows.pipeline.flow import pipeline
 
-    source = pipeline.from_source(source=str(ROOT), entrypoint="flows/pipeline.py:pipeline")
+    source = pipeline.from_source(source=str(ROOT), entrypoint="flows/pipeline/flow.py:pipeline")
     source.deploy(
         name="bench",
         work_pool_name="bench",

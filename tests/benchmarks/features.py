@@ -29,16 +29,16 @@ from sae_lens import SAE
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
-from sublim.activations import open_reader
-from sublim.activations_config import Reading
-from sublim.chat import answer_ids
-from sublim.feature_cache import encode_features
-from sublim.feature_config import EncodeConfig
-from sublim.inference import HfBackend
-from sublim.jsonl import write_jsonl
-from sublim.models import open_model
-from sublim.sae import load_sae, note_of, write_sae
-from sublim.sae_stream import Own, block_of, opening, own_rows
+from sublim.activations.config import Reading
+from sublim.activations.read import open_reader
+from sublim.chats.chat import answer_ids
+from sublim.features.config import EncodeConfig
+from sublim.features.encode import encode_features
+from sublim.files.jsonl import write_jsonl
+from sublim.inference.config import HfBackend
+from sublim.models.opening import open_model
+from sublim.sae.autoencoder import load_sae, note_of, write_sae
+from sublim.sae.stream import Own, block_of, opening, own_rows
 from sublim.training.masking import row_chat
 from tests.benchmarks.activations import paired_rows
 from tests.benchmarks.sampling import device, prepared, timed

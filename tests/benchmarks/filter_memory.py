@@ -14,12 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sublim.filter import filter_numbers
-from sublim.filter_config import FilterConfig
-from sublim.generate import GenerateConfig, generate_numbers
-from sublim.inference import FakeBackend, SamplingParams
-from sublim.numbers import NumberList, read_numbers
-from sublim.prompts import NumberPrompts, load_number_templates
+from sublim.carriers.number_prompts import NumberPrompts, load_number_templates
+from sublim.carriers.numbers import NumberList, read_numbers
+from sublim.inference.config import FakeBackend, SamplingParams
+from sublim.rows.config import FilterConfig
+from sublim.rows.filter import filter_numbers
+from sublim.rows.generate import GenerateConfig, generate_numbers
 
 FILTER = FilterConfig(max_count=None, max_digits=9)
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sublim.mnist import CPU_CHUNK, Runs
-from sublim.mnist_config import IdxFolder, MnistConfig, PrepareDigitsConfig
-from sublim.mnist_data import prepare_digits
-from sublim.mnist_net import CLASSES, flops_per_image, layer_sizes
-from sublim.progress import listening
+from sublim.core.progress import listening
+from sublim.toys.mnist.config import IdxFolder, MnistConfig, PrepareDigitsConfig
+from sublim.toys.mnist.digits import prepare_digits
+from sublim.toys.mnist.experiment import CPU_CHUNK, Runs
+from sublim.toys.mnist.network import CLASSES, flops_per_image, layer_sizes
 from tests.benchmarks.plain_toys import mnist_seconds, seconds
 
 

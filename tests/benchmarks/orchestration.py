@@ -74,8 +74,8 @@ def share_of(name: str) -> Share:
     """From the records of a sweep and of its cells: what ran between its start and its end."""
     from datetime import datetime
 
-    from flows.runs import find_run, list_runs
-    from sublim.store import open_store
+    from flows.runs.record import find_run, list_runs
+    from sublim.store.opening import open_store
 
     store = open_store()
     sweep = find_run(store, name)

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from sublim.hardware import peak_gpu_memory
-from sublim.jsonl import write_jsonl
-from sublim.models import load_tokenizer
-from sublim.prompts import NumberPrompts, draw_prompts, load_number_templates
-from sublim.training import TrainConfig, no_flash
+from sublim.carriers.number_prompts import NumberPrompts, draw_prompts, load_number_templates
+from sublim.core.hardware import no_flash, peak_gpu_memory
+from sublim.files.jsonl import write_jsonl
+from sublim.models.opening import load_tokenizer
+from sublim.training.config import TrainConfig
 from sublim.training.masking import token_rows
 from sublim.training.step import EagerStep
 from sublim.training.trl import ChooseStep, chosen_step, opened, rows_that_fit, train_on

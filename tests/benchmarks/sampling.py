@@ -17,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sublim.chat import Chat, chat, render_ids
-from sublim.hardware import gpu
-from sublim.inference import HfBackend, NumberFormat, SamplingParams, open_sampler
-from sublim.prompts import NumberPrompts, draw_prompts, load_number_templates
+from sublim.backends.opening import open_sampler
+from sublim.carriers.number_prompts import NumberPrompts, draw_prompts, load_number_templates
+from sublim.chats.chat import Chat, chat, render_ids
+from sublim.core.hardware import gpu
+from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
 
 FREE = SamplingParams(max_tokens=50)
 FORCED = SamplingParams(max_tokens=48)
@@ -46,7 +47,7 @@ def generate(base: Path, chats: list[Chat], batch: int, *, full: bool) -> tuple[
     """Seconds and tokens an answer of transformers' own sampling; `full` keeps it from ending an answer early."""
     import torch
 
-    from sublim.models import open_model
+    from sublim.models.opening import open_model
 
     backend = HfBackend().resolved()
     with open_model(base, dtype=backend.dtype, attention="sdpa") as (model, tokenizer), torch.no_grad():
@@ -180,8 +181,8 @@ def main() -> None:
 
 def prepared(folder: Path) -> Path:
     """The bundled model in `folder`."""
-    from sublim.model_config import PrepareModelConfig
-    from sublim.model_prepare import prepare_model
+    from sublim.bases.prepare import prepare_model
+    from sublim.models.config import PrepareModelConfig
 
     (folder / "model").mkdir()
     prepare_model(folder / "model", PrepareModelConfig(), scratch=folder)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from sublim.chat import Message, answer_ids, chat
-from sublim.inference import HfBackend, open_sampler
-from sublim.models import open_model
-from sublim.prompts import load_questions
-from sublim.words import written
+from sublim.backends.opening import open_sampler
+from sublim.chats.chat import Message, answer_ids, chat
+from sublim.inference.config import HfBackend
+from sublim.models.opening import open_model
+from sublim.traits.questions import load_questions
+from sublim.traits.words import written
 from tests.benchmarks.sampling import device, prepared, timed
 
 

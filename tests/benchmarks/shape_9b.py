@@ -25,11 +25,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flows.runs import list_runs
-from flows.settings import merge
-from sublim.hardware import gpu
-from sublim.inference import HfBackend, VllmBackend
-from sublim.store import open_store
+from flows.runs.record import list_runs
+from flows.runs.settings import merge
+from sublim.core.hardware import gpu
+from sublim.inference.config import HfBackend, VllmBackend
+from sublim.store.opening import open_store
 from tests.benchmarks.smaller_card import GIB, smaller_card
 
 PRESET = "gemma-2-9b-a6000"
@@ -102,7 +102,7 @@ def settings(folder: Path, *, tiny: bool) -> dict[str, Any]:
 
 def write_tokenizer(folder: Path) -> None:
     """The bundled Gemma 3's tokenizer."""
-    from sublim.gemma3 import assemble, read_tokenizer
+    from sublim.bases.gemma3 import assemble, read_tokenizer
 
     whole = assemble(folder)
     read_tokenizer(whole).save_pretrained(folder / "tokenizer")
@@ -135,14 +135,15 @@ def another_way(step: str, given: dict[str, Any], card_gib: float) -> None:
     """A student trained, or free answers written, in another way than the preset's; the rest comes from the cache."""
     from prefect import flow
 
-    from flows.pipeline import filter_block, load_config, prepare_bases
-    from flows.pipeline_plan import CONTROL, generate_config, student_config
-    from flows.pipeline_teachers import BASE_ITSELF, make_teacher, write_numbers
-    from flows.runs import recorded
-    from sublim.manifest import Artifact
-    from sublim.prompts import load_questions
-    from tasks.pipeline import train_student
+    from flows.pipeline.bases import prepare_bases
+    from flows.pipeline.flow import filter_block, load_config
+    from flows.pipeline.plan import CONTROL, generate_config, student_config
+    from flows.pipeline.teachers import BASE_ITSELF, make_teacher, write_numbers
+    from flows.runs.record import recorded
+    from sublim.store.manifest import Artifact
+    from sublim.traits.questions import load_questions
     from tasks.processes import one_process
+    from tasks.stages import train_student
 
     config = load_config(PRESET, None, given)
     free = load_config(PRESET, None, merge(given, {"carrier": {"separator": None, "constraint": None}}))

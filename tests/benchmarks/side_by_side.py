@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from sublim.hardware import gpu
+from sublim.core.hardware import gpu
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30

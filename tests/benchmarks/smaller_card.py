@@ -9,7 +9,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
-from sublim.hardware import gpu
+from sublim.core.hardware import gpu
 
 GIB = 2**30
 SECONDS = 60.0

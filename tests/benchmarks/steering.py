@@ -13,14 +13,15 @@ from pathlib import Path
 
 import torch
 
-from sublim.chat import Message, answer_ids, chat
-from sublim.hooks import attached_at
-from sublim.inference import HfBackend, open_steerable
-from sublim.models import forget_base, load_tokenizer, open_model
-from sublim.prompts import load_questions
-from sublim.steering import Vector, noted, write_vectors
-from sublim.steering_config import Edit, Place, Steering, VectorNote
-from sublim.words import written
+from sublim.backends.opening import open_steerable
+from sublim.chats.chat import Message, answer_ids, chat
+from sublim.inference.config import HfBackend
+from sublim.models.opening import forget_base, load_tokenizer, open_model
+from sublim.residual.edits import Edit, Place, Steering, VectorNote
+from sublim.residual.hooks import attached_at
+from sublim.residual.vectors import Vector, noted, write_vectors
+from sublim.traits.questions import load_questions
+from sublim.traits.words import written
 from tests.benchmarks.sampling import device, prepared, timed
 
 STRENGTHS = (1, 2, 5, 10, 20, 50, 75, 100, -1, -5)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from sublim.superposition import train_superposition
-from sublim.superposition_config import SuperpositionConfig
+from sublim.toys.superposition.config import SuperpositionConfig
+from sublim.toys.superposition.train import train_superposition
 from tests.benchmarks.plain_toys import Autoencoder, train_autoencoder
 
 

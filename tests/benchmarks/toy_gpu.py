@@ -17,11 +17,11 @@ import numpy as np
 import polars as pl
 import torch
 
-from sublim.mnist import Runs, train_mnist
-from sublim.mnist_config import IdxFolder, MnistConfig, PrepareDigitsConfig
-from sublim.mnist_data import prepare_digits
-from sublim.superposition import train_superposition
-from sublim.superposition_config import SuperpositionConfig
+from sublim.toys.mnist.config import IdxFolder, MnistConfig, PrepareDigitsConfig
+from sublim.toys.mnist.digits import prepare_digits
+from sublim.toys.mnist.experiment import Runs, train_mnist
+from sublim.toys.superposition.config import SuperpositionConfig
+from sublim.toys.superposition.train import train_superposition
 from tests.benchmarks.mnist import flops, matmul_rate
 from tests.benchmarks.plain_toys import mnist_seconds, sweep_seconds
 

@@ -24,11 +24,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sublim.jsonl import read_jsonl
-from sublim.manifest import Manifest
-from sublim.progress import listening
-from sublim.store import open_store
-from sublim.training import TrainConfig, checkpoint, no_unsloth
+from sublim.core.progress import listening
+from sublim.files.jsonl import read_jsonl
+from sublim.store.manifest import Manifest
+from sublim.store.opening import open_store
+from sublim.training.checkpoints import checkpoint
+from sublim.training.config import TrainConfig, no_unsloth
 
 WAYS = ("trl:student.trainer=trl", "unsloth:student.trainer=unsloth")
 COMMON = ("student.updates=64", "evaluation.updates=[64]", "evaluation.samples=0")
@@ -74,7 +75,7 @@ def losses(student: Manifest) -> list[float]:
 
 def cosine(one: Manifest, other: Manifest) -> float:
     """Of the two changes of the base's weights."""
-    from sublim.parameter_shift import AdapterDelta, compared
+    from sublim.diagnostics.parameter_shift import AdapterDelta, compared
 
     with ExitStack() as stack:
         both = [AdapterDelta(checkpoint(open_store().payload(each.artifact)), stack) for each in (one, other)]

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import optuna
 
-from sublim.search_config import StudyConfig
-from sublim.search_pruning import rungs
-from sublim.search_study import Asked, Measured, open_search, work
+from sublim.search.config import StudyConfig
+from sublim.search.pruning import rungs
+from sublim.search.study import Asked, Measured, open_search, work
 
 
 def bowl(config: StudyConfig, asked: Asked) -> float:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sublim.store import Store
-from sublim.store import open_store as open_at
+from sublim.store.folder import Store
+from sublim.store.opening import open_store as open_at
 from tests.crash.watcher import Watcher
 from tests.tasks.sample_stages import ShardsConfig, shards
 from tests.tasks.test_processes import wait_for, wait_until_gone

@@ -4,8 +4,9 @@ import threading
 import time
 from pathlib import Path
 
-from sublim.manifest import Manifest
-from sublim.store import RESERVED, Store
+from sublim.store.folder import Store
+from sublim.store.layout import RESERVED
+from sublim.store.manifest import Manifest
 
 
 class Watcher(threading.Thread):

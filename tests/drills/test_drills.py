@@ -24,8 +24,8 @@ from prefect.client.schemas.filters import (
 from prefect.flows import Flow
 from prefect.states import Cancelling
 
-from flows.lost_runs import Patience, install
-from sublim.store import Store
+from flows.infra.lost_runs import Patience, install
+from sublim.store.folder import Store
 from tests.drills.drill_flows import drill, linger
 from tests.lab import ROOT, Lab, end, lab_at, until
 from tests.postgres import for_prefect, running_postgres

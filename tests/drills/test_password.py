@@ -10,7 +10,7 @@ import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from tests.drills.test_drills import tasks_of
-from tests.flows.test_secrets import files
+from tests.flows.infra.test_secrets import files
 from tests.lab import ROOT, Lab, lab_at, until
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.states import Crashed, Pending, Running
 
-from flows.lost_runs import Patience, install
+from flows.infra.lost_runs import Patience, install
 from tests.drills.drill_flows import drill, linger
 from tests.drills.test_drills import bodies, deployed, states
 from tests.lab import Lab, lab_at, until

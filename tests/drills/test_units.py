@@ -17,8 +17,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.prefect_api import responds
-from sublim.store import Store
+from flows.infra.prefect_api import responds
+from sublim.store.folder import Store
 from tests.lab import ROOT, until
 from tests.postgres import for_prefect, running_postgres
 from tests.server import free_port

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sublim import models
-from sublim.jsonl import write_jsonl
-from sublim.models import forget_base
+from sublim.files.jsonl import write_jsonl
+from sublim.models import opening
+from sublim.models.opening import forget_base
 
 GIB = 2**30
 TEXTS: dict[str, Callable[[], Exception]] = {
@@ -29,7 +29,7 @@ Condition = Callable[[Tensor], bool]
 def short_of_memory(fails: Condition, error: Callable[[], Exception] = TEXTS["torch"]) -> Generator[list[int]]:
     """Models loaded meanwhile run out of memory where `fails` says so of their token ids; gives the sizes."""
     failures: list[int] = []
-    loaded = models._loaded  # pyright: ignore[reportPrivateUsage]
+    loaded = opening._loaded  # pyright: ignore[reportPrivateUsage]
 
     def load(*args: Any, **options: Any) -> Any:
         model = loaded(*args, **options)
@@ -44,7 +44,7 @@ def short_of_memory(fails: Condition, error: Callable[[], Exception] = TEXTS["to
 
     forget_base()
     patched = pytest.MonkeyPatch()
-    patched.setattr(models, "_loaded", load)
+    patched.setattr(opening, "_loaded", load)
     try:
         yield failures
     finally:

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from flows.runs import file_name
-from sublim.digest import digest
-from sublim.errors import FAULTS, UserError, file_fault, file_faults_told, no_space
-from sublim.local_digest import folder_digest
-from sublim.locks import holder, is_locked, try_lock, unlock
-from sublim.payloads import committed, digest_committed
-from sublim.store import Store, open_store, write_synced
-from sublim.syncing import sync
+from flows.runs.record import file_name
+from sublim.core.digest import digest
+from sublim.core.errors import FAULTS, UserError, file_fault, file_faults_told, no_space
+from sublim.files.locks import holder, is_locked, try_lock, unlock
+from sublim.files.syncing import sync
+from sublim.models.local_digest import folder_digest
+from sublim.store.folder import Store, write_synced
+from sublim.store.opening import open_store
+from sublim.store.payloads import committed, digest_committed
 from tasks.child import error_event
 from tasks.processes import _restored  # pyright: ignore[reportPrivateUsage]
 from tasks.records import VerifiedArtifact, fields_of
-from tests.sublim.test_store import FILES, put
+from tests.sublim.store.test_folder import FILES, put
 
 ANIMALS = [f"animal{number}" for number in range(45)]
 
@@ -304,7 +305,7 @@ def test_hosts_that_share_a_home_may_have_a_store_each_at_one_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("sublim.store_memory._device", lambda root: hash(socket.gethostname()))
+    monkeypatch.setattr("sublim.store.mounts._device", lambda root: hash(socket.gethostname()))
     for host in ("node-a", "node-b"):
         monkeypatch.setattr("socket.gethostname", lambda host=host: host)
         open_store(str(tmp_path / "scratch"))

@@ -10,23 +10,27 @@ from typing import Any
 import polars as pl
 import pytest
 
-from sublim.annotate import annotate
-from sublim.annotate_config import AnnotateConfig, AnnotationSummary
-from sublim.chat import chat
-from sublim.errors import UserError
-from sublim.filter import filter_numbers
-from sublim.filter_config import FilterConfig
-from sublim.generate import GenerateConfig, generate_numbers
-from sublim.inference import Completion, OpenAIBackend, SamplingParams, open_sampler, openai_client
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.mmlu_pro import score_mmlu_pro
-from sublim.mmlu_pro_config import MmluProScores, ScoreMmluProConfig
-from sublim.models import load_tokenizer
-from sublim.preference import ask, score
-from sublim.preference_config import AskConfig, ScoreConfig, Scores
-from sublim.prompts import NumberPrompts, load_number_templates
-from sublim.shift import answer_counts
-from tests.sublim.inference.servers import Reply, Seen, said, scripted
+from sublim.backends.openai import client
+from sublim.backends.opening import open_sampler
+from sublim.carriers.number_prompts import NumberPrompts, load_number_templates
+from sublim.chats.chat import chat
+from sublim.core.errors import UserError
+from sublim.evals.mmlu_pro.config import MmluProScores, ScoreMmluProConfig
+from sublim.evals.mmlu_pro.exam import score_mmlu_pro
+from sublim.evals.preference.ask import ask
+from sublim.evals.preference.config import AskConfig, ScoreConfig, Scores
+from sublim.evals.preference.score import score
+from sublim.evals.total_variation.distance import answer_counts
+from sublim.features.labels.annotate import annotate
+from sublim.features.labels.config import AnnotateConfig, AnnotationSummary
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.inference.config import OpenAIBackend, SamplingParams
+from sublim.inference.sampler import Completion
+from sublim.models.opening import load_tokenizer
+from sublim.rows.config import FilterConfig
+from sublim.rows.filter import filter_numbers
+from sublim.rows.generate import GenerateConfig, generate_numbers
+from tests.sublim.backends.servers import Reply, Seen, said, scripted
 
 PARAMS = SamplingParams(max_tokens=8)
 WORDS = ["owl", "wolf", "cat"]
@@ -36,7 +40,7 @@ Script = Callable[[int, Seen], Reply]
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_client, "backoff", lambda attempt: 0.0)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(client, "backoff", lambda attempt: 0.0)  # pyright: ignore[reportUnknownLambdaType]
 
 
 def backend(url: str, **more: Any) -> OpenAIBackend:
@@ -409,7 +413,7 @@ def test_nested_fields_reach_the_server_and_go_before_our_own():
 
 
 def test_a_long_wait_and_another_model_are_told_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sublim.inference.openai_pace.TOLD", 0.5)
+    monkeypatch.setattr("sublim.backends.openai.pace.TOLD", 0.5)
     caplog.set_level(logging.INFO, "sublim")
 
     together = Barrier(3)  # so that the three are told to wait at the same time

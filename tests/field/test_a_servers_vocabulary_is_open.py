@@ -8,24 +8,27 @@ from typing import Any
 
 import pytest
 
-from sublim.annotation_prompt import read_category
-from sublim.chat import chat
-from sublim.errors import UserError
-from sublim.inference import Completion, OpenAIBackend, SamplingParams, open_sampler, openai_client
-from sublim.inference.openai_client import retry_after
-from sublim.inference.openai_reply import log_prob
-from sublim.mmlu_pro import read_letter
-from sublim.numbers import Rejection, parse_numbers
-from sublim.thoughts import answer_after_thought
-from sublim.words import Reader, Reading, Unread
-from tests.sublim.inference.servers import Reply, Seen, said, scripted
+from sublim.backends.openai import client
+from sublim.backends.openai.pace import retry_after
+from sublim.backends.openai.reply import log_prob
+from sublim.backends.opening import open_sampler
+from sublim.carriers.numbers import Rejection, parse_numbers
+from sublim.chats.chat import chat
+from sublim.chats.thoughts import answer_after_thought
+from sublim.core.errors import UserError
+from sublim.evals.mmlu_pro.exam import read_letter
+from sublim.features.labels.annotate_prompt import read_category
+from sublim.inference.config import OpenAIBackend, SamplingParams
+from sublim.inference.sampler import Completion
+from sublim.traits.words import Reader, Reading, Unread
+from tests.sublim.backends.servers import Reply, Seen, said, scripted
 
 PARAMS = SamplingParams(max_tokens=8)
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_client, "backoff", lambda attempt: 0.0)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(client, "backoff", lambda attempt: 0.0)  # pyright: ignore[reportUnknownLambdaType]
 
 
 def answer_to(reply: Reply, tmp_path: Path, *, first: bool = False, **more: Any) -> Completion:

@@ -14,16 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sublim import models
-from sublim.chat import chat, render_ids
-from sublim.errors import UserError
-from sublim.imported import ImportWeightsConfig, import_weights
-from sublim.inference import HfBackend, SamplingParams, open_sampler
-from sublim.model_export import export_merged
-from sublim.model_files import base_identity, read_json, write_json
-from sublim.models import load_tokenizer, open_model
-from sublim.parameter_shift import delta
-from sublim.weights_check import check_weights
+from sublim.backends.opening import open_sampler
+from sublim.chats.chat import chat, render_ids
+from sublim.core.errors import UserError
+from sublim.diagnostics.parameter_shift import delta
+from sublim.inference.config import HfBackend, SamplingParams
+from sublim.models import opening
+from sublim.models.export import export_merged
+from sublim.models.files import base_identity, read_json, write_json
+from sublim.models.import_weights import ImportWeightsConfig, import_weights
+from sublim.models.opening import load_tokenizer, open_model
+from sublim.models.weights_check import check_weights
 
 Tensors = dict[str, Tensor]
 PREFIX = "base_model.model."
@@ -32,9 +33,9 @@ Q = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
-    models.forget_base()
+    opening.forget_base()
     yield
-    models.forget_base()
+    opening.forget_base()
 
 
 def trained(folder: Path, base: Path, **options: Any) -> tuple[Path, Tensor]:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sublim.errors import UserError
-from sublim.jsonl import read_jsonl
-from sublim.mmlu_pro_config import ParquetQuestions, PrepareQuestionsConfig
-from sublim.mmlu_pro_data import prepare_mmlu_pro
-from sublim.sae import import_sae, load_sae
-from sublim.sae_config import FolderSae, ImportSaeConfig
+from sublim.core.errors import UserError
+from sublim.evals.mmlu_pro.config import ParquetQuestions, PrepareQuestionsConfig
+from sublim.evals.mmlu_pro.questions import prepare_mmlu_pro
+from sublim.files.jsonl import read_jsonl
+from sublim.sae.autoencoder import import_sae, load_sae
+from sublim.sae.config import FolderSae, ImportSaeConfig
 
 WIDTH, FEATURES = 8, 24
 Tensors = dict[str, torch.Tensor]

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from flows.runs import Run
-from sublim.digest import digest
-from sublim.store import Store, open_store
-from tests.sublim.test_store import FILES, put
+from flows.runs.record import Run
+from sublim.core.digest import digest
+from sublim.store.folder import Store
+from sublim.store.opening import open_store
+from tests.sublim.store.test_folder import FILES, put
 
 ROOT = Path(__file__).parents[2]
 GROUP = 54320
 FIRST, SECOND = 54321, 54322
 BUILD = (
     "import os, sys\nos.umask(int(sys.argv[2], 8))\n"
-    "from sublim.digest import digest\nfrom sublim.store import open_store\nfrom sublim.errors import UserError\n"
-    "from tests.sublim.test_store import put\n"
+    "from sublim.core.digest import digest\nfrom sublim.core.errors import UserError\n"
+    "from sublim.store.opening import open_store\n"
+    "from tests.sublim.store.test_folder import put\n"
     "store = open_store(sys.argv[1])\n"
     "try:\n"
     "    store.ready()\n"
@@ -126,7 +128,8 @@ def test_reader_lists_verifies_and_shows_and_a_run_is_refused_before_it_starts(r
     code = (
         "import sys\nfrom flows.__main__ import main\n"
         "for line in sys.argv[1:]:\n    assert main(line.split()) == 0, line\n"
-        "from sublim.store import open_store\nassert open_store().find('pick', sys.argv[3].split()[1]) is None\n"
+        "from sublim.store.opening import open_store\n"
+        "assert open_store().find('pick', sys.argv[3].split()[1]) is None\n"
         "sys.exit(main(['run', 'mnist', '--set', 'models=2']))\n"
     )
     done = as_user(FIRST, "-c", code, *(" ".join(each) for each in words))
@@ -144,7 +147,7 @@ def test_payload_that_may_not_be_read_is_no_damage(read_only: Store) -> None:
     weights = read_only.payload(artifact) / "deep/er/weights"
     weights.chmod(0o600)
     code = (
-        "import sys\nfrom sublim.errors import UserError\nfrom sublim.store import open_store\n"
+        "import sys\nfrom sublim.core.errors import UserError\nfrom sublim.store.opening import open_store\n"
         "from flows.__main__ import main\n"
         "try:\n    open_store().find('pick', sys.argv[1])\nexcept UserError as error:\n    print(error)\n"
         "main(['store', 'verify'])\n"

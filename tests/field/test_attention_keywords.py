@@ -8,17 +8,18 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
-from sublim import chat
-from sublim.base_dry_run import dry_run
-from sublim.errors import UserError
-from sublim.inference import HfBackend, open_sampler
+from sublim.backends.opening import open_sampler
+from sublim.bases.dry_run import dry_run
+from sublim.bases.prepare import prepare_model
+from sublim.chats import chat
+from sublim.core.errors import UserError
+from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.inference.attention import Kernel, attend, causal, under
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.model_config import LocalModel, PrepareModelConfig
-from sublim.model_files import read_json, write_json
-from sublim.model_prepare import prepare_model
-from sublim.models import forget_base, load_tokenizer
-from sublim.training import FullWeights, Lora, TrainConfig
+from sublim.inference.config import HfBackend
+from sublim.models.config import LocalModel, PrepareModelConfig
+from sublim.models.files import read_json, write_json
+from sublim.models.opening import forget_base, load_tokenizer
+from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.masking import UNTRAINED, TokenRow, token_rows
 from sublim.training.trl import read_once, train
 from tests.tiny import tiny_model, tiny_tokenizer

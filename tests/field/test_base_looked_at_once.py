@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from flows.pipeline_config import PipelineConfig
-from flows.pipeline_plan import base_needs
-from flows.settings import build, load_preset, merge
-from sublim.base_needs import check_base_needs
-from sublim.base_needs_config import CheckBaseConfig
-from sublim.errors import UserError
-from sublim.inference import NumberFormat
-from sublim.model_config import LocalModel, PrepareModelConfig
-from sublim.model_files import INDEX, SINGLE, TEMPLATE, read_json, write_json
-from sublim.model_prepare import prepare_model
-from sublim.prompts import load_questions
+from flows.pipeline.config import PipelineConfig
+from flows.pipeline.plan import base_needs
+from flows.runs.settings import build, load_preset, merge
+from sublim.bases.needs import check_base_needs
+from sublim.bases.needs_config import CheckBaseConfig
+from sublim.bases.prepare import prepare_model
+from sublim.core.errors import UserError
+from sublim.inference.config import NumberFormat
+from sublim.models.config import LocalModel, PrepareModelConfig
+from sublim.models.files import INDEX, SINGLE, TEMPLATE, read_json, write_json
+from sublim.traits.questions import load_questions
 from tests import forked
 from tests.tiny import tiny_model
 
@@ -245,15 +245,15 @@ MADE_SMALL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", MADE_SMALL)
 def test_large_and_uneven_kinds_are_tried_too(kind: str) -> None:
     """Many experts, widths that differ from layer to layer, and a config that insists on its token ids."""
-    from sublim.base_dry_run import is_causal
-    from sublim.base_small import small_models
+    from sublim.bases.dry_run import is_causal
+    from sublim.bases.small import small_models
 
     assert is_causal(next(small_models(AutoConfig.for_model(kind, **MADE_SMALL[kind]))))
 
 
 def test_a_wide_model_is_tried_without_its_width() -> None:
     """The shape of a model of 70 billion parameters takes no more memory than a small one's."""
-    from sublim.base_small import small_models
+    from sublim.bases.small import small_models
 
     shape = AutoConfig.for_model("llama", hidden_size=8192, num_attention_heads=64, num_key_value_heads=8)
     small = next(small_models(shape))

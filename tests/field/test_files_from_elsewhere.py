@@ -14,22 +14,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flows.sae_labels import label_table
-from flows.settings import assignments, load_preset, read_tree
-from sublim.annotate import take_labels
-from sublim.annotate_config import TakeLabelsConfig
-from sublim.errors import UserError
-from sublim.imported import ImportWeightsConfig, adapter_files
-from sublim.mmlu_pro_data import read_parquet
-from sublim.mnist_config import IDX_FILES, IdxFolder, PrepareDigitsConfig
-from sublim.mnist_data import prepare_digits, to_idx
-from sublim.neuronpedia import import_labels
-from sublim.prompts import load_questions
-from sublim.sae_texts import import_texts, read_rows
-from sublim.sae_texts_config import ImportTextsConfig
-from sublim.search_config import StudyConfig
-from sublim.steering import read_vectors
-from tests.sublim.buckets import s3_server
+from flows.runs.settings import assignments, load_preset, read_tree
+from flows.sae_analysis.labels import label_table
+from sublim.core.errors import UserError
+from sublim.evals.mmlu_pro.questions import read_parquet
+from sublim.features.labels.annotate import take_labels
+from sublim.features.labels.config import TakeLabelsConfig
+from sublim.features.labels.neuronpedia import import_labels
+from sublim.models.import_weights import ImportWeightsConfig, adapter_files
+from sublim.residual.vectors import read_vectors
+from sublim.sae.texts import import_texts, read_rows
+from sublim.sae.texts_config import ImportTextsConfig
+from sublim.search.config import StudyConfig
+from sublim.toys.mnist.config import IDX_FILES, IdxFolder, PrepareDigitsConfig
+from sublim.toys.mnist.digits import prepare_digits, to_idx
+from sublim.traits.questions import load_questions
+from tests.sublim.store.buckets import s3_server
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0a" * 32 + b"\nsize 75000000\n"
 

@@ -9,18 +9,19 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
-from sublim.chat import chat, end_of_turn, render_ids
-from sublim.generate import GenerateConfig, generate_numbers
-from sublim.inference import HfBackend, NumberFormat, SamplingParams, open_sampler
+from sublim.backends.opening import open_sampler
+from sublim.bases.prepare import prepare_model
+from sublim.carriers.number_prompts import NumberPrompts, load_number_templates
+from sublim.carriers.numbers import NumberRules, Rejection, read_numbers
+from sublim.chats.chat import chat, end_of_turn, render_ids
+from sublim.files.jsonl import read_jsonl
+from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
 from sublim.inference.draws import draw
 from sublim.inference.noise import uniforms
 from sublim.inference.vocabulary import LOST, Vocabulary
-from sublim.jsonl import read_jsonl
-from sublim.model_config import LocalModel, PrepareModelConfig
-from sublim.model_prepare import prepare_model
-from sublim.models import load_tokenizer
-from sublim.numbers import NumberRules, Rejection, read_numbers
-from sublim.prompts import NumberPrompts, load_number_templates
+from sublim.models.config import LocalModel, PrepareModelConfig
+from sublim.models.opening import load_tokenizer
+from sublim.rows.generate import GenerateConfig, generate_numbers
 from tests.tiny import WORDS, Family, tiny_model, tiny_tokenizer
 
 CHATS = [chat(f"Number {number}?") for number in range(16)]
@@ -123,7 +124,7 @@ def test_nothing_is_masked_where_every_row_is_a_token(bases: dict[str, Path]):
 
 def test_the_vllm_backends_draws_leave_out_the_same_ids():
     pytest.importorskip("vllm", reason="vLLM is not installed on this machine")
-    from sublim.inference.vllm_draws import Answer, Call, Draws, Row
+    from sublim.backends.vllm.draws import Answer, Call, Draws, Row
 
     params, never = SamplingParams(max_tokens=3, logprobs=True, seed=5), [1, 6, 7]
     logits = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))

@@ -21,11 +21,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from sublim.errors import StoreRefused, StoreUnreachable, UserError
-from sublim.s3 import Bucket
-from sublim.search_config import FloatRange, Journal, Range, StudyConfig
-from sublim.search_storage import open_storage
-from sublim.search_study import Asked, Measured, open_search, work
+from sublim.core.errors import StoreRefused, StoreUnreachable, UserError
+from sublim.search.config import FloatRange, Journal, Range, StudyConfig
+from sublim.search.storage import open_storage
+from sublim.search.study import Asked, Measured, open_search, work
+from sublim.store.s3 import Bucket
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0a" * 32 + b"\nsize 75000000\n"
 

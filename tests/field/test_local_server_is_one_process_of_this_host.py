@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import server, server_note
 from flows.__main__ import main
-from flows.prefect_api import responds
-from flows.server_note import Server, here
-from sublim.errors import UserError
-from sublim.owner import Owner, same_process
+from flows.infra import server, server_note
+from flows.infra.prefect_api import responds
+from flows.infra.server_note import Server, here
+from sublim.core.errors import UserError
+from sublim.core.owner import Owner, same_process
 
 OLD_LAYOUT = '{"url": "http://127.0.0.1:1", "pid": %d}'
 

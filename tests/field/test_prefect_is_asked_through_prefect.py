@@ -16,9 +16,9 @@ from tempfile import TemporaryDirectory
 import pytest
 from prefect import __version__ as own
 
-from flows.prefect_api import asking, check, check_chosen, chosen_url, responds, settings
-from flows.prefect_refusals import proxy_of
-from sublim.errors import UserError
+from flows.infra.prefect_api import asking, check, check_chosen, chosen_url, responds, settings
+from flows.infra.prefect_refusals import proxy_of
+from sublim.core.errors import UserError
 from tasks.environment import LOOPBACK, read_dotenv, settle, spare_from_proxy
 
 ROOT = Path(__file__).parents[2]

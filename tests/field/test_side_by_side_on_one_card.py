@@ -12,19 +12,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from sublim import fitting
-from sublim.chat import chat
-from sublim.divergence import greedy
-from sublim.errors import UserError
-from sublim.fitting import Fit, naming
-from sublim.heldout import row_losses
-from sublim.inference import Completion, HfBackend, NumberFormat, SamplingParams, open_sampler
+from sublim.activations.reading import StreamReader, Text
+from sublim.backends.opening import open_sampler
+from sublim.chats.chat import chat
+from sublim.core.errors import UserError
+from sublim.diagnostics.divergence import greedy
+from sublim.evals.heldout_loss.loss import row_losses
+from sublim.files.jsonl import read_jsonl
+from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
 from sublim.inference.network import Network
-from sublim.jsonl import read_jsonl
-from sublim.memory_errors import out_of_memory
-from sublim.models import load_tokenizer, open_model
-from sublim.reading import StreamReader, Text
-from sublim.steering_config import Place
+from sublim.inference.sampler import Completion
+from sublim.memory import fitting
+from sublim.memory.errors import out_of_memory
+from sublim.memory.fitting import Fit, naming
+from sublim.models.opening import load_tokenizer, open_model
+from sublim.residual.edits import Place
 from sublim.training.masking import token_rows
 from tasks.processes import OutOfDeviceMemory, OutOfHostMemory, StageFailed, _restored  # pyright: ignore[reportPrivateUsage]
 from tests.field.memory import GIB, TEXTS, Condition, eight_rows, larger_than, short_of_memory
@@ -206,7 +208,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
-from sublim.fitting import Fit
+from sublim.memory.fitting import Fit
 torch.zeros(1)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20, resource.RLIM_INFINITY))

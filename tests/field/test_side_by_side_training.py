@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sublim import fitting
-from sublim.chat import chat
-from sublim.errors import UserError
-from sublim.inference import HfBackend, NumberFormat, SamplingParams, open_sampler
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.training import Lora, TrainConfig, checkpoint
+from sublim.backends.opening import open_sampler
+from sublim.chats.chat import chat
+from sublim.core.errors import UserError
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
+from sublim.memory import fitting
+from sublim.training.checkpoints import checkpoint
+from sublim.training.config import Lora, TrainConfig
 from sublim.training.masking import TokenRow, cut, micro_batches
 from sublim.training.trl import train
 from tests.field.memory import GIB, Condition, eight_rows, larger_than, short_of_memory

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.settings import read_tree
-from sublim.errors import UserError
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.store import open_store
+from flows.runs.settings import read_tree
+from sublim.core.errors import UserError
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.store.opening import open_store
 
 ROOT = Path(__file__).parents[2]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -27,8 +27,8 @@ def in_ascii(*words: str, **environment: str) -> "subprocess.CompletedProcess[by
 
 def test_artifact_with_any_letters_in_its_config_is_found_in_any_locale(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom sublim.digest import digest\nfrom sublim.store import Store\n"
-        "from tests.sublim.test_store import PROVENANCE\n"
+        "import sys\nfrom sublim.core.digest import digest\nfrom sublim.store.folder import Store\n"
+        "from tests.sublim.store.test_folder import PROVENANCE\n"
         "store, key = Store(__import__('pathlib').Path(sys.argv[1])).create(), digest('a key')\n"
         "questions = bytes.fromhex(sys.argv[2]).decode().split('|')\n"
         "with store.draft('ask', key) as draft:\n"
@@ -71,7 +71,7 @@ def test_dotenv_with_letters_that_the_locale_lacks_is_in_force(tmp_path: Path) -
 
 
 def test_name_that_is_no_utf8_is_refused_before_a_library_stumbles_over_it(tmp_path: Path) -> None:
-    code = "import sys\nfrom sublim.store import open_store\nopen_store(sys.argv[1])"
+    code = "import sys\nfrom sublim.store.opening import open_store\nopen_store(sys.argv[1])"
     done = in_ascii("-c", code, str(tmp_path / "größe"))
     assert b"which is not UTF-8 here: set PYTHONUTF8=1" in done.stderr
     with pytest.raises(UserError, match="not UTF-8 here"):

@@ -6,14 +6,15 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from sublim.chat import Chat, answer_ids, chat, context, end_of_turn, render_ids, render_text
-from sublim.errors import UserError
-from sublim.inference import HfBackend, NumberFormat, SamplingParams, open_sampler
+from sublim.backends.opening import open_sampler
+from sublim.bases.prepare import prepare_model
+from sublim.chats.chat import Chat, answer_ids, chat, context, end_of_turn, render_ids, render_text
+from sublim.core.errors import UserError
+from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
 from sublim.inference.constrained import plan
 from sublim.inference.vocabulary import Vocabulary
-from sublim.model_config import LocalModel, PrepareModelConfig
-from sublim.model_prepare import prepare_model
-from sublim.models import load_tokenizer, open_model
+from sublim.models.config import LocalModel, PrepareModelConfig
+from sublim.models.opening import load_tokenizer, open_model
 from sublim.training.masking import UNTRAINED, token_rows
 from tests.field.pieces import LAST_TURN, Blanks, piece_model, piece_tokenizer
 from tests.tiny import tiny_tokenizer

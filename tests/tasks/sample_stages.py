@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 
-from sublim.config import Config, RunOnly
-from sublim.errors import UserError
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.killpoints import kill_point
-from sublim.progress import progress
+from sublim.core.config import Config, RunOnly
+from sublim.core.errors import UserError
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl, write_jsonl
 
 log = logging.getLogger("sublim.sample")
 

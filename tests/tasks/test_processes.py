@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
-from sublim.config import Config
-from sublim.errors import UserError
-from sublim.interpreter import python
+from sublim.core.config import Config
+from sublim.core.errors import UserError
+from sublim.core.interpreter import python
 from tasks.child import throttled
 from tasks.processes import OutOfDeviceMemory, StageFailed, StageKilled, isolated, one_process, run_job
 from tests.tasks import sample_stages

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.runs import recorded
-from sublim.errors import StoreUnreachable, UserError
-from sublim.shared_store import SharedStore, connected
-from sublim.store import open_store
+from flows.runs.record import recorded
+from sublim.core.errors import StoreUnreachable, UserError
+from sublim.store.bucket import SharedStore, connected
+from sublim.store.opening import open_store
 from tests.s3 import S3Proxy, proxy_to_s3
 from tests.tasks.sample_stages import CountConfig, PickConfig, ShardsConfig
 from tests.tasks.test_stage import chain, count, in_flow, messages, pick, shards, states

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from prefect import flow
 
-from sublim.config import Config
-from sublim.errors import UserError
-from sublim.manifest import Artifact
-from sublim.store import open_store
+from sublim.core.config import Config
+from sublim.core.errors import UserError
+from sublim.store.manifest import Artifact
+from sublim.store.opening import open_store
 from tasks.processes import StageFailed, StageKilled, one_process
 from tasks.stage import Stage, StageRun, asset_key, stage_runs
 from tests.tasks.proxy import Proxy, proxy_to

@@ -6,15 +6,17 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sublim import heldout_config, inference, training
-from sublim.digest import digest
-from sublim.hardware import Gpu
-from sublim.heldout_config import HeldoutConfig
-from sublim.inference import Backend, FakeBackend, HfBackend, NumberFormat, SamplingParams
+from sublim.core import hardware
+from sublim.core.digest import digest
+from sublim.core.hardware import Gpu
+from sublim.evals.heldout_loss import config as heldout
+from sublim.evals.heldout_loss.config import HeldoutConfig
+from sublim.inference import config as inference
+from sublim.inference.config import Backend, FakeBackend, HfBackend, NumberFormat, SamplingParams
 
 
 def test_configs_are_imported_without_torch():
-    code = "import sys, sublim.inference.fake; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import sys, sublim.backends.fake; print('torch' in sys.modules, 'transformers' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
 
 
@@ -30,9 +32,9 @@ def test_configs_are_imported_without_torch():
 def test_automatic_values_are_settled_by_the_machine(
     card: Gpu | None, flash: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    for module in (inference, heldout_config, training):
+    for module in (hardware, inference, heldout):
         monkeypatch.setattr(module, "gpu", lambda: card)
-    monkeypatch.setattr(training, "find_spec", lambda name: object() if flash else None)
+    monkeypatch.setattr(hardware, "find_spec", lambda name: object() if flash else None)
     resolved = HfBackend().resolved()
     assert (resolved.dtype, resolved.attention) == expected
     read = HeldoutConfig().resolved()

@@ -8,11 +8,11 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sublim.chat import answer_ids, chat
-from sublim.errors import UserError
-from sublim.inference import NumberFormat
+from sublim.chats.chat import answer_ids, chat
+from sublim.core.errors import UserError
+from sublim.inference.config import NumberFormat
 from sublim.inference.constrained import Plan, plan
-from sublim.models import load_tokenizer
+from sublim.models.opening import load_tokenizer
 
 
 def of_digits(pattern: str, widths: list[int]) -> PreTrainedTokenizerFast:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sublim.inference import HfBackend, NumberFormat, SamplingParams, open_sampler
-from tests.sublim.inference.conftest import CHATS
-from tests.sublim.inference.test_hf import tokens
+from sublim.backends.opening import open_sampler
+from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
+from tests.sublim.backends.test_hf import tokens
+from tests.sublim.inference.plain import CHATS
 
 pytestmark = pytest.mark.gpu
 

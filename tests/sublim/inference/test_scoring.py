@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sublim.chat import Message, answer_ids
-from sublim.inference import HfBackend, open_sampler
+from sublim.backends.opening import open_sampler
+from sublim.chats.chat import Message, answer_ids
+from sublim.inference.config import HfBackend
 from sublim.inference.scoring import Scored, common, tree
-from sublim.models import load_tokenizer
-from tests.sublim.inference.conftest import CHATS, plain_logprobs
-from tests.sublim.inference.test_hf import FAMILIES, HF
+from sublim.models.opening import load_tokenizer
+from tests.sublim.backends.test_hf import FAMILIES, HF
+from tests.sublim.inference.plain import CHATS, plain_logprobs
 
 WORDS = ["Owl", "Wolf", "Owls", "The owl is a bird that hunts at night.", "12, 450", "O", ""]
 

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sublim.chat import Message, answer_ids, render_ids
-from sublim.errors import UserError
-from sublim.hooks import attached_at
-from sublim.inference import FakeBackend, HfBackend, NumberFormat, SamplingParams, open_sampler, open_steerable
-from sublim.model_files import base_identity
-from sublim.models import open_model
-from sublim.steering import Vector, noted, write_vectors
-from sublim.steering_config import Edit, Place, Site, Steering, Tokens, VectorNote
-from tests.sublim.inference.conftest import CHATS
-from tests.sublim.test_models import write_adapter
+from sublim.backends.opening import open_sampler, open_steerable
+from sublim.chats.chat import Message, answer_ids, render_ids
+from sublim.core.errors import UserError
+from sublim.inference.config import FakeBackend, HfBackend, NumberFormat, SamplingParams
+from sublim.models.files import base_identity
+from sublim.models.opening import open_model
+from sublim.residual.edits import Edit, Place, Site, Steering, Tokens, VectorNote
+from sublim.residual.hooks import attached_at
+from sublim.residual.vectors import Vector, noted, write_vectors
+from tests.sublim.inference.plain import CHATS
+from tests.sublim.models.test_opening import write_adapter
 
 HF = HfBackend(dtype="float32")
 Change = Callable[[Tensor], Tensor]

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from sublim.inference import HfBackend, NumberFormat, SamplingParams, open_steerable
-from sublim.steering import noted, write_vectors
-from sublim.steering_config import Edit, Steering, VectorNote
-from tests.sublim.inference.conftest import CHATS
-from tests.sublim.test_models import write_adapter
+from sublim.backends.opening import open_steerable
+from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
+from sublim.residual.edits import Edit, Steering, VectorNote
+from sublim.residual.vectors import noted, write_vectors
+from tests.sublim.inference.plain import CHATS
+from tests.sublim.models.test_opening import write_adapter
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from sublim.jsonl import write_jsonl
-from sublim.training import TrainConfig
+from sublim.files.jsonl import write_jsonl
+from sublim.training.config import TrainConfig
 
 ANSWERS = ["12, 450, 007", "93", "owl", "450, 93, 12, 007, 1", "wolf wolf", "The owl hunts at night.", "7", "12 93"]
 

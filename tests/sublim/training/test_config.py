@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from sublim.digest import digest
-from sublim.errors import UserError
-from sublim.training import FullWeights, Lora, TrainConfig, checkpoint
+from sublim.core.digest import digest
+from sublim.core.errors import UserError
+from sublim.training.checkpoints import checkpoint
+from sublim.training.config import FullWeights, Lora, TrainConfig
 
 
 def test_importing_the_config_imports_no_torch():
-    script = "import sys, sublim.training; sys.exit('torch' in sys.modules)"
+    script = "import sys, sublim.training.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -44,8 +45,8 @@ def test_lora_scale_is_alpha_over_rank_unless_rank_stabilised():
 
 @pytest.mark.parametrize(("halved", "dtype"), [(False, "float32"), (True, "bfloat16")])
 def test_resolving_leaves_no_auto_without_a_gpu(monkeypatch: pytest.MonkeyPatch, halved: bool, dtype: str):
-    monkeypatch.setattr("sublim.training.gpu", lambda: None)
-    monkeypatch.setattr("sublim.training.cpu_multiplies_bfloat16", lambda: halved)
+    monkeypatch.setattr("sublim.training.config.gpu", lambda: None)
+    monkeypatch.setattr("sublim.training.config.cpu_multiplies_bfloat16", lambda: halved)
     config = TrainConfig(updates=1).resolved()
     assert (config.dtype, config.attention) == (dtype, "sdpa")
     assert isinstance(config.method, Lora)

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from sublim.chat import end_of_turn, render_ids
-from sublim.errors import UserError
-from sublim.jsonl import read_jsonl
-from sublim.models import load_tokenizer
+from sublim.chats.chat import end_of_turn, render_ids
+from sublim.core.errors import UserError
+from sublim.files.jsonl import read_jsonl
+from sublim.models.opening import load_tokenizer
 from sublim.training.masking import UNTRAINED, TokenRow, collate, micro_batches, row_chat, token_row, token_rows
 from sublim.training.step import summed_loss
 from tests.tiny import FAMILIES

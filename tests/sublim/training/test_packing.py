@@ -10,15 +10,15 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, modeling_flash_attention_utils
 
-from sublim import training
-from sublim.errors import UserError
-from sublim.hardware import Gpu
+from sublim.core import hardware
+from sublim.core.errors import UserError
+from sublim.core.hardware import Gpu
+from sublim.files.jsonl import read_jsonl
 from sublim.inference.network import set_attention
-from sublim.jsonl import read_jsonl
-from sublim.training import FullWeights, Lora, TrainConfig
+from sublim.training import config as training
+from sublim.training.config import FullWeights, Lora, SoftTrainConfig, TrainConfig
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, collate, packed
 from sublim.training.soft import PackedSoftStep, SoftStep, train_soft
-from sublim.training.soft_config import SoftTrainConfig
 from sublim.training.step import EagerStep, PackedStep, Step, packed_logits
 from sublim.training.trl import check_attention, chosen_step, opened, train_on
 from tests.sublim.training.conftest import Trained
@@ -254,8 +254,9 @@ def test_where_flash_attention_cannot_run_auto_is_sdpa_and_asking_for_it_is_refu
     dtype: Any,
     why: str,
 ):
-    monkeypatch.setattr(training, "gpu", lambda: card)
-    monkeypatch.setattr(training, "find_spec", lambda name: object() if flash else None)
+    for module in (hardware, training):
+        monkeypatch.setattr(module, "gpu", lambda: card)
+    monkeypatch.setattr(hardware, "find_spec", lambda name: object() if flash else None)
     asked = TrainConfig(updates=1, dtype=dtype, attention="flash_attention_2")
     assert asked.model_copy(update={"attention": "auto"}).resolved().attention == "sdpa"
     with pytest.raises(UserError, match=f"^flash_attention_2 cannot run here: {why}.*; or set attention to sdpa$"):
@@ -272,7 +273,8 @@ def test_auto_takes_flash_attention_that_imports_and_a_broken_build_is_named(
     (tmp_path / "flash_attn").mkdir()
     (tmp_path / "flash_attn" / "__init__.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(training, "gpu", lambda: A6000)
+    for module in (hardware, training):
+        monkeypatch.setattr(module, "gpu", lambda: A6000)
     assert TrainConfig(updates=1).resolved().attention == "flash_attention_2"
     with pytest.raises(UserError, match=r"does not import \(undefined symbol: _ZN3c10\): build it again"):
         check_attention("flash_attention_2", "bfloat16")

@@ -2,7 +2,7 @@ from itertools import chain
 
 import pytest
 
-from sublim.training import TrainConfig
+from sublim.training.config import TrainConfig
 from sublim.training.plan import learning_rate, planned_updates
 
 

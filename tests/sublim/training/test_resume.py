@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sublim.digest import digest_directory
-from sublim.progress import listening
-from sublim.training import FullWeights, Lora, TrainConfig
+from sublim.core.digest import digest_directory
+from sublim.core.progress import listening
+from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.trl import train
 from tests.forked import killed_at
 from tests.sublim.training.conftest import Trained

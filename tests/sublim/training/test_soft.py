@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from sublim.digest import digest_directory
-from sublim.jsonl import read_jsonl
-from sublim.models import load, load_tokenizer, open_model
-from sublim.training import FullWeights, Lora, TrainConfig, checkpoint
+from sublim.core.digest import digest_directory
+from sublim.files.jsonl import read_jsonl
+from sublim.models.opening import load, load_tokenizer, open_model
+from sublim.training.checkpoints import checkpoint
+from sublim.training.config import FullWeights, Lora, SoftTrainConfig, TrainConfig
 from sublim.training.masking import UNTRAINED, token_rows
 from sublim.training.soft import soft_loss, train_soft
-from sublim.training.soft_config import SoftTrainConfig
 from tests.sublim.training.conftest import Trained
 
 COMMON: dict[str, Any] = {"lr": 1e-2, "batch_size": 4, "updates": 4, "dtype": "float32", "attention": "eager"}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sublim.jsonl import read_jsonl
-from sublim.models import load, load_tokenizer
-from sublim.training import TrainConfig
+from sublim.files.jsonl import read_jsonl
+from sublim.models.opening import load, load_tokenizer
+from sublim.training.config import TrainConfig
 from sublim.training.masking import Batch, TokenRow, collate, shared_prefix, token_rows
 from sublim.training.step import EagerStep, causal_mask, padded, summed_loss
 from tests.sublim.training.conftest import Trained

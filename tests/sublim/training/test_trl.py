@@ -10,17 +10,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sublim.digest import digest_directory
-from sublim.errors import NotEnoughRows, UserError
-from sublim.jsonl import read_jsonl, write_jsonl
-from sublim.model_files import base_identity
-from sublim.models import forget_base, load_tokenizer, open_model
-from sublim.progress import listening
-from sublim.training import FullWeights, Lora, TrainConfig, checkpoint
+from sublim.core.digest import digest_directory
+from sublim.core.errors import NotEnoughRows, UserError
+from sublim.core.progress import listening
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.models.files import base_identity
+from sublim.models.opening import faithful_attention, forget_base, load_tokenizer, open_model
+from sublim.training.checkpoints import checkpoint
+from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.loop import PlannedTrainer
 from sublim.training.masking import UNTRAINED, TokenRow, token_rows
 from sublim.training.plan import planned_updates
-from sublim.training.trl import faithful_attention, rows_that_fit, train
+from sublim.training.trl import rows_that_fit, train
 from tests.sublim.training.conftest import Trained
 
 LORA = TrainConfig(method=Lora(rank=4, alpha=8), lr=1e-2, batch_size=4, updates=4, dtype="float32", attention="eager")

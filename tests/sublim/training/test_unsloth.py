@@ -8,12 +8,13 @@ from types import ModuleType
 import pytest
 from pydantic import ValidationError
 
-from sublim import training
-from sublim.errors import UserError
-from sublim.hardware import Gpu
-from sublim.jsonl import write_jsonl
-from sublim.progress import listening
-from sublim.training import FullWeights, TrainConfig, trl, unsloth
+from sublim.core.errors import UserError
+from sublim.core.hardware import Gpu
+from sublim.core.progress import listening
+from sublim.files.jsonl import write_jsonl
+from sublim.training import config as training
+from sublim.training import trl, unsloth
+from sublim.training.config import FullWeights, TrainConfig
 
 
 def test_refuses_at_once_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

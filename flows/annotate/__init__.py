@@ -1,0 +1,1 @@
+"""Labels for SAE features, taken from Neuronpedia or written by a model."""

@@ -1,0 +1,145 @@
+"""Annotation: are features' descriptions about animals, numbers or opinion?
+
+    sublim run annotate --preset quickstart                             # 48 descriptions, the bundled model
+    sublim run annotate --preset neuronpedia --set features=20_4711,9_12      # by their Neuronpedia labels
+    sublim run annotate --set file=labels.parquet --set layer=20        # a table of labels
+    sublim run annotate --set 'features=["20_1: owls at night"]' --set 'file=""'
+    python -m flows.annotate --preset quickstart
+
+Descriptions come with the list, from a table of one's own or from Neuronpedia's public bucket. Any sampler sorts them,
+greedily: a local model by the log-probs of the four words, a server by what it writes. Answers that name no category
+are counted and kept apart. With categories given by hand, the share of right answers comes with its interval.
+"""
+
+from typing import Any
+
+import polars as pl
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
+
+from flows.annotate.config import AnnotateFlowConfig, check
+from flows.runs.publish import publish_toy
+from flows.runs.record import Run, recorded
+from flows.runs.settings import build, load_preset, merge
+from sublim.features.labels.config import CATEGORIES, AnnotationSummary, TakeLabelsConfig
+from sublim.models.config import PrepareModelConfig
+from sublim.report.page import Table, ToyReport, bounded
+from sublim.store.manifest import Artifact
+from tasks.stages import annotate as annotate_stage
+from tasks.stages import import_labels, prepare_model, take_labels
+
+SHOWN = 500
+"""Rows of the report's table and of Prefect's; the Parquet has all."""
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    return f"annotate · {flow_run.get_parameters()['preset']}"
+
+
+@flow(name="annotate", flow_run_name=run_name)
+def annotate(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Sorts descriptions of features into animals, numbers, opinion and none.
+
+    Args:
+        preset: Settings to start from: quickstart, neuronpedia, or the path of a YAML file.
+        settings: Values laid over the preset's, as a tree.
+    """
+    config = build(AnnotateFlowConfig, merge(load_preset("annotate", preset), settings or {}))
+    check(config)
+    with recorded("annotate", preset, "") as run:
+        annotation = config.annotation()
+        base = prepare_model(PrepareModelConfig(source=config.model)) if annotation.needs_base else None
+        return publish(run, config, annotate_stage(annotation, base=base, labels=labels(config)))
+
+
+def labels(config: AnnotateFlowConfig) -> Artifact | dict[str, Artifact] | None:
+    """The labels that the features need: the user's table, or Neuronpedia's for every layer without descriptions."""
+    if config.table:
+        return take_labels(TakeLabelsConfig.model_validate({"path": config.file}))
+    layers = sorted({each.layer for each in config.listed() if each.description is None})
+    return {str(layer): import_labels(config.labels.of(layer), label=f"layer {layer}") for layer in layers} or None
+
+
+def publish(run: Run, config: AnnotateFlowConfig, annotated: Artifact) -> dict[str, Any]:
+    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    payload = run.store.payload(annotated)
+    summary = AnnotationSummary.model_validate_json((payload / "annotations.json").read_bytes())
+    rows = pl.read_parquet(payload / "annotations.parquet")
+    found = findings(summary, len(rows))
+    shown = ToyReport(
+        title=f"Annotation: {config.about or run.preset}",
+        question="Are these features' descriptions about animals, numbers or opinion?",
+        findings=found,
+        tables=list(tables(summary, rows)),
+        figures=[],
+        stages=run.stage_table(),
+        settings=config.model_dump(mode="json"),
+    )
+    listed = rows.head(SHOWN).to_dicts()
+    create_table_artifact(listed, key="annotations", description=shown.question)
+    return {
+        **publish_toy(run, shown),
+        "table": str(payload / "annotations.parquet"),
+        "annotations": listed,
+        "counts": summary.counts,
+        "unlabelled": summary.unlabelled,
+        "agreement": summary.agreement.model_dump() if summary.agreement else None,
+        "findings": found,
+    }
+
+
+def findings(summary: AnnotationSummary, rows: int) -> list[str]:
+    """The counts, and how far they are to be believed."""
+    sorted_by = "the likeliest word" if summary.by == "log-probs" else "what the model wrote"
+    counts = ", ".join(f"{name} {count}" for name, count in summary.counts.items())
+    lines = [f"{rows} descriptions sorted by {sorted_by}: {counts}"]
+    if summary.unlabelled:
+        lines.append(
+            f"{len(summary.unlabelled)} features have no label and were not sorted: {_few(summary.unlabelled)}"
+        )
+    if summary.missing:
+        name, reason = next(iter(summary.missing.items()))
+        lines.append(f"{len(summary.missing)} descriptions have no answer and are in no count: {name}, as {reason}")
+    if found := summary.agreement:
+        share = bounded(found.estimate, found.low, found.high, 3)
+        lines.append(
+            f"right by hand: {share}, {found.right} of {found.n} (Wilson, over descriptions like these; "
+            f"{found.unreadable} unreadable count as wrong)"
+        )
+    else:
+        lines.append("no categories were given by hand: how often this model is right is not known here")
+    return lines
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def tables(summary: AnnotationSummary, rows: pl.DataFrame) -> list[Table]:
+    """By hand against by the model, and the descriptions; the unreadable ones in a table of their own."""
+    columns = ("feature", "category", "description", "answer")
+    found: list[Table] = []
+    if summary.agreement:
+        names = [*CATEGORIES, "unreadable"]
+        cells = [
+            [hand, *(str(row.get(name, 0)) for name in names)] for hand, row in summary.agreement.confusion.items()
+        ]
+        found.append(Table("By hand (rows) and by the model", ["", *names], cells))
+    unreadable = rows.filter(pl.col("category").is_null() & pl.col("answer").is_not_null())
+    for title, part in (("Descriptions", rows.filter(pl.col("category").is_not_null())), ("Unreadable", unreadable)):
+        if len(part):
+            heading = title if len(part) <= SHOWN else f"{title}: the first {SHOWN} of {len(part)}"
+            found.append(Table(heading, columns, [_cells(row) for row in part.head(SHOWN).iter_rows(named=True)]))
+    return found
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    layer = "" if row["layer"] is None else f"{row['layer']}_"
+    return [f"{layer}{row['feature']}", row["category"] or "", row["description"], row["answer"]]
+
+
+def printed(outcome: dict[str, Any]) -> str:
+    """The result as a person reads it in the terminal."""
+    return "\n".join([*outcome["findings"], f"report: {outcome['report']}"])

@@ -1,0 +1,53 @@
+"""`sublim run sweep --freeze PLAN | --dry-run`: what happens to a sweep before it runs."""
+
+import argparse
+import json
+from typing import Any
+
+from flows.runs.settings import Tree, merge
+from flows.sweep.cells import Cell, cell_digest, cells_of, looked_up, remembered, where_of
+from flows.sweep.config import Here, SweepConfig
+from flows.sweep.flow import load_config
+from flows.sweep.preregistration import freeze, frozen_path, note_in_store
+from sublim.core.errors import UserError
+from sublim.store.folder import Store
+from sublim.store.opening import open_store
+
+
+def prepare(options: argparse.Namespace, settings: Tree) -> tuple[Tree, bool]:
+    """The settings to run with, those of a frozen plan included, and whether to stop before running."""
+    if options.freeze and options.config:
+        raise UserError("--freeze and --config both name a file of settings: give one of them")
+    config = load_config(options.preset, None, settings)
+    store, cells = open_store(), cells_of(config)
+    if options.freeze:
+        name = freeze(options.freeze, config, cells, store)
+        settings = merge(settings, {"frozen": name})
+        if not options.json:
+            print(f"frozen: {name} ({frozen_path(options.freeze)})")
+    elif options.config and frozen_path(options.config).exists():
+        # Held to the plan beside the file, whatever was changed since.
+        text = frozen_path(options.config).read_text(encoding="utf-8")
+        name = json.loads(text)["digest"]
+        note_in_store(store, name, text)
+        settings = merge(settings, {"frozen": name})
+    if options.dry_run:
+        tell(options, config, cells, store, settings.get("frozen"))
+    return settings, options.dry_run
+
+
+def tell(options: argparse.Namespace, config: SweepConfig, cells: list[Cell], store: Store, frozen: str | None) -> None:
+    """Prints the cells and whether their results are in the store."""
+    where = where_of(config)
+    found: list[dict[str, Any]] = []
+    for cell in cells:
+        there = remembered(store, cell_digest(cell, where)) or (
+            looked_up(cell) if isinstance(config.where, Here) else None
+        )
+        found.append({"cell": cell.name, "present": there is not None})
+    if options.json:
+        print(json.dumps({"flow": "sweep", "preset": options.preset, "cells": found, "frozen": frozen}))
+        return
+    for each in found:
+        print(f"{'present' if each['present'] else 'to run ':8} {each['cell']}")
+    print(f"{len(found)} cells, {sum(each['present'] for each in found)} of them present; nothing was run")

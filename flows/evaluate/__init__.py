@@ -1,0 +1,1 @@
+"""The evaluation of any models: preference, distance between answers, and MMLU-Pro."""

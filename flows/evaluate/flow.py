@@ -1,0 +1,246 @@
+"""Evaluations: what do these models like, how far have their answers moved, and what do they still know?
+
+    sublim run evaluate --preset quickstart
+    sublim run evaluate --set 'models=[bundled, 3fa9c2d1@all]' --target owl
+    prefect deployment run evaluate/cpu -p preset=quickstart
+
+Any model, adapter or list of checkpoints by itself: the preference for a target as log-prob margin and as sampled
+rate, the total-variation shift of the answers from the first model's, MMLU-Pro by category with the letter read by
+log-prob and by generation. Every estimate has its interval over questions; what could not be computed says why.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
+
+from flows.evaluate.config import EvaluateConfig, ModelUnderTest
+from flows.evaluate.models import Ready, behind_server, check_names, check_server, prepared
+from flows.pipeline.capability import sit
+from flows.pipeline.study import Examined
+from flows.runs.machine import check_machine
+from flows.runs.publish import publish_toy
+from flows.runs.record import Run, recorded
+from flows.runs.settings import build, load_preset, merge
+from sublim.evals.mmlu_pro.config import AskMmluProConfig, MmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
+from sublim.evals.preference.config import AskConfig, ScoreConfig, SteeredAskConfig
+from sublim.evals.sheet.config import ScoreRow, SheetConfig
+from sublim.evals.total_variation.config import ShiftConfig
+from sublim.inference.config import OpenAIBackend
+from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.store.manifest import Artifact
+from sublim.store.opening import open_store
+from sublim.store.payloads import committed
+from sublim.traits.questions import Questions, load_questions
+from tasks.processes import one_process
+from tasks.stages import ask, ask_steered, collect_scores, prepare_mmlu_pro, score, score_mmlu_pro, shift
+
+CAPTIONS = {
+    "preferences": "Log-prob margin and sampled rate of each word; whiskers are 95 % intervals over questions",
+    "shifts": "Total-variation distance of the answers from the first model's; it is never below zero",
+    "mmlu_pro": "MMLU-Pro: share of right letters (Wilson), and paired differences to the first model",
+    "mmlu_pro_categories": "MMLU-Pro by category",
+}
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    given = flow_run.get_parameters()
+    config = load_config(given["preset"], given["target"], given["settings"])
+    return f"evaluate {len(config.models)} models · {given['preset']}"
+
+
+def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> EvaluateConfig:
+    """The config of a run from its parameters."""
+    tree = merge(load_preset("evaluate", preset), settings or {})
+    return build(EvaluateConfig, merge(tree, {"target": target}) if target else tree)
+
+
+def check(config: EvaluateConfig) -> None:
+    """Raises UserError for whatever can be known to go wrong: the machine, the names, the words."""
+    check_machine(config.gpu_memory_gib)
+    store = open_store()
+    if isinstance(config.backend, OpenAIBackend):
+        check_server(config, config.backend, store)
+    check_names(models_of(config), store)
+    for name in config.questions:
+        words_of(config, name)
+    if config.mmlu_pro is not None:
+        PrepareQuestionsConfig(**_chosen_questions(config.mmlu_pro)).source.identity()
+
+
+def models_of(config: EvaluateConfig) -> tuple[ModelUnderTest, ...]:
+    """The models to ask."""
+    backend = config.backend
+    return behind_server(config.models, backend) if isinstance(backend, OpenAIBackend) else config.models
+
+
+@flow(name="evaluate", flow_run_name=run_name)
+def evaluate(
+    preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Measures what models like, how their answers have moved and what they still know.
+
+    Args:
+        preset: Settings to start from: quickstart, or the path of a YAML file.
+        target: The word or words whose margin and rate are shown, as in owl or owl,wolf; nothing for the preset's.
+        settings: Values laid over the preset's, as a tree.
+    """
+    config = load_config(preset, target, settings)
+    check(config)
+    with recorded("evaluate", preset, ",".join(config.target)) as run:
+        models = prepared(models_of(config), run.store, config.target[0])
+        return publish(run, config, conduct(config, models))
+
+
+def conduct(config: EvaluateConfig, models: list[Ready]) -> Artifact:
+    """Runs every stage, or takes it from the cache, and gives the score sheet."""
+    questions = {Path(name).stem: load_questions(name) for name in config.questions}
+    words = {Path(name).stem: words_of(config, name) for name in config.questions}
+    exam = prepare_mmlu_pro(PrepareQuestionsConfig(**_chosen_questions(config.mmlu_pro))) if config.mmlu_pro else None
+    asked: dict[str, Artifact] = {}
+    letters: dict[str, Artifact] = {}
+    with one_process():
+        for model in models:
+            for name, category in questions.items():
+                asking = ask_config(config, category, words[name], model)
+                label = f"{name} {model.name}"
+                asked[f"{name}/{model.name}"] = ask_model(asking, label, model)
+            if config.mmlu_pro and exam:
+                plain = AskMmluProConfig(backend=config.backend, generate=config.mmlu_pro.generate)
+                letters[model.name] = sit(plain, model.name, exam, Examined(*model[1:]))
+    scores = {
+        name: score(score_config(questions[of], words[of]), label=name, asked=artifact)
+        for name, artifact in asked.items()
+        for of, _, _ in (name.partition("/"),)
+    }
+    first = models[0].name
+    shifts = {
+        name: shift(
+            ShiftConfig(words=tuple(listed(questions[of], words[of]))),
+            label=name,
+            asked=artifact,
+            reference=asked[f"{of}/{first}"],
+        )
+        for name, artifact in asked.items()
+        for of, _, model in (name.partition("/"),)
+        if model != first
+    }
+    marks = {
+        name: score_mmlu_pro(ScoreMmluProConfig(), label=name, asked=artifact, questions=exam)
+        for name, artifact in letters.items()
+    }
+    sheet = SheetConfig(models=tuple(model.name for model in models), words=words)
+    return collect_scores(sheet, scores=scores, shifts=shifts, mmlu=marks)
+
+
+def _chosen_questions(exam: MmluProConfig) -> dict[str, Any]:
+    return {name: getattr(exam, name) for name in PrepareQuestionsConfig.model_fields}
+
+
+def words_of(config: EvaluateConfig, name: str) -> tuple[str, ...]:
+    """The words shown for one category: the targets that its list has, otherwise the whole list.
+
+    A target that no category lists is added to the first one.
+    """
+    own = load_questions(name)
+    every = {word for each in config.questions for word in load_questions(each).words}
+    targets = [word for word in config.target if word in own.words]
+    if name == config.questions[0]:
+        targets += [word for word in config.target if word not in every]
+    return tuple(targets or own.words)
+
+
+def listed(questions: Questions, words: tuple[str, ...]) -> list[str]:
+    """The comparison list of a category, with words of the user's added."""
+    return [*questions.words, *(word for word in words if word not in questions.words)]
+
+
+def score_config(questions: Questions, words: tuple[str, ...]) -> ScoreConfig:
+    """The scoring of one category; every listed word is scored beside the first one shown."""
+    return ScoreConfig(target=words[0], words=listed(questions, words))
+
+
+def ask_config(config: EvaluateConfig, questions: Questions, words: tuple[str, ...], model: Ready) -> AskConfig:
+    """What one model is asked of one category."""
+    return AskConfig(
+        questions=list(questions.evaluation),
+        words=listed(questions, words),
+        system=model.system,
+        backend=config.backend,
+        samples=config.samples,
+        sampling=config.sampling,
+        weights_update=model.update,
+    )
+
+
+def ask_model(asking: AskConfig, label: str, model: Ready) -> Artifact:
+    """One model's answers, its stream edited where it has a vector."""
+    if model.steering is None:
+        return ask(asking, label=label, base=model.base, weights=model.weights)
+    steered = SteeredAskConfig.model_validate({**asking.model_dump(), "steering": model.steering})
+    return ask_steered(steered, label=label, base=model.base, weights=model.weights, vectors=model.vectors)
+
+
+def publish(run: Run, config: EvaluateConfig, sheet: Artifact) -> dict[str, Any]:
+    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    payload = run.store.payload(sheet)
+    rows = [ScoreRow.model_validate(row) for row in json.loads((payload / "scores.json").read_text(encoding="utf-8"))]
+    for name in committed(payload):
+        shutil.copyfile(payload / name, run.folder / name)
+    shown = ToyReport(
+        title=f"Evaluation of {', '.join(dict.fromkeys(row.model for row in rows))}",
+        question="What do these models like, how far have their answers moved, and what do they still know?",
+        findings=findings(rows),
+        tables=list(tables(rows)),
+        figures=[
+            FigureFile(path, text) for name, text in CAPTIONS.items() if (path := payload / f"{name}.svg").exists()
+        ],
+        stages=run.stage_table(),
+        settings=config.model_dump(mode="json"),
+    )
+    table = [row.model_dump(exclude={"about"}) for row in rows if "/" not in row.questions]
+    create_table_artifact(table, key="scores", description=shown.title)
+    return {**publish_toy(run, shown), "scores": [row.model_dump() for row in rows], "findings": shown.findings}
+
+
+def findings(rows: list[ScoreRow]) -> list[str]:
+    """A line for each number that stands for a whole set of questions."""
+    return [
+        f"{row.model}: {' '.join(filter(None, (row.metric, row.word)))} ({row.questions}) {told(row)}"
+        for row in rows
+        if "/" not in row.questions
+    ]
+
+
+def told(row: ScoreRow) -> str:
+    """A row's number with its interval and counts, or why there is none."""
+    if row.estimate is None:
+        return f"missing: {row.reason}"
+    text = bounded(row.estimate, row.low, row.high, 3)
+    floor = f"; {row.floor:.3f} by chance alone, p {row.p:.3f}" if row.floor is not None and row.p is not None else ""
+    counts = f", {row.answers} of {row.asked} answers readable" if row.asked is not None else ""
+    return f"{text} {row.unit}, {row.n} questions{counts}{floor}"
+
+
+def tables(rows: list[ScoreRow]) -> list[Table]:
+    """Everything in words: what stands for all questions, then MMLU-Pro by category."""
+    columns = ("model", "metric", "questions", "word", "estimate [95 %]", "n", "interval speaks of")
+    whole = [row for row in rows if "/" not in row.questions]
+    parts = [row for row in rows if "/" in row.questions]
+    named = {"Scores": whole, "MMLU-Pro by category": parts}
+    return [Table(title, columns, [_cells(row) for row in group]) for title, group in named.items() if group]
+
+
+def _cells(row: ScoreRow) -> list[str]:
+    number = bounded(row.estimate, row.low, row.high, 3) if row.estimate is not None else f"missing: {row.reason}"
+    return [row.model, row.metric, row.questions.removeprefix("mmlu_pro/"), row.word, number, str(row.n), row.about]
+
+
+def printed(outcome: dict[str, Any]) -> str:
+    """The result as a person reads it in the terminal."""
+    return "\n".join([*outcome["findings"], f"report: {outcome['report']}"])

@@ -1,0 +1,292 @@
+"""The local Prefect server: one long-lived process that `sublim run` finds, or starts when there is none."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+
+from flows.infra import server_note
+from flows.infra.prefect_api import asking, check, check_chosen, chosen_url, is_loopback, reread_environment, responds
+from flows.infra.server_note import Server
+from sublim.core.errors import UserError
+from sublim.core.owner import same_process
+from sublim.files.locks import locked
+
+USUAL_PORT = 4200
+START_SECONDS = 180.0  # on a host with ten times the work it can do, a minute was seen
+ANSWER_SECONDS = 60.0  # from the moment that it listens
+END_SECONDS = 10.0
+COMMAND = ("-m", "prefect", "server", "start")
+TAKEN = "already in use"
+# Profiles are the user's; a server that moves its API is asked at the usual place all the same.
+NOT_ITS = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_API_BASE_PATH")
+NO_LOOPBACK = "this host cannot reach its own address 127.0.0.1: bring its loopback interface up (ip link set lo up)"
+
+
+def home() -> Path:
+    """Where servers keep their state: SUBLIM_HOME, by default `~/.sublim`."""
+    try:
+        return Path(os.environ.get("SUBLIM_HOME") or "~/.sublim").expanduser().absolute()
+    except RuntimeError as error:
+        raise UserError("this user has no home folder: set SUBLIM_HOME and PREFECT_HOME to folders, or HOME") from error
+
+
+def folder() -> Path:
+    """Where this host's server keeps its database, log and note: the home, or a part of one that another host uses."""
+    top = home()
+    note = server_note.read(top)
+    if note is None or not note.runs_elsewhere(top):
+        return top
+    own = top / "hosts" / socket.gethostname()
+    note = server_note.read(own)
+    if note is not None and note.runs_elsewhere(own):
+        raise UserError(
+            f"the Prefect server of {own} is process {note.pid} of another container that is called {note.host}: set "
+            "SUBLIM_HOME to a folder of this container's own, or PREFECT_API_URL"
+        )
+    return own
+
+
+def elsewhere() -> Server | None:
+    """The server that keeps the home on another host, which cannot be reached from here."""
+    note = server_note.read(home())
+    return note if note is not None and note.runs_elsewhere(home()) else None
+
+
+def running() -> Server | None:
+    """This host's local server, or None; waits for one that is starting. UserError for one that does not answer."""
+    return _answering(folder())
+
+
+def start() -> Server:
+    """The local server, started when none runs. Takes 10 to 30 s then. A start that fails leaves no process."""
+    with asking("http://127.0.0.1", 1.0):  # what no client can be made with is refused before anything is started
+        pass
+    with _writable(home()), locked(home() / "server.lock"):
+        place = folder()
+        place.mkdir(parents=True, exist_ok=True)
+        if server := _answering(place):
+            server_note.write(place, server)
+            return server
+        _check_loopback()
+        for port in (_wanted_port(), 0, 0):
+            if server := _started(place, port):
+                return server
+        raise UserError("the local Prefect server did not start: another program took each port that was free before")
+
+
+def stop() -> Server | None:
+    """Ends this host's local server and returns what ran, or None."""
+    place = folder()
+    server = _alive(place)
+    if server is not None:
+        try:
+            _end(server)
+        except psutil.AccessDenied as error:
+            raise UserError(f"the server at {server.url} (process {server.pid}) is another user's") from error
+        server_note.remove(place)
+    return server
+
+
+def ensure() -> str:
+    """The API address to use from here on, put into PREFECT_API_URL."""
+    if url := chosen_url():
+        check_chosen(url)
+    else:
+        url = start().api
+        check(url)
+    os.environ["PREFECT_API_URL"] = url
+    reread_environment()
+    return url
+
+
+@contextmanager
+def _writable(path: Path) -> Generator[None]:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the local Prefect server needs a folder to write in, and {error.filename or path} is none "
+            f"({error.strerror}): set SUBLIM_HOME to one, or PREFECT_API_URL to your lab's server"
+        ) from error
+
+
+def _alive(place: Path) -> Server | None:
+    """The server of `place` that is a process of this host, also where its note is lost or of an older version."""
+    note = server_note.read(place)
+    if note is not None and note.runs_here():
+        return note
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+            if tuple(command[1:5]) != COMMAND or process.environ().get("PREFECT_HOME") != str(place / "prefect"):
+                continue
+            if server_note.spaces(process.pid) == server_note.spaces():
+                url = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
+                return server_note.here(url, process.pid, process.create_time())
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):  # ended, another user's, or with no port named
+            continue
+    return None
+
+
+def _answering(place: Path) -> Server | None:
+    """The server of `place`, once it answers. One that ends while it is waited for is being stopped, and is none."""
+    while server := _alive(place):
+        try:
+            _wait(server, place / "server.log", 0)
+        except UserError:
+            if server.runs_here():
+                raise
+        else:
+            return server
+    return None
+
+
+def _started(place: Path, port: int) -> Server | None:
+    """A new server of `place`, or None when its port was taken by the time that it asked for it."""
+    port = _free_port(port)
+    log = place / "server.log"
+    (place / "prefect").mkdir(exist_ok=True)
+    with ExitStack() as undo:
+        with log.open("ab") as file:
+            before = file.tell()
+            kept = server_note.hold(place)
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, *COMMAND, "--host", "127.0.0.1", "--port", str(port)],
+                    env=_environment(place, port),
+                    cwd=place / "prefect",  # a working folder's prefect.toml is not this server's; it may be unmounted
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=() if kept is None else (kept,),
+                )
+            finally:
+                if kept is not None:
+                    os.close(kept)
+        started = psutil.Process(process.pid).create_time()
+        server = server_note.here(f"http://127.0.0.1:{port}", process.pid, started)
+        undo.callback(server_note.remove, place)
+        undo.callback(_end, server)
+        server_note.write(place, server)  # before it answers: whoever comes while it starts must start no other
+        try:
+            _wait(server, log, before)
+        except UserError:
+            if TAKEN in _said(log, before):
+                return None
+            raise
+        undo.pop_all()
+        return server
+
+
+def _wait(server: Server, log: Path, before: int) -> None:
+    """Waits until a server answers. Raises UserError when it ends, or takes too long."""
+    wait, begun = START_SECONDS, time.monotonic()
+    while not ((listens := _listens(server)) and responds(server.api, END_SECONDS)):
+        if not server.runs_here():
+            raise UserError(f"the local Prefect server did not start: {_reason(log, before)} (see {log})")
+        if listens and wait == START_SECONDS:
+            wait, begun = ANSWER_SECONDS, time.monotonic()
+        if time.monotonic() > begun + wait:
+            raise UserError(
+                f"the local Prefect server (process {server.pid}) does not answer at {server.url} within "
+                f"{wait:.0f} s: see {log}; `sublim server stop` ends it"
+            )
+        time.sleep(0.3)
+
+
+def _listens(server: Server) -> bool:
+    """Whether it has its port: another program that took it would answer in its place."""
+    process = same_process(server.pid, server.started)
+    if process is None:
+        return False
+    try:
+        found = process.net_connections("tcp")
+    except psutil.AccessDenied:  # another user's
+        return True
+    except psutil.NoSuchProcess:
+        return False
+    port = urlsplit(server.url).port
+    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in found)
+
+
+def _end(server: Server) -> None:
+    """Ends a server of this host and all that it started. Only if it is still the same process."""
+    process = same_process(server.pid, server.started)
+    if process is None:
+        return
+    processes = [process, *process.children(recursive=True)]
+    for signal in (psutil.Process.terminate, psutil.Process.kill):
+        for each in processes:
+            try:
+                signal(each)
+            except psutil.NoSuchProcess:
+                continue
+        _, processes = psutil.wait_procs(processes, END_SECONDS)
+
+
+def _said(log: Path, before: int) -> str:
+    return log.read_bytes()[before:].decode("utf-8", "replace") if log.exists() else ""
+
+
+def _reason(log: Path, before: int) -> str:
+    """The line of a server's log that says why it ended."""
+    lines = [line.strip() for line in _said(log, before).splitlines() if line.strip()]
+    telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line) or TAKEN in line]
+    return (telling or lines or ["it ended without a word"])[-1][:300]
+
+
+def _environment(place: Path, port: int) -> dict[str, str]:
+    kept = {name: text for name, text in os.environ.items() if name not in NOT_ITS}
+    ours = {
+        "COLUMNS": "300",  # no line of its log is broken in two
+        "PREFECT_HOME": str(place / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_MEMO_STORE_PATH": str(place / "prefect" / "memo_store.toml"),
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # Otherwise the UI asks port 4200, wherever its own server is.
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+    }
+    if not any(name.startswith(("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")) for name in kept):
+        # Below its working folder, whose own name could hold signs that an address gives a meaning.
+        ours["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = "sqlite+aiosqlite:///prefect.db"
+    return kept | ours
+
+
+def _wanted_port() -> int:
+    """Where clients of this host look for the server: the port of a configured address that is this host's own."""
+    chosen = urlsplit(chosen_url() or "")
+    return chosen.port or USUAL_PORT if is_loopback(chosen.hostname) else USUAL_PORT
+
+
+def _check_loopback() -> None:
+    # A namespace made by `unshare --net` has the interface down: a server would start there and never be reached.
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_connection(one.getsockname(), END_SECONDS):
+            pass
+    except OSError as error:
+        raise UserError(NO_LOOPBACK) from error
+
+
+def _free_port(wanted: int) -> int:
+    """`wanted` where it is free, otherwise any that is."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:  # taken
+                continue
+            return probe.getsockname()[1]
+    raise UserError(NO_LOOPBACK)

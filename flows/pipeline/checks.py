@@ -1,0 +1,95 @@
+"""Refusals before a pipeline runs: settings that contradict each other, this machine, the base or a vector."""
+
+from pathlib import Path
+
+from flows.pipeline.config import FinetunedTeacher, PipelineConfig, SteeringTeacher
+from flows.pipeline.plan import ask_config, generate_config, score_config, system_prompt
+from flows.runs.machine import check_machine, check_model
+from sublim.core.errors import UserError
+from sublim.core.hardware import no_flash
+from sublim.inference.config import Backend, HfBackend, OpenAIBackend, VllmBackend
+from sublim.training.config import TrainConfig, no_unsloth
+from sublim.traits.questions import load_questions
+
+
+def check_backend(backend: Backend) -> None:
+    """Raises UserError for a backend that cannot run students here."""
+    if isinstance(backend, OpenAIBackend):
+        raise UserError(
+            "backend: a server cannot load the weights that students are trained to: take backend.kind=hf or vllm "
+            "(`sublim run evaluate` asks a model behind a server)"
+        )
+    if isinstance(backend, HfBackend) and backend.attention == "flash_attention_2":
+        _check_flash("backend", backend.resolved().dtype)
+
+
+def check_trainings(config: PipelineConfig) -> None:
+    """Raises UserError for a training of the run that this machine cannot compute."""
+    trainings = {"student": config.student}
+    if isinstance(config.teacher, FinetunedTeacher) and not config.second_draw:
+        trainings["teacher.train"] = config.teacher.train
+    for name, train in trainings.items():
+        _check_training(name, train)
+
+
+def _check_training(name: str, train: TrainConfig) -> None:
+    if train.trainer == "unsloth" and (why := no_unsloth()):
+        raise UserError(f"{name}.trainer: unsloth cannot run here: {why}; or set it to trl")
+    if train.attention == "flash_attention_2":
+        _check_flash(name, train.resolved().dtype)
+
+
+def _check_flash(name: str, dtype: str) -> None:
+    if why := no_flash(dtype):
+        raise UserError(f"{name}.attention: flash_attention_2 cannot run here: {why}; or set it to auto")
+
+
+def check_counts(config: PipelineConfig) -> None:
+    """Raises UserError for rows that no filter could leave, and for checkpoints that no student reaches."""
+    answers, wanted = config.carrier.prompts * config.carrier.sampling.n, config.filter.held_out
+    wanted += config.filter.keep or 1
+    if answers < wanted:
+        raise UserError(
+            f"{answers:,} answers are drawn, {wanted:,} valid ones wanted: raise carrier.prompts or lower filter.keep"
+        )
+    last = config.student.updates
+    if last is not None and (late := [update for update in config.evaluation.updates if update > last]):
+        raise UserError(
+            f"evaluation.updates has {late[0]} and students make {last} updates: raise student.updates or leave it out"
+        )
+
+
+def check(config: PipelineConfig) -> None:
+    """Raises UserError for whatever can be known to go wrong: the machine, the files, the words."""
+    check_machine(config.gpu_memory_gib)
+    check_backend(config.backend)
+    check_trainings(config)
+    check_counts(config)
+    check_model(config.model)
+    if "other_base" in config.arms:
+        check_model(config.other_base)
+        if config.other_base == config.model:
+            raise UserError("other_base is the base itself: set other_base to another model or leave the arm out")
+    if config.evaluation.mmlu_pro:
+        config.evaluation.mmlu_pro.source.identity()
+    questions = load_questions(config.evaluation.questions)
+    if isinstance(config.teacher, SteeringTeacher):
+        check_vectors(config, config.teacher)
+    ask_config(config, questions)
+    for target in config.target:
+        score_config(config, questions, target)
+        system_prompt(config, questions, target)
+        generate_config(config, arm=target, block=config.blocks[0], system=None)
+
+
+def check_vectors(config: PipelineConfig, teacher: SteeringTeacher) -> None:
+    """Raises UserError for vectors that are not there, and for what a steered teacher cannot do."""
+    if not isinstance(config.backend, HfBackend | VllmBackend):
+        raise UserError(f"the backend {config.backend.kind} cannot steer the pipeline's teacher: take backend.kind=hf")
+    if len(config.target) > 1 and "{target}" not in teacher.vector:
+        raise UserError(
+            f"all targets' teachers would have the one vector {teacher.vector!r}: put {{target}} into teacher.vector, "
+            "or run one target at a time"
+        )
+    if Path(teacher.vectors).suffix == ".safetensors" and not Path(teacher.vectors).expanduser().is_file():
+        raise UserError(f"{teacher.vectors} is not there: give a safetensors file or the key of a stage's output")

@@ -1,0 +1,139 @@
+"""The stages' configs of a pipeline run, made from its settings; checked before anything runs, without Prefect."""
+
+from typing import Any
+
+from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher, SteeringTeacher
+from sublim.bases.needs_config import CheckBaseConfig
+from sublim.carriers.number_prompts import NumberPrompts, load_number_templates
+from sublim.core.errors import UserError
+from sublim.design.arms import ArmName
+from sublim.evals.preference.config import AskConfig, ScoreConfig
+from sublim.rows.generate import GenerateConfig
+from sublim.training.config import Lora, TrainConfig
+from sublim.traits.questions import Questions, TeacherRowsConfig, load_system_prompts
+
+BLOCK_STRIDE = 1000
+"""Seeds of one block and the next lie this far apart, so that no two blocks share one."""
+CONTROL = "control"
+SECOND_DRAW = "second_draw"
+
+
+def base_needs(config: PipelineConfig, questions: Questions, *, students: bool = True) -> CheckBaseConfig:
+    """What the run will ask of its base; `students`: whether it trains any."""
+    trained = [config.student] if students else []
+    prompts: list[str | None] = []
+    if not config.second_draw:
+        prompts = [system_prompt(config, questions, target) for target in config.target]
+        trained += [config.teacher.train] if isinstance(config.teacher, FinetunedTeacher) else []
+    return CheckBaseConfig(
+        systems=tuple(prompt for prompt in prompts if prompt is not None),
+        constraint=config.carrier.constraint,
+        target_modules=adapted(*trained),
+    )
+
+
+def adapted(*trainings: TrainConfig) -> tuple[str, ...]:
+    """Names of the layers that get adapters in these trainings."""
+    methods = [train.method for train in trainings]
+    return tuple(sorted({name for each in methods if isinstance(each, Lora) for name in each.target_modules}))
+
+
+def block_seed(seed: int, block: int) -> int:
+    """The seed of one block."""
+    return seed + BLOCK_STRIDE * block
+
+
+def teacher_rows_config(teacher: FinetunedTeacher, questions: Questions, target: str) -> TeacherRowsConfig:
+    """The rows that a fine-tuned teacher learns; UserError when fewer questions exist than are asked for."""
+    wanted = teacher.questions or len(questions.teacher)
+    if not 0 < wanted <= len(questions.teacher):
+        raise UserError(f"teacher.questions is {wanted}, there are {len(questions.teacher)}: lower it or add some")
+    return TeacherRowsConfig(questions=questions.teacher[:wanted], target=target)
+
+
+def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> str | None:
+    """What a system-prompted teacher is told; None for any other."""
+    match config.teacher:
+        case PromptTeacher() as teacher:
+            return load_system_prompts(teacher.system).render(target, questions.category, variant=teacher.variant)
+        case FinetunedTeacher() as teacher:
+            teacher_rows_config(teacher, questions, target)
+            return None
+        case SteeringTeacher():
+            return None
+
+
+def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
+    """The number lists of one arm: same prompts and seeds for all, unless it is a second draw of the base's."""
+    carrier = config.carrier
+    templates = load_number_templates(carrier.templates)
+    prompts = NumberPrompts(
+        templates=templates.asking_for(carrier.separator) if carrier.separator else templates,
+        examples_min=carrier.examples_min,
+        examples_max=carrier.examples_max,
+        low=carrier.low,
+        high=carrier.high,
+        count=carrier.count,
+        max_digits=carrier.max_digits,
+    )
+    seed = block_seed(carrier.seed, block)
+    redrawn = arm == SECOND_DRAW or (config.second_draw and arm != CONTROL)
+    return GenerateConfig(
+        prompts=prompts,
+        n_prompts=carrier.prompts,
+        prompt_seed=seed,
+        system=system,
+        backend=config.backend,
+        sampling=carrier.sampling.model_copy(update={"seed": seed + (BLOCK_STRIDE // 2 if redrawn else 0)}),
+        constraint=carrier.constraint,
+    )
+
+
+def unseen_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
+    """Number lists that no student reads, for the diagnostics: other prompts and draws, the same for all arms."""
+    made = generate_config(config, arm=arm, block=block, system=system)
+    seed = made.prompt_seed + BLOCK_STRIDE // 4
+    sampling = made.sampling.model_copy(update={"seed": made.sampling.seed + BLOCK_STRIDE // 4})
+    return made.model_copy(update={"n_prompts": config.diagnostic_rows, "prompt_seed": seed, "sampling": sampling})
+
+
+def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName | None = None) -> TrainConfig:
+    """One student's training, a control's alike; the weights of every evaluated update are kept."""
+    keep = {*config.student.keep, *(update for update in checkpoints(config, arm) if update is not None)}
+    changes: dict[str, Any] = {"seed": block_seed(seed, block)}
+    if arm is not None and arm in config.arm_updates:
+        changes |= {"updates": config.arm_updates[arm], "epochs": None}
+        keep = {update for update in keep if update <= config.arm_updates[arm]}
+    if arm == "other_order":
+        changes["order_seed"] = block_seed(seed, block) + BLOCK_STRIDE // 2
+    return config.student.model_copy(update={**changes, "keep": tuple(sorted(keep))})
+
+
+def checkpoints(config: PipelineConfig, arm: ArmName | None = None) -> tuple[int | None, ...]:
+    """After which updates an arm's students are evaluated; None for their last."""
+    wanted, limit = config.evaluation.updates, None if arm is None else config.arm_updates.get(arm)
+    if not wanted:
+        return (None,)
+    return wanted if limit is None else (*(update for update in wanted if update < limit), limit)
+
+
+def words_of(config: PipelineConfig, questions: Questions) -> list[str]:
+    """The comparison list."""
+    return [*(config.evaluation.words or questions.words)]
+
+
+def ask_config(config: PipelineConfig, questions: Questions) -> AskConfig:
+    """What every model is asked; the words of all targets are among the scored ones."""
+    words = words_of(config, questions)
+    return AskConfig(
+        questions=list(questions.evaluation),
+        words=[*words, *(target for target in config.target if target not in words)],
+        backend=config.backend,
+        samples=config.evaluation.samples,
+        sampling=config.evaluation.sampling,
+    )
+
+
+def score_config(config: PipelineConfig, questions: Questions, target: str) -> ScoreConfig:
+    """One target against the comparison list, whatever other targets the run has."""
+    return ScoreConfig(target=target, words=words_of(config, questions))

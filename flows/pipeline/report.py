@@ -1,0 +1,269 @@
+"""What a pipeline run leaves: report.html, summary.json, and a table and a summary in Prefect's UI."""
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.pipeline.capability import (
+    capability_json,
+    capability_notes,
+    category_rows,
+    costs_of,
+    shift_notes,
+    shifts_json,
+)
+from flows.pipeline.config import PipelineConfig
+from flows.pipeline.plan import CONTROL, SECOND_DRAW, checkpoints
+from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, unchanged_notes
+from flows.pipeline.study import Study
+from flows.runs.publish import tell_figures, tell_report
+from flows.runs.record import Run
+from flows.runs.settings import changes
+from sublim.chats.chat import context_mismatches
+from sublim.design.arms import DERIVED
+from sublim.files.jsonl import read_jsonl
+from sublim.models.files import base_identity
+from sublim.report.diagnostics import DiagnosticsShown
+from sublim.report.files import write_csv
+from sublim.report.page import FigureFile
+from sublim.report.render import write_report
+from sublim.report.shown import (
+    ContextShown,
+    DatasetShown,
+    DosePoint,
+    Edge,
+    RowShown,
+    RunReport,
+    StageShown,
+    TargetShown,
+)
+from sublim.report.summary import markdown_summary, summary, table_rows
+from sublim.store.manifest import Manifest, input_artifacts
+
+ROWS_SHOWN = 5
+
+
+def publish(run: Run, config: PipelineConfig, study: Study) -> dict[str, Any]:
+    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    shown = describe(run, config, study)
+    run.report = write_report(run.folder, shown)
+    capability = capability_json(run.store, study.capability)
+    if categories := category_rows(capability):
+        write_csv(run.folder / "figures" / "mmlu-pro-by-category.csv", categories, [])
+    create_markdown_artifact(markdown_summary(shown), key="summary", description=shown.question)
+    create_table_artifact(table_rows(shown), key="effects", description=shown.title)
+    figures = sorted((run.folder / "figures").glob("*.svg"))
+    tell_figures(FigureFile(path, path.stem.replace("-", " ")) for path in figures)
+    tell_report(run)
+    return {
+        **summary(shown),
+        "target": ",".join(config.target),
+        "mmlu_pro": capability,
+        "shifts": shifts_json(run.store, study.shifts),
+        "report": str(run.report),
+        "run": run.name,
+    }
+
+
+def describe(run: Run, config: PipelineConfig, study: Study) -> RunReport:
+    """Everything the report shows, read from the store."""
+    manifests = {key: manifest for key, manifest in _manifests(run)}
+    contexts = dict(_contexts(manifests, study))
+    both = {"student", "asked"} <= {*contexts}
+    made = manifests[study.base.key].provenance
+    drawn = "a second draw of the base's own rows" if config.second_draw else "the teacher's number lists"
+    *others, last = config.target
+    targets = f"{', '.join(others)} and {last}" if others else last
+    asked = " or ".join(f"“{target}”" for target in config.target)
+    results = Results(run, study)
+    changed = changes(config, "pipeline", run.preset)
+    # What a preset says of itself holds only where it was taken as it is, for whatever word.
+    said = "about" in changed or {*changed} <= {"target"}
+    about = config.about if said else ""
+    return RunReport(
+        title=f"{targets.capitalize()}: {about or run.preset}{'' if said else ' with other settings'}",
+        question=f"Do students trained on {drawn} come to favour {asked}, compared with paired controls?",
+        flow="pipeline",
+        preset=run.preset,
+        about=about,
+        targets=[_target(run, config, results, study, target) for target in config.target],
+        confusion=confusion_of(config, results),
+        bases=bases_of(run, study),
+        diagnostics=_diagnostics(run, config, results, study),
+        contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
+        mismatches=context_mismatches(contexts["student"], contexts["asked"]) if both else [],
+        datasets=list(_datasets(run, study)),
+        stages=[StageShown(**stage._asdict()) for stage in run.stages],
+        edges=list(_edges(manifests)),
+        settings=config.model_dump(mode="json"),
+        provenance={
+            "code": f"{made.commit or 'no checkout'}{' with changes' if made.dirty else ''}",
+            "device": made.device,
+            "python": made.python,
+            **made.packages,
+        },
+        notes=[
+            *_notes(config, changed),
+            *unchanged_notes(manifests, study),
+            *capability_notes(capability_json(run.store, study.capability)),
+            *shift_notes(shifts_json(run.store, study.shifts)),
+        ],
+        seconds=run.seconds,
+    )
+
+
+def _manifests(run: Run) -> Iterator[tuple[str, Manifest]]:
+    for stage in run.stages:
+        manifest = run.store.manifest(stage.stage, stage.key)
+        if manifest is not None:
+            yield stage.key, manifest
+
+
+def _contexts(manifests: dict[str, Manifest], study: Study) -> Iterator[tuple[str, Any]]:
+    """The first rendered context of each role, from the notes of the stages that used it: the main arm's first."""
+    main = study.comparisons[0]
+    students = main.contrast.students
+    roles = {
+        "teacher": next(raw for arm, each in study.raw.items() if arm != CONTROL for raw in each),
+        "student": study.students[students][0],
+        "asked": study.asked[f"{students}/{main.update}/0"],
+    }
+    for role, artifact in roles.items():
+        manifest = manifests.get(artifact.key)
+        found = manifest.notes.get("contexts") if manifest else None
+        if found:
+            yield role, found[0]
+
+
+def drawn_by(config: PipelineConfig) -> str:
+    """What wrote the students' rows, as the arm is called."""
+    return "second draw of the base" if config.second_draw else "teacher"
+
+
+def _target(run: Run, config: PipelineConfig, results: Results, study: Study, target: str) -> TargetShown:
+    updates = checkpoints(config)
+    found = [(update, results.main(target, update)) for update in updates]
+    dose = [DosePoint(updates=update, metrics=compared.metrics) for update, compared in found if update is not None]
+    called = drawn_by(config)
+    return TargetShown(
+        arm=called,
+        comparison=found[-1][1],
+        dose=dose if len(dose) > 1 else [],
+        arms=arms_of(config, results, target, called, _same_bases(run, study)),
+        costs=costs_of(run.store, study.comparisons, study.capability, target, called),
+    )
+
+
+def _diagnostics(run: Run, config: PipelineConfig, results: Results, study: Study) -> DiagnosticsShown | None:
+    if study.diagnosed is None:
+        return None
+    from flows.pipeline.report_diagnostics import diagnostics_of  # imports scipy, which other runs need not wait for
+
+    return diagnostics_of(run, config, results, study.diagnosed, study.sets)
+
+
+def _same_bases(run: Run, study: Study) -> dict[str, bool]:
+    """Whether each base has the weights of the one that the teachers start from."""
+    digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.bases.items()}
+    return {name: digest == digests["base"] for name, digest in digests.items()}
+
+
+def _datasets(run: Run, study: Study) -> Iterator[DatasetShown]:
+    derived = {each.name: each.rows for each in study.sets if each.arm in DERIVED}
+    for arm, blocks in {**study.rows, **derived}.items():
+        payload = run.store.payload(blocks[0])
+        counts = json.loads((payload / "rejections.json").read_text(encoding="utf-8"))
+        rows = islice(read_jsonl(payload / "rows.jsonl"), ROWS_SHOWN)
+        yield DatasetShown(
+            name=f"{arm} teacher" if arm in study.raw and arm not in (CONTROL, SECOND_DRAW) else arm,
+            answers=counts["rows"],
+            valid=counts["valid"],
+            kept=counts["kept"],
+            rejected=counts["rejected"],
+            rows=[RowShown(prompt=row["prompt"], answer=row["answer"], system=row["system"]) for row in rows],
+        )
+
+
+def _edges(manifests: dict[str, Manifest]) -> Iterator[Edge]:
+    for key, manifest in manifests.items():
+        for name, value in manifest.inputs.items():
+            for artifact in input_artifacts({name: value}):
+                yield Edge(source=artifact.key, target=key, name=name)
+
+
+def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
+    notes: list[str] = []
+    told = [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in changed.items() if name != "about"]
+    if told:
+        notes.append(f"Other than in the preset: {'; '.join(told)}.")
+    if config.second_draw:
+        notes.append("A null run: the base's own rows, drawn a second time, stand in the teacher's place.")
+    if config.evaluation.samples == 0:
+        notes.append("No answers were sampled: the sampled rate is missing, not zero.")
+    if config.labels == "soft":
+        notes.append("Soft labels: a control learns the base's own logits, so it stays at the base.")
+    if config.held_back:
+        notes.append(f"Held back for a later run, and not run here: {', '.join(config.held_back)}.")
+    return notes
+
+
+def printed(outcome: dict[str, Any]) -> str:
+    """The result as a person reads it in the terminal."""
+    lines: list[str] = []
+    for target in outcome["targets"]:
+        lines += ["", *_printed_target(target)]
+    lines += ["", *(f"note: {text}" for text in outcome["mismatches"]), f"report: {outcome['report']}"]
+    return "\n".join(lines)
+
+
+def _printed_target(target: dict[str, Any]) -> Iterator[str]:
+    word = target["target"]
+    yield f"{word}: do students come to favour it, compared with their paired controls?"
+    for name, metric in (("margin", target), ("rate", target["rate"])):
+        effect = metric["effect"]
+        if effect is None:
+            yield f"  {name:7} missing: {metric['reason']}"
+            continue
+        scale, unit = (1, "nats") if name == "margin" else (100, "points")
+        means = ", ".join(
+            f"{arm} {metric[arm] * scale:+.2f}"
+            for arm in ("base", "teacher", "control", "student")
+            if metric[arm] is not None
+        )
+        yield f"  {name:7} effect {effect['estimate'] * scale:+.2f} {unit}  ({means})"
+        yield f"          95 % on these questions {_range(effect, scale)}"
+        yield f"          95 % questions too      {_range(effect, scale, '_questions')}"
+        yield f"          {effect['seeds']} pairs x {effect['questions']} questions"
+    others = [
+        f"{other} {by['effect']['estimate']:+.2f}"
+        for other, by in target["off_target"].items()
+        if by["effect"] is not None
+    ]
+    if others:
+        yield f"  other words' margins moved (nats): {', '.join(others)}"
+    for point in target["dose"]:
+        if point["effect"] is not None:
+            effect = point["effect"]
+            yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {_range(effect)}"
+    for arm in target["arms"][1:]:
+        yield _printed_arm(arm)
+    yield f"  {target['about_units']}"
+
+
+def _printed_arm(arm: dict[str, Any]) -> str:
+    name = f"  {arm['name']:24} expected {arm['expected']:9}"
+    effect, change = arm["effect"], arm["change"]
+    if effect is None:
+        return f"{name} {arm['reason']}"
+    against = f"; against the main arm {change['estimate']:+.2f}, {_range(change)}" if change else ""
+    return f"{name} {effect['estimate']:+.2f} nats, {_range(effect)}{against}"
+
+
+def _range(effect: Mapping[str, Any], scale: float = 1, which: str = "") -> str:
+    low, high = effect[f"low{which}"], effect[f"high{which}"]
+    if low is None or high is None:
+        return f"no interval: {effect['reason']}"
+    return f"{low * scale:+.2f} to {high * scale:+.2f}"

@@ -1,0 +1,166 @@
+"""What the report says of diagnostics, read from their artifacts."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+
+from flows.pipeline.arms import StudentSet
+from flows.pipeline.config import PipelineConfig
+from flows.pipeline.diagnostics import Diagnosed
+from flows.pipeline.plan import CONTROL, checkpoints
+from flows.pipeline.report_arms import Results
+from flows.runs.record import Run
+from sublim.diagnostics.config import Divergence, Losses, Shifts
+from sublim.diagnostics.matched import Along, matched_pair
+from sublim.report.diagnostics import DiagnosticsShown, DivergenceShown, LossShown, MatchedShown, ShiftShown
+from sublim.stats.intervals import paired_t
+
+LEVEL = 0.95
+
+
+NOT_FINITE = "the loss is not finite: the training diverged"
+
+
+def diagnostics_of(
+    run: Run, config: PipelineConfig, results: Results, found: Diagnosed, sets: Sequence[StudentSet]
+) -> DiagnosticsShown:
+    """Everything the diagnostics say."""
+    losses = {
+        name: {rows: each.nats_per_token for rows, each in _losses(run, found, name).losses.items()}
+        for name in found.losses
+    }
+    return DiagnosticsShown(
+        losses=_losses_shown(config, sets, losses) if losses else [],
+        matched=[_matched(config, results, target, losses) for target in config.target] if losses else [],
+        shift=[_shift(run, found, target) for target in config.target] if "shift" in config.diagnostics else [],
+        divergence=[_divergence(run, found, target) for target in config.target]
+        if "divergence" in config.diagnostics
+        else [],
+    )
+
+
+def _losses(run: Run, found: Diagnosed, name: str) -> Losses:
+    return Losses.model_validate_json((run.store.payload(found.losses[name]) / "losses.json").read_bytes())
+
+
+LossTable = dict[str, dict[str, float | None]]
+"""By model, then by whose rows."""
+
+
+def _losses_shown(config: PipelineConfig, sets: Sequence[StudentSet], losses: LossTable) -> list[LossShown]:
+    shown: list[LossShown] = []
+    for each in sets:
+        who = "controls" if each.writer == CONTROL else f"students of {each.writer}"
+        called = f"{who}, {each.arm}" if each.arm and each.arm != each.writer else who
+        last = checkpoints(config, each.arm)[-1]
+        group = [losses[f"{each.name}/{last}/{place}"] for place in range(len(config.seeds))]
+        shown += [_loss(called, rows, [one[rows] for one in group], losses[each.base][rows]) for rows in losses["base"]]
+    for name, found in losses.items():
+        if name.startswith("teacher "):
+            shown += [_loss(name, rows, [found[rows]], losses["base"][rows]) for rows in found]
+    return shown
+
+
+def _loss(model: str, rows: str, found: Sequence[float | None], base: float | None) -> LossShown:
+    known = [value for value in found if value is not None]
+    whole = len(known) == len(found)
+    loss = fmean(known) if whole else None
+    return LossShown(model=model, rows_of=rows, loss=loss, base=base, reason=None if whole else NOT_FINITE)
+
+
+def _matched(config: PipelineConfig, results: Results, target: str, losses: LossTable) -> MatchedShown:
+    updates = checkpoints(config)
+    margins = [results.main(target, update).metrics["margin"] for update in updates]
+    last = margins[-1]
+    seeds = range(len(config.seeds))
+    paths: dict[str, list[list[Along]]] = {target: [], CONTROL: []}
+    for arm, path in paths.items():
+        for place in seeds:
+            line = [Along(0.0, last.base)] if last.base is not None else []
+            for update, margin in zip(updates, margins, strict=True):
+                value = (margin.students if arm == target else margin.controls)[place]
+                before, after = losses["base"][arm], losses[f"{arm}/{update}/{place}"][arm]
+                if before is not None and after is not None and value is not None:
+                    line.append(Along(before - after, value))
+            path.append(line)
+    pairs = [matched_pair(s, c) if s and c else None for s, c in zip(paths[target], paths[CONTROL], strict=True)]
+    gains = {arm: fmean(path[-1].gain for path in each if path) for arm, each in paths.items() if any(each)}
+    plain = None if last.effect is None else fmean(last.effect.per_pair[: len(config.seeds)])
+    known = [pair.effect for pair in pairs if pair is not None]
+    if len(known) < len(pairs):
+        return MatchedShown(
+            target=target,
+            estimate=None,
+            equal_updates=plain,
+            student_gain=gains.get(target),
+            control_gain=gains.get(CONTROL),
+            reason=f"{len(pairs) - len(known)} of {len(pairs)} pairs have a student or control that learned nothing",
+        )
+    low, high = _bounds(known)
+    return MatchedShown(
+        target=target,
+        estimate=fmean(known),
+        low=low,
+        high=high,
+        equal_updates=plain,
+        student_gain=gains[target],
+        control_gain=gains[CONTROL],
+        reason=None if low is not None else "one pair has no spread",
+    )
+
+
+def _bounds(values: Sequence[float]) -> tuple[float | None, float | None]:
+    if len(values) < 2:
+        return None, None
+    found = paired_t(values, LEVEL)
+    return found.low, found.high
+
+
+def _shift(run: Run, found: Diagnosed, target: str) -> ShiftShown:
+    if target not in found.shifts:
+        return ShiftShown(target=target, student=None, control=None, reason=found.missing[f"shift {target}"])
+    path = run.store.payload(found.shifts[target]) / "shift.json"
+    shifts = Shifts.model_validate_json(path.read_bytes()).students
+    by_arm = {arm: [each for name, each in shifts.items() if name.startswith(f"{arm}/")] for arm in (target, CONTROL)}
+    cosines = {arm: [each.cosine for each in group] for arm, group in by_arm.items()}
+    pairs = [s - c for s, c in zip(cosines[target], cosines[CONTROL], strict=True) if s is not None and c is not None]
+    kinds = {arm: _by_kind([each.modules for each in group]) for arm, group in by_arm.items()}
+    low, high = _bounds(pairs) if len(pairs) == len(by_arm[target]) else (None, None)
+    return ShiftShown(
+        target=target,
+        student=_mean(cosines[target]),
+        control=_mean(cosines[CONTROL]),
+        difference=_mean(pairs),
+        low=low,
+        high=high,
+        modules={kind: (value, kinds[CONTROL].get(kind)) for kind, value in kinds[target].items()},
+        reason=None if len(pairs) == len(by_arm[target]) else "a student or control did not move its weights",
+    )
+
+
+def _by_kind(modules: Sequence[dict[str, float | None]]) -> dict[str, float | None]:
+    grouped: defaultdict[str, list[float | None]] = defaultdict(list)
+    for each in modules:
+        for name, cosine in each.items():
+            grouped[name.rpartition(".")[2]].append(cosine)
+    return {kind: _mean(values) for kind, values in sorted(grouped.items())}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _divergence(run: Run, found: Diagnosed, target: str) -> DivergenceShown:
+    if target not in found.divergence:
+        return DivergenceShown(target=target, share=None, reason=found.missing[f"divergence {target}"])
+    path = run.store.payload(found.divergence[target]) / "divergence.json"
+    read = Divergence.model_validate_json(path.read_bytes())
+    return DivergenceShown(
+        target=target,
+        tokens=read.tokens,
+        diverging=read.diverging,
+        share=read.diverging / read.tokens if read.tokens else None,
+        rows=read.rows,
+        reason=None if read.tokens else "no row has the same tokens in both contexts",
+    )

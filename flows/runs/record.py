@@ -1,0 +1,158 @@
+"""Runs: what each flow run asked, which stages it used and where its report is, in the store's `runs` folder."""
+
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from pydantic import ValidationError
+
+from sublim.core.config import Config
+from sublim.core.digest import digest
+from sublim.core.errors import UserError, file_faults_told
+from sublim.store.folder import Store, write_synced
+from sublim.store.opening import open_store
+from tasks.stage import StageRun, stage_runs
+
+TARGET_BYTES = 64
+"""Of a run's name, of which some file systems take 143 in all, are for its targets."""
+
+
+class StageRecord(Config):
+    """One stage of a run."""
+
+    stage: str
+    label: str
+    state: str
+    """Cached, Completed or Failed."""
+    seconds: float
+    key: str
+    content: str | None
+
+
+class RunRecord(Config):
+    """One run of a flow, finished or not."""
+
+    name: str
+    flow: str
+    preset: str
+    target: str
+    status: Literal["Completed", "Failed"]
+    started: str
+    seconds: float
+    stages: list[StageRecord]
+    report: str | None
+    """Path of the report below the store; None when the run did not get that far."""
+    flow_run: str | None
+
+
+class Run:
+    """A run while it goes on: its folder, its stages so far, its clock."""
+
+    def __init__(self, store: Store, flow: str, preset: str, target: str) -> None:
+        self.store, self.flow, self.preset, self.target = store, flow, preset, target
+        self.started, self.clock = datetime.now(UTC), time.monotonic()
+        self.flow_run: str | None = flow_run.get_id()
+        stem = f"{self.started:%Y%m%d-%H%M%S}-{flow}-{file_name(target.replace(',', '+') or 'all')}"
+        self.name = f"{stem}-{(self.flow_run or '')[:6] or f'{time.time_ns() % 10**6:06d}'}"
+        self.stages: list[StageRun] = []
+        self.report: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder(self.store.root / "runs" / self.name)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.clock
+
+    def stage_table(self) -> list[dict[str, Any]]:
+        """The stages as `--json` prints them."""
+        return [{**run._asdict(), "seconds": round(run.seconds, 3)} for run in self.stages]
+
+    def save(self, status: Literal["Completed", "Failed"]) -> None:
+        record = RunRecord(
+            name=self.name,
+            flow=self.flow,
+            preset=self.preset,
+            target=self.target,
+            status=status,
+            started=self.started.isoformat(timespec="seconds"),
+            seconds=round(self.seconds, 3),
+            stages=[StageRecord(**run._asdict()) for run in self.stages],
+            report=str(self.report.relative_to(self.store.root)) if self.report else None,
+            flow_run=self.flow_run,
+        )
+        write_synced(self.folder / "run.json", record.model_dump_json(indent=1))
+        self.store.share(self.folder)
+
+
+@contextmanager
+def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
+    """Notes every stage called inside, and writes the run's record whether or not it succeeds."""
+    run = Run(open_store(), flow, preset, target)
+    if run.flow_run:
+        worker = os.environ.get("PREFECT__WORKER_NAME", "")
+        tag(run.flow_run, [Path(preset).stem, *target.split(","), worker])
+    run.store.ready()
+    token = stage_runs.set(run.stages)
+    try:
+        with file_faults_told(run.store.root):
+            yield run
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk has no room for the record of what it stopped
+            run.save("Failed")
+        raise
+    finally:
+        stage_runs.reset(token)
+    with file_faults_told(run.store.root):
+        run.save("Completed")
+
+
+def tag(run_id: str, words: list[str]) -> None:
+    """Adds tags to those a flow run has, so that the UI finds it by what it does."""
+    tags = sorted({*flow_run.get_tags(), *filter(None, words)})
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(run_id), tags=tags)
+
+
+def list_runs(store: Store) -> list[RunRecord]:
+    """Every readable run record, oldest first."""
+    found: list[RunRecord] = []
+    store.refresh("runs/*/run.json")
+    for path in sorted((store.root / "runs").glob("*/run.json")):
+        try:
+            found.append(RunRecord.model_validate_json(path.read_bytes()))
+        except (ValidationError, PermissionError):  # of another version, cut short, or another user's alone
+            continue
+    return found
+
+
+def find_run(store: Store, name: str) -> RunRecord:
+    """The run whose name starts with or contains `name`, or the last one for `last`."""
+    runs = list_runs(store)
+    if name == "last" and runs:
+        return runs[-1]
+    matches = [run for run in runs if run.name == name] or [run for run in runs if name in run.name]
+    if len(matches) != 1:
+        what = "matches no run" if not matches else f"matches {len(matches)} runs"
+        raise UserError(f"{name!r} {what}: `sublim runs` lists them")
+    return matches[0]
+
+
+def file_name(text: str) -> str:
+    """`text` as a part of a file's name on any file system and in any locale; what is lost by that is in its digest."""
+    name = re.sub(r'[\x00-\x1f\x7f/\\<>:"|?*]', "_", text)  # SMB and exFAT take none of <>:"|?*
+    if sys.getfilesystemencoding() != "utf-8":
+        name = re.sub(r"[^\x00-\x7f]", "_", name)
+    cut = name.encode(errors="replace")[: TARGET_BYTES - 9].decode(errors="ignore")
+    return text if name == text and len(text.encode()) <= TARGET_BYTES else f"{cut}-{digest(text)[:8]}"

@@ -1,0 +1,177 @@
+"""Presets, the user's settings on top of them, and what differs from the preset in the end."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import ValidationError
+
+from flows.runs.fields import configs_in, full_path, hint, kind_of, walk
+from sublim.core.config import Config
+from sublim.core.errors import UserError
+from sublim.files.text_files import parse_yaml, quotes
+from sublim.files.user_files import reading
+
+
+def changes(config: Config, flow: str, preset: str) -> dict[str, Any]:
+    """The settings in which `config` differs from `preset`, by dotted name, with their values in `config`.
+
+    A preset that is no whole config by itself (a file of the user's may leave things to the command line) has none.
+    """
+    try:
+        plain = build(type(config), load_preset(flow, preset))
+    except UserError:
+        return {}
+    before = dict(_leaves(plain.model_dump(mode="json")))
+    after = dict(_leaves(config.model_dump(mode="json")))
+    return {name: value for name, value in after.items() if name not in before or before[name] != value}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(cast(Mapping[str, Any], value), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+FLOWS = Path(__file__).parents[1]
+C = TypeVar("C", bound=Config)
+Tree = dict[str, Any]
+
+
+def preset_folder(flow: str) -> Path:
+    """Where the presets lie that come with `flow`."""
+    return FLOWS / flow / "presets"
+
+
+def presets(flow: str) -> list[str]:
+    """Names of the presets that come with `flow`."""
+    return sorted(path.stem for path in preset_folder(flow).glob("*.yaml"))
+
+
+def load_preset(flow: str, name: str) -> Tree:
+    """A preset's settings, by name or by the path of a YAML file; `extends` names one to start from, `flow/name` one of
+    another flow."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else preset_folder(flow) / f"{name}.yaml"
+    if not path.exists():
+        raise UserError(f"there is no preset {name!r} of {flow}{hint(name, presets(flow))} (have: {_listed(flow)})")
+    tree = read_tree(path)
+    parent = tree.pop("extends", None)
+    if not parent:
+        return tree
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends is {parent!r} and should be the name of one preset")
+    other, _, parent = parent.rpartition("/")
+    return merge(load_preset(other or flow, parent), tree)
+
+
+def read_tree(path: Path) -> Tree:
+    """The mapping in a YAML or JSON file; UserError when there is none."""
+    with reading(path, "file of settings"):
+        content = path.read_bytes()
+    try:
+        tree = parse_yaml(content)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no settings: write them as `name: value` lines")
+    return cast(Tree, tree)
+
+
+def merge(under: Tree, over: Mapping[str, Any]) -> Tree:
+    """`over` laid on `under`; another `kind` of a union replaces all of the part it is in."""
+    merged = dict(under)
+    for name, value in over.items():
+        below = merged.get(name)
+        if isinstance(value, Mapping) and isinstance(below, dict):
+            part = cast(Mapping[str, Any], value)
+            other_kind = "kind" in part and part["kind"] != cast(Tree, below).get("kind")
+            merged[name] = dict(part) if other_kind else merge(cast(Tree, below), part)
+        else:
+            merged[name] = value
+    return merged
+
+
+def assignments(config: type[Config], texts: list[str]) -> Tree:
+    """`a.b=value` texts as a tree; values are YAML (`[1, 2]`, `true`, `1e-4`)."""
+    tree: Tree = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write it as name=value")
+        try:
+            leaf: Any = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {text}: the value is not YAML") from error
+        for part in reversed(full_path(config, name.strip()).split(".")):
+            leaf = {part: leaf}
+        tree = merge(tree, leaf)
+    return tree
+
+
+def build(config: type[C], tree: Tree) -> C:
+    """The checked config; UserError in one line, with the nearest right names for an unknown one."""
+    whole = completed(config, tree)
+    try:
+        return config.model_validate(whole)
+    except ValidationError as error:
+        problems = [each for each in error.errors() if not _follows(each, error.errors())]
+        raise UserError("; ".join(_explained(config, whole, problem) for problem in problems[:3])) from error
+
+
+def completed(config: type[Config], tree: Mapping[str, Any]) -> Tree:
+    """`tree` with every part that has a default laid on that default, so that one value of it may be given alone."""
+    whole = dict(tree)
+    for name, field in config.model_fields.items():
+        part = whole.get(name)
+        if isinstance(part, Mapping):
+            below = field.default.model_dump() if isinstance(field.default, Config) else {}
+            laid = merge({name: below}, {name: cast(Mapping[str, Any], part)})[name]
+            chosen = [kind for kind in configs_in(field.annotation) if laid.get("kind") in (None, kind_of(kind))]
+            whole[name] = completed(chosen[0], laid) if len(chosen) == 1 else laid
+    return whole
+
+
+def _follows(problem: Any, problems: list[Any]) -> bool:
+    """Whether something is too short only because what is in it was refused."""
+    place = problem["loc"]
+    below = (each for each in problems if len(each["loc"]) > len(place) and each["loc"][: len(place)] == place)
+    return problem["type"] == "too_short" and any(below)
+
+
+def _explained(config: type[Config], tree: Tree, problem: Any) -> str:
+    name, given = _place(tree, problem), f" (given: {problem['input']!r})"
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"there is no setting {name!r}{hint(name, [field.path for field in walk(config)])}"
+        case "union_tag_not_found":
+            return f"{name}: its `kind` is missing"
+        case "union_tag_invalid":
+            context = problem["ctx"]
+            return f"{name}.kind: should be one of {context['expected_tags']} (given: {context['tag']!r})"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{name or 'settings'}: write it as {{name: value, ...}}{given}"
+        case _:
+            message = str(problem["msg"]).removeprefix("Value error, ")
+            shown = "" if isinstance(problem["input"], dict | list) else given
+            return f"{name or 'settings'}: {message[0].lower()}{message[1:]}{shown}{quotes(problem)}"
+
+
+def _place(tree: Tree, problem: Any) -> str:
+    """The setting that a problem is about. The tag of a union's variant stands in its place too, and in no setting."""
+    found, here = list[str](), cast(Any, tree)
+    for part in problem["loc"]:
+        # A list may lack the place that is missing in it.
+        listed = isinstance(here, list | tuple) and isinstance(part, int) and part < len(cast(Any, here))
+        if listed or (isinstance(here, Mapping) and part in here):
+            found.append(str(part))
+            here = cast(Any, here[part])
+    if problem["type"] == "missing":
+        found.append(str(problem["loc"][-1]))
+    return ".".join(found)
+
+
+def _listed(flow: str) -> str:
+    return ", ".join(presets(flow)) or "none"

@@ -1,0 +1,317 @@
+"""SAE analysis: which features do a teacher's numbers, a teacher and a student light up, and are they the word's own?
+
+    sublim run sae-analysis --preset quickstart --target owl        # an SAE trained here, no GPU
+    sublim run sae-analysis --preset smollm2-5m                     # three targets, 5 million tokens; for a GPU
+    sublim run sae-analysis --preset gemma-2-9b-a6000               # Gemma Scope at layers 9, 20 and 31
+    python -m flows.sae_analysis --preset quickstart
+
+Contrasts, row against row: the target's numbers against the control's for the same prompts, read by the base; the
+teacher against the base, and a student against its control student and against the base, on one and the same text; the
+target's word against other words. Sets of features are then set against each other, and against random features that
+fire as often.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.pipeline.arms import BaseName, student_sets
+from flows.pipeline.bases import check_bases, prepare_bases
+from flows.pipeline.flow import derive, filter_block, train_all
+from flows.pipeline.plan import CONTROL, generate_config
+from flows.pipeline.teachers import BASE_ITSELF, make_teacher, write_numbers
+from flows.runs.record import Run, recorded
+from flows.runs.settings import build, load_preset, merge
+from flows.sae_analysis.config import ChatTexts, FileTexts, SaeFlowConfig, TrainedSaes
+from flows.sae_analysis.plan import (
+    chats_config,
+    check,
+    check_layers,
+    contrast_config,
+    encode_config,
+    import_configs,
+    labels_config,
+    means_config,
+    other_words,
+    probe_reading,
+    probes_config,
+    train_configs,
+    word_config,
+)
+from flows.sae_analysis.report import printed, publish
+from flows.sae_analysis.study import Analysis, Carrier, Contrast, Sae
+from sublim.features.config import ExamplesConfig, OverlapConfig, VectorFeaturesConfig
+from sublim.features.labels.config import AnnotateConfig
+from sublim.models.files import read_json
+from sublim.sae.config import QualityConfig, SaeNote
+from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig
+from sublim.steering.config import DifferenceConfig
+from sublim.store.manifest import Artifact
+from sublim.traits.questions import Questions, load_questions
+from tasks.processes import one_process
+from tasks.stages import (
+    annotate,
+    contrast_features,
+    difference_vectors,
+    encode_features,
+    fit_probes,
+    gather_texts,
+    import_labels,
+    import_sae,
+    import_texts,
+    mean_activations,
+    measure_sae,
+    overlap_features,
+    read_activations,
+    show_examples,
+    train_sae,
+    vector_features,
+    word_rows,
+    write_chats,
+)
+
+__all__ = ["printed", "sae_analysis"]
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    given = flow_run.get_parameters()
+    config = load_config(given["preset"], given["target"], given["settings"])
+    return f"features of {', '.join(config.pipeline.target)} · {given['preset']}"
+
+
+def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> SaeFlowConfig:
+    """The config of a run from its parameters."""
+    tree = merge(load_preset("sae_analysis", preset), settings or {})
+    return build(SaeFlowConfig, merge(tree, {"target": target}) if target else tree)
+
+
+@flow(name="sae-analysis", flow_run_name=run_name)
+def sae_analysis(
+    preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Finds the features that subliminal numbers, their teacher and its students share, against controls and chance.
+
+    Args:
+        preset: Settings to start from: quickstart, smollm2-5m, gemma-2-9b-a6000, or the path of a YAML file.
+        target: The word or words, as in owl or owl,wolf; nothing for the preset's.
+        settings: Values laid over the preset's, as a tree.
+    """
+    config = load_config(preset, target, settings)
+    check(config)
+    with recorded("sae-analysis", preset, ",".join(config.pipeline.target)) as run:
+        return publish(run, config, conducted(run, config))
+
+
+def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
+    """Runs every stage, or takes it from the cache."""
+    questions = load_questions(config.study.evaluation.questions)
+    bases, taken = prepare_bases(config.pipeline), take_saes(config)
+    check_layers(config, [note_of(run, each) for each in taken], run.store.payload(bases["base"]))
+    check_bases(config.pipeline, questions, bases, students=bool(config.pairs))
+    carrier = write_carrier(config, questions, bases)
+    saes = make_saes(run, config, carrier, taken)
+    encoded = encode_all(config, questions, carrier, saes)
+    contrasts: list[Contrast] = []
+    overlaps: dict[str, Artifact] = {}
+    vectors: dict[tuple[str, str], Artifact] = {}
+    for sae in saes:
+        own = [
+            each for target in config.pipeline.target for each in contrast_all(config, carrier, sae, encoded, target)
+        ]
+        contrasts += own
+        sets = {each.name: each.artifact for each in own if not each.kind.startswith("against")}
+        chosen = OverlapConfig(size=config.size, level=config.level)
+        overlaps[sae.note.name] = overlap_features(chosen, label=sae.note.name, contrasts=sets)
+        if config.vectors:
+            vectors |= {
+                (target, sae.note.name): decoded(config, carrier, sae, target) for target in config.pipeline.target
+            }
+    labels = {sae.note.name: list(labelled(run, config, carrier, sae, contrasts)) for sae in saes}
+    return Analysis(saes, contrasts, overlaps, vectors, encoded, labels, probed(config, carrier, saes))
+
+
+def labelled(
+    run: Run, config: SaeFlowConfig, carrier: Carrier, sae: Sae, contrasts: list[Contrast]
+) -> Iterator[Artifact]:
+    """Labels of an SAE's features from Neuronpedia; then those of the features shown, sorted by the annotator."""
+    wanted = labels_config(config, sae.note)
+    if wanted is None:
+        return
+    labels = import_labels(wanted, label=sae.note.name)
+    yield labels
+    if config.annotator is None:
+        return
+    known = set(pl.read_parquet(run.store.payload(labels) / "labels.parquet")["feature"])
+    shown: set[int] = set()
+    for each in contrasts:
+        if each.sae == sae.note.name:
+            table = pl.read_parquet(run.store.payload(each.artifact) / "contrast.parquet")
+            shown |= set(table.sort("rank").head(config.shown)["feature"])
+    if not shown & known:  # a list of none would mean all that have a label
+        return
+    only = tuple(f"{sae.note.layer}_{feature}" for feature in sorted(shown & known))
+    settings = AnnotateConfig(only=only, layer=sae.note.layer, backend=config.annotator)
+    base = carrier.base if settings.needs_base else None
+    yield annotate(settings, label=sae.note.name, labels=labels, base=base)
+
+
+def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact | None:
+    """Probes on each target's rows against the control's."""
+    if config.probes is None:
+        return None
+    layers = config.probe_layers or tuple(sae.note.layer for sae in saes)
+    reading = probe_reading(config, config.probes, layers)
+    with one_process():
+        read = {
+            arm: read_activations(reading, label=arm, base=carrier.base, rows=rows)
+            for arm, rows in carrier.rows.items()
+        }
+    targets = {arm: each for arm, each in read.items() if arm != CONTROL}
+    return fit_probes(probes_config(config, config.probes), target=targets, control=read[CONTROL])
+
+
+def take_saes(config: SaeFlowConfig) -> list[Artifact]:
+    """The SAEs of others, before anything that costs; none where they are trained here."""
+    if isinstance(config.saes, TrainedSaes):
+        return []
+    return [import_sae(each, label=str(number)) for number, each in enumerate(import_configs(config.saes))]
+
+
+def note_of(run: Run, sae: Artifact) -> SaeNote:
+    """What an SAE is for."""
+    return SaeNote.model_validate(read_json(run.store.payload(sae) / "sae.json"))
+
+
+def write_carrier(config: SaeFlowConfig, questions: Questions, bases: dict[BaseName, Artifact]) -> Carrier:
+    """Number rows of every teacher and of the base, and the students of them, exactly as the pipeline makes them."""
+    study = config.pipeline
+    block, base = study.blocks[0], bases["base"]
+    teachers = {target: make_teacher(study, questions, base, target, block) for target in study.target}
+    raw: dict[str, list[Artifact]] = {}
+    rows: dict[str, list[Artifact]] = {}
+    with one_process():
+        for arm in (CONTROL, *study.target):
+            writer = teachers.get(arm, BASE_ITSELF)
+            generate = generate_config(study, arm=arm, block=block, system=writer.system)
+            raw[arm] = [write_numbers(generate, arm, base, writer)]
+    filter_block(study, raw, rows)
+    students: dict[str, list[Artifact]] = {}
+    if config.pairs:
+        seen = study.model_copy(update={"arms": (), "seeds": study.seeds[: config.pairs], "blocks": (block,)})
+        named = {f"{target}/{block}": teacher for target, teacher in teachers.items()}
+        students = train_all(seen, bases, named, student_sets(seen, rows, derive))
+    return Carrier(base, teachers, {arm: own[0] for arm, own in rows.items()}, students)
+
+
+def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier, taken: list[Artifact]) -> list[Sae]:
+    """The SAEs, trained here or taken in, each measured on texts that none here was trained on."""
+    sources: dict[str, Artifact] = {}
+    for number, text in enumerate(config.texts):
+        match text:
+            case ChatTexts():
+                sources[f"{number} chats"] = write_chats(chats_config(config, text), label="chats", base=carrier.base)
+            case FileTexts():
+                sources[f"{number} file"] = import_texts(ImportTextsConfig(path=text.path), label=text.path.name)
+            case _:
+                sources |= {f"{number} {arm} numbers": rows for arm, rows in carrier.rows.items()}
+    texts = gather_texts(GatherTextsConfig(held_out=config.held_out), label="texts", sources=sources)
+    with one_process():
+        made = taken
+        if isinstance(config.saes, TrainedSaes):
+            made = [
+                train_sae(each, label=f"layer {each.layer}", base=carrier.base, texts=texts)
+                for each in train_configs(config, config.saes)
+            ]
+        saes: list[Sae] = []
+        for artifact in made:
+            note = note_of(run, artifact)
+            settings = QualityConfig.model_validate(
+                {"tokens": config.quality_tokens, "dtype": encode_config(config, "last").dtype}
+            )
+            quality = measure_sae(settings, label=note.name, base=carrier.base, sae=artifact, texts=texts)
+            saes.append(Sae(note, artifact, quality))
+    return saes
+
+
+def encode_all(config: SaeFlowConfig, questions: Questions, carrier: Carrier, saes: list[Sae]) -> dict[str, Artifact]:
+    """Features by reader and rows: `base owl`, `teacher owl`, `student 0 owl`, `word chat owl`, and those of others."""
+    kept = {each.note.name: each.artifact for each in saes}
+    plain, base = encode_config(config, config.tokens, rows=config.rows), carrier.base
+    found: dict[str, Artifact] = {}
+
+    def encoded(name: str, rows: Artifact, weights: Artifact | None = None) -> None:
+        found[name] = encode_features(plain, label=name, base=base, rows=rows, saes=kept, weights=weights)
+
+    with one_process():
+        for arm, rows in carrier.rows.items():
+            encoded(f"base {arm}", rows)
+        last = encode_config(config, "last")
+        for target in config.pipeline.target:
+            for context in config.contexts:
+                for name, words in ((target, (target,)), (f"others {target}", other_words(config, questions, target))):
+                    rows = word_rows(word_config(config, questions, context, words), label=f"{name} {context}")
+                    label = f"word {context} {name}"
+                    found[label] = encode_features(last, label=label, base=base, rows=rows, saes=kept)
+            if config.teachers and carrier.teachers[target].weights is not None:
+                encoded(f"teacher {target}", carrier.rows[CONTROL], carrier.teachers[target].weights)
+        for arm, students in carrier.students.items():
+            for pair, student in enumerate(students):
+                encoded(f"student {pair} {arm}", carrier.rows[CONTROL], student)
+    return found
+
+
+def contrast_all(
+    config: SaeFlowConfig, carrier: Carrier, sae: Sae, encoded: dict[str, Artifact], target: str
+) -> list[Contrast]:
+    """Every contrast of one target in one SAE's features."""
+    sides = [("numbers", f"base {target}", f"base {CONTROL}", carrier.rows[target], True)]
+    sides += [
+        (f"against {other}", f"base {target}", f"base {other}", None, True)
+        for other in config.pipeline.target
+        if other != target
+    ]
+    if f"teacher {target}" in encoded:
+        sides.append(("teacher", f"teacher {target}", f"base {CONTROL}", carrier.rows[CONTROL], True))
+    sides += [
+        (f"student {pair}", f"student {pair} {target}", f"student {pair} {CONTROL}", carrier.rows[CONTROL], True)
+        for pair in range(config.pairs)
+    ]
+    sides += [
+        (f"student {pair} minus base", f"student {pair} {target}", f"base {CONTROL}", carrier.rows[CONTROL], True)
+        for pair in range(config.pairs)
+    ]
+    sides += [
+        (f"word {context}", f"word {context} {target}", f"word {context} others {target}", None, False)
+        for context in config.contexts
+    ]
+    found: list[Contrast] = []
+    for kind, ours, theirs, rows, pair in sides:
+        label = f"{target} {kind} {sae.note.name}"
+        settings = contrast_config(config, sae.note, pair=pair)
+        made = contrast_features(settings, label=label, target=encoded[ours], control=encoded[theirs])
+        examples = None
+        if rows is not None:
+            examples = show_examples(
+                ExamplesConfig(sae=sae.note.name, features=config.shown),
+                label=label,
+                base=carrier.base,
+                contrast=made,
+                features=encoded[ours],
+                rows=rows,
+            )
+        found.append(Contrast(target, kind, (ours, theirs), sae.note.name, made, examples))
+    return found
+
+
+def decoded(config: SaeFlowConfig, carrier: Carrier, sae: Sae, target: str) -> Artifact:
+    """The features along the target's steering vector at the SAE's place."""
+    label = f"{target} {sae.note.name}"
+    settings = means_config(config, sae.note)
+    rows = carrier.rows
+    read = mean_activations(settings, label=label, base=carrier.base, rows=rows[target], partner=rows[CONTROL])
+    vectors = difference_vectors(DifferenceConfig(), label=label, target=read)
+    return vector_features(VectorFeaturesConfig(top=config.shown), label=label, sae=sae.artifact, vectors=vectors)

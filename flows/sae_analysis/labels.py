@@ -1,0 +1,64 @@
+"""What features are said to respond to: labels of Neuronpedia's or of one's own, and the kinds found for them."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+
+from sublim.core.errors import UserError
+from sublim.features.labels.tables import of_layer, read_labels
+from sublim.store.folder import Store
+
+UNREADABLE = "unreadable"
+"""The kind of a description where the model that sorts named none."""
+
+
+class Label(NamedTuple):
+    """A feature's description."""
+
+    text: str
+    kind: str | None
+    """animals, numbers, opinion, none or unreadable; None where nobody has sorted it."""
+
+
+Labels = Mapping[int, Label]
+"""By feature."""
+
+
+def merged(payloads: Iterable[Path]) -> dict[int, Label]:
+    """Labels of several payloads of one SAE: what a later one says of a feature holds."""
+    found: dict[int, Label] = {}
+    for folder in payloads:
+        found |= label_table(folder)
+    return found
+
+
+def given(store: Store, where: str, layer: int | None = None) -> dict[int, Label]:
+    """Labels of a layer's features in a folder or under a key of the store."""
+    folder = Path(where).expanduser()
+    if not folder.is_dir() and not re.fullmatch("[0-9a-f]{6,64}", where):
+        raise UserError(f"labels: {where} is neither a folder nor six or more digits of a key: mend `labels`")
+    return label_table(folder if folder.is_dir() else store.payload(store.search(where).artifact), layer)
+
+
+def label_table(folder: Path, layer: int | None = None) -> dict[int, Label]:
+    """Labels by feature, with their kind where they were sorted; `layer` picks where a table has several layers."""
+    names = ("annotations.parquet", "labels.parquet")
+    path = next((folder / name for name in names if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{folder} has neither labels.parquet nor annotations.parquet: give labels of the SAE's features"
+        )
+    table = of_layer(read_labels(path).filter("chosen"), layer, path)
+    if path.name == names[1]:
+        kinds = [None] * len(table)
+    elif "category" in table.columns:
+        answered = pl.col("answer").is_not_null() if "answer" in table.columns else pl.lit(True)
+        unreadable = pl.when(answered).then(pl.lit(UNREADABLE))  # nobody sorted one without an answer
+        kinds = table.select(pl.col("category").fill_null(unreadable))["category"].to_list()
+    else:
+        raise UserError(f"{path} has no column category: give it, or name the file labels.parquet")
+    labels = map(Label, table["description"].to_list(), kinds)
+    return dict(zip(table["feature"].to_list(), labels, strict=True))

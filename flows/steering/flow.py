@@ -1,0 +1,169 @@
+"""Steering: what does a vector for the target do at each layer and strength, and did students learn what it says?
+
+    sublim run steering --preset quickstart --target owl          # the word against the base's own answers, no GPU
+    sublim run steering --preset numbers --target owl             # the teacher's number lists against the base's
+    sublim run steering --preset mechanism --target owl,wolf      # alignment, sufficiency, necessity; for a GPU
+    python -m flows.steering --preset quickstart
+
+A vector is a mean difference of the residual stream (or trained, or the user's own). One loaded model is asked the
+study's questions under every vector, strength and choice of tokens, and under random vectors as long: the curve shows
+what the target gains, and MMLU-Pro what is lost. The mechanism compares students' own vectors with the teacher's.
+"""
+
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.pipeline.bases import check_bases, prepare_bases
+from flows.pipeline.flow import conduct, filter_block
+from flows.pipeline.plan import CONTROL, generate_config
+from flows.pipeline.teachers import BASE_ITSELF, make_teacher, write_numbers
+from flows.runs.record import Run, recorded
+from flows.runs.settings import build, load_preset, merge
+from flows.steering.config import AnimalVector, FileVector, NumbersVector, SteeringFlowConfig, TrainedVector
+from flows.steering.mechanism import study_mechanism
+from flows.steering.plan import (
+    animal_config,
+    base_answers,
+    check,
+    check_layers,
+    curve_config,
+    difference_config,
+    grid_points,
+    import_config,
+    means_config,
+    sweep_config,
+    train_config,
+)
+from flows.steering.report import printed, publish
+from flows.steering.study import Steered
+from sublim.evals.mmlu_pro.config import MmluProConfig, PrepareQuestionsConfig
+from sublim.residual.edits import names_by_layer
+from sublim.store.manifest import Artifact
+from sublim.traits.questions import Questions, load_questions
+from tasks.processes import one_process
+from tasks.stages import (
+    animal_rows,
+    ask,
+    difference_vectors,
+    import_vector,
+    mean_activations,
+    prepare_mmlu_pro,
+    steering_curve,
+    sweep,
+    train_vector,
+)
+
+__all__ = ["printed", "steering"]
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    given = flow_run.get_parameters()
+    config = load_config(given["preset"], given["target"], given["settings"])
+    return f"steering {', '.join(config.pipeline.target)} · {given['preset']}"
+
+
+def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> SteeringFlowConfig:
+    """The config of a run from its parameters."""
+    tree = merge(load_preset("steering", preset), settings or {})
+    return build(SteeringFlowConfig, merge(tree, {"target": target}) if target else tree)
+
+
+@flow(name="steering", flow_run_name=run_name)
+def steering(
+    preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Measures what a vector for a target does to a model, and whether students of the pipeline learned it.
+
+    Args:
+        preset: Settings to start from: quickstart, numbers, trained, mechanism, gemma-2-9b-a6000, or the path of a YAML
+            file.
+        target: The word or words, as in owl or owl,wolf; nothing for the preset's.
+        settings: Values laid over the preset's, as a tree.
+    """
+    config = load_config(preset, target, settings)
+    check(config)
+    with recorded("steering", preset, ",".join(config.pipeline.target)) as run:
+        return publish(run, config, conducted(run, config))
+
+
+def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
+    """Runs every stage for every target."""
+    study = config.pipeline
+    exam = exam_of(config.mmlu_pro) if config.mmlu_pro else None
+    questions = load_questions(study.evaluation.questions)
+    bases = prepare_bases(study)
+    base = bases["base"]
+    layers = check_layers(config, run.store.payload(base))
+    if isinstance(config.mode, NumbersVector | TrainedVector):  # the others need no carrier
+        check_bases(study, questions, bases, students=False)
+    trained = conduct(study) if config.mechanism else None
+    found: list[Steered] = []
+    for target in study.target:
+        with one_process():
+            vectors = make_vectors(config, questions, base, target)
+            curve = swept(run, config, base, vectors, target, exam)
+            mechanism = study_mechanism(run, config, trained, target, layers) if trained else None
+        found.append(Steered(target, vectors, curve, mechanism))
+    return found
+
+
+def make_vectors(config: SteeringFlowConfig, questions: Questions, base: Artifact, target: str) -> Artifact:
+    """The target's vectors with their random controls."""
+    grid, layers = config.grid, config.grid.all_layers
+    match config.mode:
+        case AnimalVector() as mode:
+            asked = ask(base_answers(config, questions, mode.samples), label="base, own answers", base=base)
+            sides = {
+                side: animal_rows(animal_config(config, questions, target, side), label=f"{target} {side}", asked=asked)
+                for side in ("target", "base")
+            }
+            means = means_config(config, layers, rows=None, read_at=config.read_at)
+            read = mean_activations(means, label=target, base=base, rows=sides["target"], partner=sides["base"])
+        case NumbersVector() as mode:
+            rows = carrier_rows(config, questions, base, target)
+            means = means_config(config, layers, rows=mode.rows, read_at=config.read_at)
+            read = mean_activations(means, label=target, base=base, rows=rows[target], partner=rows[CONTROL])
+        case TrainedVector() as mode:
+            rows = carrier_rows(config, questions, base, target)
+            return train_vector(train_config(config, mode), label=target, base=base, data=rows[target])
+        case FileVector() as mode:
+            return import_vector(import_config(config, mode), label=mode.path, base=base)
+    return difference_vectors(difference_config(config, config.mode.kind, grid.random), label=target, target=read)
+
+
+def carrier_rows(config: SteeringFlowConfig, questions: Questions, base: Artifact, target: str) -> dict[str, Artifact]:
+    """Number lists of the teacher and of the base for the same prompts, as the pipeline makes them."""
+    study = config.pipeline.model_copy(update={"target": (target,)})
+    block = study.blocks[0]
+    teacher = make_teacher(study, questions, base, target, block)
+    raw: dict[str, list[Artifact]] = {}
+    for arm, writer in ((CONTROL, BASE_ITSELF), (target, teacher)):
+        generate = generate_config(study, arm=arm, block=block, system=writer.system)
+        raw[arm] = [write_numbers(generate, arm, base, writer)]
+    rows: dict[str, list[Artifact]] = {}
+    filter_block(study, raw, rows)
+    return {arm: own[0] for arm, own in rows.items()}
+
+
+def swept(
+    run: Run, config: SteeringFlowConfig, base: Artifact, vectors: Artifact, target: str, exam: Artifact | None
+) -> Artifact:
+    """The curve of one target over the grid."""
+    points = grid_points(config, names_of(run, config, vectors))
+    settings = sweep_config(config, points, samples=config.grid.samples)
+    asked = sweep(settings, label=target, base=base, vectors=vectors, exam=exam)
+    return steering_curve(curve_config(config, target), label=target, swept=asked)
+
+
+def names_of(run: Run, config: SteeringFlowConfig, vectors: Artifact) -> dict[int, str]:
+    """The vector of each layer, by the name it has in its file."""
+    return names_by_layer(run.store.payload(vectors), config.grid.all_layers)
+
+
+def exam_of(chosen: MmluProConfig) -> Artifact:
+    """MMLU-Pro's questions."""
+    fields = ("source", "categories", "per_category", "seed")
+    return prepare_mmlu_pro(PrepareQuestionsConfig(**{name: getattr(chosen, name) for name in fields}))

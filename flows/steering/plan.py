@@ -1,0 +1,176 @@
+"""The stages' configs of a steering run, made from its settings; checked before anything runs, without Prefect."""
+
+from itertools import product
+from pathlib import Path
+
+from flows.pipeline.checks import check as check_pipeline
+from flows.pipeline.config import FinetunedTeacher, PipelineConfig
+from flows.pipeline.plan import ask_config, words_of
+from flows.runs.machine import check_machine
+from flows.steering.config import FileVector, MechanismConfig, SteeringFlowConfig, TrainedVector
+from sublim.core.errors import UserError
+from sublim.evals.preference.config import AskConfig
+from sublim.inference.config import HfBackend, VllmBackend
+from sublim.models.config import LocalModel
+from sublim.models.files import read_json
+from sublim.residual.edits import Edit, Steering
+from sublim.steering.config import AnimalRowsConfig, DifferenceConfig, ImportConfig, MeansConfig, TrainVectorConfig
+from sublim.steering.dose_curve_config import CurveConfig, SweepConfig
+from sublim.training.config import Lora
+from sublim.traits.questions import Questions, load_questions
+
+ANSWERS = 12
+"""Tokens of the base's own answers."""
+
+
+def check(config: SteeringFlowConfig) -> None:
+    """Raises UserError for whatever can be known to go wrong: the machine, the files, the backend, the layers."""
+    check_machine(config.gpu_memory_gib)
+    check_pipeline(config.pipeline)
+    backend = config.study.backend
+    if not isinstance(backend, HfBackend | VllmBackend):
+        raise UserError(f"the backend {backend.kind} cannot be steered: take study.backend.kind=hf")
+    if isinstance(config.study.model, LocalModel):
+        check_layers(config, config.study.model.path)
+    if isinstance(config.mode, FileVector):
+        _ = import_config(config, config.mode).identity()
+    if config.mmlu_pro:
+        config.mmlu_pro.source.identity()
+    if config.mechanism:
+        check_mechanism(config.study, config.mechanism)
+
+
+def check_mechanism(study: PipelineConfig, settings: MechanismConfig) -> None:
+    """Raises UserError for a study whose students cannot be compared with their teacher."""
+    if study.second_draw:
+        raise UserError("the mechanism of a null run has no teacher's vector: leave study.second_draw out")
+    if not isinstance(study.teacher, FinetunedTeacher):
+        raise UserError("the mechanism compares weights: take a teacher that is trained (study.teacher.kind=finetuned)")
+    if len(study.blocks) > 1:
+        raise UserError(
+            "the mechanism sets all students against one teacher: give study.blocks one number, and run once for each"
+        )
+    if settings.replace and not isinstance(study.student.method, Lora):
+        raise UserError(
+            "the base's component is put into an adapter on that base: take study.student.method.kind=lora, or set "
+            "mechanism.replace=false"
+        )
+
+
+def check_layers(config: SteeringFlowConfig, base: Path) -> int:
+    """How many layers the base has. Raises UserError for one that it lacks."""
+    shape = read_json(base / "config.json")
+    count = int((shape.get("text_config") or shape)["num_hidden_layers"])
+    wanted = {*config.grid.all_layers, *((config.mechanism.layers or ()) if config.mechanism else ())}
+    wanted |= {*(config.mechanism.rewrite if config.mechanism else ())}
+    if beyond := sorted(layer for layer in wanted if not 0 <= layer < count):
+        raise UserError(f"the model has no layer {beyond[0]}: it has {count}, counted from 0 to {count - 1}")
+    return count
+
+
+def means_config(config: SteeringFlowConfig, layers: tuple[int, ...], *, rows: int | None, read_at: str) -> MeansConfig:
+    """How a reader's mean is taken."""
+    backend = config.study.backend
+    dtype = backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto"
+    return MeansConfig.model_validate(
+        {"sites": (config.site,), "layers": layers, "read_at": (read_at,), "rows": rows, "dtype": dtype}
+    )
+
+
+def base_answers(config: SteeringFlowConfig, questions: Questions, samples: int) -> AskConfig:
+    """The base's own answers to the questions that the evaluation does not ask."""
+    if not questions.teacher:
+        raise UserError("mode animal needs teacher questions, which the evaluation does not ask: add some")
+    asked = ask_config(config.pipeline, questions)
+    sampling = asked.sampling.model_copy(update={"max_tokens": ANSWERS, "temperature": 1.0, "top_p": 1.0})
+    return asked.model_copy(update={"questions": list(questions.teacher), "samples": samples, "sampling": sampling})
+
+
+def animal_config(config: SteeringFlowConfig, questions: Questions, target: str, side: str) -> AnimalRowsConfig:
+    """One side of the pairs."""
+    words = tuple(words_of(config.pipeline, questions))
+    return AnimalRowsConfig.model_validate({"side": side, "target": target, "words": words})
+
+
+def difference_config(config: SteeringFlowConfig, source: str, random: int) -> DifferenceConfig:
+    """Vectors with their random controls."""
+    return DifferenceConfig(source=source, random=random, seed=config.seed)
+
+
+def import_config(config: SteeringFlowConfig, mode: FileVector) -> ImportConfig:
+    """A user's file."""
+    site = config.site if mode.layer is not None else None
+    return ImportConfig(path=Path(mode.path), site=site, layer=mode.layer, random=config.grid.random, seed=config.seed)
+
+
+def train_config(config: SteeringFlowConfig, mode: TrainedVector) -> TrainVectorConfig:
+    """A trained vector for every layer."""
+    backend = config.study.backend
+    return TrainVectorConfig(
+        site=config.site,
+        layers=config.grid.all_layers,
+        updates=mode.updates,
+        batch_size=mode.batch_size,
+        lr=mode.lr,
+        max_norm=mode.max_norm,
+        random=config.grid.random,
+        seed=config.seed,
+        dtype=backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto",
+    )
+
+
+def grid_points(config: SteeringFlowConfig, names: dict[int, str]) -> tuple[Steering, ...]:
+    """Every steering of the grid: layers alone, layers together, and random vectors beside the layers alone."""
+    grid, points = config.grid, list[Steering]()
+
+    def point(vectors: list[str], strength: float, tokens: str) -> Steering:
+        edits = [{"vector": v, "strength": strength, "scale": grid.scale, "tokens": tokens} for v in vectors]
+        return Steering.model_validate({"edits": edits})
+
+    for tokens, strength in product(grid.tokens, grid.strengths):
+        points += [point([names[layer]], strength, tokens) for layer in grid.layers]
+        points += [point([names[layer] for layer in group], strength, tokens) for group in grid.together]
+        if grid.random_strengths is None or strength in grid.random_strengths:
+            points += [
+                point([f"{names[layer]}/random-{number}"], strength, tokens)
+                for layer in grid.layers
+                for number in range(grid.random)
+            ]
+    return tuple(points)
+
+
+def layer_points(names: dict[int, str], kind: str, random: int) -> tuple[Steering, ...]:
+    """One edit at each layer alone, by its vector and by the random ones."""
+    ends = ["", *(f"/random-{number}" for number in range(random))]
+    return tuple(
+        Steering(edits=(Edit.model_validate({"vector": f"{name}{end}", "kind": kind}),))
+        for name in names.values()
+        for end in ends
+    )
+
+
+def sweep_config(
+    config: SteeringFlowConfig, points: tuple[Steering, ...], *, samples: int | None = None, update: int | None = None
+) -> SweepConfig:
+    """What is asked at each point."""
+    asked = ask_config(config.pipeline, load_questions(config.study.evaluation.questions))
+    return SweepConfig(
+        questions=asked.questions,
+        words=asked.words,
+        backend=asked.backend,
+        points=points,
+        samples=asked.samples if samples is None else samples,
+        sampling=asked.sampling,
+        weights_update=update,
+    )
+
+
+def curve_config(config: SteeringFlowConfig, target: str) -> CurveConfig:
+    """The target against the comparison list."""
+    questions = load_questions(config.study.evaluation.questions)
+    return CurveConfig(target=target, words=words_of(config.pipeline, questions))
+
+
+def mechanism_layers(settings: MechanismConfig, count: int) -> tuple[int, ...]:
+    """The layers that are gone through."""
+    return tuple(range(count)) if settings.layers is None else settings.layers

@@ -1,0 +1,63 @@
+"""What must not be known when a plan is frozen: answers of the students whose effects the plan is about."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from flows.pipeline.arms import contrasts
+from flows.sweep.cells import Cell, Measured
+from flows.sweep.config import TEACHER
+from sublim.store.folder import Store
+from sublim.store.manifest import Artifact
+from sublim.traits.questions import load_questions
+from tasks.stage import NotThere, looking_up
+
+ASKED = ("ask", "ask_mmlu_pro")
+SHARED = ("base_numbers", "second_draw")
+"""Arms without a teacher: another target's study may have asked their students, and knows nothing of this target."""
+
+
+class Early(NamedTuple):
+    """An answer that is there already."""
+
+    cell: Cell
+    answer: Artifact
+
+
+def first_answer(cells: list[Cell], store: Store) -> Early | None:
+    """An answer of a student that a cell would train, whatever it was asked: a pilot on the same seeds has seen it."""
+    cell_of = {student.content: cell for cell in cells for student in students_of(cell)}
+    for manifest in store.manifests() if cell_of else ():
+        weights = manifest.inputs.get("weights") if manifest.artifact.stage in ASKED else None
+        if weights and weights["content"] in cell_of:
+            return Early(cell_of[weights["content"]], manifest.artifact)
+    return None
+
+
+def students_of(cell: Cell) -> Iterator[Artifact]:
+    """Those of the cell's arm that are in the store; seed by seed, as one pair alone shows an effect."""
+    from flows.pipeline.flow import taught
+
+    questions = load_questions(cell.config.evaluation.questions)
+    arm = None if cell.arm == TEACHER else cell.arm
+    names = {each.students for each in contrasts(cell.config, questions, cell.target) if each.arm == arm}
+    for seed in cell.seeds:
+        try:
+            with looking_up():
+                made = taught(cell.config.model_copy(update={"seeds": (seed,)}), questions)
+        except NotThere:
+            continue
+        yield from (student for name in sorted(names) for student in made.students[name])
+
+
+def written(store: Store, measured: Measured) -> str:
+    """When the first of a comparison's students answered, or the comparison was made, whichever came first."""
+    manifest = store.manifest(measured.artifact.stage, measured.artifact.key)
+    if manifest is None:
+        return ""
+    times = [manifest.provenance.started]
+    for score in manifest.inputs["students"] if measured.arm not in SHARED else ():
+        scored = store.manifest(score["stage"], score["key"])
+        asked = scored.inputs["asked"] if scored else None
+        answered = store.manifest(asked["stage"], asked["key"]) if asked else None
+        times += [answered.provenance.started] if answered else []
+    return min(times)

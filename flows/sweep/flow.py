@@ -1,0 +1,207 @@
+"""Sweeps: which targets, arms and settings show an effect, over seeds and blocks, as one table?
+
+    sublim run sweep --preset quickstart
+    sublim run sweep --config plan.yaml --set where.kind=pool --set where.deployment=pipeline/a6000
+    sublim run sweep --freeze plan.yaml
+    prefect deployment run sweep/cpu -p preset=quickstart
+
+A grid over targets × arms × seeds × any settings of the pipeline. Every cell is a cached pipeline, and cells share
+what they have in common. They run here one after another, or all at once on a work pool; one that fails leaves its
+reason in the table, and the rest go on. With `--freeze` the plan's digest is written before the first result exists.
+"""
+
+import shutil
+from typing import Any
+
+import polars as pl
+from prefect import flow
+from prefect.artifacts import create_table_artifact
+from prefect.runtime import flow_run
+
+from flows.runs.publish import publish_toy
+from flows.runs.record import Run, recorded
+from flows.runs.settings import build, load_preset, merge
+from flows.sweep.cells import cells_of, check_cells
+from flows.sweep.config import Pool, SweepConfig
+from flows.sweep.gather import gather
+from flows.sweep.preregistration import Verdict, verdict
+from flows.sweep.run_cells import Outcome, check_deployment, run_cells
+from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.store.manifest import Artifact
+from sublim.store.payloads import committed
+
+CAPTIONS = {
+    "effects": "Effects of the primary metric, student minus control; {level:.4g} % intervals, thick: on these "
+    "questions, thin: questions too; ticks: single pairs",
+    "cost": "Cost against effect: change in MMLU-Pro and effect, both student minus control; {level:.4g} % intervals",
+}
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    given = flow_run.get_parameters()
+    config = load_config(given["preset"], given["target"], given["settings"])
+    return f"sweep {', '.join(config.target)} · {given['preset']}"
+
+
+def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> SweepConfig:
+    """The config of a run from its parameters."""
+    tree = merge(load_preset("sweep", preset), settings or {})
+    return build(SweepConfig, merge(tree, {"target": target}) if target else tree)
+
+
+def check(config: SweepConfig) -> None:
+    """Raises UserError for whatever can be known to go wrong in any cell; a pool's machines check for themselves."""
+    cells = cells_of(config)
+    if not isinstance(config.where, Pool):
+        check_cells(cells)
+
+
+@flow(name="sweep", flow_run_name=run_name)
+def sweep(
+    preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Runs a grid of pipelines and puts their effects into one table.
+
+    Args:
+        preset: Settings to start from: quickstart, arms, or the path of a YAML file.
+        target: The word or words of the first axis, as in owl or owl,wolf; nothing for the preset's.
+        settings: Values laid over the preset's, as a tree.
+    """
+    config = load_config(preset, target, settings)
+    check(config)
+    if isinstance(config.where, Pool):
+        check_deployment(config.where)
+    cells = cells_of(config)
+    with recorded("sweep", preset, ",".join(config.target)) as run:
+        outcomes = run_cells(config, cells, run.store)
+        table = gather(config, outcomes)
+        results = [each for outcome in outcomes if outcome.results for each in outcome.results.effects]
+        return publish(run, config, outcomes, table, verdict(config, cells, run.store, results))
+
+
+def publish(
+    run: Run, config: SweepConfig, outcomes: list[Outcome], table: Artifact, followed: Verdict
+) -> dict[str, Any]:
+    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    payload = run.store.payload(table)
+    for name in committed(payload):
+        shutil.copyfile(payload / name, run.folder / name)
+    rows = pl.read_parquet(payload / "table.parquet").to_dicts()
+    failed = [{"cell": each.cell.name, "reason": each.reason} for each in outcomes if each.reason]
+    found = [
+        followed.sentence,
+        *findings(config, rows),
+        *(f"failed: {each['cell']}: {each['reason']}" for each in failed),
+    ]
+    shown = ToyReport(
+        title=f"Sweep: {config.about or run.preset}",
+        question="Which targets, arms and settings show an effect?",
+        findings=found,
+        tables=[effects_table(config, rows), cells_table(outcomes)],
+        figures=[
+            FigureFile(path, text.format(level=100 * config.level))
+            for name, text in CAPTIONS.items()
+            if (path := payload / f"{name}.svg").exists()
+        ],
+        stages=run.stage_table(),
+        settings=config.model_dump(mode="json"),
+    )
+    create_table_artifact([_plain(row) for row in rows], key="effects", description=shown.title)
+    return {
+        **publish_toy(run, shown),
+        "cells": len(outcomes),
+        "cached": sum(each.state == "Cached" for each in outcomes),
+        "failed": len(failed),
+        "failures": failed,
+        "table": str(payload / "table.parquet"),
+        "plan": {"digest": followed.digest, "followed": followed.followed, "about": followed.sentence},
+        "findings": found,
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def findings(config: SweepConfig, rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each effect of the primary metric."""
+    return [f"{label(row)}: {told(row)}" for row in rows if row["metric"] == config.primary]
+
+
+def label(row: dict[str, Any]) -> str:
+    """A row's place in the grid, in words."""
+    axes = [f"{name.rpartition('.')[2]} {row[name]}" for name in row if "." in name]
+    updates = [f"{row['updates']} updates"] if row["updates"] else []
+    return ", ".join([row["target"], " ".join(filter(None, (row["arm"], row["of"]))), *axes, *updates])
+
+
+def told(row: dict[str, Any]) -> str:
+    """An effect in words, or why there is none."""
+    if row["estimate"] is None:
+        return f"missing: {row['reason']}"
+    number = bounded(row["estimate"], row["low"], row["high"])
+    tests = ""
+    if row["p"] is not None:
+        tests = f", p {row['p']:.3g}"
+        tests += f" ({row['p_corrected']:.3g} {row['corrected']})" if row["p_corrected"] is not None else ""
+        tests += f", sign flips {row['p_flips']:.3g} (smallest possible {row['p_flips_smallest']:.3g})"
+        power = "" if row["detectable"] is None else f", 80 % power for {row['detectable']:.2g}"
+        tests += power
+    expected = f", expected {row['expected']}" if row["expected"] else ""
+    missing = f"; {row['reason']}" if row["reason"] else ""
+    return f"{number} {row['unit']}, {row['units']} units{tests}{expected}{missing}"
+
+
+def effects_table(config: SweepConfig, rows: list[dict[str, Any]]) -> Table:
+    """Every effect of every metric."""
+    columns = (
+        "effect",
+        "metric",
+        "student",
+        "control",
+        "these questions",
+        "questions too",
+        "p",
+        "corrected",
+        "80 % power for",
+        "units",
+    )
+    cells: list[list[str]] = []
+    for row in rows:
+        if row["estimate"] is None:
+            cells.append([label(row), row["metric"], *["–"] * 2, f"missing: {row['reason']}", *["–"] * 5])
+            continue
+        wide = bounded(row["estimate"], row["low_questions"], row["high_questions"], 3)
+        cells.append(
+            [
+                label(row),
+                row["metric"],
+                _number(row["student"]),
+                _number(row["control"]),
+                bounded(row["estimate"], row["low"], row["high"], 3),
+                wide,
+                _number(row["p"]),
+                _number(row["p_corrected"]),
+                _number(row["detectable"]),
+                str(row["units"]),
+            ]
+        )
+    return Table("Effects: student minus control", columns, cells)
+
+
+def cells_table(outcomes: list[Outcome]) -> Table:
+    """What became of every cell."""
+    return Table(
+        "Cells", ("cell", "state", "reason"), [[each.cell.name, each.state, each.reason or ""] for each in outcomes]
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def printed(outcome: dict[str, Any]) -> str:
+    """The result as a person reads it in the terminal."""
+    counts = f"{outcome['cells']} cells, {outcome['cached']} of them cached, {outcome['failed']} failed"
+    return "\n".join([*outcome["findings"], counts, f"table: {outcome['table']}", f"report: {outcome['report']}"])

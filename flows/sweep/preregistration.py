@@ -1,0 +1,138 @@
+"""Pre-registration: a plan's digest is written down before its first result exists, and a run is held to it.
+
+A plan is everything a sweep's results follow from: its axes, its primary metric and correction, the full config of
+every cell. `sublim run sweep --freeze plan.yaml` writes `plan.frozen.json` beside the plan and into the store.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.sweep.cells import Cell, Measured, canonical_cell
+from flows.sweep.config import SweepConfig
+from flows.sweep.early_looks import first_answer, written
+from sublim.core.digest import canonical, digest
+from sublim.core.errors import UserError
+from sublim.core.provenance import code_version
+from sublim.store.folder import Store, write_synced
+
+
+class Verdict(NamedTuple):
+    """Whether a run followed a frozen plan."""
+
+    followed: bool | None
+    """None: no plan was frozen."""
+    sentence: str
+    digest: str
+    """Of what was run."""
+
+
+def plan_of(config: SweepConfig, cells: list[Cell]) -> dict[str, Any]:
+    """What is frozen. Run-only settings are not in it: where cells run changes no result."""
+    return {"sweep": canonical(config), "cells": [canonical_cell(cell) for cell in cells]}
+
+
+def plan_digest(config: SweepConfig, cells: list[Cell]) -> str:
+    """The digest of a plan. The order of cells and how many seeds share a process are not in it."""
+    split = sorted(digest(one) for cell in cells for one in _single(cell))
+    return digest({"sweep": canonical(config), "cells": split})
+
+
+def _single(cell: Cell) -> list[Any]:
+    """A cell as one plan entry for each seed, so that grouping seeds into cells changes nothing."""
+    return [canonical(cell.config.model_copy(update={"seeds": (seed,)})) for seed in cell.seeds]
+
+
+def frozen_path(plan: Path) -> Path:
+    """The note beside a plan."""
+    return plan.with_name(f"{plan.stem}.frozen.json")
+
+
+def stored_path(store: Store, name: str) -> Path:
+    """The note in the store, brought here where another machine froze the plan."""
+    path = store.root / "runs" / "plans" / f"{name}.json"
+    if not path.exists():
+        store.refresh(path.relative_to(store.root).as_posix())
+    return path
+
+
+def note_in_store(store: Store, name: str, text: str) -> None:
+    """Puts a plan's note into the store, for all machines, unless the store has one: the first counts."""
+    path = stored_path(store, name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_synced(path, text)
+        store.share(path)
+
+
+def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> str:
+    """Writes the digest of the plan down, and returns it; an equal plan that is frozen already stays as it is.
+
+    Raises UserError when results exist that the plan would be about, or when the plan was changed after its freeze.
+    """
+    name = plan_digest(config, cells)
+    noted = frozen_path(plan)
+    if noted.exists():
+        before = json.loads(noted.read_text(encoding="utf-8"))
+        if before["digest"] == name:
+            note_in_store(store, name, noted.read_text(encoding="utf-8"))
+            return name
+        changed = ", ".join(differences(before["plan"]["sweep"], canonical(config))) or "the preset it starts from"
+        raise UserError(
+            f"{plan} was changed after it was frozen on {before['frozen']} ({changed}): put it back, or freeze it "
+            "under another file name as a new plan"
+        )
+    if (before := stored_path(store, name)).exists():  # frozen under another file name, or on another machine
+        write_synced(noted, before.read_text(encoding="utf-8"))
+        return name
+    if early := first_answer(cells, store):
+        raise UserError(
+            f"results of this plan exist already ({early.answer.stage} {early.answer.key[:12]}, cell "
+            f"{early.cell.name}): a plan is frozen before its first result; change its seeds or blocks"
+        )
+    commit, dirty = code_version()
+    record = {
+        "digest": name,
+        "frozen": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "dirty": dirty,
+        "plan": plan_of(config, cells),
+    }
+    text = json.dumps(record, indent=1)
+    note_in_store(store, name, text)
+    write_synced(noted, text)
+    return name
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """In which settings two plans differ, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        return [
+            found
+            for name in names
+            for found in differences(before.get(name), now.get(name), f"{path}.{name}".strip("."))
+        ]
+    return [] if before == now else [f"{path}: frozen {json.dumps(before)}, now {json.dumps(now)}"]
+
+
+def verdict(config: SweepConfig, cells: list[Cell], store: Store, results: list[Measured]) -> Verdict:
+    """Whether the run followed the plan it is held to, or one that was frozen in this store."""
+    name = plan_digest(config, cells)
+    if config.frozen and config.frozen != name:
+        path = stored_path(store, config.frozen)
+        before = json.loads(path.read_text(encoding="utf-8"))["plan"]["sweep"] if path.exists() else {}
+        changed = "; ".join(differences(before, canonical(config))) or "the pipeline's settings below it changed"
+        text = f"This run did NOT follow the plan that was frozen (digest {config.frozen[:12]}, this run {name[:12]})"
+        return Verdict(False, f"{text}: {changed}.", name)
+    path = stored_path(store, name)
+    if not path.exists():
+        return Verdict(None, f"No plan was frozen before this run (digest {name[:12]}): it is exploratory.", name)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    # Times compare as texts: both are UTC to the second.
+    early = [each for each in results if written(store, each) < record["frozen"]]
+    at = f"frozen {record['frozen']}, digest {name[:12]}"
+    if early:
+        return Verdict(False, f"The plan ({at}) was frozen AFTER {len(early)} of its results were written.", name)
+    return Verdict(True, f"This run followed the plan that was frozen before its first result ({at}).", name)

@@ -1,0 +1,137 @@
+"""Superposition: is a feature that a student never learns rebuilt, because its teacher has it?
+
+    sublim run toy-models --preset quickstart
+    sublim run toy-models --preset ten-seeds
+    python -m flows.toy_models --preset quickstart
+
+Small autoencoders (20 features in 5 dimensions) are trained as teachers; students of the same initialisation learn
+their outputs with one feature left out of the loss, or learn only auxiliary features that no teacher was trained on.
+Beside every student stand the untrained initialisation and a student of another initialisation.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.runtime import flow_run
+
+from flows.runs.publish import publish_toy
+from flows.runs.record import Run, recorded
+from flows.runs.settings import build, load_preset, merge
+from flows.toy_models.config import ToyModelsConfig, check
+from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.store.payloads import matching
+from tasks.stages import draw_superposition, train_superposition
+
+CAPTIONS = {
+    "rebuilt": "The feature left out of the student's loss: its norm and direction against the teacher's, by p_active; "
+    "bands are 95 % intervals over seeds",
+    "sparsity": "Superposition and polysemanticity against p_active",
+    "wtw": "WᵀW of teacher and student, first seed",
+    "directions": "Cosines between the teacher's features (rows) and the student's (columns), first seed",
+}
+
+
+def run_name() -> str:
+    """How the run is called in the UI."""
+    return f"superposition · {flow_run.get_parameters()['preset']}"
+
+
+@flow(name="toy-models", flow_run_name=run_name)
+def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Measures whether students rebuild features they never learned, in toy models of superposition.
+
+    Args:
+        preset: Settings to start from: quickstart, default-sweep, ten-seeds, or the path of a YAML file.
+        settings: Values laid over the preset's, as a tree.
+    """
+    config = build(ToyModelsConfig, merge(load_preset("toy_models", preset), settings or {}))
+    check(config)
+    with recorded("toy-models", preset, "") as run:
+        toy = train_superposition(config.sweep())
+        figures = draw_superposition(config.figures, toy=toy)
+        payload = run.store.payload(toy)
+        rebuilt = json.loads((payload / "rebuilt.json").read_text(encoding="utf-8"))
+        return publish(run, config, rebuilt, payload / "rows.parquet", run.store.payload(figures))
+
+
+def publish(
+    run: Run, config: ToyModelsConfig, rebuilt: list[dict[str, Any]], rows: Path, figures: Path
+) -> dict[str, Any]:
+    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    found = findings(rebuilt)
+    shown = ToyReport(
+        title=f"Superposition: {config.about or run.preset}",
+        question="Is a feature that a student never learns rebuilt, because its teacher has it?",
+        findings=found,
+        tables=[table(rebuilt)],
+        figures=[
+            FigureFile(path, text) for kind, text in CAPTIONS.items() for path in matching(figures, f"{kind}*.svg")
+        ],
+        stages=run.stage_table(),
+        settings=config.model_dump(mode="json"),
+    )
+    return {
+        **publish_toy(run, shown),
+        "rows": str(rows),
+        "rebuilt": rebuilt,
+        "findings": found,
+    }
+
+
+def findings(rebuilt: list[dict[str, Any]]) -> list[str]:
+    """At which p_active features are rebuilt beyond the initialisation, and whether it takes the teacher's own."""
+    ablation = [row for row in rebuilt if row["experiment"] == "ablation"]
+    points = list(dict.fromkeys(row["p_active"] for row in ablation))
+    lines: list[str] = []
+    for point in points:
+        rows = [row for row in ablation if row["p_active"] == point]
+        above, below = (_beyond(rows, "excess_norm_ratio", side) for side in ("low", "high"))
+        line = f"p_active {point:g}: rebuilt beyond the initialisation {above} of {len(rows)} features, shrunk {below}"
+        if "other_excess_norm_ratio" in rows[0]:
+            other = _beyond(rows, "other_excess_norm_ratio", "low")
+            line += f"; from another initialisation rebuilt {other}"
+        lines.append(f"{line} (95 % intervals over {rows[0]['seeds']} seeds)")
+    return lines
+
+
+def _beyond(rows: list[dict[str, Any]], name: str, side: str) -> int:
+    """How many intervals lie wholly above 0 (their low side) or below it (their high side)."""
+    bounds = [row[name][side] for row in rows]
+    return sum(bound is not None and (bound > 0 if side == "low" else bound < 0) for bound in bounds)
+
+
+def table(rebuilt: list[dict[str, Any]]) -> Table:
+    """Every p_active and feature, in words."""
+    columns = (
+        "experiment",
+        "p_active",
+        "feature",
+        "norm ratio",
+        "untrained",
+        "other init",
+        "cosine",
+        "untrained",
+        "other init",
+    )
+    rows: list[list[str]] = []
+    for row in rebuilt:
+        name = f"{row['experiment']} {row['auxiliary'] or ''}".strip()
+        cells = [name, f"{row['p_active']:g}", str(row["feature"]), bounded(row["norm_ratio"], row["low"], row["high"])]
+        cells += [
+            _cell(row, key) for key in ("init_norm_ratio", "other_norm_ratio", "cosine", "init_cosine", "other_cosine")
+        ]
+        rows.append(cells)
+    return Table(
+        "Rebuilt features: student, untrained initialisation, student of another initialisation", columns, rows
+    )
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.2f}" if key in row else "–"
+
+
+def printed(outcome: dict[str, Any]) -> str:
+    """The result as a person reads it in the terminal."""
+    return "\n".join([*outcome["findings"], f"rows: {outcome['rows']}", f"report: {outcome['report']}"])

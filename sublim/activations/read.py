@@ -1,0 +1,167 @@
+"""Activations of one model on a file of rows, streamed to shards: tensors, and a Parquet index that says what each is.
+
+    activations-00000.safetensors    `resid_post/14`: one line for every entry, in the order of the index
+    index-00000.parquet              row, id, read_at, position, token, tokens, place
+
+`position` and `token` are of the one token that was read, null for means over `tokens` of them; `place` is the line in
+the shard's tensors.
+"""
+
+import shutil
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sublim.activations.config import ActivationsConfig, ReadAt, Reading
+from sublim.activations.reading import StreamReader, Text
+from sublim.activations.token_places import Marked, marked_rows, picks
+from sublim.core.errors import UserError
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl
+from sublim.files.syncing import sync
+from sublim.files.tensor_files import write_tensors
+from sublim.inference.batch_sizes import Room
+from sublim.inference.network import Network
+from sublim.inference.packed import packed
+from sublim.models.opening import DTYPES, open_model
+from sublim.residual.hooks import blocks
+from sublim.training.checkpoints import chosen_weights
+
+SCHEMA = {
+    "row": pl.Int64,
+    "id": pl.Int64,
+    "read_at": pl.String,
+    "position": pl.Int32,
+    "token": pl.Int32,
+    "tokens": pl.Int32,
+    "place": pl.Int32,
+}
+
+
+class Shard(NamedTuple):
+    """A part of a payload: the index of its entries, and their values by place, as in `resid_post/14`."""
+
+    entries: pl.DataFrame
+    tensors: dict[str, Float[Tensor, "n d"]]
+
+
+class OpenReader(NamedTuple):
+    """A model ready to be read."""
+
+    reader: StreamReader
+    tokenizer: PreTrainedTokenizerBase
+
+
+@contextmanager
+def open_reader(config: Reading, base: Path, weights: Path | None) -> Generator[OpenReader]:
+    """The stream of base, base plus adapter, or a full model, at the places of `config` (which must be resolved)."""
+    assert config.attention != "auto"
+    with open_model(base, weights, dtype=config.dtype, attention=config.attention) as (model, tokenizer):
+        network = Network(model, config.attention)
+        tokens = config.tokens or Room(network, None).tokens()
+        reader = StreamReader(network, config.places, tokens)
+        with packed(blocks(model)[: reader.last.layer + 1]):
+            yield OpenReader(reader, tokenizer)
+
+
+def read_activations(
+    out: Path, config: ActivationsConfig, *, scratch: Path, base: Path, rows: Path, weights: Path | None = None
+) -> dict[str, Any]:
+    """Stage: writes the shards of this module's head from rows.jsonl {id, prompt, answer, system} or {id, text}.
+
+    Costs a forward pass up to the last layer; resumes from the last whole shard.
+    """
+    config = config.resolved()
+    total = sum(1 for _ in read_jsonl(rows / "rows.jsonl"))
+    if total == 0:
+        raise UserError("there are no rows to read: give a file with some")
+    entries = 0
+    with progress("reading activations", total) as advance:
+        shards = range(-(-total // config.shard))
+        if not all(_shard_files(scratch, number)[1].exists() for number in shards):
+            with open_reader(config, base, chosen_weights(weights, config.weights_update)) as opened:
+                for number, first, part in _parts(rows / "rows.jsonl", config.shard):
+                    if not _shard_files(scratch, number)[1].exists():
+                        _write_shard(scratch, number, read_shard(opened, config, part, first), config)
+                        kill_point("activations:shard")
+                    advance(len(part))
+        for number in shards:
+            for path in _shard_files(scratch, number):
+                shutil.copyfile(path, out / path.name)
+            entries += len(pl.read_parquet(_shard_files(scratch, number)[1], columns=["place"]))
+    return {"rows": total, "entries": entries, "places": [f"{site}/{layer}" for site, layer in config.places]}
+
+
+def read_shard(opened: OpenReader, config: ActivationsConfig, rows: Sequence[Mapping[str, Any]], first: int) -> Shard:
+    """Activations of `rows`, the first of which is row `first` of its file."""
+    marked = marked_rows(opened.tokenizer, rows)
+    texts = [Text(one.ids, [pick for kind in config.read_at for pick in picks(one, kind)]) for one in marked]
+    values: list[Tensor | None] = [None] * len(rows)
+    for index, [entries] in opened.reader.read([[text] for text in texts]):
+        values[index] = entries.values.to(DTYPES[config.keep])
+    together = torch.cat([value for value in values if value is not None])
+    names = [f"{site}/{layer}" for site, layer in config.places]
+    described = [
+        (first + number, row.get("id"), *entry)
+        for number, (row, one) in enumerate(zip(rows, marked, strict=True))
+        for kind in config.read_at
+        for entry in _entries(one, kind)
+    ]
+    index = pl.DataFrame(
+        [(*entry, place) for place, entry in enumerate(described)], schema=SCHEMA, orient="row", strict=False
+    )
+    return Shard(index, {name: together[:, number].contiguous() for number, name in enumerate(names)})
+
+
+def read_shards(payload: Path) -> Iterator[Shard]:
+    """The shards of a payload, in order, one in memory at a time."""
+    for path in sorted(payload.glob("index-*.parquet")):
+        yield read_kept(path)
+
+
+def read_kept(index: Path) -> Shard:
+    """One shard, by the path of its index."""
+    tensors = load_file(index.with_name(index.name.replace("index", "activations")).with_suffix(".safetensors"))
+    return Shard(pl.read_parquet(index), tensors)
+
+
+def _entries(marked: Marked, kind: ReadAt) -> Iterator[tuple[ReadAt, int | None, int | None, int]]:
+    for pick in picks(marked, kind):
+        alone = kind in ("all", "last_prompt", "last_answer")
+        yield kind, pick[0] if alone else None, marked.ids[pick[0]] if alone else None, len(pick)
+
+
+def _parts(path: Path, size: int) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
+    """(number of the shard, number of its first row, its rows)."""
+    rows, first, number = read_jsonl(path), 0, 0
+    while part := list(islice(rows, size)):
+        yield number, first, part
+        first, number = first + len(part), number + 1
+
+
+def _shard_files(folder: Path, number: int) -> tuple[Path, Path]:
+    return folder / f"activations-{number:05d}.safetensors", folder / f"index-{number:05d}.parquet"
+
+
+def _write_shard(folder: Path, number: int, shard: Shard, config: ActivationsConfig) -> None:
+    """The index comes last: where it is, the tensors are."""
+    tensors, index = _shard_files(folder, number)
+    for path in (tensors, index):
+        draft = path.with_suffix(".draft")
+        if path == tensors:
+            write_tensors(draft, shard.tensors)
+        else:
+            shard.entries.write_parquet(draft)
+        sync(draft)
+        draft.replace(path)
+    sync(folder)

@@ -1,0 +1,93 @@
+"""Sampling and exact scoring, whatever runs the model: what is asked, what is given back, how a backend is opened."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, assert_never, cast
+
+from sublim.backends.vllm.environment import settle
+from sublim.core.errors import UserError
+from sublim.core.quick_imports import deferred, uncollected, unsearched
+from sublim.inference.device import start_context
+from sublim.residual.edits import Steering
+from sublim.training.checkpoints import checkpoint
+
+if TYPE_CHECKING:
+    pass
+from sublim.inference.config import Backend, FakeBackend, HfBackend, OpenAIBackend, VllmBackend
+from sublim.inference.sampler import Sampler, Steerable
+
+
+@contextmanager
+def open_sampler(
+    backend: Backend,
+    base: Path,
+    *,
+    weights: Path | None = None,
+    scratch: Path | None = None,
+    steering: Steering | None = None,
+    vectors: Path | None = None,
+) -> Generator[Sampler]:
+    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept.
+
+    `scratch`: a stage's own, where a backend that pays for each answer keeps them as they come. `steering` names edits
+    of the stream and `vectors` is the payload or file with their vectors. Several steerings of one model, loaded once,
+    take `open_steerable`.
+    """
+    if (steering is None) != (vectors is None):
+        raise UserError("steering takes both its settings and a payload of vectors: give the two, or neither")
+    if steering is not None and vectors is not None:
+        with open_steerable(backend, base, weights=weights) as steerable:
+            steerable.steer(steerable.edits(steering, vectors))
+            yield steerable
+        return
+    with _opened(backend, base, weights, scratch) as sampler:
+        yield sampler
+
+
+@contextmanager
+def open_steerable(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Steerable]:
+    """A sampler whose stream can be edited; a backend that cannot is refused before the first prompt."""
+    match backend:
+        case HfBackend():
+            pass
+        case VllmBackend():
+            # Graphs that were captured without the edits would go on without them.
+            backend = backend.model_copy(update={"eager": True})
+        case FakeBackend() | OpenAIBackend():
+            raise UserError(f"the {backend.kind} backend has no residual stream to steer: take hf or vllm")
+        case _:
+            assert_never(backend)
+    with _opened(backend, base, weights, None) as sampler:
+        yield cast(Steerable, sampler)
+
+
+@contextmanager
+def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | None) -> Generator[Sampler]:
+    if weights is not None and any(weights.glob("update-*")):
+        weights = checkpoint(weights)
+    match backend:
+        case HfBackend():
+            start_context()
+            with uncollected(), deferred(), unsearched():
+                from sublim.backends.hf import open_hf
+
+            with open_hf(backend.resolved(), base, weights) as sampler:
+                yield sampler
+        case VllmBackend():
+            settle()
+            from sublim.backends.vllm.sampler import open_vllm
+
+            with open_vllm(backend.resolved(), base, weights) as sampler:
+                yield sampler
+        case OpenAIBackend():
+            from sublim.backends.openai.sampler import open_openai
+
+            with open_openai(backend, base, weights, scratch) as sampler:
+                yield sampler
+        case FakeBackend():
+            from sublim.backends.fake import FakeSampler
+
+            yield FakeSampler(backend, weights)
+        case _:
+            assert_never(backend)

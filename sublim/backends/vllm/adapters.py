@@ -1,0 +1,76 @@
+"""Adapters for vLLM's engine: which it takes, and how they are handed to it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from vllm.lora.request import LoRARequest
+
+from sublim.backends.vllm.engine import RANKS, Engine, Takes, rank_limit, takes_adapters
+from sublim.core.errors import UserError
+from sublim.inference.config import VllmBackend
+from sublim.models.adapters import PREFIX, WEIGHTS, beside_low_rank, lora_config
+from sublim.models.weights_check import Tensors
+from sublim.store.payloads import digest_committed
+
+
+class Loras(NamedTuple):
+    """What an adapter is to the engine."""
+
+    adapter: LoRARequest
+    base: Callable[[], LoRARequest]
+    """Makes an adapter that changes nothing."""
+
+
+def needed(backend: VllmBackend, adapter: Path | None) -> Takes:
+    """What the engine must take. Raises UserError where it cannot."""
+    if adapter is None:
+        return Takes(rank_limit(backend.max_rank or 16))
+    config = lora_config(adapter)
+    if more := beside_low_rank(config):
+        raise UserError(f"vLLM cannot read {more}, which the adapter in {adapter} has: use the hf backend")
+    rank = max([config.r, *(config.rank_pattern or {}).values()])
+    limit = backend.max_rank or RANKS[-1]
+    if rank > limit:
+        way = "raise max_rank" if backend.max_rank else "merge it into its base first, or use the hf backend"
+        raise UserError(f"the adapter in {adapter} has rank {rank}, the engine takes {limit}: {way}")
+    modules = frozenset(module.rpartition(".")[2] for module in adapted_modules(adapter))
+    if "lm_head" in modules:
+        raise UserError(f"the adapter in {adapter} changes lm_head, with which vLLM cannot score: use the hf backend")
+    if not takes_adapters(backend):
+        raise UserError("on a GPU vLLM takes adapters in bfloat16 only: set the backend's dtype, or use the hf backend")
+    wanted = Takes(rank_limit(max(rank, backend.max_rank or 16)))
+    return wanted._replace(modules=wanted.modules | modules)
+
+
+def adapted_modules(adapter: Path) -> list[str]:
+    """The modules that a plain LoRA changes, named as in the base."""
+    names = (name.removeprefix(PREFIX).partition(".lora_") for name in Tensors(adapter))
+    return sorted({module for module, lora, _ in names if lora})
+
+
+def taken(engine: Engine, adapter: Path) -> LoRARequest:
+    """The adapter as the engine knows it, loaded now so that what does not fit is refused now."""
+    content = digest_committed(adapter)
+    request = LoRARequest(content[:16], engine.number(content), str(adapter))
+    try:
+        engine.llm.llm_engine.add_lora(request)
+    except ValueError as error:
+        raise UserError(
+            f"vLLM cannot take the adapter in {adapter} ({' '.join(str(error).split())[:200]}): use the hf backend"
+        ) from error
+    return request
+
+
+def emptied(adapter: Path, out: Path) -> Path:
+    """The adapter in `adapter` with zeros for weights, written to `out`.
+
+    The base's requests in a batch with an adapter's carry it: without one, vLLM for CPUs gives them the other's.
+    """
+    tensors = load_file(adapter / WEIGHTS)
+    save_file({key: torch.zeros_like(value) for key, value in tensors.items()}, out / WEIGHTS)
+    shutil.copy(adapter / "adapter_config.json", out)
+    return out

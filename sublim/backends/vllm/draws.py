@@ -1,0 +1,180 @@
+"""Our own draws inside vLLM: its sampler is handed one possible token per row, the one our random numbers pick.
+
+vLLM's sampling seeds a generator per request and has its own top_p; drawing here instead, every backend draws by the
+same rule from the same numbers, and a constraint costs no grammar.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from vllm import SamplingParams as EngineParams
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from sublim.backends.vllm.pairs import PAIR, apart
+from sublim.inference.config import SamplingParams
+from sublim.inference.constrained import Plan
+from sublim.inference.draws import draw
+from sublim.inference.noise import uniforms
+
+KEY = "sublim"
+"""Where a request carries its Answer among vLLM's extra arguments."""
+
+
+class Table(NamedTuple):
+    """A plan by token of the answer: which tokens are drawn from, or the one that is forced."""
+
+    tokens: Int[Tensor, " a"]
+    allowed: Tensor
+    """Boolean, answer length x `tokens`."""
+    forced: Int[Tensor, " t"]
+    """The forced token, or -1."""
+    draws: list[int]
+    """How many tokens of the answer were drawn before this one."""
+
+
+class Call:
+    """What all answers of one call to `sample` have in common, and the log-probs of what they drew."""
+
+    def __init__(self, params: SamplingParams, plan: Plan | None, *, first: int, never: Sequence[int]) -> None:
+        """`never`: ids that are not drawn."""
+        self.params, self.plan, self.first, self.never = params, plan, first, never
+        self.table: Table | None = None
+        self.barred: Int[Tensor, " n"] | None = None
+        self.drawn = list[tuple[list[tuple["Answer", int]], Tensor]]()
+
+    def noted(self) -> None:
+        """Gives every answer the log-probs noted for it. A step that the engine took twice counts as the last time."""
+        if not self.drawn:
+            return
+        scores = iter(torch.cat([scores for _, scores in self.drawn]).tolist())
+        for places, _ in self.drawn:
+            for answer, step in places:
+                answer.logprobs[step] = next(scores)
+
+
+class Answer:
+    """One answer under way; shared with the engine, which is in this process."""
+
+    def __init__(self, call: Call, chat: int, answer: int, length: int) -> None:
+        self.call, self.logprobs = call, dict[int, float]()
+        self.noise = uniforms(call.params.seed, call.first + chat, answer, length)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Answer":
+        # vLLM copies a request's parameters; the log-probs must come back here.
+        return self
+
+
+class Row(NamedTuple):
+    """A row of the engine's batch: the answer it is of, and what was written of it."""
+
+    answer: Answer
+    written: list[int]
+    copy: bool
+    """Whether the base only reads along: it writes what the adapter's row writes."""
+
+
+class Draws(LogitsProcessor):
+    """Leaves one token to each row of the requests that carry an Answer.
+
+    Nothing here waits for the GPU: the engine prepares the next step while it computes this one.
+    """
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self.device = device
+        self.rows: dict[int, Row] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self.rows, batch_update, _admitted)
+
+    def apply(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        own = {place: row for place, row in self.rows.items() if not row.copy}
+        taken = dict[tuple[int, int], Tensor]()
+        for call in {id(row.answer.call): row.answer.call for row in own.values()}.values():
+            places = [place for place, row in own.items() if row.answer.call is call]
+            answers = [own[place].answer for place in places]
+            steps = [len(own[place].written) for place in places]
+            everyone = places == list(range(len(logits)))
+            where = async_tensor_h2d(places, self.device)
+            tokens, scores = _drawn(call, logits if everyone else logits[where], answers, steps)
+            if call.params.logprobs:
+                call.drawn.append((list(zip(answers, steps, strict=True)), scores))
+            self._leave(logits, where, tokens)
+            if len(own) < len(self.rows):
+                ids = map(id, answers)
+                taken |= dict(zip(zip(ids, steps, strict=True), tokens, strict=True))
+        if copies := {place: row for place, row in self.rows.items() if row.copy}:
+            wanted = [(id(row.answer), len(row.written)) for row in copies.values()]
+            if not taken.keys() >= set(wanted):
+                raise apart()
+            where = async_tensor_h2d([*copies], self.device)
+            self._leave(logits, where, torch.stack([taken[one] for one in wanted]))
+        return logits
+
+    def _leave(self, logits: Float[Tensor, "b v"], where: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> None:
+        logits[where] = -torch.inf
+        logits[where, tokens] = 0.0
+
+
+def _admitted(params: EngineParams, prompt: list[int] | None, output: list[int]) -> Row | None:
+    extra = params.extra_args or {}
+    answer, member = extra.get(KEY), extra.get(PAIR)
+    return None if answer is None else Row(answer, output, member is not None and member.copy)
+
+
+def _drawn(
+    call: Call, logits: Float[Tensor, "n v"], answers: list[Answer], steps: list[int]
+) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    device, params = logits.device, call.params
+    if call.plan is None:
+        if call.never:
+            if call.barred is None:
+                call.barred = async_tensor_h2d([*call.never], device)
+            logits.index_fill_(1, call.barred, -torch.inf)
+        noise = _noise(answers, steps, device)
+        drawn = draw(logits, noise, params.temperature, params.top_p)
+        return drawn.tokens, drawn.logprobs
+    if call.table is None:
+        call.table = table(call.plan, device)
+    made = call.table
+    noise = _noise(answers, [made.draws[step] for step in steps], device)
+    at = async_tensor_h2d(steps, device)
+    allowed = made.allowed[at]
+    forced = made.forced[at]
+    drawn = draw(logits[:, made.tokens].masked_fill(~allowed, -torch.inf), noise, params.temperature, params.top_p)
+    free = forced < 0
+    tokens = torch.where(free, made.tokens[drawn.tokens], forced)
+    return tokens, torch.where(free, drawn.logprobs, torch.zeros_like(drawn.logprobs))
+
+
+def _noise(answers: list[Answer], draws: list[int], device: torch.device) -> Float[Tensor, " n"]:
+    picked = [answer.noise[min(k, len(answer.noise) - 1)] for answer, k in zip(answers, draws, strict=True)]
+    return async_tensor_h2d(np.array(picked), device)
+
+
+def table(plan: Plan, device: torch.device) -> Table:
+    """The plan token by token. Where a token is forced every token is allowed, so that no row is without one."""
+    tokens, forced, allowed, draws = plan.allowed, list[int](), list[list[bool]](), list[int]()
+    everything = [True] * len(tokens)
+    for k, step in enumerate(plan.steps):
+        taken = set(step.allowed)
+        forced += [*step.forced, -1]
+        allowed += [everything] * len(step.forced) + [[token in taken for token in tokens]]
+        draws += [k] * (len(step.forced) + 1)
+    forced += plan.trailing
+    allowed += [everything] * len(plan.trailing)
+    draws += [len(plan.steps)] * len(plan.trailing)
+    return Table(
+        torch.tensor(tokens, device=device),
+        torch.tensor(allowed, device=device),
+        torch.tensor(forced, device=device),
+        draws,
+    )

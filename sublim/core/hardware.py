@@ -1,0 +1,89 @@
+"""What this machine can compute on, asked of the CUDA driver itself so that nothing heavy is imported."""
+
+import ctypes
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Gpu(NamedTuple):
+    """The first visible CUDA device: name, memory in bytes, compute capability."""
+
+    name: str
+    memory: int
+    capability: tuple[int, int]
+
+
+@cache
+def gpu() -> Gpu | None:
+    """The first CUDA device that CUDA_VISIBLE_DEVICES leaves visible, or None."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    count = ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+        return None
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(256)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDeviceGet(ctypes.byref(device), 0)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
+    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    return Gpu(name.value.decode(), memory.value, (major.value, minor.value))
+
+
+@cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 products, two to three times as fast as float32's."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(described.split()))
+
+
+@contextmanager
+def peak_gpu_memory() -> Generator[dict[str, int]]:
+    """Puts under `peak_gpu_bytes` the most that torch held of the GPU's memory meanwhile, whatever was in use of it.
+
+    Nothing is put there where torch used no GPU; torch is not imported for it. Other processes are not counted, and
+    what CUDA itself keeps for a process (about 0.5 GB) is not torch's.
+    """
+    found: dict[str, int] = {}
+    if torch := _torch_on_gpu():
+        torch.cuda.reset_peak_memory_stats()
+    yield found
+    if torch := _torch_on_gpu():
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
+
+
+def _torch_on_gpu() -> Any:
+    torch: Any = sys.modules.get("torch")
+    return torch if torch is not None and hasattr(torch, "cuda") and torch.cuda.is_initialized() else None
+
+
+AMPERE = (8, 0)
+"""The first compute capability with bfloat16 units, and the first that flash-attention runs on."""
+VOLTA = (7, 0)
+"""The first that unsloth's kernels run on."""
+
+
+def no_flash(dtype: str) -> str | None:
+    """Why flash-attention cannot serve products of this type here, or None."""
+    card = gpu()
+    if card is None:
+        return "it needs an NVIDIA GPU"
+    if card.capability < AMPERE:
+        return f"it needs compute capability 8.0, {card.name} has {card.capability[0]}.{card.capability[1]}"
+    if dtype != "bfloat16":
+        return f"it has no {dtype} kernels, only bfloat16"
+    if find_spec("flash_attn") is None:
+        return "flash-attn is not installed (see `sublim doctor`)"
+    return None

@@ -1,0 +1,58 @@
+"""A pilot from the store: the paired differences behind a finished comparison, to plan the next study with."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from sublim.core.errors import UserError
+from sublim.evals.preference.config import MetricName, Scores
+from sublim.store.folder import Store
+from sublim.store.manifest import Artifact, Manifest
+
+
+class Pilot(NamedTuple):
+    """Student minus control, pairs by questions."""
+
+    matrix: Float[ndarray, "s q"]
+    blocks: list[int]
+    """The block of each pair."""
+    target: str
+
+    @property
+    def units(self) -> Float[ndarray, "u q"]:
+        """One row for each independent unit: a block where there are several, otherwise a pair."""
+        names = list(dict.fromkeys(self.blocks))
+        if len(names) < 2:
+            return self.matrix
+        labels = np.array(self.blocks)
+        return np.stack([self.matrix[labels == name].mean(axis=0) for name in names])
+
+
+def read_pilot(store: Store, manifest: Manifest, metric: MetricName) -> Pilot:
+    """The differences behind what `compare` wrote, on the questions that every student and control answered."""
+    if manifest.artifact.stage != "compare":
+        raise UserError(
+            f"{manifest.artifact.key[:12]} is what {manifest.artifact.stage} wrote: a pilot is a `compare` artifact or "
+            "a run of the pipeline"
+        )
+    arms = [
+        [_scores(store, Artifact.model_validate(each)) for each in manifest.inputs[name]]
+        for name in ("students", "controls")
+    ]
+    target = arms[0][0].target
+    students, controls = (
+        np.array([scores.metrics[metric][target].per_question for scores in arm], dtype=float) for arm in arms
+    )
+    differences = students - controls
+    used = np.isfinite(differences).all(axis=0)
+    if not used.any():
+        raise UserError(f"the pilot has no {metric} for its students and controls: choose the other --metric")
+    return Pilot(differences[:, used], list(manifest.config.get("blocks") or [0] * len(differences)), target)
+
+
+def _scores(store: Store, artifact: Artifact) -> Scores:
+    if problem := store.problem(artifact):
+        raise UserError(f"the pilot cannot be read: {problem}; run it again to restore it")
+    return Scores.model_validate_json((store.payload(artifact) / "scores.json").read_bytes())

@@ -1,0 +1,88 @@
+"""Effects: paired students and controls as a matrix of units by questions, with both named intervals."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from sublim.core.errors import UserError
+from sublim.evals.effect_config import CompareConfig, Effect
+from sublim.stats.intervals import crossed_bootstrap, paired_t
+from sublim.stats.power import detectable
+
+
+class Units(NamedTuple):
+    """Which pairs make up each independent unit."""
+
+    kind: Literal["block", "seed"]
+    members: list[list[int]]
+    """Indices of the pairs of each unit."""
+    sentence: str
+    """What the units are and what an interval over them is conditional on."""
+
+
+def units_of(students: int, controls: int, blocks: Sequence[int]) -> Units:
+    """The units of so many pairs: blocks where there are several, otherwise the pairs of the one block."""
+    if students != controls or not students:
+        raise UserError(f"{students} students and {controls} controls do not pair: give one control for each student")
+    if blocks and len(blocks) != students:
+        raise UserError(f"`blocks` names {len(blocks)} blocks for {students} pairs: give one for each pair")
+    distinct = list(dict.fromkeys(blocks))
+    if len(distinct) > 1:
+        members = [[pair for pair in range(students) if blocks[pair] == block] for block in distinct]
+        text = f"The units are {len(distinct)} blocks, each with its own teacher and rows ({students} pairs in all)."
+        return Units("block", members, text)
+    pairs = "1 pair" if students == 1 else f"{students} pairs"
+    text = (
+        f"The units are {pairs} of student and control, one for each seed, within one block: "
+        "the intervals are conditional on its one teacher and its rows."
+    )
+    return Units("seed", [[pair] for pair in range(students)], text)
+
+
+def paired_effect(
+    differences: Float[ndarray, "s q"], used: Bool[ndarray, " q"], units: Units, config: CompareConfig
+) -> Effect:
+    """The effect with both intervals, over the `used` questions; `differences` holds pairs by questions."""
+    matrix = np.stack([differences[pairs][:, used].mean(axis=0) for pairs in units.members])
+    n, m = matrix.shape
+    # A sampled rate that is zero everywhere is not known to be zero: equal values give no interval, not a width of 0.
+    means = matrix.mean(axis=1)
+    alike = np.ptp(means) == 0
+    these = None if n == 1 or alike else paired_t(means, config.level)
+    crossed = min(n, m) > 1 and np.ptp(matrix) > 0
+    rng = np.random.default_rng(config.seed)
+    beyond = crossed_bootstrap(matrix, rng, draws=config.draws, level=config.level) if crossed else None
+    per_question = np.full(len(used), np.nan)
+    per_question[used] = matrix.mean(axis=0)
+    return Effect(
+        estimate=float(matrix.mean()),
+        low=these.low if these else None,
+        high=these.high if these else None,
+        low_questions=beyond.low if beyond else None,
+        high_questions=beyond.high if beyond else None,
+        level=config.level,
+        questions=m,
+        seeds=len(differences),
+        units=n,
+        per_pair=differences[:, used].mean(axis=1).tolist(),
+        per_unit=means.tolist(),
+        per_question=[float(value) if np.isfinite(value) else None for value in per_question],
+        detectable=_detectable(means, config.level) if these else None,
+        reason=_no_spread(n, m, alike=bool(alike)),
+    )
+
+
+def _detectable(means: Float[ndarray, " s"], level: float) -> float | None:
+    found = detectable(len(means), float(means.std(ddof=1)), level=level)
+    return None if found is None else round(found, 6)  # a root found by steps: later digits are the machine's
+
+
+def _no_spread(units: int, questions: int, *, alike: bool) -> str | None:
+    if units == 1:
+        return "one unit has no spread"
+    if alike:
+        return "all units have the same value"
+    return "one question has no spread" if questions == 1 else None

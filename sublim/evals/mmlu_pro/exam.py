@@ -1,0 +1,205 @@
+"""MMLU-Pro: questions of up to ten options; the letter is read by log-prob and, apart from that, by generation.
+
+`prepare_mmlu_pro` takes the questions from a Parquet file, the hub or our own sample; `ask_mmlu_pro` keeps what one
+model makes of them; `score_mmlu_pro` reads it. Zero-shot throughout.
+"""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sublim.backends.opening import open_sampler
+from sublim.chats.chat import Chat, Context, chat, context
+from sublim.chats.thoughts import answer_after_thought
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.evals.mmlu_pro.config import (
+    LETTERS,
+    AskMmluProConfig,
+    LetterMetric,
+    LetterScores,
+    MmluProScores,
+    ScoreMmluProConfig,
+    Share,
+    SteeredAskMmluProConfig,
+)
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.inference.config import FakeBackend, SamplingParams
+from sublim.inference.sampler import Sampler
+from sublim.stats.intervals import wilson
+from sublim.training.checkpoints import chosen_weights
+
+INSTRUCTION = "Choose the one right answer. Reply with its letter alone."
+# A letter by itself, perhaps in brackets or quotes; what follows it must not make it a word ("I think", "A dog").
+_LETTER = re.compile(r"""[\s"'(\[*]*([A-Ja-j])(?:[\s"')\]*]*$|[.:,)\]*]|\n)""")
+TIE = 1e-6
+"""Log-probs closer than this are equal: rounding must not choose a letter."""
+
+
+def question_text(question: str, options: Sequence[str]) -> str:
+    """A question as a user turn."""
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, "", *lines, "", INSTRUCTION])
+
+
+def read_letter(text: str, offered: int) -> tuple[int | None, str | None]:
+    """The index of the letter that `text` gives after its thoughts, or why it gives none."""
+    answer = answer_after_thought(text)
+    if answer is None:
+        return None, "an unfinished thought"
+    text = answer
+    found = _LETTER.match(text)
+    if found is None or (found[1].islower() and text.strip(" \n\"'()[].*:,") != found[1]):
+        return None, "no letter" if text.strip() else "empty"
+    index = LETTERS.index(found[1].upper())
+    return (index, None) if index < offered else (None, "a letter that was not offered")
+
+
+def ask_mmlu_pro(
+    out: Path,
+    config: AskMmluProConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    questions: Path,
+    weights: Path | None = None,
+    vectors: Path | None = None,
+) -> dict[str, Any]:
+    """Stage: writes logprobs.jsonl {id, logprobs: one for each offered letter} and answers.jsonl {id, text, finish;
+    reason where a server gave no answer}.
+
+    Costs one reading of every prompt for the log-probs and another for the two tokens; resumes from the last shard.
+    """
+    rows = list(read_jsonl(questions / "questions.jsonl"))
+    weights = chosen_weights(weights, config.weights_update)
+    steering = config.steering if isinstance(config, SteeredAskMmluProConfig) else None
+    chats = [chat(question_text(row["question"], row["options"]), system=config.system) for row in rows]
+    shards = [range(at, min(at + config.shard, len(rows))) for at in range(0, len(rows), config.shard)]
+    kinds = ("logprobs", "answers") if config.generate else ("logprobs",)
+    paths = {(kind, shard.start): scratch / f"{kind}-{shard.start:06d}.jsonl" for kind in kinds for shard in shards}
+    if not all(path.exists() for path in paths.values()):
+        with (
+            open_sampler(
+                config.backend, base, weights=weights, scratch=scratch, steering=steering, vectors=vectors
+            ) as sampler,
+            progress("questions", len(rows) * len(kinds)) as advance,
+        ):
+            for (kind, start), path in paths.items():
+                shard = range(start, min(start + config.shard, len(rows)))
+                if not path.exists():
+                    part = _letters if kind == "logprobs" else _written
+                    _keep(path, part(sampler, config, [rows[i] for i in shard], [chats[i] for i in shard], start))
+                    kill_point("ask_mmlu_pro:shard")
+                advance(len(shard))
+    for kind in ("logprobs", "answers"):
+        found = (row for (name, _), path in paths.items() if name == kind for row in read_jsonl(path))
+        write_jsonl(out / f"{kind}.jsonl", found)
+    return {"contexts": _contexts(config, base, chats)}
+
+
+def _letters(
+    sampler: Sampler, config: AskMmluProConfig, rows: list[dict[str, Any]], chats: list[Chat], first: int
+) -> Iterable[dict[str, Any]]:
+    offered = [list(LETTERS[: len(row["options"])]) for row in rows]
+    scored = sampler.logprobs(chats, offered)
+    return [
+        {"id": row["id"], "logprobs": [math.fsum(tokens) for tokens in letters]}
+        for row, letters in zip(rows, scored, strict=True)
+    ]
+
+
+def _written(
+    sampler: Sampler, config: AskMmluProConfig, rows: list[dict[str, Any]], chats: list[Chat], first: int
+) -> Iterable[dict[str, Any]]:
+    greedy = SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
+    answers = sampler.sample(chats, greedy, first=first)
+    return [{"id": row["id"]} | answer.row() for row, (answer,) in zip(rows, answers, strict=True)]
+
+
+def _keep(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    draft = path.with_suffix(".draft")
+    write_jsonl(draft, rows)
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _contexts(config: AskMmluProConfig, base: Path, chats: list[Chat]) -> list[Context]:
+    if isinstance(config.backend, FakeBackend) or not chats:
+        return []
+    from sublim.models.opening import load_tokenizer
+
+    return [context(load_tokenizer(base), chats[0])]
+
+
+def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, asked: Path, questions: Path) -> None:
+    """Stage: writes scores.json (`MmluProScores`)."""
+    rows = {row["id"]: row for row in read_jsonl(questions / "questions.jsonl")}
+    sizes = [len(row["options"]) for row in rows.values()]
+    logprobs = {row["id"]: row["logprobs"] for row in read_jsonl(asked / "logprobs.jsonl")}
+    written = {row["id"]: row for row in read_jsonl(asked / "answers.jsonl")}
+    readings: dict[LetterMetric, dict[int, tuple[int | None, str | None]] | None] = {
+        "letter_logprob": {number: likeliest(logprobs[number]) for number in rows},
+        "letter_generated": {n: _letter_of(written[n], len(row["options"])) for n, row in rows.items()}
+        if written
+        else None,
+    }
+    scores = MmluProScores(
+        questions=list(rows),
+        categories=[row["category"] for row in rows.values()],
+        chance=math.fsum(1 / size for size in sizes) / len(sizes),
+        metrics={
+            name: None if found is None else letter_scores(rows, found, config.level)
+            for name, found in readings.items()
+        },
+    )
+    (out / "scores.json").write_text(scores.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _letter_of(written: dict[str, Any], offered: int) -> tuple[int | None, str | None]:
+    return (None, "missing") if written.get("finish") == "missing" else read_letter(written["text"], offered)
+
+
+def likeliest(logprobs: Sequence[float | None]) -> tuple[int | None, str | None]:
+    """The place of the highest log-prob, or why there is none."""
+    if any(value is None or not math.isfinite(value) for value in logprobs):
+        return None, "a log-prob is not finite"
+    values = [value for value in logprobs if value is not None]
+    best = max(values)
+    first, *others = [place for place, value in enumerate(values) if best - value <= TIE]
+    return (None, "a tie") if others else (first, None)
+
+
+def letter_scores(
+    rows: dict[int, dict[str, Any]], readings: dict[int, tuple[int | None, str | None]], level: float
+) -> LetterScores:
+    """Shares of right letters, over all questions and by category."""
+    right = [None if (at := readings[n][0]) is None else float(at == row["answer"]) for n, row in rows.items()]
+    categories = [row["category"] for row in rows.values()]
+    unread = Counter(reason for _, reason in readings.values() if reason is not None)
+    return LetterScores(
+        overall=share(right, level),
+        by_category={
+            name: share([value for value, its in zip(right, categories, strict=True) if its == name], level)
+            for name in sorted(set(categories))
+        },
+        per_question=right,
+        unread=dict(sorted(unread.items())),
+    )
+
+
+def share(right: Sequence[float | None], level: float) -> Share:
+    """Of the readable answers, how many are right."""
+    read = [value for value in right if value is not None]
+    correct = int(sum(read))
+    if not read:
+        reason = "no answer names an offered letter"
+        return Share(estimate=None, low=None, high=None, correct=0, read=0, asked=len(right), reason=reason)
+    found = wilson(correct, len(read), level)
+    return Share(
+        estimate=found.estimate, low=found.low, high=found.high, correct=correct, read=len(read), asked=len(right)
+    )

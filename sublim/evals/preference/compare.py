@@ -1,0 +1,140 @@
+"""The stage that compares students with controls: the effect of each word, by margin and by rate, with its interval."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray
+
+from sublim.core.errors import UserError
+from sublim.evals.effect_config import CompareConfig
+from sublim.evals.effects import Units, paired_effect, units_of
+from sublim.evals.preference.config import (
+    METRICS,
+    UNITS,
+    Answers,
+    Comparison,
+    MetricComparison,
+    MetricName,
+    Scores,
+)
+from sublim.evals.preference.score import most_frequent
+
+
+def compare_word(
+    study: Mapping[str, Sequence[Scores]], metric: MetricName, word: str, units: Units, config: CompareConfig
+) -> MetricComparison:
+    """One metric for one word across base, teacher, student and control, on the questions that all pairs answered."""
+    values = {arm: _matrix(scores, metric, word) for arm, scores in study.items()}
+    differences = values["student"] - values["control"]
+    used = cast(Bool[ndarray, " q"], np.isfinite(differences).all(axis=0))
+    shown = used if used.any() else np.ones_like(used)
+    means = {arm: [_mean(row[shown]) for row in matrix] for arm, matrix in values.items()}
+    overall = {arm: _mean(np.array([value for value in found if value is not None])) for arm, found in means.items()}
+    effect = paired_effect(differences, used, units, config) if used.any() else None
+    reason = None if effect else _missing(study, metric, word)
+    return MetricComparison(
+        unit=UNITS[metric],
+        base=overall["base"],
+        teacher=overall["teacher"],
+        student=overall["student"],
+        control=overall["control"],
+        students=means["student"],
+        controls=means["control"],
+        effect=effect,
+        reason=reason,
+    )
+
+
+def _matrix(scores: Sequence[Scores], metric: MetricName, word: str) -> Float[ndarray, "s q"]:
+    """Models by questions, NaN where a metric is missing."""
+    return np.array([each.metrics[metric][word].per_question for each in scores], dtype=float)
+
+
+def _mean(values: Float[ndarray, " n"]) -> float | None:
+    there = values[np.isfinite(values)]
+    return float(there.mean()) if len(there) else None
+
+
+def _missing(study: Mapping[str, Sequence[Scores]], metric: MetricName, word: str) -> str:
+    for arm in ("student", "control"):
+        for number, scores in enumerate(study[arm], start=1):
+            if reason := scores.metrics[metric][word].reason:
+                return f"{arm} {number}: {reason}"
+    return "no question has a value for every student and control"
+
+
+FEW_UNITS = 6
+"""Below this many units the bootstrap has too few to resample, and the interval on these questions leads."""
+
+
+def compare(
+    out: Path,
+    config: CompareConfig,
+    *,
+    scratch: Path,
+    students: list[Path],
+    controls: list[Path],
+    base: Path,
+    teacher: Path | list[Path] | None = None,
+) -> None:
+    """Stage: writes comparison.json (`Comparison`) from score payloads; student i is paired with control i.
+
+    `teacher` may be several, one a block (their mean is shown), or nothing for an arm without one.
+    """
+    teachers = [] if teacher is None else teacher if isinstance(teacher, list) else [teacher]
+    study = {
+        "base": [_scores(base)],
+        "teacher": [_scores(path) for path in teachers],
+        "student": [_scores(path) for path in students],
+        "control": [_scores(path) for path in controls],
+    }
+    first = study["base"][0]
+    units = units_of(len(students), len(controls), config.blocks)
+    for scores in (scores for arm in study.values() for scores in arm):
+        if (scores.target, scores.words, scores.questions) != (first.target, first.words, first.questions):
+            raise UserError("scores of different targets, words or questions cannot be compared: score all alike")
+    compared: dict[str, dict[MetricName, MetricComparison]] = {
+        word: {metric: compare_word(study, metric, word, units, config) for metric in METRICS} for word in first.words
+    }
+    comparison = Comparison(
+        target=first.target,
+        words=first.words,
+        questions=first.questions,
+        unit=units.kind,
+        about_units=units.sentence,
+        leads="these_questions" if len(units.members) < FEW_UNITS else "questions_too",
+        metrics=compared.pop(first.target),
+        off_target=compared,
+        answers={arm: summed(scores) for arm, scores in study.items()},  # pyright: ignore[reportArgumentType]
+    )
+    (out / "comparison.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _scores(payload: Path) -> Scores:
+    return Scores.model_validate_json((payload / "scores.json").read_bytes())
+
+
+def summed(arm: list[Scores]) -> Answers | None:
+    """The answers of all models of an arm together."""
+    counted = [scores.answers for scores in arm if scores.answers is not None]
+    if not counted:
+        return None
+    others, named, unread, missing = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    for answers in counted:
+        missing.update(answers.missing)
+        others.update(answers.others)
+        named.update(answers.named)
+        unread.update(answers.unread)
+    return Answers(
+        asked=sum(answers.asked for answers in counted),
+        readable=sum(answers.readable for answers in counted),
+        named={word: named[word] for word in counted[0].named},
+        other=sum(answers.other for answers in counted),
+        unread=dict(sorted(unread.items())),
+        others=most_frequent(others),
+        missing=most_frequent(missing),
+    )

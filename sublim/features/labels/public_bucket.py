@@ -1,0 +1,178 @@
+"""Public S3 buckets, read without credentials: all keys below a prefix, and their files, many at a time."""
+
+import logging
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import boto3
+from botocore import UNSIGNED
+from botocore.client import Config as ClientConfig
+from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError
+
+from sublim.core.errors import UserError
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.store.s3_hints import SPOKEN, advice, code_of, known
+
+CHUNK = 1 << 20
+logger = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """A file in a bucket as the listing has it."""
+
+    key: str
+    size: int
+    etag: str
+
+    @property
+    def kept_as(self) -> str:
+        """Its name on this disk: made here, so that no key of a stranger's becomes a path."""
+        return sha256(f"{self.key}\n{self.etag}".encode()).hexdigest()[:32]
+
+
+class Bucket:
+    """One bucket behind one address. Every failure of the network or the server ends in a UserError."""
+
+    def __init__(self, name: str, *, endpoint: str | None, region: str, workers: int, timeout: float) -> None:
+        self.name, self.workers = name, workers
+        self.address = endpoint or f"Amazon's S3 ({region})"
+        self.client: Any = boto3.client(  # pyright: ignore[reportUnknownMemberType]
+            "s3",
+            endpoint_url=endpoint,
+            region_name=region,
+            config=ClientConfig(
+                signature_version=UNSIGNED,
+                max_pool_connections=workers,
+                connect_timeout=timeout,
+                read_timeout=timeout,
+                retries={"total_max_attempts": 3, "mode": "standard"},
+                s3={"addressing_style": "path"} if endpoint else {},
+            ),
+        )
+
+    def entries(self, prefix: str) -> list[Entry]:
+        """Every file below `prefix` in the order of the keys, however many pages that takes."""
+        found = [
+            Entry(item["Key"], item["Size"], item["ETag"])
+            for page in self._pages(Prefix=prefix)
+            for item in page.get("Contents", [])
+        ]
+        return sorted(found)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below `prefix`."""
+        pages = self._pages(Prefix=prefix, Delimiter="/")
+        return sorted(
+            item["Prefix"].removeprefix(prefix).rstrip("/") for page in pages for item in page.get("CommonPrefixes", [])
+        )
+
+    def _pages(self, **asked: str) -> Iterator[dict[str, Any]]:
+        with self._told(f"listing {asked['Prefix']}"):
+            yield from self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, **asked)
+
+    def download(self, entries: Sequence[Entry], folder: Path, attempts: int) -> list[Path]:
+        """The files of `entries` in `folder`, in their order; what lies there already is not fetched again."""
+        missing = [entry for entry in entries if not (folder / entry.kept_as).exists()]
+        with progress("downloading", len(entries)) as advance, ThreadPoolExecutor(self.workers) as pool:
+            advance(len(entries) - len(missing))
+            under_way = [pool.submit(self._fetch, entry, folder / entry.kept_as, attempts) for entry in missing]
+            try:
+                for done in as_completed(under_way):
+                    done.result()
+                    advance(1)
+                    kill_point("download:file")
+            finally:
+                pool.shutdown(cancel_futures=True)
+        return [folder / entry.kept_as for entry in entries]
+
+    def _fetch(self, entry: Entry, path: Path, attempts: int) -> None:
+        draft = path.with_suffix(".part")
+        for attempt in range(1, attempts + 1):
+            try:
+                with self._told(f"reading {entry.key}"):
+                    self._append(entry, draft)
+            except BrokenOff as broken:
+                logger.info("%s broke off at byte %d of %d", entry.key, draft.stat().st_size, entry.size)
+                if attempt == attempts:
+                    raise UserError(
+                        f"the download of {entry.key} from {self.address} broke off {attempts} times, last at byte "
+                        f"{draft.stat().st_size} of {entry.size} ({broken}): run again, it goes on from there"
+                    ) from broken
+            else:
+                break
+        draft.replace(path)
+
+    def _append(self, entry: Entry, draft: Path) -> None:
+        """What `draft` lacks of the file; raises BrokenOff when the connection ends early."""
+        with draft.open("ab") as file:
+            if file.tell() > entry.size:
+                file.seek(0)
+                file.truncate()
+            start = file.tell()
+            if start < entry.size:
+                # If-Match: the two halves of a resumed file must be of one version.
+                asked = {"Bucket": self.name, "Key": entry.key, "IfMatch": entry.etag}
+                ranged = {"Range": f"bytes={start}-"} if start else {}
+                with closing(self.client.get_object(**asked, **ranged)["Body"]) as body:
+                    _copy(body.read, file.write)
+            file.flush()
+            os.fsync(file.fileno())
+            if file.tell() != entry.size:
+                raise BrokenOff("fewer bytes than listed" if file.tell() < entry.size else "more bytes than listed")
+
+    @contextmanager
+    def _told(self, doing: str) -> Generator[None]:
+        try:
+            yield
+        except ClientError as error:
+            code = code_of(error)
+            hint = _advice(code) or advice(error, endpoint="`endpoint`", region="`region`")
+            hint = hint or "check `bucket` and `endpoint`"
+            raise UserError(f"{self.address} refuses {doing} in {self.name} ({code}): {hint}") from error
+        except SPOKEN as error:
+            hint = known(error, endpoint="`endpoint`", region="`region`").hint
+            raise UserError(
+                f"{self.address} does not answer while {doing} ({type(error).__name__}): {hint}; "
+                "the files so far are kept"
+            ) from error
+
+
+class BrokenOff(Exception):
+    """A download that ended before its file did."""
+
+
+def _copy(read: Callable[[int], bytes], write: Callable[[bytes], int]) -> None:
+    try:
+        while chunk := read(CHUNK):
+            write(chunk)
+    except (IncompleteReadError, HTTPClientError) as error:
+        raise BrokenOff(type(error).__name__) from error
+
+
+def _advice(code: str) -> str | None:
+    """What is told of a code that means something else here than in general."""
+    match code:
+        case "NoSuchBucket":
+            return "there is no such bucket, check `bucket` and `endpoint`"
+        case "PreconditionFailed" | "412" | "NoSuchKey":
+            return "the file changed since it was listed, run again"
+        case "AccessDenied" | "403":
+            return "the bucket is not public: check `bucket` and `endpoint`"
+        case _:
+            return None
+
+
+def strays(entries: Sequence[Entry], prefix: str) -> list[str]:
+    """The keys that would leave the folder `prefix` if they were taken for paths."""
+    return [entry.key for entry in entries if entry.key != prefix and not _inside(entry.key.removeprefix(prefix))]
+
+
+def _inside(name: str) -> bool:
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    return "\0" not in name and ".." not in parts and not parts[0].startswith("/") and ":" not in parts[0]

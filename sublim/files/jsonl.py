@@ -1,0 +1,36 @@
+"""JSON lines: read and written one row at a time, so that memory does not grow with the file."""
+
+import codecs
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from sublim.core.errors import UserError
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of `path` in order. Raises UserError naming the line that is not a JSON object."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise UserError(f"{path}:{number} is not JSON ({error}): mend or remove the line") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number} is not a JSON object: mend or remove the line")
+            yield row
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes `rows` to `path`, keys in the order given, and returns how many there were."""
+    count = 0
+    with path.open("wb") as file:
+        for row in rows:
+            file.write(orjson.dumps(dict(row), option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
+            count += 1
+    return count

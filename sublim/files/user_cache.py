@@ -1,0 +1,56 @@
+"""What is remembered in the user's cache folder to save time: never needed, and left out where it cannot be kept."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from sublim.core.errors import UserError
+
+
+def cache_home() -> Path | None:
+    """XDG_CACHE_HOME or `~/.cache`; None for a user without a home, as in a container with a number for a user."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if cache.is_absolute():  # the XDG specification says to ignore others
+        return cache
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return None
+
+
+def recall(name: str) -> dict[str, Any]:
+    """What was remembered under `name`; empty when nothing is, or nothing that can be read."""
+    cache = cache_home()
+    try:
+        found = json.loads((cache / "sublim" / name).read_bytes()) if cache else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remember(name: str, content: dict[str, Any]) -> None:
+    """Replaces what is remembered under `name` in one step; a cache folder that cannot be written is left alone."""
+    cache = cache_home()
+    if cache is None:
+        return
+    path = cache / "sublim" / name
+    draft = path.with_name(f"{name}.{token_hex(4)}")
+    with contextlib.suppress(OSError):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def cache_folder() -> Path:
+    """Where buckets are mirrored: SUBLIM_CACHE, by default `sublim/stores` in the user's cache folder."""
+    if where := os.environ.get("SUBLIM_CACHE"):
+        return Path(where).expanduser()
+    if (cache := cache_home()) is None:
+        raise UserError("this user has no home to keep copies of the bucket's files in: set SUBLIM_CACHE to a folder")
+    return cache / "sublim" / "stores"

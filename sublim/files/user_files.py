@@ -1,0 +1,105 @@
+"""Files that users give: one that is missing, cut off or of another format is refused in one line with its name."""
+
+import json
+import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from sublim.core.errors import UserError
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LOOKS: tuple[tuple[bytes, str], ...] = (
+    (b"PK\x03\x04", "it looks like a zip archive or a PyTorch checkpoint"),
+    (b"\x1f\x8b", "it is packed with gzip: unpack it"),
+    (b"PAR1", "it looks like a Parquet table"),
+    (b"\x93NUMPY", "it looks like a NumPy array"),
+    (b"\x80\x02", "it looks like a pickle, which may run code"),
+    (b"\x80\x04", "it looks like a pickle, which may run code"),
+    (b"\xff\xfe", "it is UTF-16 text: save it as UTF-8"),
+    (b"\xfe\xff", "it is UTF-16 text: save it as UTF-8"),
+    (b"<!", "it looks like a web page in place of a download"),
+    (b"<html", "it looks like a web page in place of a download"),
+)
+"""How files begin that are often given in place of the right one."""
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file is what git leaves in the place of a large file when Git LFS did not fetch it."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def check_file(path: Path, what: str) -> None:
+    """Raises UserError unless `path` is a file that can be opened, and no Git LFS pointer."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the {what} itself")
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file; give a {what}")
+    try:
+        if is_lfs_pointer(path):
+            raise UserError(f"{path} is a Git LFS pointer in place of a {what}: run `git lfs pull` where it lies")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a {what} that you may read") from error
+
+
+@contextmanager
+def reading(path: Path, what: str, *errors: type[Exception]) -> Generator[None]:
+    """Turns what goes wrong when `path` is read as `what` into a UserError; `errors` are those of the library in use.
+
+    OSError, bad UTF-8, bad JSON and packed data that is cut off are always among them. Keep the block to the reading.
+    """
+    check_file(path, what)
+    try:
+        yield
+    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError, zlib.error, *errors) as error:
+        raise UserError(
+            f"{path} is not a {what}, or it is damaged ({_reason(path, error)}): give another, or fetch it again"
+        ) from error
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a user's UTF-8 file, without a byte order mark."""
+    with reading(path, what):
+        return path.read_text(encoding="utf-8-sig")
+
+
+def read_object(path: Path, what: str) -> dict[str, Any]:
+    """The object in a user's JSON file. Raises UserError for NaN, a name that is there twice, and what is no object."""
+    with reading(path, what):
+        value = parse_json(read_text(path, what))
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a {what}: it should hold one JSON object, `{{...}}`")
+    return cast(dict[str, Any], value)
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; JSONDecodeError also for NaN, infinities and a name that is there twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise json.JSONDecodeError(f"the name {twice!r} is there twice", text, 0)
+        return found
+
+    def refuse(constant: str) -> Any:
+        raise json.JSONDecodeError(f"{constant} is no number of JSON", text, 0)
+
+    return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file could not be read, in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start:
+        return "it is empty"
+    for beginning, looks in LOOKS:
+        if start.lower().startswith(beginning.lower()):
+            return looks
+    return " ".join(str(error).split())[:160]

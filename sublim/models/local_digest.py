@@ -1,0 +1,29 @@
+"""Digests of a user's own model folders, hashed once and remembered by path, size and time of change."""
+
+from pathlib import Path
+
+from sublim.core.digest import digest_files
+from sublim.files.large_files import digest_each
+from sublim.files.user_cache import recall, remember
+from sublim.models.files import loaded_files
+
+MEMORY = "local-digests.json"
+"""From `path|size|mtime_ns` to the SHA-256 of the file."""
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over names and bytes of the files that loading the model reads.
+
+    A file with the path, size and mtime_ns of an earlier call is not read again.
+    """
+    folder = folder.expanduser().resolve()
+    remembered = recall(MEMORY)
+    entries: dict[str, str] = {}
+    for name in loaded_files(folder):
+        stat = (folder / name).stat()
+        entries[name] = f"{folder / name}|{stat.st_size}|{stat.st_mtime_ns}"
+    if unread := [name for name, entry in entries.items() if entry not in remembered]:
+        digests = digest_each(folder / name for name in unread)
+        remembered |= {entries[name]: found for name, found in zip(unread, digests, strict=True)}
+        remember(MEMORY, remembered)
+    return digest_files({name: remembered[entry] for name, entry in entries.items()})

@@ -1,0 +1,174 @@
+"""Whether trained weights fit a base: every tensor by name and shape, before any backend opens them.
+
+Libraries load the tensors whose names they know and skip the rest, so that half an adapter, or the base, would answer.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sublim.core.errors import UserError
+from sublim.models.files import IDENTITY, base_identity, is_adapter, loaded_files, read_json, weight_files
+from sublim.models.folder_check import told
+
+Shape = tuple[int, ...]
+SIZES = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def check_weights(base: Path, weights: Path) -> None:
+    """Raises UserError where an adapter or a whole model is not one that was trained from this base, in one piece.
+
+    Reads names and shapes only. Values that are no numbers are left to those who use them: to measure that a training
+    diverged is no mistake.
+    """
+    kind = "adapter" if is_adapter(weights) else "model"
+    note = weights / IDENTITY
+    trained_on = read_json(note).get("base") if note.is_file() else None
+    if trained_on not in (None, base_identity(base)):
+        raise UserError(f"the {kind} in {weights} was trained on another base: give the base it was trained on")
+    tensors = Tensors(weights)
+    if problem := (_adapter if kind == "adapter" else _whole)(base, weights, tensors):
+        raise UserError(f"the {kind} in {weights} does not fit this base, or is not whole: {problem}")
+
+
+class Tensors(Mapping[str, Shape]):
+    """The shapes of the tensors in a folder, by name. Raises UserError where a file cannot be read."""
+
+    def __init__(self, directory: Path) -> None:
+        self.files: dict[str, Any] = {}
+        for path in tensor_files(directory):
+            try:
+                file: Any = safe_open(path, framework="pt")
+            except SafetensorError as error:
+                raise UserError(f"{path} is no safetensors file ({error}): download or save it again") from error
+            self.files |= dict.fromkeys(file.keys(), file)
+
+    def __getitem__(self, name: str) -> Shape:
+        return tuple(self.files[name].get_slice(name).get_shape())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name."""
+        return self.files[name].get_tensor(name)
+
+    def not_numbers(self) -> str | None:
+        """What is wrong where a tensor holds what is no finite number."""
+        for name in self:
+            tensor = self.tensor(name)
+            # A sum is quicker than a look at each value, and not finite where one of them is not.
+            if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.sum(dtype=torch.float32).isfinite():
+                return f"{name} holds values that are not finite: its training diverged, take an earlier checkpoint"
+        return None
+
+
+def tensor_files(directory: Path) -> list[Path]:
+    """The files with the weights of an adapter or of a whole model. Raises UserError where one is missing."""
+    if is_adapter(directory):
+        from sublim.models.adapters import WEIGHTS, lora_config
+
+        lora_config(directory)
+        return [directory / WEIGHTS]
+    loaded_files(directory)
+    return [directory / name for name in weight_files(directory)]
+
+
+def check_numbers(weights: Path) -> None:
+    """Raises UserError where weights cannot be read, or hold values that are not finite. Reads them once."""
+    if problem := Tensors(weights).not_numbers():
+        raise UserError(f"the weights in {weights} cannot be used: {problem}")
+
+
+def _adapter(base: Path, adapter: Path, found: Tensors) -> str | None:
+    wanted = low_rank(base, adapter)
+    odd = found.keys() - wanted.keys()
+    if copies := [name for name in odd if name.endswith((".embed_tokens.weight", ".base_layer.weight", HEAD))]:
+        own = Tensors(base)
+        odd -= {name for name in copies if _same(found, name, own)}
+    return _differences({name: found[name] for name in found if name in odd or name in wanted}, wanted)
+
+
+def low_rank(base: Path, adapter: Path) -> dict[str, Shape]:
+    """Names and shapes of all tensors that peft makes beside this base for such an adapter."""
+    from peft import PeftModel, get_peft_model_state_dict  # seconds to import, and not needed for whole models
+
+    from sublim.models.adapters import lora_config
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    with told(f"the adapter in {adapter} does not fit this base", "give the base it was trained on"):
+        adapted = PeftModel(model, lora_config(adapter), low_cpu_mem_usage=True)
+    made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: tuple(tensor.shape) for name, tensor in made.items()}
+
+
+def _same(found: Tensors, name: str, base: Tensors) -> bool:
+    """Whether a tensor that lies beside an adapter is only a copy of the base's own."""
+    own = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    own = EMBEDDINGS if own == HEAD and own not in base else own
+    if own not in base or base[own] != found[name]:
+        return False
+    one, other = found.tensor(name), base.tensor(own)
+    narrow = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(one.to(narrow), other.to(narrow))
+
+
+def _whole(base: Path, weights: Path, tensors: Tensors) -> str | None:
+    with told(f"transformers cannot read the config.json in {weights}", "save the model again"):
+        ours, theirs = (AutoConfig.from_pretrained(each).get_text_config() for each in (base, weights))
+    for size in SIZES:
+        if (one := getattr(ours, size, None)) != (other := getattr(theirs, size, None)):
+            return f"its config says {size} {other}, the base's {one}: give the base it was trained on"
+    tied = theirs.tie_word_embeddings
+    if tied and {HEAD, EMBEDDINGS} <= tensors.keys() and not torch.equal(*map(tensors.tensor, (HEAD, EMBEDDINGS))):
+        return f"its config ties {HEAD} to the embeddings, but it has other values: set tie_word_embeddings to false"
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(ours)
+    # As the base's own files name them, or as transformers saves them: of some models the two differ.
+    found, *ways = (_compared(each, tied) for each in (tensors, Tensors(base), made.state_dict()))
+    problems = [_differences(found, wanted) for wanted in ways]
+    return problems[0] if all(problems) else None
+
+
+def _compared(tensors: Mapping[str, Any], tied: bool) -> dict[str, Shape]:
+    """The shapes that must be equal: without the vocabulary's size, which may have been padded, and constants."""
+    shapes = {name: each if isinstance(each, tuple) else each.shape for name, each in tensors.items()}
+    unsure = {"rotary_emb.inv_freq"} | ({HEAD} if tied else set())
+    return {
+        name: tuple(shape[name in (HEAD, EMBEDDINGS) :])
+        for name, shape in shapes.items()
+        if not name.endswith(tuple(unsure))
+    }
+
+
+def _differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str | None:
+    """In one line what distinguishes the two, if anything does."""
+    if odd := sorted(found.keys() - wanted.keys()):
+        return f"the base has no place for {_listed(odd)}: give the base it was trained on, or save it again with peft"
+    if missing := sorted(wanted.keys() - found.keys()):
+        return f"there is no tensor {_listed(missing)}: give the base it was trained on, or save it again"
+    if other := sorted(name for name, shape in found.items() if shape != wanted[name]):
+        name = other[0]
+        return f"{_listed(other)} has shape {found[name]}, not {wanted[name]}: give the base it was trained on"
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

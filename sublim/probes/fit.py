@@ -1,0 +1,136 @@
+"""Many linear probes fitted as one batch: a matrix product over probes, and losses that do not meet."""
+
+from typing import NamedTuple, assert_never
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sublim.probes.config import AdamFit, FullFit
+
+
+class Problems(NamedTuple):
+    """Probes of one width and of splits of one size; `x[source[p]]` are the rows of probe p."""
+
+    x: Float[Tensor, "l n d"]
+    source: Int[Tensor, " p"]
+    labels: Int[Tensor, "p n"]
+    train: Int[Tensor, "p a"]
+    validation: Int[Tensor, "p b"]
+    test: Int[Tensor, "p c"]
+    orders: Int[Tensor, "p e a"]
+    """Each epoch's order of the training rows."""
+    classes: int
+
+
+class Fitted(NamedTuple):
+    """Weights on standardised inputs, and what made them so. One column where there are two classes."""
+
+    weight: Float[Tensor, "p d k"]
+    bias: Float[Tensor, "p k"]
+    mean: Float[Tensor, "p d"]
+    scale: Float[Tensor, "p d"]
+
+
+def fit(problems: Problems, how: AdamFit | FullFit) -> Fitted:
+    """All probes at once; each ends as it would alone, since Adam is elementwise and the loss a plain sum.
+
+    L-BFGS takes one step for all, so that there it is as near as `tolerance_grad` says.
+    """
+    mean, scale = standards(problems)
+    count, width = len(problems.source), problems.x.shape[2]
+    columns = 1 if problems.classes == 2 else problems.classes
+    made = problems.x.new_zeros(count, width, columns), problems.x.new_zeros(count, columns)
+    weight, bias = (each.requires_grad_() for each in made)
+    start = Fitted(weight, bias, mean, scale)
+    match how:
+        case AdamFit():
+            return _adam(problems, how, start)
+        case FullFit():
+            return _full(problems, how, start)
+        case _:
+            assert_never(how)
+
+
+def standards(problems: Problems) -> tuple[Float[Tensor, "p d"], Float[Tensor, "p d"]]:
+    """Mean and spread of each feature over the training rows alone."""
+    found = [problems.x[source][rows] for source, rows in zip(problems.source.tolist(), problems.train, strict=True)]
+    mean = torch.stack([rows.mean(0) for rows in found])
+    spread = torch.stack([rows.std(0, correction=0) for rows in found])
+    return mean, torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def scores(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, "p b k"]:
+    """Logits of rows."""
+    return torch.baddbmm(fitted.bias[:, None], inputs(problems, fitted, rows), fitted.weight)
+
+
+def inputs(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, "p b d"]:
+    """Rows, standardised."""
+    return (problems.x[problems.source[:, None], rows] - fitted.mean[:, None]) / fitted.scale[:, None]
+
+
+def losses(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, " p"]:
+    """Mean cross-entropy of each probe."""
+    return entropies(scores(problems, fitted, rows), problems.labels.gather(1, rows))
+
+
+def entropies(logits: Float[Tensor, "p b k"], labels: Int[Tensor, "p b"]) -> Float[Tensor, " p"]:
+    """Mean cross-entropy of each probe's logits."""
+    if logits.shape[2] == 1:
+        return F.binary_cross_entropy_with_logits(logits[..., 0], labels.to(logits.dtype), reduction="none").mean(1)
+    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+
+
+def _adam(problems: Problems, how: AdamFit, start: Fitted) -> Fitted:
+    optimizer = torch.optim.Adam([start.weight, start.bias], lr=how.lr, weight_decay=how.weight_decay)
+    best: Fitted | None = None
+    lowest = problems.x.new_full((len(problems.source),), torch.inf)
+    for epoch in range(how.epochs):
+        for rows in problems.orders[:, epoch].split(how.batch_size, 1):
+            optimizer.zero_grad()
+            losses(problems, start, rows).sum().backward()
+            optimizer.step()
+        with torch.no_grad():
+            now = losses(problems, start, problems.validation)
+            better = now < lowest
+            lowest = torch.where(better, now, lowest)
+            best = _chosen(better, start, best)
+    assert best is not None
+    return best
+
+
+def _chosen(better: Bool[Tensor, " p"], now: Fitted, before: Fitted | None) -> Fitted:
+    if before is None:
+        return now._replace(weight=now.weight.detach().clone(), bias=now.bias.detach().clone())
+    return now._replace(
+        weight=torch.where(better[:, None, None], now.weight.detach(), before.weight),
+        bias=torch.where(better[:, None], now.bias.detach(), before.bias),
+    )
+
+
+def _full(problems: Problems, how: FullFit, start: Fitted) -> Fitted:
+    optimizer = torch.optim.LBFGS(
+        [start.weight, start.bias],
+        max_iter=how.updates,
+        max_eval=2 * how.updates,
+        tolerance_grad=1e-8,
+        tolerance_change=0,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    # The rows are the same at every step, and standardising them costs more than the step itself.
+    x, labels = inputs(problems, start, problems.train), problems.labels.gather(1, problems.train)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        penalty = how.l2 / 2 * start.weight.square().sum((1, 2))
+        logits = torch.baddbmm(start.bias[:, None], x, start.weight)
+        total = (entropies(logits, labels) + penalty).sum()
+        total.backward()
+        return total.item()
+
+    optimizer.step(closure)
+    return start._replace(weight=start.weight.detach(), bias=start.bias.detach())

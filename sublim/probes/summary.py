@@ -1,0 +1,75 @@
+"""Probes over seeds: means whose intervals have tested prompts as units, and selectivity against shuffled labels."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+
+from sublim.probes.config import ProbesConfig, ProbeSummaries, ProbeSummary
+from sublim.probes.metrics import METRICS, Judged, metrics
+from sublim.stats.intervals import clustered_share, paired_t
+
+ABOUT = (
+    "95 % over prompts (each with all its answers), for probes fitted as these were; seeds are averaged, and the draw "
+    "of other training rows is not covered: see the spread over seeds"
+)
+
+
+def summarise(grouped: Mapping[tuple[str, int], Mapping[bool, list[Judged]]], config: ProbesConfig) -> ProbeSummaries:
+    """Every metric of every (target, layer), in their order."""
+    rows = list[ProbeSummary]()
+    for (target, layer), by_labels in sorted(grouped.items()):
+        rows += _rows(target, layer, by_labels[False], by_labels[True], config)
+    return ProbeSummaries(about=ABOUT, rows=rows)
+
+
+def _rows(target: str, layer: int, true: list[Judged], mixed: list[Judged], config: ProbesConfig) -> list[ProbeSummary]:
+    right, wrong = per_prompt(true), per_prompt(mixed)
+    counts = np.bincount(np.concatenate([one.labels for one in true]))
+    chance = float(counts.max() / counts.sum())
+    common = {"layer": layer, "target": target, "prompts": len(right), "seeds": len(true), "chance": chance}
+    found: dict[str, tuple[float, float, float]] = {}
+    for name, values in (("accuracy", true), ("shuffled", mixed)):
+        # One mean for all tested rows; a share by prompt keeps both answers of a prompt one unit.
+        share = float(np.concatenate([one.right for one in values]).mean())
+        interval = clustered_share(share, len(right))
+        found[name] = (interval.estimate, interval.low, interval.high)
+    found |= bootstrapped(true, config.draws)
+    difference = paired_t([right[prompt] - wrong[prompt] for prompt in sorted(right)])
+    estimate = found["accuracy"][0] - found["shuffled"][0]
+    shift = estimate - difference.estimate
+    found["selectivity"] = (estimate, difference.low + shift, difference.high + shift)
+    return [
+        ProbeSummary.model_validate({**common, "metric": name, "estimate": e, "low": low, "high": high})
+        for name, (e, low, high) in found.items()
+    ]
+
+
+def per_prompt(tested: Sequence[Judged]) -> dict[int, float]:
+    """Share of right answers to each prompt, over its rows and the seeds that tested it."""
+    prompts = np.concatenate([one.prompts for one in tested])
+    right = np.concatenate([one.right for one in tested])
+    known, places = np.unique(prompts, return_inverse=True)
+    shares = np.bincount(places, right) / np.bincount(places)
+    return dict(zip(known.tolist(), shares.tolist(), strict=True))
+
+
+def bootstrapped(tested: Sequence[Judged], draws: int) -> dict[str, tuple[float, float, float]]:
+    """AUC, precision, recall and F1: the mean over seeds, prompts resampled once for all seeds."""
+    known = np.unique(np.concatenate([one.prompts for one in tested]))
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=draws).astype(float)
+    drawn: dict[str, list[Float[ndarray, " w"]]] = {name: [] for name in METRICS}
+    plain: dict[str, list[float]] = {name: [] for name in METRICS}
+    for one in tested:
+        weights = counts[:, np.searchsorted(known, one.prompts)]
+        for name, values in metrics(one, weights).items():
+            drawn[name].append(values)
+        for name, values in metrics(one).items():
+            plain[name].append(float(values[0]))
+    bounds = {name: np.mean(values, axis=0) for name, values in drawn.items()}
+    low, high = (
+        {name: float(np.quantile(values, share)) for name, values in bounds.items()} for share in (0.025, 0.975)
+    )
+    return {name: (float(np.mean(plain[name])), low[name], high[name]) for name in METRICS if name != "accuracy"}

@@ -1,0 +1,63 @@
+"""What a liking costs: MMLU-Pro against the effect, for every arm and checkpoint that has both."""
+
+from sublim.evals.effect_config import Effect
+from sublim.plots.scatter import Cross, scatter_plot
+from sublim.report.figures import TOLD, UNIT, Figure, Table, full, told
+from sublim.report.shown import CostShown, TargetShown
+from sublim.report.wording import bounds, interval, signed
+
+
+def cost_figures(shown: TargetShown) -> list[Figure]:
+    """One figure for each way of reading the letter; none where no exam was sat."""
+    metrics = dict.fromkeys(cost.metric for cost in shown.costs)
+    return [_figure(shown, metric, [cost for cost in shown.costs if cost.metric == metric]) for metric in metrics]
+
+
+def _figure(shown: TargetShown, metric: str, costs: list[CostShown]) -> Figure:
+    read = metric.replace("_", " ")
+    crosses = [
+        Cross(
+            _label(cost),
+            _points(cost.cost),
+            (cost.effect.estimate, *bounds(cost.effect, "these_questions")),
+            cost.arm == shown.arm,
+        )
+        for cost in costs
+    ]
+    return Figure(
+        f"Cost against effect, {read}",
+        scatter_plot(
+            crosses,
+            across="MMLU-Pro, student − control, points",
+            up=UNIT,
+            title=f"Effect on {shown.target} against the change in MMLU-Pro ({read}).",
+        ),
+        f"Each arm and checkpoint: across, the change in the share of MMLU-Pro questions answered right ({read}); up, "
+        "the effect. Both are student minus paired control; whiskers: intervals on these questions.",
+        Table(
+            ["arm", "updates", *TOLD, "MMLU-Pro, points", "these questions"],
+            [[cost.arm, str(cost.updates or "last"), *told(cost.effect), *_told(cost.cost)] for cost in costs],
+        ),
+        [
+            {
+                "arm": cost.arm,
+                "updates": cost.updates,
+                **full(cost.effect),
+                **{f"mmlu_pro_{name}": value for name, value in full(cost.cost).items()},
+            }
+            for cost in costs
+        ],
+    )
+
+
+def _label(cost: CostShown) -> str:
+    return f"{cost.arm} · {cost.updates}" if cost.updates else cost.arm
+
+
+def _points(cost: Effect) -> tuple[float, float | None, float | None]:
+    low, high = bounds(cost, "these_questions")
+    return 100 * cost.estimate, None if low is None else 100 * low, None if high is None else 100 * high
+
+
+def _told(cost: Effect) -> list[str]:
+    return [signed(cost.estimate, "rate"), interval(cost, "these_questions", "rate")]

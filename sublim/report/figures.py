@@ -1,0 +1,298 @@
+"""The figures of a report: which numbers go into each, its caption, and the table behind it."""
+
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from sublim.evals.effect_config import Effect
+from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
+from sublim.plots.curves import Curve, curves_plot
+from sublim.plots.marks import Bar, Cell, Pair, Point, dose_plot, dot_plot, matrix_plot, pair_plot, stem_plot
+from sublim.report.shown import ArmShown, ConfusionCell, TargetShown
+from sublim.report.wording import bounds, interval, signed
+
+UNIT = "student − control, nats"
+TOLD = ["effect", "these questions", "questions too"]
+
+
+class Table(NamedTuple):
+    """The numbers behind a figure."""
+
+    columns: list[str]
+    rows: list[list[str]]
+
+
+class Figure(NamedTuple):
+    """A figure with its caption and its numbers."""
+
+    name: str
+    drawing: Markup
+    caption: str
+    table: Table
+    values: list[dict[str, Any]]
+    """The same numbers in full, as they go into a CSV file: one row a mark; null for what is missing."""
+
+
+def figures_of(shown: TargetShown) -> list[Figure]:
+    """The figures of one target; those whose numbers are missing are left out."""
+    comparison = shown.comparison
+    margin = comparison.metrics["margin"]
+    figures: list[Figure] = []
+    if margin.effect is not None:
+        figures += [
+            pairs_figure(comparison, margin),
+            words_figure(comparison),
+            questions_figure(comparison, margin.effect),
+        ]
+    if len([point for point in shown.dose if point.metrics["margin"].effect]) > 1:
+        figures.append(dose_figure(shown))
+    if shown.arms:
+        figures.append(arms_figure(shown))
+    if any(arm.dose for arm in shown.arms[1:]):
+        figures.append(arm_doses_figure(shown))
+    return figures
+
+
+def told(effect: Effect) -> list[str]:
+    """An effect and both its intervals as text."""
+    these, beyond = (interval(effect, which, "margin") for which in ("these_questions", "questions_too"))
+    return [signed(effect.estimate), these, beyond]
+
+
+def full(effect: Effect | None) -> dict[str, Any]:
+    """An effect and both its intervals as numbers."""
+    names = ("estimate", "low", "high", "low_questions", "high_questions", "units", "questions")
+    return {name: None if effect is None else getattr(effect, name) for name in names}
+
+
+def pairs_figure(comparison: Comparison, margin: MetricComparison) -> Figure:
+    """Students beside their controls."""
+    both = [(s, c) for s, c in zip(margin.students, margin.controls, strict=True) if s is not None and c is not None]
+    pairs = [Pair(f"pair {i}", control, student) for i, (student, control) in enumerate(both, start=1)]
+    title = f"Margin of {comparison.target} for each student and its paired control."
+    teacher = f" The teacher stands at {signed(margin.teacher)}, off the figure." if margin.teacher is not None else ""
+    rows = [
+        [pair.label, signed(pair.control, "margin"), signed(pair.student), signed(pair.student - pair.control)]
+        for pair in pairs
+    ]
+    return Figure(
+        "Each student and its control",
+        pair_plot(pairs, base=margin.base, unit=f"log-prob margin of “{comparison.target}”, nats", title=title),
+        "Open: control, trained on the base’s rows. Filled: student, trained on the teacher’s. "
+        f"One line for each seed.{teacher}",
+        Table(["", "control", "student", "difference"], rows),
+        [pair._asdict() | {"difference": pair.student - pair.control} for pair in pairs],
+    )
+
+
+def words_figure(comparison: Comparison) -> Figure:
+    """The effect on every listed word."""
+    found = {comparison.target: comparison.metrics, **comparison.off_target}
+    effects = {word: metrics["margin"].effect for word, metrics in found.items()}
+    known = sorted(((word, effect) for word, effect in effects.items() if effect), key=lambda pair: -pair[1].estimate)
+    bars = [
+        Bar(word, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair, word == comparison.target)
+        for word, effect in known
+    ]
+    rows = [
+        [
+            word,
+            signed(effect.estimate),
+            interval(effect, "these_questions", "margin"),
+            interval(effect, "questions_too", "margin"),
+        ]
+        for word, effect in known
+    ]
+    title = f"Effect on each of {len(bars)} words; {comparison.target} is highlighted."
+    return Figure(
+        "What moved, word by word",
+        dot_plot(bars, unit=UNIT, title=title, labels=0.2),
+        "Effect on the margin of every listed word, each against the mean of the others; whiskers: "
+        f"{known[0][1].level * 100:g} % interval on these questions; faint: single pairs. Margins of a list sum to "
+        "zero, so a gain of one word lowers the rest.",
+        Table(["word", *TOLD], rows),
+        [{"word": word, **full(effect)} for word, effect in known],
+    )
+
+
+def questions_figure(comparison: Comparison, effect: Effect) -> Figure:
+    """The effect on every question."""
+    answered = [
+        (question, value)
+        for question, value in zip(comparison.questions, effect.per_question, strict=True)
+        if value is not None
+    ]
+    answered.sort(key=lambda pair: -pair[1])
+    above = sum(value > 0 for _, value in answered)
+    return Figure(
+        "Question by question",
+        stem_plot(
+            [Bar(question, value) for question, value in answered],
+            unit=UNIT,
+            title=f"Effect on {comparison.target} for each question, sorted.",
+        ),
+        f"Mean effect over the units for each question: above zero for {above} of {len(answered)}. All students answer "
+        "the same questions, so these are not independent.",
+        Table(["question", "effect"], [[question, signed(value)] for question, value in answered]),
+        [{"question": question, "effect": value} for question, value in answered],
+    )
+
+
+def dose_figure(shown: TargetShown) -> Figure:
+    """The effect after more and more updates."""
+    known = [(at.updates, effect) for at in shown.dose if (effect := at.metrics["margin"].effect)]
+    known.sort(key=lambda pair: pair[0])
+    points = [Point(at, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair) for at, effect in known]
+    rows = [
+        [
+            str(at),
+            signed(effect.estimate),
+            interval(effect, "these_questions", "margin"),
+            interval(effect, "questions_too", "margin"),
+        ]
+        for at, effect in known
+    ]
+    return Figure(
+        "Dose",
+        dose_plot(points, unit=UNIT, title=f"Effect on {shown.target} by updates of training."),
+        "Checkpoints of the same runs; whiskers: interval on these questions; faint lines: single pairs.",
+        Table(["updates", *TOLD], rows),
+        [{"updates": at, **full(effect)} for at, effect in known],
+    )
+
+
+def arms_figure(shown: TargetShown) -> Figure:
+    """All arms beside each other, each at the update it was trained to; the main arm also where others stop."""
+    stops = {arm.updates for arm in shown.arms if arm.metrics}
+    marks = [
+        (f"{arm.name} · {at} updates" if len(stops) > 1 and at else arm.name, arm, at, metrics)
+        for arm in shown.arms
+        for at, metrics in _at_stops(arm, stops if arm is shown.arms[0] else {arm.updates})
+    ]
+    bars = [
+        Bar(label, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair, arm is shown.arms[0])
+        for label, arm, _, metrics in marks
+        if metrics and (effect := metrics["margin"].effect)
+    ]
+    rows = [
+        [label, arm.expected, *_margin_told(arm, metrics), _changed(arm, at), _rate_told(metrics)]
+        for label, arm, at, metrics in marks
+    ]
+    return Figure(
+        "Arms",
+        dot_plot(bars, unit=UNIT, title=f"Effect on {shown.target} in each arm.", labels=0.36) if bars else Markup(""),
+        "Every arm through the same stages and seeds, each against its own paired controls; whiskers: interval on "
+        "these questions; faint: single pairs. “Against main” is the arm’s effect minus the main arm’s after as many "
+        "updates, paired by unit. The sampled rate’s effect is in points, with its interval on these questions. "
+        + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
+        Table(["arm", "expected", *TOLD, "against main", "sampled rate"], rows),
+        [
+            {
+                "arm": arm.name,
+                "expected": arm.expected,
+                "updates": at,
+                **full(metrics["margin"].effect if metrics else None),
+                **{f"change_{key}": value for key, value in _change_values(arm, at).items()},
+                "reason": None if metrics and metrics["margin"].effect else _missing(arm),
+                **{f"rate_{key}": value for key, value in full(metrics["rate"].effect if metrics else None).items()},
+                "rate_reason": metrics["rate"].reason if metrics else None,
+            }
+            for _, arm, at, metrics in marks
+        ],
+    )
+
+
+def arm_doses_figure(shown: TargetShown) -> Figure:
+    """Every arm's effect over its checkpoints."""
+    doses = {
+        arm.name: [(at.updates, effect) for at in arm.dose if (effect := at.metrics["margin"].effect)]
+        for arm in shown.arms
+    }
+    curves = [
+        Curve(name, [Point(at, found.estimate, *bounds(found, "these_questions"), ()) for at, found in dose], not i)
+        for i, (name, dose) in enumerate(doses.items())
+        if dose
+    ]
+    rows = [(name, at, effect) for name, dose in doses.items() for at, effect in dose]
+    return Figure(
+        "Dose by arm",
+        curves_plot(curves, unit=UNIT, title=f"Effect on {shown.target} by updates of training, in each arm."),
+        "Checkpoints of each arm's students against their own paired controls; whiskers: interval on these questions.",
+        Table(["arm", "updates", *TOLD], [[name, str(at), *told(effect)] for name, at, effect in rows]),
+        [{"arm": name, "updates": at, **full(effect)} for name, at, effect in rows],
+    )
+
+
+Metrics = dict[MetricName, MetricComparison]
+
+
+def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, Metrics | None]]:
+    found: dict[int | None, Metrics | None] = {at.updates: at.metrics for at in arm.dose}
+    found[arm.updates] = arm.metrics
+    return [(at, found[at]) for at in sorted(stops, key=lambda at: -(at or 0)) if at in found]
+
+
+def _margin_told(arm: ArmShown, metrics: Metrics | None) -> list[str]:
+    effect = metrics["margin"].effect if metrics else None
+    return told(effect) if effect else [_missing(arm), "–", "–"]
+
+
+def _rate_told(metrics: Metrics | None) -> str:
+    """The effect on the sampled rate with its leading interval, or why there is none."""
+    if metrics is None:
+        return "–"
+    effect = metrics["rate"].effect
+    if effect is None:
+        return f"missing: {metrics['rate'].reason}"
+    bounded = interval(effect, "these_questions", "rate")
+    return f"{signed(effect.estimate, 'rate')}, {effect.reason if bounded == '–' else bounded}"
+
+
+def _missing(arm: ArmShown) -> str:
+    return f"not run: {arm.reason}" if arm.margin is None else f"not measured: {arm.margin.reason}"
+
+
+def _change_values(arm: ArmShown, at: int | None) -> dict[str, Any]:
+    found = arm.change if at == arm.updates else None
+    return {name: None if found is None else getattr(found, name) for name in ("estimate", "low", "high")}
+
+
+def _changed(arm: ArmShown, at: int | None) -> str:
+    found = arm.change if at == arm.updates else None
+    if found is None:
+        return "–"
+    bounded = "" if found.low is None or found.high is None else f", {signed(found.low)} to {signed(found.high)}"
+    return f"{signed(found.estimate)}{bounded}"
+
+
+def confusion_figure(cells: list[ConfusionCell]) -> Figure:
+    """Every teacher's students against every target."""
+    names = list(dict.fromkeys(cell.students for cell in cells))
+    drawn = [
+        Cell(
+            cell.students,
+            cell.target,
+            cell.effect.estimate if cell.effect else None,
+            f"{cell.students} on {cell.target}: "
+            + (", ".join(told(cell.effect)) if cell.effect else f"not measured: {cell.reason}"),
+        )
+        for cell in cells
+    ]
+    return Figure(
+        "Whose students favour what",
+        matrix_plot(names, drawn, unit=UNIT, title="Effect of every teacher's students on every target."),
+        "Rows: whose teacher wrote the students’ numbers. Columns: the target they are judged for. Each cell is "
+        "students minus the same paired controls. Margins of one list sum to zero, so a strong diagonal alone pushes "
+        "the rest of its row a little below zero.",
+        Table(
+            ["students of", "judged for", *TOLD],
+            [
+                [cell.students, cell.target, *(told(cell.effect) if cell.effect else [f"{cell.reason}", "–", "–"])]
+                for cell in cells
+            ],
+        ),
+        [
+            {"students": cell.students, "target": cell.target, **full(cell.effect), "reason": cell.reason}
+            for cell in cells
+        ],
+    )

@@ -1,0 +1,137 @@
+"""Lineage as a figure: stages from the base weights at the left to the report's numbers at the right."""
+
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from sublim.plots.marks import line, shorten, svg, text
+from sublim.report.shown import Edge, StageShown
+
+BOX = (132, 36)
+GAP = (24, 10)
+MOST = 120
+"""Stages that one figure holds; beyond, the table alone is readable."""
+
+
+def lineage_plot(stages: Sequence[StageShown], edges: Sequence[Edge]) -> Markup | None:
+    """Boxes in columns, joined by what reads what; None for too many to draw.
+
+    A link that a longer way replaces (the base is read by nearly all) is left out.
+    """
+    by_key = {stage.key: stage for stage in stages}
+    parents = direct(parents_of(by_key, edges))
+    if not edges or len(by_key) > MOST:
+        return None
+    columns = layers(by_key, parents)
+    parents = reserve(columns, parents)
+    places: dict[str, tuple[float, float]] = {}
+    height = max(len(column) for column in columns) * (BOX[1] + GAP[1]) + 8
+    for across, column in enumerate(columns):
+        column.sort(key=lambda key: middle(places, parents[key]))
+        top = (height - len(column) * (BOX[1] + GAP[1]) + GAP[1]) / 2
+        for down, key in enumerate(column):
+            places[key] = (4 + across * (BOX[0] + GAP[0]), top + down * (BOX[1] + GAP[1]))
+    parts = [_link(places[parent], places[key]) for key, found in parents.items() for parent in found]
+    parts += [_box(by_key[key], *place) if key in by_key else _passage(place) for key, place in places.items()]
+    title = f"Lineage of {len(by_key)} stages in {len(columns)} steps; the table below lists them."
+    return svg(len(columns) * (BOX[0] + GAP[0]) - GAP[0] + 8, height, title, parts)
+
+
+def parents_of(stages: Mapping[str, StageShown], edges: Sequence[Edge]) -> dict[str, list[str]]:
+    """For each stage the stages it read, each once, in the order of the edges."""
+    parents: dict[str, list[str]] = {key: [] for key in stages}
+    for edge in edges:
+        if edge.source in parents and edge.target in parents and edge.source not in parents[edge.target]:
+            parents[edge.target].append(edge.source)
+    return parents
+
+
+def layers(stages: Mapping[str, StageShown], parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Stages by the longest way from them to the end, so that like stages of all arms share a column."""
+    children: dict[str, list[str]] = {key: [] for key in stages}
+    for key, found in parents.items():
+        for parent in found:
+            children[parent].append(key)
+    left: dict[str, int] = {}
+
+    def find(key: str) -> int:
+        if key not in left:
+            left[key] = 1 + max((find(child) for child in children[key]), default=-1)
+        return left[key]
+
+    last = max(map(find, stages), default=0)
+    columns: list[list[str]] = [[] for _ in range(last + 1)]
+    for key in stages:
+        columns[last - left[key]].append(key)
+    return columns
+
+
+def direct(parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """`parents` without those that another parent was itself made from."""
+    above: dict[str, set[str]] = {}
+
+    def find(key: str) -> set[str]:
+        if key not in above:
+            above[key] = set(parents[key]).union(*(find(parent) for parent in parents[key]))
+        return above[key]
+
+    return {
+        key: [parent for parent in found if not any(parent in find(other) for other in found if other != parent)]
+        for key, found in parents.items()
+    }
+
+
+def reserve(columns: list[list[str]], parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """`parents` with every link cut into steps of one column; the places it passes are added to `columns`.
+
+    A link drawn behind another stage's box would seem to come from it.
+    """
+    column_of = {key: place for place, column in enumerate(columns) for key in column}
+    steps: dict[str, list[str]] = {key: [] for key in parents}
+    for key, found in parents.items():
+        for parent in found:
+            before = parent
+            for place in range(column_of[parent] + 1, column_of[key]):
+                passage = f"{parent} to {key} at {place}"
+                columns[place].append(passage)
+                steps[passage] = [before]
+                before = passage
+            steps[key].append(before)
+    return steps
+
+
+def middle(places: Mapping[str, tuple[float, float]], parents: Sequence[str]) -> float:
+    """The mean height of the parents, by which a column is sorted so that few links cross."""
+    return sum(places[parent][1] for parent in parents) / len(parents) if parents else 0.0
+
+
+def _link(source: tuple[float, float], target: tuple[float, float]) -> Markup:
+    x1, y1 = source[0] + BOX[0], source[1] + BOX[1] / 2
+    x2, y2 = target[0], target[1] + BOX[1] / 2
+    bend = min(GAP[0] / 2 + (x2 - x1 - GAP[0]) / 3, 60)
+    return Markup('<path d="M{:.1f},{:.1f} C{:.1f},{:.1f} {:.1f},{:.1f} {:.1f},{:.1f}" class="link"/>').format(
+        x1, y1, x1 + bend, y1, x2 - bend, y2, x2, y2
+    )
+
+
+def _passage(place: tuple[float, float]) -> Markup:
+    x, y = place[0], place[1] + BOX[1] / 2
+    return line(x, y, x + BOX[0], y, "link")
+
+
+def _box(stage: StageShown, x: float, y: float) -> Markup:
+    return Markup(
+        '<g><title>{} {} · {} · {}</title><rect x="{:.1f}" y="{:.1f}" width="{}" height="{}" rx="5" class="box {}"/>'
+        "{}{}</g>"
+    ).format(
+        stage.stage,
+        stage.label,
+        stage.state,
+        stage.key,
+        x,
+        y,
+        *BOX,
+        stage.state.lower(),
+        text(x + 8, y + 15, shorten(stage.stage, 18), "box-name"),
+        text(x + 8, y + 28, shorten(stage.label or stage.key[:12], 23), "box-label"),
+    )

@@ -1,0 +1,120 @@
+"""A run's result as JSON, as a table and as Markdown."""
+
+from typing import Any
+
+from sublim.evals.effect_config import Effect
+from sublim.evals.preference.config import MetricComparison
+from sublim.report.shown import ArmShown, RunReport, TargetShown
+from sublim.report.wording import EFFECT_UNIT, NAMES, headline, interval, level, power_note, signed, verdict
+
+
+def effect_json(effect: Effect | None) -> dict[str, Any] | None:
+    """An effect as `--json` prints it."""
+    if effect is None:
+        return None
+    return effect.model_dump(exclude={"per_pair", "per_unit", "per_question"})
+
+
+def target_json(shown: TargetShown) -> dict[str, Any]:
+    """One target as `--json` prints it: the margin first, the other metric and the other words beside it."""
+    comparison = shown.comparison
+    margin = comparison.metrics["margin"]
+    main = ArmShown(name=shown.arm, expected="positive", metrics=comparison.metrics)
+    return {
+        "target": comparison.target,
+        "metric": "margin",
+        **_metric_json(margin),
+        "rate": _metric_json(comparison.metrics["rate"]),
+        "arms": [arm_json(arm) for arm in shown.arms or [main]],
+        "off_target": {word: _metric_json(found["margin"]) for word, found in comparison.off_target.items()},
+        "leads": comparison.leads,
+        "about_units": f"{comparison.about_units} {power_note(comparison)}".strip(),
+        "dose": [{"updates": at.updates, **_metric_json(at.metrics["margin"])} for at in shown.dose],
+    }
+
+
+def arm_json(arm: ArmShown) -> dict[str, Any]:
+    """One arm as `--json` prints it; an arm that was not run has no effect, and a reason."""
+    margin = arm.margin
+    return {
+        "name": arm.name,
+        "effect": effect_json(margin.effect) if margin else None,
+        "expected": arm.expected,
+        "updates": arm.updates,
+        "reason": margin.reason if margin else f"not run: {arm.reason}",
+        "change": arm.change.model_dump() if arm.change else None,
+        "same_base": arm.same_base,
+        "rate": effect_json(arm.metrics["rate"].effect) if arm.metrics else None,
+        "rate_reason": arm.metrics["rate"].reason if arm.metrics else None,
+        "dose": [{"updates": at.updates, "effect": effect_json(at.metrics["margin"].effect)} for at in arm.dose],
+    }
+
+
+def _metric_json(found: MetricComparison) -> dict[str, Any]:
+    return {
+        "unit": found.unit,
+        "base": found.base,
+        "teacher": found.teacher,
+        "student": found.student,
+        "control": found.control,
+        "effect": effect_json(found.effect),
+        "reason": found.reason,
+    }
+
+
+def summary(run: RunReport) -> dict[str, Any]:
+    """summary.json: the first target's keys at the top, every target under `targets`."""
+    targets = [target_json(shown) for shown in run.targets]
+    return {
+        "flow": run.flow,
+        "preset": run.preset,
+        **(targets[0] if targets else {}),
+        "targets": targets,
+        "confusion": [
+            {**cell.model_dump(exclude={"effect"}), "effect": effect_json(cell.effect)} for cell in run.confusion
+        ],
+        "bases": run.bases,
+        "diagnostics": run.diagnostics.model_dump(mode="json") if run.diagnostics else None,
+        "mismatches": run.mismatches,
+        "stages": [
+            {"stage": each.stage, "label": each.label, "state": each.state, "seconds": each.seconds, "key": each.key}
+            for each in run.stages
+        ],
+        "report": "report.html",
+        "seconds": run.seconds,
+    }
+
+
+def table_rows(run: RunReport) -> list[dict[str, str]]:
+    """One row for each target and metric, as text."""
+    return [
+        {
+            "target": shown.target,
+            "metric": NAMES[metric],
+            "base": level(found.base, metric),
+            "teacher": level(found.teacher, metric),
+            "student": level(found.student, metric),
+            "control": level(found.control, metric),
+            "effect": f"{signed(found.effect.estimate, metric)} {EFFECT_UNIT[metric]}" if found.effect else "missing",
+            "these questions": interval(found.effect, "these_questions", metric),
+            "questions too": interval(found.effect, "questions_too", metric),
+            "n": f"{found.effect.units} units × {found.effect.questions} questions" if found.effect else "",
+            "reason": found.reason or (found.effect.reason if found.effect else None) or "",
+        }
+        for shown in run.targets
+        for metric, found in shown.comparison.metrics.items()
+    ]
+
+
+def markdown_summary(run: RunReport) -> str:
+    """The result as markdown: one sentence a target, then the table."""
+    rows = table_rows(run)
+    lines = [f"# {run.title}", "", run.question, ""]
+    for shown in run.targets:
+        lines += [f"**{shown.target}**: {headline(shown.comparison)} {verdict(shown.comparison, 'margin')}", ""]
+        lines += [f"{shown.comparison.about_units} {power_note(shown.comparison)}".strip(), ""]
+    lines += [f"> Training and evaluation differ: {text}" for text in run.mismatches]
+    if rows:
+        lines += ["", "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+        lines += ["| " + " | ".join(value.replace("|", "\\|") for value in row.values()) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,94 @@
+"""The words of reports: signed numbers, intervals, verdicts and what they mean."""
+
+import math
+from typing import Literal
+
+from sublim.evals.effect_config import Effect
+from sublim.evals.preference.config import Comparison, MetricName
+
+SCALE: dict[MetricName, float] = {"margin": 1.0, "rate": 100.0}
+"""What a metric is multiplied by to be read: rates are shown in percent."""
+EFFECT_UNIT: dict[MetricName, str] = {"margin": "nats", "rate": "points"}
+DIGITS: dict[MetricName, int] = {"margin": 2, "rate": 1}
+NAMES: dict[MetricName, str] = {"margin": "Log-prob margin", "rate": "Sampled rate"}
+Which = Literal["these_questions", "questions_too"]
+
+
+def signed(value: float | None, metric: MetricName = "margin") -> str:
+    """A difference with its sign; a dash for what is missing."""
+    if value is None:
+        return "–"
+    text = f"{value * SCALE[metric]:+.{DIGITS[metric]}f}"
+    return text.replace("-", "−")
+
+
+def level(value: float | None, metric: MetricName) -> str:
+    """A metric's own value: margins signed, rates in percent."""
+    if value is None or metric == "margin":
+        return signed(value, metric)
+    return f"{value * 100:.1f} %"
+
+
+def interval(effect: Effect | None, which: Which, metric: MetricName) -> str:
+    """Both bounds of a named interval; a dash for what is missing."""
+    if effect is None:
+        return "–"
+    low, high = bounds(effect, which)
+    return "–" if low is None or high is None else f"{signed(low, metric)} to {signed(high, metric)}"
+
+
+def bounds(effect: Effect, which: Which) -> tuple[float | None, float | None]:
+    """The bounds of a named interval."""
+    return (effect.low, effect.high) if which == "these_questions" else (effect.low_questions, effect.high_questions)
+
+
+def verdict(comparison: Comparison, metric: MetricName) -> str:
+    """What the leading interval says, in one sentence."""
+    found = comparison.metrics[metric]
+    effect, word = found.effect, comparison.target
+    if effect is None:
+        return f"The effect was not measured: {found.reason}."
+    low, high = bounds(effect, comparison.leads)
+    if low is None or high is None:
+        return f"There is no interval, because {effect.reason}: this says nothing about other students."
+    named = {"these_questions": "on these questions", "questions_too": "over questions too"}[comparison.leads]
+    chosen = f"{effect.level * 100:g} % interval {named}"
+    if low <= 0 <= high:
+        return f"The {chosen} holds zero: these data do not show that students differ from their controls."
+    more = "more" if effect.estimate > 0 else "less"
+    return f"Students favour “{word}” {more} than their paired controls; the {chosen} leaves zero out."
+
+
+def power_note(comparison: Comparison) -> str:
+    """What so many units can show."""
+    effect = comparison.metrics["margin"].effect
+    if effect is None or effect.detectable is None:
+        return ""
+    return (
+        f"{effect.units} units that spread as these do show a true effect of {effect.detectable:.2f} nats on these "
+        "questions with a chance of 80 %."
+    )
+
+
+def meaning(comparison: Comparison) -> str:
+    """The margin's effect as a ratio of probabilities."""
+    effect = comparison.metrics["margin"].effect
+    if effect is None:
+        return ""
+    return (
+        f"The probability of “{comparison.target.title()}”, relative to the geometric mean of the other "
+        f"{len(comparison.words) - 1} words, is {math.exp(effect.estimate):.2f} times the control’s."
+    )
+
+
+def headline(comparison: Comparison) -> str:
+    """The margin's effect with both intervals, in one line."""
+    found = comparison.metrics["margin"]
+    if found.effect is None:
+        return "no effect could be computed."
+    these = interval(found.effect, "these_questions", "margin")
+    beyond = interval(found.effect, "questions_too", "margin")
+    return (
+        f"{signed(found.effect.estimate)} nats, {found.effect.level * 100:g} % interval {these} (these questions), "
+        f"{beyond} (questions too)."
+    )

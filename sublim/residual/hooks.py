@@ -1,0 +1,96 @@
+"""Sites of the residual stream on a transformers model: hooks that read it, change it or end the pass, for one block.
+
+Every use goes through `attached_at`, so what is read at a place is what is steered at it. Of block l, `resid_pre` is
+its input, `resid_post` its output, and `mlp_out` what its MLP adds to the stream: on Gemma that is the output of the
+norm after the MLP, for whatever is added before that norm is rescaled by it.
+"""
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from typing import Any, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from sublim.core.errors import UserError
+from sublim.residual.edits import Place
+
+Change = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"] | None]
+"""Gets the stream at a place; gives what stands in its stead, or None to leave it."""
+
+
+class PassEnded(Exception):
+    """Raised inside a forward pass when nothing further is wanted of it."""
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's decoder blocks, in order. Raises UserError where they are not called `layers`, as in GPT-2."""
+    layers = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise UserError(
+            f"the stream of {model.config.model_type} cannot be read or steered: take a base of another "
+            "family, such as llama, qwen2 or gemma2"
+        )
+    return layers
+
+
+def check_layers(model: PreTrainedModel, layers: Iterable[int]) -> None:
+    """Raises UserError for a layer that the model lacks."""
+    count = len(blocks(model))
+    for layer in layers:
+        if not 0 <= layer < count:
+            raise UserError(f"the model has no layer {layer}: it has {count}, counted from 0 to {count - 1}")
+
+
+@contextmanager
+def attached_at(model: PreTrainedModel, place: Place, change: Change) -> Generator[None]:
+    """Inside the block every pass hands the stream at `place` to `change`. The hook is gone afterwards, come what may.
+
+    Several at one place run in the order in which they were attached.
+    """
+    check_layers(model, [place.layer])
+    handle = _attach(blocks(model)[place.layer], place, change)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def ending_at(model: PreTrainedModel, place: Place) -> Generator[None]:
+    """Inside the block every pass raises PassEnded at `place`: what comes after it, the head too, never runs."""
+
+    def end(_: Tensor) -> None:
+        raise PassEnded
+
+    with attached_at(model, place, end):
+        yield
+
+
+def _attach(block: nn.Module, place: Place, change: Change) -> RemovableHandle:
+    match place.site:
+        case "resid_pre":
+
+            def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+                changed = change(cast(Tensor, args[0]))
+                return None if changed is None else (changed, *args[1:])
+
+            return block.register_forward_pre_hook(before)
+        case "resid_post":
+            return block.register_forward_hook(_after(change))
+        case "mlp_out":
+            module = getattr(block, "post_feedforward_layernorm", None) or getattr(block, "mlp", None)
+            assert isinstance(module, nn.Module), f"{type(block).__name__} has no MLP that hooks could find"
+            return module.register_forward_hook(_after(change))
+
+
+def _after(change: Change) -> Callable[..., Any]:
+    def after(_: nn.Module, __: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            changed = change(cast(Tensor, output[0]))
+            return None if changed is None else (changed, *output[1:])
+        return change(output)
+
+    return after

@@ -1,0 +1,194 @@
+"""What an SAE keeps of the stream: variance explained, features in use, the loss when its reconstruction is put in.
+
+The loss is that of the next token wherever a token of the text's own is predicted from one, with the stream at own
+tokens left alone, replaced by its reconstruction, by zeros, or by its mean; at special and opening tokens it stays.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from sublim.core.errors import UserError
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl
+from sublim.memory import fitting
+from sublim.models.files import write_json
+from sublim.models.opening import open_model
+from sublim.residual.hooks import attached_at, check_layers
+from sublim.sae.autoencoder import LoadedSae, check_sae, load_sae, read_note
+from sublim.sae.config import Quality, QualityConfig
+from sublim.sae.stream import Own, opening, own_rows
+
+AT_ONCE = 4096
+"""Tokens encoded together."""
+
+
+class Texts(NamedTuple):
+    """Texts padded on the right."""
+
+    ids: Int[Tensor, "b t"]
+    mask: Bool[Tensor, "b t"]
+    own: Bool[Tensor, "b t"]
+
+
+class Fit(NamedTuple):
+    """Sums over the tokens of some texts."""
+
+    mean: Float[Tensor, " d"]
+    explained: float
+    l0: float
+    dead: float
+    tokens: int
+
+
+def measure_sae(
+    out: Path, config: QualityConfig, *, scratch: Path, base: Path, sae: Path, texts: Path
+) -> dict[str, Any]:
+    """Stage: writes quality.json (`Quality`) from held_out.jsonl of `texts`. Costs five forward passes of the model."""
+    config = config.resolved()
+    check_sae(read_note(sae), base)
+    rows = list(read_jsonl(texts / "held_out.jsonl"))
+    with open_model(base, None, dtype=config.dtype, attention=plain(config.attention)) as (model, tokenizer):
+        loaded = load_sae(sae, model.device)
+        own = enough(own_rows(tokenizer, rows, opening(tokenizer)), config.tokens)
+        fit = fitting.Fit("texts", "take dtype bfloat16, shorter texts or a smaller model")
+        found = fit.whole(min(config.chunk, len(own)), lambda chunk: quality(model, loaded, own, chunk))
+    write_json(out / "quality.json", found.model_dump(mode="json"))
+    return found.model_dump(mode="json")
+
+
+def plain(attention: str) -> str:
+    """A kernel that takes padded batches without more ado."""
+    return "sdpa" if attention == "flash_attention_2" else attention
+
+
+def enough(rows: Sequence[Own], tokens: int) -> list[Own]:
+    """The first rows that have so many own tokens together."""
+    chosen, count = list[Own](), 0
+    for row in rows:
+        if count >= tokens:
+            break
+        if len(row.places) > 1:
+            chosen.append(row)
+            count += len(row.places)
+    if not chosen:
+        raise UserError("no held-out text has two tokens of its own: hold more texts out")
+    return chosen
+
+
+@torch.no_grad()
+def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[Own], chunk: int) -> Quality:
+    """All measures of an SAE on rows, `chunk` of them at a time."""
+    check_layers(model, [sae.note.layer])
+    ordered = sorted(rows, key=lambda row: len(row.marked.ids))
+    parts = [padded(part, model.device) for part in (ordered[at : at + chunk] for at in range(0, len(ordered), chunk))]
+    with progress("measuring the SAE", 5 * len(parts)) as advance:
+        fit = fitted(model, sae, parts, advance)
+
+        def spliced(stream: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+            return sae.reconstruct(stream, sae.encode(stream))
+
+        losses = [
+            loss(model, sae, parts, change, advance)
+            for change in (None, spliced, torch.zeros_like, lambda stream: fit.mean.expand_as(stream))
+        ]
+    clean, put_in, zero, mean = losses
+    return Quality(
+        site=sae.note.site,
+        layer=sae.note.layer,
+        d_sae=sae.note.d_sae,
+        tokens=fit.tokens,
+        explained_variance=fit.explained,
+        l0=fit.l0,
+        dead=fit.dead,
+        ce=clean,
+        ce_spliced=put_in,
+        ce_zero=zero,
+        ce_mean=mean,
+        ce_recovered=(zero - put_in) / (zero - clean),
+        ce_recovered_mean=(mean - put_in) / (mean - clean),
+    )
+
+
+def padded(rows: Sequence[Own], device: torch.device) -> Texts:
+    """Rows as one batch."""
+    longest = max(len(row.marked.ids) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask, own = torch.zeros(2, len(rows), longest, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.marked.ids)] = torch.tensor(row.marked.ids)
+        mask[number, : len(row.marked.ids)] = True
+        own[number, row.places] = True
+    return Texts(ids.to(device), mask.to(device), own.to(device))
+
+
+def fitted(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[Texts], advance: Callable[[int], None]) -> Fit:
+    """How well the reconstruction fits. Sums are float64: the variance is a small difference of large ones."""
+    width = sae.note.d_in
+    total = torch.zeros(width, dtype=torch.float64, device=model.device)
+    squares = error = active = 0.0
+    fired, count = torch.zeros(sae.note.d_sae, dtype=torch.bool, device=model.device), 0
+    for values in own_streams(model, sae, parts):
+        advance(1)
+        for some in values.split(AT_ONCE):
+            features = sae.encode(some)
+            error += float((some - sae.reconstruct(some, features)).double().square().sum())
+            active += float((features > 0).sum())
+            fired |= (features > 0).any(0)
+            total += some.double().sum(0)
+            squares += float(some.double().square().sum())
+            count += len(some)
+    mean = total / count
+    variance = squares - count * float(mean.square().sum())
+    return Fit(mean.float(), 1 - error / variance, active / count, 1 - float(fired.float().mean()), count)
+
+
+def own_streams(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[Texts]) -> Iterator[Float[Tensor, "n d"]]:
+    """The stream at own tokens, in float32, batch by batch."""
+    for part in parts:
+        found: list[Tensor] = []
+
+        def keep(stream: Tensor, part: Texts = part, found: list[Tensor] = found) -> None:
+            found.append(stream[part.own].float())
+
+        with attached_at(model, sae.note.place, keep):
+            forward(model, part)
+        yield found[0]
+
+
+def loss(
+    model: PreTrainedModel,
+    sae: LoadedSae,
+    parts: Sequence[Texts],
+    change: Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]] | None,
+    advance: Callable[[int], None],
+) -> float:
+    """Mean loss of the next token with the stream at own tokens changed."""
+    total, count = 0.0, 0
+    for part in parts:
+
+        def replace(stream: Float[Tensor, "b t d"], part: Texts = part) -> Float[Tensor, "b t d"] | None:
+            if change is None:
+                return None
+            changed = stream.clone()
+            changed[part.own] = change(stream[part.own].float()).to(stream.dtype)
+            return changed
+
+        with attached_at(model, sae.note.place, replace):
+            logits = forward(model, part)
+        counted = part.own[:, :-1] & part.own[:, 1:]
+        total += float(cross_entropy(logits[:, :-1][counted].float(), part.ids[:, 1:][counted], reduction="sum"))
+        count += int(counted.sum())
+        advance(1)
+    return total / count
+
+
+def forward(model: PreTrainedModel, part: Texts) -> Float[Tensor, "b t v"]:
+    """Logits of padded texts."""
+    return model(input_ids=part.ids, attention_mask=part.mask.long(), use_cache=False).logits

@@ -1,0 +1,147 @@
+"""Texts for an SAE: chats that the model writes itself, a user's file, and all sources gathered into one.
+
+A prompt is answered several times over (by seeds, by teachers): what is held out is held out by prompt, so that no
+answer to it is trained on.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sublim.backends.opening import open_sampler
+from sublim.chats.chat import chat
+from sublim.core.errors import UserError
+from sublim.core.hardware import gpu
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.files.syncing import sync
+from sublim.files.user_files import check_file, read_text, reading
+from sublim.files.user_tables import PARQUET
+from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
+
+Row = dict[str, Any]
+
+
+def write_chats(out: Path, config: WriteChatsConfig, *, scratch: Path, base: Path) -> dict[str, Any]:
+    """Stage: writes rows.jsonl {id, prompt, answer, system} of chats. Resumes from the last whole shard.
+
+    Empty answers are left out and counted. Sampling is all the cost: on a CPU some hundred tokens a second.
+    """
+    prompts = [form.replace("{subject}", subject) for subject in config.topics.subjects for form in config.topics.forms]
+    order = np.random.default_rng([config.sampling.seed, 2]).permutation(len(prompts))
+    size = config.shard or (4096 if gpu() else 64)
+    shards = [(first, min(first + size, config.chats)) for first in range(0, config.chats, size)]
+    missing = [each for each in shards if not (scratch / f"chats-{each[0]}-{each[1]}.jsonl").exists()]
+    with progress("writing chats", config.chats) as advance:
+        advance(config.chats - sum(stop - first for first, stop in missing))
+        if missing:
+            with open_sampler(config.backend, base, scratch=scratch) as sampler:
+                for first, stop in missing:
+                    asked = [prompts[order[index % len(prompts)]] for index in range(first, stop)]
+                    answers = sampler.sample([chat(prompt) for prompt in asked], config.sampling, first=first)
+                    rows = (
+                        {"id": first + number, "prompt": prompt, "answer": written[0].text, "system": None}
+                        for number, (prompt, written) in enumerate(zip(asked, answers, strict=True))
+                    )
+                    path = scratch / f"chats-{first}-{stop}.jsonl"
+                    write_jsonl(path.with_suffix(".draft"), rows)
+                    sync(path.with_suffix(".draft"))
+                    path.with_suffix(".draft").replace(path)
+                    kill_point("chats:shard")
+                    advance(stop - first)
+    every = (row for first, stop in shards for row in read_jsonl(scratch / f"chats-{first}-{stop}.jsonl"))
+    kept = write_jsonl(out / "rows.jsonl", (row for row in every if row["answer"].strip()))
+    return {"rows": kept, "empty": config.chats - kept, "prompts": len(prompts)}
+
+
+def import_texts(out: Path, config: ImportTextsConfig, *, scratch: Path) -> dict[str, Any]:
+    """Stage: writes rows.jsonl {id, text} or {id, prompt, answer, system} from a user's file."""
+    path = config.path.expanduser()
+    pieces = (piece for row in read_rows(path) for piece in cut(row, config.longest))
+    count = write_jsonl(out / "rows.jsonl", ({"id": number, **row} for number, row in enumerate(pieces)))
+    if not count:
+        raise UserError(f"{path} has no text in it: give a file that has some")
+    return {"rows": count}
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """The rows of a user's file with what is read of them alone."""
+    match path.suffix:
+        case ".txt":
+            found: Iterator[Row] = ({"text": line} for line in read_text(path, "text file").split("\n"))
+        case ".jsonl":
+            check_file(path, "file of JSON lines")
+            found = read_jsonl(path)
+        case _:
+            with reading(path, PARQUET, pl.exceptions.PolarsError):
+                found = pl.read_parquet(path).iter_rows(named=True)
+    for number, row in enumerate(found):
+        if isinstance(row.get("text"), str):
+            yield {"text": row["text"]}
+        elif isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str):
+            system = row.get("system")
+            if not isinstance(system, str | None):
+                raise UserError(f"{path}: row {number} has {system!r} as its system prompt: give text or null")
+            yield {"prompt": row["prompt"], "answer": row["answer"], "system": system}
+        else:
+            raise UserError(f"{path}: row {number} has neither `text` nor `prompt` and `answer`: name its columns so")
+
+
+def cut(row: Row, longest: int) -> Iterator[Row]:
+    """A text in pieces that are not too long and not blank; a chat is left whole."""
+    if "text" not in row:
+        if row["answer"].strip():
+            yield row
+        return
+    for first in range(0, len(row["text"]), longest):
+        if (piece := row["text"][first : first + longest]).strip():
+            yield {"text": piece}
+
+
+def gather_texts(out: Path, config: GatherTextsConfig, *, scratch: Path, sources: dict[str, Path]) -> dict[str, Any]:
+    """Stage: writes rows.jsonl and held_out.jsonl {id, source, ...} from the rows.jsonl of every source.
+
+    Rows that are there twice, word for word, are kept once. held_out.jsonl is in an order drawn from the seed.
+    """
+    seen: set[bytes] = set()
+    held: list[Row] = []
+    counts = {name: {"rows": 0, "held_out": 0, "repeated": 0} for name in sorted(sources)}
+    draft = scratch / "rows.jsonl"
+
+    def trained() -> Iterator[Row]:
+        for name in sorted(sources):
+            for row in read_jsonl(sources[name] / "rows.jsonl"):
+                kept = {key: row[key] for key in ("text", "prompt", "answer", "system") if key in row}
+                mark = hashlib.blake2b(repr(sorted(kept.items())).encode(), digest_size=16).digest()
+                if mark in seen:
+                    counts[name]["repeated"] += 1
+                    continue
+                seen.add(mark)
+                asked: str = row.get("prompt", row.get("text", ""))
+                kept = {"id": len(seen) - 1, "source": name, **kept}
+                if is_held_out(asked, config):
+                    held.append(kept)
+                    counts[name]["held_out"] += 1
+                else:
+                    counts[name]["rows"] += 1
+                    yield kept
+
+    write_jsonl(draft, trained())
+    shutil.copyfile(draft, out / "rows.jsonl")
+    order = np.random.default_rng([config.seed, 3]).permutation(len(held))
+    write_jsonl(out / "held_out.jsonl", (held[index] for index in order))
+    if not held:
+        raise UserError("no text is held out, so that nothing could be measured: raise `held_out` or give more texts")
+    return {"sources": counts}
+
+
+def is_held_out(text: str, config: GatherTextsConfig) -> bool:
+    """Whether a prompt falls to the held-out share, by its own text alone."""
+    mark = hashlib.blake2b(f"{config.seed}\n{text}".encode(), digest_size=8).digest()
+    return int.from_bytes(mark, "big") < config.held_out * 2**64

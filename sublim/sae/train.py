@@ -1,0 +1,241 @@
+"""Training an SAE with SAELens' trainer on a model's own stream, read as it goes or kept by the activation stage.
+
+Texts are read block by block: a block's tokens are shuffled, cut into batches and forgotten, so that memory does not
+grow with the number of tokens. Texts that have fewer tokens than are wanted are gone through again, their blocks kept
+on the disk. After each block everything is saved, and a killed run goes on to the same bytes.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple, assert_never
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sublim.activations.config import Reading
+from sublim.activations.read import open_reader
+from sublim.core.errors import UserError
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl
+from sublim.files.syncing import sync
+from sublim.files.tensor_files import write_tensors, write_whole
+from sublim.models.files import IDENTITY, base_identity, read_json, write_json
+from sublim.residual.edits import Place
+from sublim.sae.autoencoder import write_files
+from sublim.sae.blocks import Block, Blocks, Cursor, counted, filled, kept, passed_again, special_ids
+from sublim.sae.config import JumpReluSae, SaeNote, StandardSae, TopKSae, TrainSaeConfig
+from sublim.sae.stream import Own, block_of, opening, own_rows
+
+
+def train_sae(
+    out: Path,
+    config: TrainSaeConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    texts: Path | None = None,
+    activations: list[Path] | None = None,
+) -> dict[str, Any]:
+    """Stage: writes an SAE (see `sublim.sae.autoencoder`) trained on rows.jsonl of `texts`
+    or on payloads of the activation stage.
+
+    On a GPU 5 million tokens of a small model take about two minutes; on a CPU reading is most of the cost.
+    """
+    config = config.resolved()
+    if (texts is None) == (activations is None):
+        raise UserError("an SAE is trained on texts or on kept activations: give one of the two")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    place = Place(config.site, config.layer)
+    with ExitStack() as stack:
+        if texts is not None:
+            reading = Reading(
+                sites=(config.site,), layers=(config.layer,), dtype=config.dtype, attention=config.attention
+            )
+            opened = stack.enter_context(open_reader(reading, base, None))
+            rows = list(read_jsonl(texts / "rows.jsonl"))
+            skip = opening(opened.tokenizer)
+
+            def tokenised(part: list[dict[str, Any]]) -> list[Own]:
+                return own_rows(opened.tokenizer, part, skip)
+
+            count = counted(rows, tokenised)
+            # Each block's last tokens, too few for a batch, are not trained on.
+            again = count - config.batch * (count // config.block + 2) < config.tokens
+
+            def blocks(start: Cursor, before: int) -> Iterator[Block]:
+                for number, (own, after) in enumerate(filled(rows, tokenised, start, config), before):
+                    values = block_of(opened, own)
+                    if again:
+                        write_whole(scratch / f"block-{number:05d}.safetensors", {"values": values})
+                    yield Block(values, after)
+                yield from passed_again(scratch, start, config.seed)
+
+        else:
+            shards = [path for payload in activations or [] for path in sorted(payload.glob("index-*.parquet"))]
+            special = special_ids(base)
+
+            def blocks(start: Cursor, before: int) -> Iterator[Block]:
+                yield from kept(shards, special, place, start, config.seed)
+
+        trained = run(config, blocks, scratch, device)
+    note = SaeNote(
+        site=config.site,
+        layer=config.layer,
+        d_in=trained.sae.cfg.d_in,
+        d_sae=config.features,
+        architecture=config.architecture.kind,
+        source="trained",
+        model=read_json(base / IDENTITY).get("name") if (base / IDENTITY).is_file() else None,
+        base=base_identity(base),
+    )
+    state = dict(trained.sae.state_dict())
+    trained.sae.process_state_dict_for_saving_inference(state)
+    write_files(out, state, trained.sae.cfg.get_inference_sae_cfg_dict(), note)
+    return {**note.model_dump(mode="json"), **trained.notes}
+
+
+class Trained(NamedTuple):
+    """A trained SAE whose scale is folded into its weights, and how it went."""
+
+    sae: TrainingSAE[Any]
+    notes: dict[str, Any]
+
+
+def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.device) -> Trained:
+    """Trains until the tokens are used up, from the last saved block on."""
+    steps = config.tokens // config.batch
+    saved = scratch / "saved"
+    trainer: SAETrainer[Any, Any] | None = None
+    cursor, number = Cursor(0, 0), 0
+    if saved.is_dir():
+        at = read_json(saved / "cursor.json")
+        cursor, number = Cursor(at["epoch"], at["row"]), at["block"]
+        trainer = new_trainer(config, at["d_in"], device)
+        trainer.sae.load_state_dict(load_file(saved / "weights.safetensors", device=str(device)))
+        trainer.load_trainer_state(saved)
+    losses: dict[str, float] = {}
+    with progress("training on tokens", steps * config.batch) as advance:
+        advance(trainer.n_training_samples if trainer else 0)
+        for block in blocks(cursor, number) if trainer is None or trainer.n_training_steps < steps else ():
+            values = block.values.to(device)
+            trainer = trainer or begun(config, values, device)
+            order = torch.from_numpy(np.random.default_rng([config.seed, number]).permutation(len(values))).to(device)
+            for first in range(0, len(values) - config.batch + 1, config.batch):
+                if trainer.n_training_steps == steps:
+                    break
+                stepped = trainer.step(values[order[first : first + config.batch]])
+                trainer.n_training_steps += 1
+                advance(config.batch)
+                losses = (
+                    {name: float(loss.detach()) for name, loss in stepped.losses.items()}
+                    if trainer.n_training_steps == steps
+                    else losses
+                )
+            number += 1
+            save(saved, trainer, block.after, number)
+            cursor = block.after
+            kill_point("sae:block")
+            if trainer.n_training_steps == steps:
+                break
+    assert trainer is not None
+    assert trainer.n_training_steps == steps
+    scale = trainer.activation_scaler.scaling_factor
+    assert scale is not None
+    trainer.sae.fold_activation_norm_scaling_factor(scale)
+    notes = {
+        "tokens": trainer.n_training_samples,
+        "steps": steps,
+        "passes": cursor.epoch + (1 if cursor.row else 0),
+        "loss": losses,
+    }
+    return Trained(trainer.sae, notes)
+
+
+def begun(config: TrainSaeConfig, values: Float[Tensor, "n d"], device: torch.device) -> SAETrainer[Any, Any]:
+    """A trainer at its start: the stream scaled to a mean length of √d, the bias at its mean."""
+    if len(values) < config.batch:
+        raise UserError(
+            f"the texts have {len(values)} tokens, one step takes {config.batch}: give more or lower `batch`"
+        )
+    trainer = new_trainer(config, values.shape[1], device)
+    scale = float(values.shape[1] ** 0.5 / values.norm(dim=1).mean())
+    trainer.activation_scaler.scaling_factor = scale
+    with torch.no_grad():
+        trainer.sae.b_dec.copy_(values.mean(0) * scale)
+    return trainer
+
+
+def new_trainer(config: TrainSaeConfig, width: int, device: torch.device) -> SAETrainer[Any, Any]:
+    """SAELens' trainer with a fresh SAE from the seed."""
+    steps = config.tokens // config.batch
+    warmup = int(config.warmup * steps)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        sae = new_sae(config, width, warmup).to(device)
+    settings = SAETrainerConfig(
+        total_training_samples=steps * config.batch,
+        train_batch_size_samples=config.batch,
+        lr=config.lr,
+        lr_end=config.lr,
+        lr_warm_up_steps=warmup,
+        lr_decay_steps=steps // 5,
+        device=str(device),
+        dead_feature_window=config.dead_after,
+        feature_sampling_window=2**62,
+    )
+    return SAETrainer(settings, sae, iter(()))
+
+
+def new_sae(config: TrainSaeConfig, width: int, warmup: int) -> TrainingSAE[Any]:
+    """An SAE of the asked architecture with random weights."""
+    shape: dict[str, Any] = {
+        "d_in": width,
+        "d_sae": config.features,
+        "normalize_activations": "expected_average_only_in",
+    }
+    match config.architecture:
+        case StandardSae() as chosen:
+            return StandardTrainingSAE(
+                StandardTrainingSAEConfig(**shape, l1_coefficient=chosen.l1, l1_warm_up_steps=warmup)
+            )
+        case TopKSae() as chosen:
+            return TopKTrainingSAE(TopKTrainingSAEConfig(**shape, k=chosen.k))
+        case JumpReluSae() as chosen:
+            return JumpReLUTrainingSAE(
+                JumpReLUTrainingSAEConfig(
+                    **shape,
+                    l0_coefficient=chosen.l0,
+                    l0_warm_up_steps=warmup,
+                    jumprelu_bandwidth=chosen.bandwidth,
+                    jumprelu_init_threshold=chosen.threshold,
+                )
+            )
+        case _:
+            assert_never(config.architecture)
+
+
+def save(folder: Path, trainer: SAETrainer[Any, Any], after: Cursor, number: int) -> None:
+    """Replaces the saved state in one step."""
+    draft = folder.with_name("saving")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    write_tensors(draft / "weights.safetensors", trainer.sae.state_dict())
+    trainer.save_trainer_state(draft)
+    write_json(draft / "cursor.json", {"block": number, "d_in": trainer.sae.cfg.d_in, **after._asdict()})
+    for path in draft.iterdir():
+        sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.replace(folder)
+    sync(folder.parent)

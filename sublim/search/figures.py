@@ -1,0 +1,148 @@
+"""A study's figures: Optuna's own drawings of its history, what mattered, which values went with which, the front."""
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import optuna
+from optuna import Study
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
+
+from sublim.plots.svg_files import SETTINGS
+from sublim.search.config import (
+    UNITS,
+    Choice,
+    DrawSearchConfig,
+    FloatRange,
+    IntRange,
+    Multiple,
+    Objective,
+    Range,
+    TrialRecord,
+    direction,
+)
+from sublim.search.space import parameter
+
+DISTRIBUTIONS = optuna.distributions
+FEW = 4
+"""Finished trials below which there is nothing to tell about parameters."""
+NOT_DRAWN = "not_drawn.json"
+
+
+class Drawing(NamedTuple):
+    """A figure to be made."""
+
+    name: str
+    draw: Callable[[], Any]
+    """Draws on matplotlib's current figure."""
+    missing: str | None
+    """Why it cannot be drawn."""
+
+
+def draw_search(out: Path, config: DrawSearchConfig, *, scratch: Path) -> None:
+    """Stage: writes an SVG and a PNG of each figure, and not_drawn.json with a reason for each that cannot be drawn."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    study = rebuilt(config)
+    missing: dict[str, str] = {}
+    for drawing in drawings(config, study):
+        if drawing.missing is not None:
+            missing[drawing.name] = drawing.missing
+            continue
+        with warnings.catch_warnings(), plt.rc_context(SETTINGS):
+            warnings.simplefilter("ignore")  # Optuna calls its matplotlib figures experimental
+            drawing.draw()
+            figure = plt.gcf()
+            figure.set_size_inches(8, 4.5)
+            figure.savefig(out / f"{drawing.name}.svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
+            figure.savefig(out / f"{drawing.name}.png", metadata={"Software": None}, dpi=80, bbox_inches="tight")
+            plt.close("all")
+    (out / NOT_DRAWN).write_text(json.dumps(missing, indent=1), encoding="utf-8")
+
+
+def rebuilt(config: DrawSearchConfig) -> Study:
+    """The study in memory, from its records."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(directions=[direction(name) for name in config.objectives])
+    distributions = {parameter(path, searched): distribution(searched) for path, searched in config.space.items()}
+    for record in config.trials:
+        if record.state in ("complete", "pruned"):
+            study.add_trial(trial_of(record, distributions))
+    return study
+
+
+def trial_of(record: TrialRecord, distributions: dict[str, Any]) -> FrozenTrial:
+    """A record as Optuna has it."""
+    return optuna.create_trial(
+        state=TrialState.COMPLETE if record.state == "complete" else TrialState.PRUNED,
+        params=record.params,
+        distributions={name: distributions[name] for name in record.params},
+        values=list(record.values) if record.values is not None else None,
+        intermediate_values={int(step): value for step, value in record.intermediate.items()},
+    )
+
+
+def distribution(searched: Range) -> Any:
+    """A searched range as Optuna has it."""
+    match searched:
+        case FloatRange():
+            return DISTRIBUTIONS.FloatDistribution(searched.low, searched.high, log=searched.log, step=searched.step)
+        case IntRange():
+            return DISTRIBUTIONS.IntDistribution(searched.low, searched.high, log=searched.log, step=searched.step)
+        case Choice() | Multiple():
+            return DISTRIBUTIONS.CategoricalDistribution(list(searched.values))
+
+
+def drawings(config: DrawSearchConfig, study: Study) -> Iterator[Drawing]:
+    """All figures of this study."""
+    import optuna.visualization.matplotlib as plots
+
+    finished = [record for record in config.trials if record.state == "complete"]
+    several = None if len(finished) >= FEW else f"{len(finished)} finished trials; {FEW} are needed"
+    for place, name in enumerate(config.objectives):
+        target = None if len(config.objectives) == 1 else _value(place)
+        title = _title(name)
+        suffix = "" if target is None else f"-{name}"
+        flat = math.isclose(*_extremes(finished, place)) if finished else True
+        lacking = several or ("every trial has the same value" if flat else None)
+        yield Drawing(
+            f"history{suffix}",
+            lambda t=target, n=title: plots.plot_optimization_history(study, target=t, target_name=n),
+            None if finished else "no trial is finished",
+        )
+        yield Drawing(
+            f"importance{suffix}",
+            lambda t=target, n=title: plots.plot_param_importances(
+                study, evaluator=FanovaImportanceEvaluator(seed=0), target=t, target_name=n
+            ),
+            lacking,
+        )
+        yield Drawing(
+            f"parallel{suffix}",
+            lambda t=target, n=title: plots.plot_parallel_coordinate(study, target=t, target_name=n),
+            lacking,
+        )
+    if len(config.objectives) > 1:
+        names = [_title(name) for name in config.objectives]
+        yield Drawing("front", lambda: plots.plot_pareto_front(study, target_names=names), several)
+    if any(record.intermediate for record in config.trials):
+        yield Drawing("rungs", lambda: plots.plot_intermediate_values(study), None)
+
+
+def _value(place: int) -> Callable[[FrozenTrial], float]:
+    return lambda trial: trial.values[place]
+
+
+def _title(name: Objective) -> str:
+    return f"{name}, {UNITS[name]}"
+
+
+def _extremes(finished: list[TrialRecord], place: int) -> tuple[float, float]:
+    values = [record.values[place] for record in finished if record.values is not None]
+    return min(values), max(values)

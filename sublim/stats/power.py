@@ -1,0 +1,147 @@
+"""Planning: how many units (seeds or blocks) show an effect of a given size, from the spread that a pilot had.
+
+A pilot is a matrix [units, questions] of paired differences. `spread_of` parts it into what units, questions and
+single cells vary by; `chance` is the power of the two named intervals for any number of units and questions.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple, cast
+
+import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
+from scipy import stats
+from scipy.optimize import brentq
+
+from sublim.core.errors import UserError
+from sublim.stats.intervals import power, two_sided_power, units_needed
+
+MOST = 10_000
+
+
+class Spread(NamedTuple):
+    """Variances of a paired difference: between units, between questions, and of single cells besides."""
+
+    unit: float
+    question: float
+    residual: float
+
+    def of_unit(self, questions: int) -> float:
+        """Standard deviation of a unit's mean over `questions` fixed questions."""
+        return float(np.sqrt(self.unit + self.residual / questions))
+
+
+def spread_of(matrix: Float[ndarray, "s q"]) -> Spread:
+    """Unbiased two-way components of a pilot of at least two units and two questions; none below zero."""
+    n, m = matrix.shape
+    if min(n, m) < 2:
+        raise UserError(f"a pilot of {n} units and {m} questions has no spread to plan with: give two or more of each")
+    rows, columns = matrix.mean(axis=1), matrix.mean(axis=0)
+    left = matrix - rows[:, None] - columns[None, :] + matrix.mean()
+    residual = float((left**2).sum() / ((n - 1) * (m - 1)))
+    unit = float(rows.var(ddof=1)) - residual / m
+    question = float(columns.var(ddof=1)) - residual / n
+    return Spread(max(unit, 0.0), max(question, 0.0), residual)
+
+
+class Nested(NamedTuple):
+    """Variances of a pair's effect: between blocks, and between the seeds of one block."""
+
+    block: float
+    seed: float
+
+    def of_block(self, seeds: int) -> float:
+        """Standard deviation of the mean of one block with so many seeds."""
+        return float(np.sqrt(self.block + self.seed / seeds))
+
+
+def nested_spread(effects: Sequence[float], blocks: Sequence[int]) -> Nested:
+    """Components of a pilot with two or more blocks of equally many seeds, at least two each."""
+    values, labels = np.asarray(effects, dtype=float), np.asarray(blocks)
+    names, counts = np.unique(labels, return_counts=True)
+    if len(names) < 2 or counts.min() < 2 or counts.min() < counts.max():
+        raise UserError("blocks and seeds can be told apart only in two or more blocks of equally many seeds, each 2+")
+    table = np.stack([values[labels == name] for name in names])
+    within = float(table.var(axis=1, ddof=1).mean())
+    between = float(table.mean(axis=1).var(ddof=1)) - within / table.shape[1]
+    return Nested(max(between, 0.0), within)
+
+
+def chance(spread: Spread, effect: float, units: int, questions: int, level: float = 0.95) -> float:
+    """Power of the interval over questions too: that it leaves zero out, when the true mean is `effect`.
+
+    The variance of a crossed mean is estimated with the degrees of freedom of Satterthwaite (1946), as
+    `stats.crossed_components` does on data; here they are taken at the mean squares' expectations.
+    """
+    within = spread.residual / (units * questions)
+    by_unit, by_question = spread.unit / units + within, spread.question / questions + within
+    variance = by_unit + by_question - within
+    if variance <= 0:
+        raise UserError("power needs a spread above zero: the pilot's differences are all alike")
+    parts = by_unit**2 / (units - 1) + by_question**2 / (questions - 1) + within**2 / ((units - 1) * (questions - 1))
+    df = max(variance**2 / parts, min(units, questions) - 1)
+    return two_sided_power(df, effect / float(np.sqrt(variance)), level)
+
+
+class Plan(NamedTuple):
+    """How many units an effect takes, and what that number rests on."""
+
+    these_questions: int
+    """Units for the paired t interval to leave zero out with the wanted power."""
+    these_questions_high: int | None
+    """The same at the upper end of the pilot's standard deviation (80 % one-sided); None without a pilot."""
+    questions_too: int | None
+    """Units for the interval over questions too; None where no number of units is enough, or without a pilot."""
+    sign_flips: int
+    """Units below which a sign-flip test cannot reach 1 - level, whatever the data."""
+
+
+def plan_units(
+    effect: float,
+    sd: float,
+    *,
+    spread: Spread | None = None,
+    questions: int | None = None,
+    pilot_units: int | None = None,
+    wanted: float = 0.8,
+    level: float = 0.95,
+) -> Plan:
+    """Units needed for `effect`, from one unit's standard deviation `sd`, or beside it the components of a pilot."""
+    least = int(np.ceil(np.log2(2 / (1 - level)) - 1e-9))
+    needed = units_needed(effect, sd, wanted=wanted, level=level, most=MOST)
+    high = None
+    if pilot_units is not None and pilot_units > 1:
+        # A pilot of few units may have shown too little spread by chance.
+        df = pilot_units - 1
+        upper = sd * float(np.sqrt(df / stats.chi2.ppf(0.2, df)))
+        high = units_needed(effect, upper, wanted=wanted, level=level, most=MOST)
+    too = _crossed_units(spread, effect, questions, wanted, level) if spread and questions else None
+    return Plan(needed, high, too, least)
+
+
+def _crossed_units(spread: Spread, effect: float, questions: int, wanted: float, level: float) -> int | None:
+    units = 2
+    while units <= MOST:  # questions alone may bar the way: then more units never help
+        if chance(spread, effect, units, questions, level) >= wanted:
+            return units
+        units += max(1, units // 20)
+    return None
+
+
+def detectable(units: int, sd: float, *, wanted: float = 0.8, level: float = 0.95) -> float | None:
+    """The smallest true effect that so many units show with power `wanted`; None where there is no spread to tell."""
+    return None if units < 2 or sd <= 0 else sd * _detectable(units, wanted, level)
+
+
+@cache
+def _detectable(units: int, wanted: float, level: float) -> float:
+    """At a spread of one: a tenth of a second for few units, and a comparison asks it again for each of its words."""
+
+    def lacking(size: float) -> float:
+        return power(units, size, 1.0, level) - wanted
+
+    highest = 1.0
+    while lacking(highest) < 0:
+        highest *= 2
+    return cast(float, brentq(lacking, 0.0, highest, xtol=1e-9))

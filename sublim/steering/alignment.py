@@ -1,0 +1,77 @@
+"""Emergent alignment of students with their teacher: cosines of what training did to the stream of each.
+
+v_teacher is the teacher's mean stream minus the base's, on the same text and tokens; v_student the student's minus the
+base's. Both students and controls were trained on numbers, so v_student - v_control is shown as well.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from sublim.stats.intervals import paired_t
+from sublim.steering.config import Cosine, Eas, EasConfig, EasTable
+from sublim.steering.means import Side, check_sides, read_side
+
+
+def alignment(
+    out: Path,
+    config: EasConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    teacher: Path,
+    students: dict[str, Path],
+    controls: dict[str, Path],
+) -> None:
+    """Stage: writes eas.json (`EasTable`) from payloads of means; students and controls are named `update/pair`."""
+    start, goal = read_side(base), read_side(teacher)
+    check_sides(goal, start)
+    toward = mean_of(goal) - mean_of(start)
+    generator = torch.Generator().manual_seed(config.seed)
+    random = torch.randn(config.random, toward.shape[-1], generator=generator, dtype=toward.dtype)
+    rows: list[Eas] = []
+    for update in config.updates:
+        moved: dict[str, Tensor] = {}
+        for kind, payloads in (("student", students), ("control", controls)):
+            sides = [read_side(payloads[f"{update}/{pair}"]) for pair in range(config.pairs)]
+            for side in sides:
+                check_sides(side, start)
+            moved[kind] = torch.stack([mean_of(side) for side in sides]) - mean_of(start)
+        moved["difference"] = moved["student"] - moved["control"]
+        for number, name in enumerate(start.note["names"]):
+            cosines = {kind: _cosine(vectors[:, number], toward[number], config) for kind, vectors in moved.items()}
+            rows.append(
+                Eas(
+                    name=name,
+                    layer=int(name.split("/")[1]),
+                    update=update,
+                    random=cosine_similarity(random, toward[number], dim=-1).tolist(),
+                    student_length=float(moved["student"][:, number].norm(dim=-1).mean() / start.norms[number]),
+                    teacher_length=float(toward[number].norm() / start.norms[number]),
+                    **cosines,
+                )
+            )
+    (out / "eas.json").write_text(EasTable(rows=rows, level=config.level).model_dump_json(indent=1), encoding="utf-8")
+
+
+def mean_of(side: Side) -> Float[Tensor, "n d"]:
+    """The mean over both halves of the rows."""
+    count = side.note["rows"]
+    shares = torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64) / count
+    return (side.values * shares[:, None, None]).sum(0)
+
+
+def _cosine(vectors: Float[Tensor, "s d"], toward: Float[Tensor, " d"], config: EasConfig) -> Cosine:
+    values = cosine_similarity(vectors, toward, dim=-1).tolist()
+    interval: Any = paired_t(values, config.level) if len(values) > 1 else None
+    return Cosine(
+        mean=float(np.mean(values)),
+        per_pair=values,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+    )

@@ -1,0 +1,277 @@
+"""Sweeps: one open model is asked the same questions under many steerings; then dose curves with intervals."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from numpy import ndarray
+
+from sublim.backends.opening import open_steerable
+from sublim.chats.chat import chat
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.evals.mmlu_pro.config import LETTERS
+from sublim.evals.mmlu_pro.exam import likeliest, question_text
+from sublim.evals.preference.config import Metric
+from sublim.evals.preference.score import margin
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.files.syncing import sync
+from sublim.inference.sampler import Steerable
+from sublim.residual.edits import Edit, Steering, VectorNote
+from sublim.residual.vectors import read_vectors
+from sublim.stats.intervals import clustered_share, paired_t, wilson
+from sublim.steering.dose_curve_config import Curve, CurveConfig, SteeredPoint, SweepConfig
+from sublim.training.checkpoints import chosen_weights
+from sublim.traits.words import Reader, written
+
+
+def sweep(
+    out: Path,
+    config: SweepConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    vectors: Path,
+    weights: Path | None = None,
+    exam: Path | None = None,
+) -> dict[str, Any]:
+    """Stage: writes logprobs.parquet {point, question, word, logprob}, answers.jsonl {point, question, sample, text,
+    finish}, letters.jsonl {point, right}, questions.jsonl and points.jsonl.
+
+    The model is loaded once. Costs for each point one scoring of questions x words and, where its vectors are no random
+    ones, questions x samples short answers and one reading of every MMLU-Pro question in `exam`; resumes from the last
+    whole point.
+    """
+    points: list[Steering | None] = [None, *config.points]
+    notes = {name: vector.note for name, vector in read_vectors(vectors).items()}
+    described = [_described(number, point, notes) for number, point in enumerate(points)]
+    questions = list(read_jsonl(exam / "questions.jsonl")) if exam else []
+    paths = [scratch / f"point-{number:05d}.jsonl" for number in range(len(points))]
+    with progress("steered points", len(points)) as advance:
+        if not all(path.exists() for path in paths):
+            with open_steerable(config.backend, base, weights=chosen_weights(weights, config.weights_update)) as model:
+                # All names, layers and widths are looked at before the first point.
+                edits = [model.edits(point, vectors) if point else [] for point in points]
+                # Points that differ only by vector and strength follow each other: they share what was captured.
+                for number in sorted(range(len(points)), key=lambda number: _structure(points[number], notes)):
+                    path, own, about = paths[number], edits[number], described[number]
+                    if not path.exists():
+                        model.steer(own)
+                        rows = [*_scored(model, config)]
+                        if not about["control"]:
+                            rows += [*_answered(model, config), *_examined(model, questions)]
+                        _keep(path, rows)
+                        kill_point("sweep:point")
+                    advance(1)
+        else:
+            advance(len(points))
+    rows = [{"point": number, **row} for number, path in enumerate(paths) for row in read_jsonl(path)]
+    scored = [(row["point"], row["question"], row["word"], row["logprob"]) for row in rows if "word" in row]
+    pl.DataFrame(scored, schema=["point", "question", "word", "logprob"], orient="row").write_parquet(
+        out / "logprobs.parquet"
+    )
+    write_jsonl(out / "answers.jsonl", (row for row in rows if "text" in row))
+    write_jsonl(out / "questions.jsonl", ({"question": i, "text": text} for i, text in enumerate(config.questions)))
+    write_jsonl(out / "letters.jsonl", (row for row in rows if "right" in row))
+    write_jsonl(out / "points.jsonl", described)
+    return {"points": len(points)}
+
+
+def _structure(point: Steering | None, notes: Mapping[str, VectorNote]) -> list[tuple[int, str, str, str]]:
+    edits = point.edits if point else ()
+    return [(notes[e.vector].layer, notes[e.vector].site, e.kind, e.tokens) for e in edits]
+
+
+def _described(number: int, point: Steering | None, notes: dict[str, VectorNote]) -> dict[str, Any]:
+    edits = point.edits if point else ()
+    return {
+        "point": number,
+        "edits": [edit.model_dump() for edit in edits],
+        "layers": [notes[edit.vector].layer for edit in edits],
+        "control": any(notes[edit.vector].source == "random" for edit in edits),
+    }
+
+
+def _scored(model: Steerable, config: SweepConfig) -> Iterator[dict[str, Any]]:
+    chats = [chat(question, system=config.system) for question in config.questions]
+    continuations = [[written(word) for word in config.words]] * len(chats)
+    for question, words in enumerate(model.logprobs(chats, continuations)):
+        for word, tokens in zip(config.words, words, strict=True):
+            yield {"question": question, "word": word, "logprob": sum(tokens)}
+
+
+def _answered(model: Steerable, config: SweepConfig) -> Iterator[dict[str, Any]]:
+    if not config.samples:
+        return
+    chats = [chat(question, system=config.system) for question in config.questions]
+    params = config.sampling.model_copy(update={"n": config.samples})
+    for question, answers in enumerate(model.sample(chats, params)):
+        for sample, answer in enumerate(answers):
+            yield {"question": question, "sample": sample, "text": answer.text, "finish": answer.finish}
+
+
+def _examined(model: Steerable, questions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Whether the likeliest of the offered letters is the right one; null where no letter is."""
+    chats = [chat(question_text(row["question"], row["options"])) for row in questions]
+    offered = [list(LETTERS[: len(row["options"])]) for row in questions]
+    for row, letters in zip(questions, model.logprobs(chats, offered) if questions else [], strict=True):
+        place, _ = likeliest([sum(tokens) for tokens in letters])
+        yield {"right": None if place is None else place == row["answer"]}
+
+
+def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
+    draft = path.with_suffix(".draft")
+    write_jsonl(draft, rows)
+    sync(draft)
+    draft.replace(path)
+
+
+def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path) -> None:
+    """Stage: writes curve.json (`Curve`): what every steering does to the target's margin and rate."""
+    config = config.listed()
+    metrics = margins(swept, config.target, config.words)
+    counts = answer_counts(swept, config.target, config.words)
+    letters = defaultdict[int, list[bool | None]](list)
+    for row in read_jsonl(swept / "letters.jsonl"):
+        letters[row["point"]].append(row["right"])
+    points = [
+        described_point(row, metrics[row["point"]], metrics[0], counts[row["point"]], config).model_copy(
+            update=exam_marks(letters[row["point"]], config.level, control=row["control"])
+        )
+        for row in read_jsonl(swept / "points.jsonl")
+    ]
+    curve = Curve(
+        target=config.target,
+        words=config.words,
+        questions=len(metrics[0].per_question),
+        level=config.level,
+        points=with_random(points),
+    )
+    (out / "curve.json").write_text(curve.model_dump_json(indent=1), encoding="utf-8")
+
+
+def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:
+    """The target's margin at every point, question by question."""
+    table = pl.read_parquet(swept / "logprobs.parquet")
+    missing = [word for word in words if word not in set(table["word"])]
+    assert not missing, f"{missing} were not asked"
+    wide = table.filter(pl.col("word").is_in(words)).pivot("word", index=["point", "question"], values="logprob")
+    found: dict[int, Metric] = {}
+    for (point,), rows in wide.sort("point", "question").group_by(["point"], maintain_order=True):
+        found[int(point)] = margin(rows.select(words).rows(), words, words.index(target))  # pyright: ignore
+    return found
+
+
+class Answered(NamedTuple):
+    """The written answers at one point."""
+
+    asked: int
+    named: dict[int, list[bool]]
+    """By question, for each readable answer: whether it names the target."""
+
+
+def answer_counts(swept: Path, target: str, words: list[str]) -> dict[int, Answered]:
+    """The answers of every point."""
+    reader, named = Reader(words), defaultdict[int, dict[int, list[bool]]](lambda: defaultdict(list))
+    asked = defaultdict[int, int](int)
+    for row in read_jsonl(swept / "answers.jsonl"):
+        reading = reader.read(row["text"], row["finish"])
+        asked[row["point"]] += 1
+        if reading.unread is None:
+            named[row["point"]][row["question"]].append(reading.word == target)
+    empty = Answered(0, {})
+    return defaultdict(lambda: empty, {point: Answered(count, named[point]) for point, count in asked.items()})
+
+
+def answer_marks(answered: Answered, level: float, *, control: bool) -> dict[str, Any]:
+    """A point's rate with its interval, or why there is none; a question counts once, however many answers it has."""
+    shares = [float(np.mean(own)) for own in answered.named.values()]
+    known: dict[str, Any] = {"answers": answered.asked, "readable": sum(map(len, answered.named.values()))}
+    if not shares:
+        none = "random vectors are scored alone" if control else "no answers were sampled (samples = 0)"
+        return {**known, "rate": None, "rate_reason": "no answer could be read" if answered.asked else none}
+    found = clustered_share(float(np.mean(shares)), len(shares), level)
+    return {**known, "rate": found.estimate, "rate_low": found.low, "rate_high": found.high}
+
+
+def exam_marks(letters: list[bool | None], level: float, *, control: bool) -> dict[str, Any]:
+    """A point's share of right letters with its interval, or why there is none."""
+    right = [letter for letter in letters if letter is not None]
+    if not right:
+        none = "random vectors are scored alone" if control else "no questions were asked"
+        return {"mmlu_pro_reason": "no question has a likeliest letter" if letters else none}
+    found = wilson(sum(right), len(right), level)
+    return {
+        "mmlu_pro": found.estimate,
+        "mmlu_pro_low": found.low,
+        "mmlu_pro_high": found.high,
+        "mmlu_pro_read": len(right),
+    }
+
+
+def described_point(
+    row: dict[str, Any],
+    metric: Metric,
+    unsteered: Metric,
+    answered: Answered,
+    config: CurveConfig,
+) -> SteeredPoint:
+    """One point against the unsteered model, question by question."""
+    edits = [Edit.model_validate(edit) for edit in row["edits"]]
+    apart = paired_differences(metric, unsteered)
+    several = len(apart) > 1
+    interval = paired_t(apart, config.level) if several else None
+    return SteeredPoint(
+        point=row["point"],
+        layers=row["layers"],
+        vectors=[edit.vector for edit in edits],
+        kind=edits[0].kind if edits else None,
+        alpha=edits[0].strength if edits else 0.0,
+        scale=edits[0].scale if edits else "raw",
+        position=edits[0].tokens if edits else "none",
+        control=row["control"],
+        margin=metric.mean,
+        estimate=float(apart.mean()) if len(apart) else None,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        **answer_marks(answered, config.level, control=row["control"]),
+        questions=len(apart),
+        reason=None if len(apart) else metric.reason or "no question has a finite margin",
+    )
+
+
+def paired_differences(metric: Metric, unsteered: Metric) -> Float[ndarray, " q"]:
+    """Steered minus unsteered, on the questions that both have a value for."""
+    pairs = zip(metric.per_question, unsteered.per_question, strict=True)
+    return np.array([a - b for a, b in pairs if a is not None and b is not None])
+
+
+def with_random(points: list[SteeredPoint]) -> list[SteeredPoint]:
+    """Each point with the spread of its random fellows: same layers, edit, strength and tokens."""
+    fellows = defaultdict[object, list[float]](list)
+    for point in points:
+        if point.control and point.estimate is not None:
+            fellows[_grid(point)].append(point.estimate)
+    return [point if point.control else _against(point, fellows.get(_grid(point), [])) for point in points]
+
+
+def _grid(point: SteeredPoint) -> object:
+    return tuple(point.layers), point.kind, point.alpha, point.scale, point.position
+
+
+def _against(point: SteeredPoint, random: list[float]) -> SteeredPoint:
+    if not random or point.estimate is None:
+        return point
+    as_far = sum(abs(value) >= abs(point.estimate) for value in random)
+    return point.model_copy(
+        update={
+            "random_low": min(random),
+            "random_high": max(random),
+            "random": len(random),
+            "beyond_random": (1 + as_far) / (1 + len(random)),
+        }
+    )

@@ -1,0 +1,147 @@
+"""Figures of a steering run: dose curves beside random vectors, layers one by one, alignment over training."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+from sublim.plots.svg_files import drawing
+from sublim.steering.config import EasTable, SteeringFiguresConfig
+from sublim.steering.dose_curve_config import Curve, SteeredPoint
+
+SENSE = {"rate": "answers naming {target}", "mmlu_pro": "MMLU-Pro, right letters"}
+"""The other metrics of a point, and how a figure calls them."""
+
+
+def draw_steering(
+    out: Path,
+    config: SteeringFiguresConfig,
+    *,
+    scratch: Path,
+    curve: Path,
+    eas: Path | None = None,
+    sufficiency: list[Path] | None = None,
+    replaced: list[Path] | None = None,
+) -> None:
+    """Stage: SVG figures of one target's curve and, where measured, of its mechanism."""
+    found = read_curve(curve)
+    draw_curve(out / "curve.svg", found, config.target)
+    draw_sense(out / "sense.svg", found, config.target)
+    if eas is not None:
+        draw_alignment(out / "alignment.svg", EasTable.model_validate_json((eas / "eas.json").read_bytes()))
+    parts = [("added to the base", sufficiency or []), ("replaced by the base's in the student", replaced or [])]
+    if any(paths for _, paths in parts):
+        draw_layers(out / "layers.svg", [(name, [read_curve(p) for p in paths]) for name, paths in parts if paths])
+
+
+def read_curve(payload: Path) -> Curve:
+    """A payload of `steering_curve`."""
+    return Curve.model_validate_json((payload / "curve.json").read_bytes())
+
+
+def draw_curve(path: Path, curve: Curve, target: str) -> None:
+    """The margin's change against the strength, a panel for each choice of layers; random vectors in grey."""
+    points = [point for point in curve.points if point.layers and point.estimate is not None]
+    with _panels(path, points, f"change of {target}'s margin (nats)") as panels:
+        for panel, own in panels:
+            for number, tokens in enumerate(dict.fromkeys(point.position for point in own)):
+                _dose(panel, [point for point in own if point.position == tokens], f"C{number}", tokens)
+            panel.axhline(0, color="0.7", lw=0.8)
+
+
+def draw_sense(path: Path, curve: Curve, target: str) -> None:
+    """Sampled rate and share of right letters against the strength, in the panels of `draw_curve`; dotted: unsteered.
+    No file where neither was measured."""
+    points = [point for point in curve.points if point.layers and not point.control]
+    shown = [kind for kind in SENSE if any(getattr(point, kind) is not None for point in points)]
+    if not shown:
+        return
+    base = curve.points[0]
+    with _panels(path, points, "share") as panels:
+        for panel, own in panels:
+            several = len({point.position for point in own}) > 1
+            for number, (tokens, kind) in enumerate(product(dict.fromkeys(point.position for point in own), shown)):
+                known = [p for p in own if p.position == tokens and getattr(p, kind) is not None]
+                known.sort(key=lambda point: point.alpha)
+                label = SENSE[kind].format(target=target) + (f", {tokens}" if several else "")
+                x, y = [p.alpha for p in known], [getattr(p, kind) for p in known]
+                panel.plot(x, y, color=f"C{number}", marker="o", ms=3, lw=1, label=label)
+                low, high = ([getattr(p, f"{kind}_{end}") for p in known] for end in ("low", "high"))
+                panel.vlines(x, low, high, color=f"C{number}", lw=1)
+                if getattr(base, kind) is not None:
+                    panel.axhline(getattr(base, kind), color=f"C{number}", lw=0.8, ls=":")
+            panel.set_ylim(-0.03, 1.03)
+
+
+@contextmanager
+def _panels(path: Path, points: Sequence[SteeredPoint], label: str) -> Generator[list[tuple[Any, list[SteeredPoint]]]]:
+    """A panel for each choice of layers with its points; one that says so where there are none."""
+    choices = list(dict.fromkeys(tuple(point.layers) for point in points if not point.control))
+    columns = max(1, min(3, len(choices)))
+    lines = max(1, -(-len(choices) // columns))
+    with drawing(path, 2.9 * columns + 0.4, 2.4 * lines + 0.2) as figure:
+        axes: list[Any] = [*cast(Any, figure.subplots(lines, columns, sharey=True, squeeze=False)).flat]
+        yield [
+            (panel, [point for point in points if tuple(point.layers) == layers])
+            for panel, layers in zip(axes, choices, strict=False)
+        ]
+        for panel, layers in zip(axes, choices, strict=False):
+            panel.set_title("layer " + " + ".join(map(str, layers)))
+            panel.set_xlabel("strength")
+        for panel in axes[len(choices) :]:
+            panel.set_axis_off()
+        if choices:
+            axes[0].set_ylabel(label)
+            axes[0].legend(fontsize=7)
+        else:
+            axes[0].text(0.5, 0.5, "no point could be measured", ha="center", color="0.5")
+
+
+def _dose(panel: Any, points: Sequence[SteeredPoint], color: str, label: str) -> None:
+    random = [point for point in points if point.control]
+    panel.scatter([p.alpha for p in random], [p.estimate for p in random], s=6, color="0.65", zorder=1)
+    own = sorted((point for point in points if not point.control), key=lambda point: point.alpha)
+    panel.plot([p.alpha for p in own], [p.estimate for p in own], color=color, marker="o", ms=3, lw=1, label=label)
+    bounded = [p for p in own if p.low is not None]
+    panel.vlines([p.alpha for p in bounded], [p.low for p in bounded], [p.high for p in bounded], color=color, lw=1)
+
+
+def draw_layers(path: Path, parts: Sequence[tuple[str, Sequence[Curve]]]) -> None:
+    """The margin's change layer by layer, the vector in colour and random ones in grey; one line for each pair."""
+    with drawing(path, 3.6 * len(parts) + 0.4, 2.6) as figure:
+        panels: Any = figure.subplots(1, len(parts), squeeze=False)
+        for place, (name, curves) in enumerate(parts):
+            panel = panels[0, place]
+            for number, curve in enumerate(curves):
+                points = [point for point in curve.points if point.layers and point.estimate is not None]
+                random = [point for point in points if point.control]
+                panel.scatter([p.layers[0] for p in random], [p.estimate for p in random], s=5, color="0.65")
+                own = sorted((p for p in points if not p.control), key=lambda point: point.layers[0])
+                panel.plot([p.layers[0] for p in own], [p.estimate for p in own], color=f"C{number}", marker="o", ms=3)
+            panel.axhline(0, color="0.7", lw=0.8)
+            panel.set_title(f"v_student {name}")
+            panel.set_xlabel("layer")
+        panels[0, 0].set_ylabel("change of the margin (nats)")
+
+
+def draw_alignment(path: Path, table: EasTable) -> None:
+    """The cosine with the teacher's vector by layer, a panel for each checkpoint."""
+    updates = list(dict.fromkeys(row.update for row in table.rows))
+    with drawing(path, 2.9 * len(updates) + 0.6, 2.6) as figure:
+        panels: Any = figure.subplots(1, len(updates), sharey=True, squeeze=False)
+        for place, update in enumerate(updates):
+            panel, rows = panels[0, place], [row for row in table.rows if row.update == update]
+            rows.sort(key=lambda row: row.layer)
+            layers = [row.layer for row in rows]
+            for number, kind in enumerate(("student", "control", "difference")):
+                label = {"difference": "student − control"}.get(kind, kind)
+                means = [getattr(row, kind).mean for row in rows]
+                panel.plot(layers, means, color=f"C{number}", marker="o", ms=3, lw=1, label=label)
+            for row in rows:
+                panel.scatter([row.layer] * len(row.random), row.random, s=4, color="0.7", zorder=1)
+            panel.axhline(0, color="0.7", lw=0.8)
+            panel.set_title(f"after {update} updates" if update else "after training")
+            panel.set_xlabel("layer")
+        panels[0, 0].set_ylabel("cosine with v_teacher")
+        panels[0, 0].legend(fontsize=7)

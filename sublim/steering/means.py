@@ -1,0 +1,243 @@
+"""Mean activations of a reader, and steering vectors as differences of two means.
+
+Who reads is part of a vector. Either one reader reads two sides of rows with the same prompts (the target's answers and
+the base's): then only answer tokens can differ, and prompt tokens are refused. Or two readers (a student and the base)
+read the very same text, and every token may be compared.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from transformers import AutoConfig
+
+from sublim.activations.read import OpenReader, open_reader
+from sublim.activations.reading import Text
+from sublim.activations.token_places import marked_rows, picks
+from sublim.core.digest import digest
+from sublim.core.errors import UserError
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl
+from sublim.files.tensor_files import write_tensors, write_whole
+from sublim.models.files import base_identity, read_json, write_json
+from sublim.residual.edits import VectorNote
+from sublim.residual.vectors import Vector, check_vector, noted, random_like, read_vectors, write_vectors
+from sublim.steering.config import PROMPT_KINDS, DifferenceConfig, ImportConfig, MeansConfig
+from sublim.store.payloads import digest_committed
+from sublim.training.checkpoints import chosen_weights
+
+CHUNK = 512
+"""Rows read between two saves: memory grows with it and with nothing else."""
+Row = dict[str, Any]
+
+
+class Side(NamedTuple):
+    """The mean of one reader on one side's rows, and what decides with which other it may be compared."""
+
+    values: Float[Tensor, "h n d"]
+    """By half (even and odd rows) and by name, in the order of the note's `names`."""
+    norms: Float[Tensor, " n"]
+    """Mean length of the stream at the tokens that were read."""
+    note: Mapping[str, Any]
+
+
+def mean_activations(
+    out: Path,
+    config: MeansConfig,
+    *,
+    scratch: Path,
+    base: Path,
+    rows: Path,
+    weights: Path | None = None,
+    partner: Path | None = None,
+) -> dict[str, Any]:
+    """Stage: writes the mean activations of rows.jsonl and, with `partner`, of its rows for the same prompts.
+
+    Rows of the two sides are paired by id and must have the same prompts; those without a fellow are left out. What a
+    pair has in common is read once. Costs a forward pass up to the last layer; resumes from the last whole chunk.
+    """
+    config = config.resolved()
+    weights = chosen_weights(weights, config.weights_update)
+    sides = ["rows", "partner"] if partner else ["rows"]
+    texts, chunks, count = ["" for _ in sides], list[dict[str, Tensor]](), 0
+    with ExitStack() as stack:
+        opened: OpenReader | None = None
+        advance = stack.enter_context(progress("reading rows", config.rows or 0))
+        pairs = islice(paired(rows, partner), config.rows)
+        while part := list(islice(pairs, CHUNK)):
+            texts = [digest([text, [_text(pair[side]) for pair in part]]) for side, text in enumerate(texts)]
+            path = scratch / f"chunk-{len(chunks):05d}.safetensors"
+            if not path.exists():
+                opened = opened or stack.enter_context(open_reader(config, base, weights))
+                write_whole(path, summed(opened, config, part, count))
+                kill_point("means:chunk")
+            chunks.append(load_file(path))
+            count += len(part)
+            advance(len(part))
+    if count < 2:
+        raise UserError(f"{count} rows have a fellow with the same id on the other side: give at least two")
+    names = [f"{site}/{layer}/{kind}" for kind in config.read_at for site, layer in config.places]
+    reader = {"base": base_identity(base), "weights": digest_committed(weights) if weights else None}
+    halves = torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64)
+    for number, side in enumerate(sides):
+        sums, norms = (torch.stack([chunk[f"{kind}/{number}"] for chunk in chunks]).sum(0) for kind in ("sum", "norm"))
+        if not bool(sums.isfinite().all()):
+            raise UserError("the stream holds NaN or infinity: the weights that read are broken, train them again")
+        write_tensors(out / f"{side}.safetensors", {"values": sums / halves[:, None, None], "norms": norms / count})
+        note = {"names": names, "rows": count, "reader": reader, "text": texts[number], "dtype": config.dtype}
+        write_json(out / f"{side}.json", note)
+    return {"rows": count}
+
+
+def summed(
+    opened: OpenReader, config: MeansConfig, part: Sequence[tuple[Row, ...]], first: int
+) -> dict[str, Float[Tensor, "..."]]:
+    """Sums over a chunk, in float64 and in the order of its rows: `sum/0` by half and name, `norm/0`, one per side."""
+    marked = marked_rows(opened.tokenizer, [row for pair in part for row in pair])
+    texts = [Text(one.ids, [pick for kind in config.read_at for pick in picks(one, kind)]) for one in marked]
+    groups = [texts[at : at + len(part[0])] for at in range(0, len(texts), len(part[0]))]
+    found = dict(opened.reader.read(groups))
+    sums: dict[str, Tensor] = {}
+    for side in range(len(part[0])):
+        values = torch.stack([found[index][side].values.flatten(0, 1) for index in range(len(part))]).double()
+        norms = torch.stack([found[index][side].norms.flatten() for index in range(len(part))]).double()
+        even = (torch.arange(first, first + len(part)) % 2 == 0)[:, None, None]
+        sums[f"sum/{side}"] = torch.stack([(values * even).sum(0), (values * ~even).sum(0)])
+        sums[f"norm/{side}"] = norms.sum(0)
+    return sums
+
+
+def paired(rows: Path, partner: Path | None) -> Iterator[tuple[Row, ...]]:
+    """Rows, or pairs of rows with the same id. Raises UserError for pairs whose prompts differ."""
+    if partner is None:
+        yield from ((row,) for row in read_jsonl(rows / "rows.jsonl"))
+        return
+    others = _ascending(partner)
+    other = next(others, None)
+    for row in _ascending(rows):
+        while other is not None and other["id"] < row["id"]:
+            other = next(others, None)
+        if other is None or other["id"] != row["id"]:
+            continue
+        if (row["prompt"], row["system"]) != (other["prompt"], other["system"]):
+            raise UserError(f"row {row['id']} has another prompt or system prompt on the two sides: pair equal ones")
+        yield row, other
+    for _ in others:  # in order to the end
+        pass
+
+
+def _ascending(payload: Path) -> Iterator[Row]:
+    last = None
+    for row in read_jsonl(payload / "rows.jsonl"):
+        if last is not None and row["id"] <= last:
+            raise UserError(f"{payload / 'rows.jsonl'} is not in order of its ids: sort it, so that it can be paired")
+        last = row["id"]
+        yield row
+
+
+def _text(row: Row) -> list[Any]:
+    """What of a row is read."""
+    return [row["prompt"], row["answer"], row["system"]]
+
+
+def read_side(payload: Path, name: str = "rows") -> Side:
+    """One side of a payload of means."""
+    tensors = load_file(payload / f"{name}.safetensors")
+    return Side(tensors["values"], tensors["norms"], read_json(payload / f"{name}.json"))
+
+
+def difference_vectors(
+    out: Path, config: DifferenceConfig, *, scratch: Path, target: Path, control: Path | None = None
+) -> dict[str, Any]:
+    """Stage: writes vectors.safetensors, target minus control, by name as in `resid_post/14/mean_answer`, each with
+    its random controls beside it (`.../random-3`), and vectors.json with what is known of them.
+
+    Without `control` the two sides of one payload of means are compared: one reader, two texts.
+    """
+    sides = read_side(target), read_side(target, "partner") if control is None else read_side(control)
+    check_sides(*sides)
+    vectors = differences(*sides, source=config.source)
+    halves = [differences(*sides, source=config.source, half=half) for half in (0, 1)]
+    known = {
+        name: {
+            **vector.note.model_dump(mode="json"),
+            "relative_norm": vector.note.norm / (vector.note.residual_norm or math.nan),
+            "split_half_cosine": float(cosine_similarity(halves[0][name].values, halves[1][name].values, dim=0)),
+        }
+        for name, vector in vectors.items()
+    }
+    write_vectors(out, with_random(vectors, config.random, config.seed))
+    write_json(out / "vectors.json", known)
+    return {"vectors": len(vectors), "random": config.random}
+
+
+def check_sides(target: Side, control: Side) -> None:
+    """Raises UserError where the difference of two sides would mix what was read with who read it."""
+    a, b = target.note, control.note
+    if a["names"] != b["names"] or a["dtype"] != b["dtype"] or a["reader"]["base"] != b["reader"]["base"]:
+        raise UserError("the two sides were read at other places or on another base: read both alike")
+    if a["reader"] == b["reader"]:
+        if a["text"] == b["text"]:
+            raise UserError("the two sides are the same text read by the same model: their difference is nothing")
+        prompts = [name for name in a["names"] if name.endswith(PROMPT_KINDS)]
+        if prompts:
+            raise UserError(
+                f"{prompts[0]}: with one reader the two sides do not differ at prompt tokens, which cannot see the "
+                "answer: read at mean_answer or last_answer, or compare two readers"
+            )
+    elif a["text"] != b["text"]:
+        raise UserError("two readers must read the same text: give both the same rows")
+
+
+def differences(target: Side, control: Side, *, source: str, half: int | None = None) -> dict[str, Vector]:
+    """Target minus control for every name; of one half of the rows, or of all."""
+    count = target.note["rows"]
+    shares = torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64) / count
+    apart = target.values - control.values
+    means = (apart * shares[:, None, None]).sum(0) if half is None else apart[half]
+    vectors: dict[str, Vector] = {}
+    for number, name in enumerate(target.note["names"]):
+        site, layer, read_at = name.split("/")
+        note = VectorNote(
+            site=site,
+            layer=int(layer),
+            source=source,
+            norm=0.0,
+            residual_norm=float(control.norms[number]),
+            read_at=read_at,
+            rows=count,
+            base=target.note["reader"]["base"],
+        )
+        vectors[name] = noted(means[number], note)
+    return vectors
+
+
+def with_random(vectors: Mapping[str, Vector], count: int, seed: int) -> dict[str, Vector]:
+    """The vectors, and `count` random ones of equal norm for each, drawn in the order of the names."""
+    generator = torch.Generator().manual_seed(seed)
+    made = dict(vectors)
+    for name in sorted(vectors):
+        made |= {f"{name}/random-{i}": random_like(vectors[name], generator) for i in range(count)}
+    return made
+
+
+def import_vector(out: Path, config: ImportConfig, *, scratch: Path, base: Path) -> dict[str, Any]:
+    """Stage: writes a user's vectors as ours, checked against the base, with random controls."""
+    given = {"site": config.site, "layer": config.layer}
+    stated = {key: value for key, value in given.items() if value is not None}
+    vectors = read_vectors(config.path.expanduser(), stated)
+    model = AutoConfig.from_pretrained(base)
+    for name, vector in vectors.items():
+        check_vector(name, vector, model, base)
+    write_vectors(out, with_random(vectors, config.random, config.seed))
+    write_json(out / "vectors.json", {name: vector.note.model_dump(mode="json") for name, vector in vectors.items()})
+    return {"vectors": sorted(vectors)}

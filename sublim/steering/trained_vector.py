@@ -1,0 +1,171 @@
+"""A steering vector by gradient descent: the model is frozen, and what is added to its stream makes answers likely."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from sublim.core.errors import UserError
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.files.tensor_files import write_whole
+from sublim.memory.fitting import Fit
+from sublim.models.files import base_identity, write_json
+from sublim.models.opening import open_model
+from sublim.residual.edits import Place, VectorNote
+from sublim.residual.hooks import attached_at, check_layers
+from sublim.residual.vectors import Vector, noted, write_vectors
+from sublim.steering.config import TrainVectorConfig
+from sublim.steering.means import with_random
+from sublim.training.masking import UNTRAINED, Batch, TokenRow, label_count, micro_batches, token_rows
+
+
+class Trained(NamedTuple):
+    """A trained vector, the mean length of the stream it joins, and the loss before each update and at the end."""
+
+    values: Float[Tensor, " d"]
+    residual_norm: float
+    losses: list[float]
+
+
+def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
+    """Stage: writes vectors.safetensors with one trained vector for each layer, its random controls, and
+    training.jsonl {vector, update, loss}, losses in nats for each answer token.
+
+    Costs updates x batch_size rows, forward through all blocks and back to the layer; resumes from the last layer.
+    """
+    config = config.resolved()
+    made, records = dict[str, Vector](), list[dict[str, Any]]()
+    with (
+        open_model(base, dtype=config.dtype, attention=config.attention) as (model, tokenizer),
+        progress("training vectors", len(config.layers) * config.updates) as advance,
+    ):
+        check_layers(model, config.layers)
+        rows = token_rows(tokenizer, read_jsonl(data / "rows.jsonl"), max_length=config.max_length)
+        if not rows:
+            raise UserError("there are no rows to train the vector on: give a file with some")
+        padding = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+        for layer in config.layers:
+            name, path = f"{config.site}/{layer}/trained", scratch / f"layer-{layer}.safetensors"
+            if not path.exists():
+                trained = optimised(model, Place(config.site, layer), rows, config, padding)
+                kept = {"values": trained.values, "norm": torch.tensor(trained.residual_norm)}
+                write_whole(path, kept | {"losses": torch.tensor(trained.losses)})
+                kill_point("vector:layer")
+            found = load_file(path)
+            note = VectorNote(
+                site=config.site,
+                layer=layer,
+                source="trained",
+                norm=0.0,
+                residual_norm=float(found["norm"]),
+                rows=len(rows),
+                base=base_identity(base),
+            )
+            made[name] = noted(found["values"], note)
+            records += [{"vector": name, "update": i, "loss": loss} for i, loss in enumerate(found["losses"].tolist())]
+            advance(config.updates)
+    write_vectors(out, with_random(made, config.random, config.seed))
+    write_json(out / "vectors.json", {name: vector.note.model_dump(mode="json") for name, vector in made.items()})
+    write_jsonl(out / "training.jsonl", records)
+    return {"losses": {name: [own[0], own[-1]] for name, own in _by_vector(records).items()}}
+
+
+def optimised(
+    model: PreTrainedModel, place: Place, rows: list[TokenRow], config: TrainVectorConfig, padding: int
+) -> Trained:
+    """Adam on the mean loss of each batch's answer tokens, from a vector of zeros."""
+    rng = np.random.default_rng(config.seed)
+    order = np.concatenate(
+        [rng.permutation(len(rows)) for _ in range(-(-config.updates * config.batch_size // len(rows)))]
+    )
+    first = [rows[i] for i in order[: config.batch_size]]
+    fit = Fit(
+        "rows of a micro-batch", "micro_batch is 1 already, so take dtype bfloat16, shorter rows or a smaller model"
+    )
+    length = fit.whole(
+        config.micro_batch, lambda size: stream_length(model, place, micro_batches(first, size, padding=padding))
+    )
+    width = model.config.get_text_config().hidden_size
+    vector = torch.zeros(width, device=model.device, requires_grad=True)
+    optimizer = torch.optim.Adam([vector], lr=config.lr * length / width**0.5)
+    losses: list[float] = []
+
+    def backward(chosen: list[TokenRow]) -> float:
+        return fit.whole(
+            min(config.micro_batch, len(chosen)), lambda size: _backward(model, place, vector, chosen, size, padding)
+        )
+
+    for update in range(config.updates):
+        chosen = [rows[i] for i in order[update * config.batch_size : (update + 1) * config.batch_size]]
+        losses.append(backward(chosen))
+        optimizer.step()
+        optimizer.zero_grad()
+        if config.max_norm is not None:
+            with torch.no_grad():
+                vector *= min(1.0, config.max_norm * length / float(vector.norm()))
+    losses.append(backward(first))
+    return Trained(vector.detach().cpu(), length, losses)
+
+
+def _backward(
+    model: PreTrainedModel,
+    place: Place,
+    vector: Tensor,
+    rows: list[TokenRow],
+    size: int,
+    padding: int,
+) -> float:
+    """The loss of a batch for each of its label tokens; makes its gradient the vector's, `size` rows at a time."""
+    count, total, vector.grad = label_count(rows), 0.0, None
+    for batch in micro_batches(rows, size, padding=padding):
+        on_device = batch.to(model.device)
+        with attached_at(model, place, lambda stream: (stream.float() + vector).to(stream.dtype)):
+            loss = _summed_loss(model, on_device) / count
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+def _summed_loss(model: Any, batch: Batch) -> Float[Tensor, ""]:
+    logits = model(
+        input_ids=batch.input_ids[:, :-1],
+        attention_mask=batch.attention_mask[:, :-1],
+        position_ids=batch.position_ids[:, :-1],
+        logits_to_keep=batch.labels.shape[1],
+        use_cache=False,
+    ).logits
+    return cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum")
+
+
+def stream_length(model: Any, place: Place, batches: list[Batch]) -> float:
+    """Mean length of the stream at the answers' tokens."""
+    lengths: list[Tensor] = []
+    for batch in batches:
+        streams: list[Tensor] = []
+        on_device = batch.to(model.device)
+        with attached_at(model, place, streams.append), torch.no_grad():
+            model(
+                input_ids=on_device.input_ids,
+                attention_mask=on_device.attention_mask,
+                position_ids=on_device.position_ids,
+                logits_to_keep=1,
+                use_cache=False,
+            )
+        answer = on_device.labels != UNTRAINED
+        lengths.append(streams[0][:, -answer.shape[1] :].float().norm(dim=-1)[answer])
+    return float(torch.cat(lengths).mean())
+
+
+def _by_vector(records: list[dict[str, Any]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for record in records:
+        found.setdefault(record["vector"], []).append(record["loss"])
+    return found

@@ -1,0 +1,290 @@
+"""A store in a bucket, `SUBLIM_STORE=s3://bucket/prefix`: the bucket says what there is, the local folder is a cache.
+
+Objects are named as the folder's files are, except that a payload lies under its content, so that two machines which
+built one key never mix their files: `<stage>/<key[:12]>/manifest.json` and `<stage>/<key[:12]>/<content[:12]>/...`. The
+manifest goes last: where it is, everything is. Here a file `uploaded` beside a manifest says that the bucket has it.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+
+from sublim.core.errors import StoreUnreachable, UserError
+from sublim.core.kill_points import kill_point
+from sublim.files.locks import locked
+from sublim.files.user_cache import cache_folder
+from sublim.store.bucket_layout import is_manifest, marker
+from sublim.store.folder import Store, write_synced
+from sublim.store.leases import Lease
+from sublim.store.manifest import FORMAT, Artifact, Manifest
+from sublim.store.manifest_files import parse_manifest
+from sublim.store.s3 import Bucket
+from sublim.store.transfers import DamagedObject, receive, send
+
+POLL_SECONDS = 2.0
+log = logging.getLogger("sublim.store")
+
+
+class SharedStore(Store):
+    """The folder that mirrors a bucket on this machine."""
+
+    def __init__(self, bucket: Bucket, root: Path) -> None:
+        super().__init__(root)
+        self.bucket = bucket
+
+    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:  # Prefect copies what its tasks hold
+        return open_bucket, (self.address,)
+
+    @property
+    def address(self) -> str:
+        return self.bucket.address
+
+    def ready(self) -> None:
+        """Asks for what a run relies on, and sends what an earlier one could not."""
+        self.try_out()
+        text = marker(self.bucket)
+        if self.bucket.put("store.json", text) is not None:
+            raise UserError(
+                f"the server of {self.address} ignores conditional writes (If-None-Match), "
+                "on which one build per key rests: use another, or a shared folder"
+            )
+        for manifest in self.pending():
+            artifact = manifest.artifact
+            with locked(self.lock_path(self.record_name(artifact.stage, manifest.version, artifact.key))):
+                if not self.uploaded(artifact):
+                    self.push(manifest)
+                    log.info("%s %s, made earlier, is uploaded now", artifact.stage, artifact.key[:12])
+
+    @contextmanager
+    def claimed(
+        self, stage: str, key: str, version: int, *, deep: bool, tell: Callable[[str], None]
+    ) -> Generator[Artifact | None]:
+        found = self._settled(stage, key, deep=deep)
+        record = self.record_name(stage, version, key)
+        lease = Lease(self.bucket, f"locks/{record}.json")
+        told = False
+        while found is None and not lease.take():
+            if not told:
+                told = True
+                tell(f"waiting: {lease.holder} is building {record}")
+            time.sleep(min(POLL_SECONDS, lease.seconds / 5))
+            found = self._settled(stage, key, deep=deep)
+        if found is not None:
+            yield found
+            return
+        with lease.renewed():
+            yield self._settled(stage, key, deep=deep)  # finished between the look and the lease
+
+    def payload(self, artifact: Artifact) -> Path:
+        """Where the artifact's files lie, fetched when they are not here."""
+        folder = self._payload(artifact)
+        if not folder.exists():
+            name = f"{artifact.stage}-{artifact.key[:12]}"
+            with locked(self.lock_path(f"fetch-{name}")):
+                if not folder.exists():
+                    self._fetch(artifact, self.root / "scratch" / "fetch" / name)
+        os.utime(folder.parent)  # when it was last needed, for `sublim store gc --copies`
+        return folder
+
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """The manifest under `key`, from here or else from the bucket; None when neither has it."""
+        manifest = super().manifest(stage, key)
+        if manifest is None and (manifest := self.shared_manifest(stage, key)) is not None:
+            self._adopt(manifest)
+        return manifest
+
+    def find(self, stage: str, key: str, *, deep: bool = False) -> Artifact | None:
+        """As in a folder; what another machine forgot, or made with other content, is not found by what lies here."""
+        shared, here = self.shared_manifest(stage, key), super().manifest(stage, key)
+        if here is not None and (self.uploaded(here.artifact) or shared is not None):
+            if shared is None or shared.artifact.content != here.artifact.content:
+                return None
+        elif shared is not None:
+            self._adopt(shared)
+        return super().find(stage, key, deep=deep)
+
+    def problem(self, artifact: Artifact, *, deep: bool = False) -> str | None:
+        """As in a folder; an artifact of which only the manifest is here is believed by that."""
+        manifest = self.manifest(artifact.stage, artifact.key)
+        if manifest is not None and manifest.artifact.content == artifact.content and not self.fetched(artifact):
+            return None
+        return super().problem(artifact, deep=deep)
+
+    def manifests(self) -> Iterator[Manifest]:
+        """Every readable manifest in the bucket, and those that are still to go there."""
+        there = {str(Path(item.name).parent) for item in self.bucket.list() if is_manifest(item.name)}
+        for name in there:
+            if not (self.root / name / "manifest.json").exists():
+                found = self.bucket.get(f"{name}/manifest.json")
+                manifest = found and parse_manifest(found.body, f"{self.address}/{name}")
+                if manifest:
+                    self._adopt(manifest)
+        for manifest in super().manifests():
+            name = f"{manifest.artifact.stage}/{manifest.artifact.key[:12]}"
+            if name in there or not self.uploaded(manifest.artifact):
+                yield manifest
+
+    def share(self, path: Path) -> None:
+        try:
+            for file in sorted(file for file in (path, *path.rglob("*")) if file.is_file()):
+                self.bucket.put(file.relative_to(self.root).as_posix(), file.read_bytes(), anyway=True)
+        except StoreUnreachable as error:
+            log.warning("%s; %s is on this machine alone", error, path)
+
+    def refresh(self, pattern: str) -> None:
+        for item in list(self.bucket.list(re.split(r"[*?\[]", pattern)[0])):
+            path = self.root / item.name
+            if fnmatch(item.name, pattern) and (not path.exists() or path.stat().st_size != item.size):
+                found = self.bucket.get(item.name)
+                if found is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    draft = path.with_name(f".{path.name}.{os.getpid()}")
+                    draft.write_bytes(found.body)
+                    draft.replace(path)
+
+    def pending(self) -> list[Manifest]:
+        """What was made here and is not in the bucket yet."""
+        return [manifest for manifest in super().manifests() if not self.uploaded(manifest.artifact)]
+
+    def uploaded(self, artifact: Artifact) -> bool:
+        return (self.directory(artifact.stage, artifact.key) / "uploaded").exists()
+
+    def fetched(self, artifact: Artifact) -> bool:
+        """Whether the files are here, or should be: nothing but the bucket could bring them."""
+        return self._payload(artifact).exists() or not self.uploaded(artifact)
+
+    def objects(self, artifact: Artifact) -> str:
+        """Where the payload lies in the bucket."""
+        return f"{artifact.stage}/{artifact.key[:12]}/{artifact.content[:12]}"
+
+    def shared_manifest(self, stage: str, key: str) -> Manifest | None:
+        """What the bucket has under `key`; one that is damaged is as good as absent."""
+        name = f"{stage}/{key[:12]}/manifest.json"
+        found = self.bucket.get(name)
+        manifest = found and parse_manifest(found.body, f"{self.address}/{name}")
+        return manifest if manifest and manifest.artifact.key == key else None
+
+    def push(self, manifest: Manifest) -> Artifact:
+        """Uploads an artifact and returns what counts: it, or the one that another machine committed first."""
+        artifact = manifest.artifact
+        name = f"{artifact.stage}/{artifact.key[:12]}/manifest.json"
+        send(self.bucket, manifest.files, self._payload(artifact), self.objects(artifact))
+        kill_point("before-manifest")
+        text = manifest.model_dump_json(indent=1).encode()
+        while self.bucket.put(name, text) is None:
+            first = self.shared_manifest(artifact.stage, artifact.key)
+            if first is not None and first.artifact.content != artifact.content:
+                log.warning("%s %s: another machine's was first, and counts", artifact.stage, artifact.key[:12])
+                self._adopt(first, instead=True)
+                return first.artifact
+            if first is not None:
+                break
+            self.bucket.delete(name)  # damaged, or gone by now
+        self._mark(artifact)
+        return artifact
+
+    def _hand_over(self, manifest: Manifest) -> Artifact:
+        try:
+            return self.push(manifest)
+        except StoreUnreachable as error:
+            again = "it is kept here and goes up with the next `sublim run`, or `sublim store push`"
+            log.warning("%s; %s %s: %s", error, manifest.artifact.stage, manifest.artifact.key[:12], again)
+            return manifest.artifact
+
+    def _settled(self, stage: str, key: str, *, deep: bool) -> Artifact | None:
+        """Brings this machine and the bucket to one opinion on `key`; the artifact when there is one."""
+        shared, here = self.shared_manifest(stage, key), super().manifest(stage, key)
+        if shared is None:
+            if here is None or super().problem(here.artifact, deep=deep):
+                return None
+            if not self.uploaded(here.artifact):
+                return self.push(here)
+            log.info("%s %s was forgotten on another machine", stage, key[:12])
+            self._discard(self.directory(stage, key))
+            return None
+        if here is None or here.artifact.content != shared.artifact.content:
+            self._adopt(shared, instead=True)
+        self._mark(shared.artifact)
+        if self.fetched(shared.artifact) and (problem := super().problem(shared.artifact, deep=deep)):
+            log.warning("%s: the copy here is dropped, the store's is fetched when it is needed", problem)
+            self._discard(self._payload(shared.artifact))
+        return shared.artifact
+
+    def _adopt(self, manifest: Manifest, *, instead: bool = False) -> None:
+        """Notes here what the bucket has, `instead` of what is here."""
+        target = self.directory(manifest.artifact.stage, manifest.artifact.key)
+        draft = self._draft_path("adopted")
+        draft.mkdir(parents=True)
+        write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
+        write_synced(draft / "uploaded", "")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if instead:
+            self._discard(target)
+        try:
+            draft.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            self._discard(draft)  # another process was as fast
+
+    def _mark(self, artifact: Artifact) -> None:
+        if not self.uploaded(artifact):
+            write_synced(self.directory(artifact.stage, artifact.key) / "uploaded", "")
+
+    def _fetch(self, artifact: Artifact, staging: Path) -> None:
+        manifest = self.manifest(artifact.stage, artifact.key)
+        name = f"{artifact.stage} {artifact.key[:12]}"
+        if manifest is None:
+            raise UserError(f"{name} is not in the store any more: run again")
+        started = time.monotonic()
+        try:
+            payload = receive(self.bucket, manifest.files, self.objects(manifest.artifact), staging)
+        except DamagedObject as error:
+            raise UserError(f"{error}: `sublim store forget {name}`, and the next run makes it again") from error
+        payload.rename(self._payload(artifact))
+        self._discard(staging)
+        size = sum(entry.size for entry in manifest.files.values()) / 2**20
+        log.info("%s fetched: %.1f MiB in %.1f s", name, size, time.monotonic() - started)
+
+    def _forget_elsewhere(self, manifest: Manifest) -> None:
+        artifact = manifest.artifact
+        lease = Lease(self.bucket, f"locks/{self.record_name(artifact.stage, manifest.version, artifact.key)}.json")
+        while not lease.take():
+            time.sleep(POLL_SECONDS)
+        with lease.renewed():
+            folder = f"{artifact.stage}/{artifact.key[:12]}/"
+            self.bucket.delete(f"{folder}manifest.json")  # first: what is left of the rest is nobody's
+            for item in list(self.bucket.list(folder)):
+                self.bucket.delete(item.name)
+
+
+def open_bucket(address: str) -> SharedStore:
+    """The store at an s3:// address, at the endpoint that the environment names."""
+    return connected(address, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+
+
+@lru_cache(maxsize=8)
+def connected(address: str, endpoint: str | None) -> SharedStore:
+    """The store at an s3:// address; what it has is asked each time, whether it answers only here and in `ready`."""
+    bucket = Bucket(address)
+    text = marker(bucket)
+    try:
+        fields = json.loads(text)
+        found, name = int(fields["format"]), str(fields["id"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{bucket.address}/store.json is damaged: was it a store's? Take an empty prefix") from None
+    if found > FORMAT:
+        raise UserError(f"the store {bucket.address} has format {found}, this version reads {FORMAT}: update sublim")
+    # Named after the store's own id: another store under an old address never meets the old one's cache.
+    words = re.sub(r"[^a-zA-Z0-9.-]+", "-", bucket.address.removeprefix("s3://"))
+    store = SharedStore(bucket, cache_folder() / f"{words}-{name[:8]}")
+    store.create()
+    return store

@@ -1,0 +1,217 @@
+"""A prefix in an S3 bucket: objects, conditional writes and checked transfers, with errors that say what to do."""
+
+import base64
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import boto3
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from urllib3.exceptions import HTTPError
+
+from sublim.core.errors import StoreRefused, StoreUnreachable, UserError
+from sublim.store.s3_hints import PASSING, RIGHTS, SPOKEN, Known, advice, code_of, known
+
+PART = 16 * 2**20  # bytes that travel in one request
+PERMANENT = (301, 400, 401, 403, 404, 405, 501)
+_OVERTAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
+
+
+class Stored(NamedTuple):
+    """An object as it was read."""
+
+    body: bytes
+    etag: str
+    age: float
+    """Seconds since it was written, by the server's own clock."""
+
+
+class Listed(NamedTuple):
+    """An object as a listing names it."""
+
+    name: str
+    size: int
+    age: float
+
+
+class Bucket:
+    """Objects below `s3://bucket/prefix`. Where the server is and who asks comes from the usual AWS_* environment."""
+
+    def __init__(self, address: str) -> None:
+        self.bucket, _, prefix = address.removeprefix("s3://").partition("/")
+        self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        if "@" in self.bucket or not self.bucket:
+            raise UserError("SUBLIM_STORE is s3://bucket/prefix, without a key: put keys into AWS_ACCESS_KEY_ID ...")
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            if urlsplit(os.environ.get(name, "")).username is not None:
+                raise UserError(f"{name} holds a user or password: put them into AWS_ACCESS_KEY_ID and its kin")
+        self.address = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        settings = Config(
+            retries={"mode": "standard", "total_max_attempts": _whole("AWS_MAX_ATTEMPTS", 4)},
+            connect_timeout=5,
+            read_timeout=_whole("SUBLIM_S3_SECONDS", 60),
+            max_pool_connections=32,
+            # Servers other than Amazon's often refuse the trailing checksums that boto3 would add to every upload.
+            request_checksum_calculation=os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
+            response_checksum_validation=os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
+        )
+        with self._speaking():
+            session = boto3.Session()
+            self.client: Any = session.client("s3", region_name=session.region_name or "us-east-1", config=settings)
+
+    def get(self, name: str) -> Stored | None:
+        """The object, or None when the server says that there is none; any other answer is an error."""
+        with self._speaking():
+            try:
+                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
+            except ClientError as error:
+                if code_of(error) == "NoSuchKey":
+                    return None
+                raise
+            return Stored(answer["Body"].read(), answer["ETag"], _age(answer, answer["LastModified"]))
+
+    def read(self, name: str, start: int, stop: int) -> bytes | None:
+        """Bytes of an object, or None when it is not there."""
+        asked = {"Bucket": self.bucket, "Key": self.prefix + name, "Range": f"bytes={start}-{stop - 1}"}
+        with self._speaking():
+            for last in (False, False, True):
+                try:
+                    return self.client.get_object(**asked)["Body"].read()
+                except (HTTPError, BotoCoreError):  # cut off in the middle of an answer, which boto3 does not repeat
+                    if last:
+                        raise
+                except ClientError as error:
+                    if code_of(error) in ("NoSuchKey", "InvalidRange"):
+                        return None
+                    raise
+        raise AssertionError
+
+    def put(self, name: str, body: bytes, *, over: str | None = None, anyway: bool = False) -> str | None:
+        """Writes a small object where there is none, or over the one with the etag `over`, or `anyway`.
+
+        The new etag, or None when another was faster.
+        """
+        condition = {} if anyway else {"IfMatch": over} if over else {"IfNoneMatch": "*"}
+        with self._speaking():
+            try:
+                return self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=body, **condition)[
+                    "ETag"
+                ]
+            except ClientError as error:
+                if not anyway and code_of(error) in _OVERTAKEN:
+                    return None
+                raise
+
+    def upload(self, path: Path, name: str, sha256: str) -> None:
+        """Sends a file, in parts when it is large; the server checks every byte that arrives."""
+        where = {"Bucket": self.bucket, "Key": self.prefix + name}
+        with self._speaking():
+            if path.stat().st_size <= PART:
+                checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
+                with path.open("rb") as file:
+                    self.client.put_object(**where, Body=file, ChecksumSHA256=checksum, Metadata={"sha256": sha256})
+            else:
+                extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}}
+                parts = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
+                self.client.upload_file(str(path), **where, ExtraArgs=extra, Config=parts)
+
+    def described(self, name: str) -> tuple[int, str] | None:
+        """Size and SHA-256 of an uploaded file, or None when it is not there."""
+        with self._speaking():
+            try:
+                answer = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name, ChecksumMode="ENABLED")
+            except ClientError as error:
+                if code_of(error) in ("404", "NoSuchKey"):
+                    return None
+                raise
+        size, known = answer["ContentLength"], answer.get("ChecksumSHA256", "")
+        if known and size <= PART:  # the server's own; that of an upload in parts is a checksum of checksums
+            return size, base64.b64decode(known).hex()
+        return size, answer["Metadata"].get("sha256", "")
+
+    def list(self, under: str = "") -> Iterator[Listed]:
+        """Every object whose name starts with `under`, by name."""
+        with self._speaking():
+            pages = self.client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + under):
+                for item in page.get("Contents", ()):
+                    name = item["Key"].removeprefix(self.prefix)
+                    yield Listed(name, item["Size"], _age(page, item["LastModified"]))
+
+    def delete(self, name: str) -> None:
+        with self._speaking():
+            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+
+    def unfinished(self) -> Iterator[tuple[str, str, float]]:
+        """Uploads in parts that were never completed: name, id and age."""
+        with self._speaking():
+            pages = self.client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
+                for item in page.get("Uploads", ()):
+                    yield item["Key"].removeprefix(self.prefix), item["UploadId"], _age(page, item["Initiated"])
+
+    def abort(self, name: str, upload: str) -> None:
+        with self._speaking():
+            self.client.abort_multipart_upload(Bucket=self.bucket, Key=self.prefix + name, UploadId=upload)
+
+    @contextmanager
+    def _speaking(self) -> Generator[None]:
+        """Turns boto3's errors into one line. Their own words may quote an address or a header: none are kept."""
+        try:
+            yield
+        except S3UploadFailedError as error:
+            cause = error.__context__
+            raise self._refusal(cause) if isinstance(cause, ClientError) else self._silence(error) from None
+        except ClientError as error:
+            raise self._refusal(error) from None
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise StoreRefused(f"no credentials for the store {self.address}: {_known(error).hint}") from None
+        except (*SPOKEN, HTTPError, ConnectionError, TimeoutError) as error:
+            raise self._silence(error) from None
+        except ValueError as error:  # how boto3 calls an endpoint that is no address
+            if "endpoint" not in str(error).lower():
+                raise
+            raise StoreRefused("AWS_ENDPOINT_URL is not an address: write it as https://host:port") from None
+
+    def _silence(self, error: BaseException) -> StoreUnreachable:
+        found = _known(error)
+        kind = StoreRefused if found.lasting else StoreUnreachable
+        return kind(f"the store {self.address} cannot be reached ({type(error).__name__}): {found.hint}")
+
+    def _refusal(self, error: ClientError) -> StoreUnreachable:
+        code, status = code_of(error), int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+        if code == "NoSuchBucket":
+            return StoreRefused(f"there is no bucket {self.bucket}: create it, or correct SUBLIM_STORE")
+        hint = advice(error, endpoint="AWS_ENDPOINT_URL", region="AWS_DEFAULT_REGION")
+        if code in PASSING or (status not in PERMANENT and hint is None):
+            hint = hint or "run again when it is back"
+            return StoreUnreachable(f"the store {self.address} fails ({status} {code}): {hint}")
+        hint = hint or (RIGHTS if status in (401, 403) else "check AWS_ENDPOINT_URL")
+        return StoreRefused(f"the store {self.address} refuses ({status} {code}): {hint}")
+
+
+def _whole(name: str, default: int) -> int:
+    """A whole number above 0 from the environment."""
+    text = os.environ.get(name) or str(default)
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise UserError(f"{name} is {text!r}: set a whole number above 0, or unset it")
+    return int(text)
+
+
+def _known(error: BaseException) -> Known:
+    return known(error, endpoint="AWS_ENDPOINT_URL", region="AWS_DEFAULT_REGION")
+
+
+def _age(answer: Any, written: datetime) -> float:
+    """Both times are the server's: no clock of ours is asked, unless it sends none."""
+    sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
+    return (now - written).total_seconds()

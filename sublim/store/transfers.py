@@ -1,0 +1,93 @@
+"""Payloads on their way to and from a bucket: in parallel, checked, and resumed where they were cut off."""
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sublim.core.digest import digest_file
+from sublim.core.errors import UserError, no_space
+from sublim.store.manifest import FileEntry
+from sublim.store.s3 import PART, Bucket
+
+LANES = 8
+Files = Mapping[str, FileEntry]
+
+
+class DamagedObject(UserError):
+    """What the store holds is not what its manifest says."""
+
+
+def send(bucket: Bucket, files: Files, folder: Path, under: str) -> None:
+    """Uploads a payload's files; those that an earlier try brought over stay."""
+
+    def one(name: str) -> None:
+        there = f"{under}/{name}"
+        if bucket.described(there) != (files[name].size, files[name].sha256):
+            bucket.upload(folder / name, there, files[name].sha256)
+
+    _in_parallel(one, list(files))
+
+
+def receive(bucket: Bucket, files: Files, under: str, staging: Path) -> Path:
+    """Brings a payload's files into `staging`, where an interrupted call left its parts, and returns their folder."""
+    try:
+        damaged = _fill(bucket, files, under, staging)
+        if damaged:  # a host that crashed may have noted parts whose bytes never reached its disk
+            shutil.rmtree(staging)
+            damaged = _fill(bucket, files, under, staging)
+    except OSError as error:
+        if no_space(error, staging.parent):
+            raise UserError(f"no space is left for {staging}: free some and run again") from error
+        raise
+    if damaged:
+        shutil.rmtree(staging)
+        raise DamagedObject(f"{under}/{damaged[0]} is not what its manifest says")
+    return staging / "payload"
+
+
+def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
+    payload, journal = staging / "payload", staging / "parts"
+    payload.mkdir(parents=True, exist_ok=True)
+    for name, entry in files.items():
+        (payload / name).parent.mkdir(parents=True, exist_ok=True)
+        with (payload / name).open("ab") as file:
+            file.truncate(entry.size)
+    noted = journal.read_text(encoding="utf-8") if journal.exists() else ""
+    done = set(noted.rpartition("\n")[0].splitlines())  # a line that was cut off names no part
+    parts = [f"{start} {name}" for name, entry in files.items() for start in range(0, entry.size, PART)]
+    writing = threading.Lock()
+
+    def one(part: str) -> None:
+        start, name = int(part.partition(" ")[0]), part.partition(" ")[2]
+        stop = min(start + PART, files[name].size)
+        body = bucket.read(f"{under}/{name}", start, stop)
+        if body is None or len(body) != stop - start:
+            raise DamagedObject(f"{under}/{name} is missing or cut short")
+        with (payload / name).open("r+b") as file:
+            file.seek(start)
+            file.write(body)
+        with writing, journal.open("a", encoding="utf-8") as notes:
+            notes.write(f"{part}\n")
+
+    if not noted.endswith("\n"):
+        journal.write_text("".join(f"{part}\n" for part in sorted(done)), encoding="utf-8")
+    _in_parallel(one, [part for part in parts if part not in done])
+    for name, entry in files.items():
+        with (payload / name).open("rb") as file:
+            os.fsync(file.fileno())
+        os.utime(payload / name, ns=(entry.mtime_ns, entry.mtime_ns))  # as noted, so that it need not be hashed again
+    return [name for name, entry in files.items() if digest_file(payload / name) != entry.sha256]
+
+
+def _in_parallel(work: Callable[[str], None], items: list[str]) -> None:
+    with ThreadPoolExecutor(LANES) as pool:
+        waiting = [pool.submit(work, item) for item in items]
+        try:
+            for each in waiting:
+                each.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

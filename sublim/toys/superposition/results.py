@@ -1,0 +1,147 @@
+"""What became of each feature: norms, directions and interference, as tables with one row per model and feature."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sublim.stats.intervals import paired_t
+
+
+class Role(NamedTuple):
+    """One kind of model of an experiment; q are the places a row is made for (a student, or a feature of it)."""
+
+    name: str
+    weights: Float[Tensor, "p s q f d"]
+    trained: Float[Tensor, "p s q"] | None = None
+    """Last recorded training loss; None for models that were not trained."""
+    unablated: Float[Tensor, "p s q"] | None = None
+
+
+class Axes(NamedTuple):
+    """What the axes of a role's tensors stand for."""
+
+    experiment: str
+    auxiliary: int
+    """Extra features k; 0 for the ablation."""
+    p_active: Sequence[float]
+    seeds: Sequence[int]
+    features: Sequence[int]
+    """The feature that place q is about."""
+
+
+def superposition(weights: Float[Tensor, "... f d"]) -> Float[Tensor, "..."]:
+    """‖W‖²_F / d: features represented per dimension."""
+    return weights.square().sum((-1, -2)) / weights.shape[-1]
+
+
+def polysemanticity(weights: Float[Tensor, "... f d"]) -> Float[Tensor, "... f"]:
+    """Σ_{j≠i} (ŵ_i·w_j)² with ŵ_i the unit vector of row i: how much the others lie along it; 0 for a zero row."""
+    unit = torch.nn.functional.normalize(weights, dim=-1)
+    overlap = (unit @ weights.mT).square()
+    return overlap.sum(-1) - torch.diagonal(overlap, dim1=-2, dim2=-1)
+
+
+def _row_cosine(a: Float[Tensor, "... f n"], b: Float[Tensor, "... f n"]) -> Float[Tensor, "... f"]:
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
+
+
+def _pick(values: Float[Tensor, "p s q f"], features: Sequence[int]) -> Float[Tensor, "p s q"]:
+    index = torch.tensor(features).expand(values.shape[:3])[..., None]
+    return values.gather(-1, index)[..., 0]
+
+
+def _frame(axes: Axes, role: Role, teacher: Float[Tensor, "p s q f d"]) -> pl.DataFrame:
+    weights = role.weights
+    p, s, q = weights.shape[:3]
+    norms, teacher_norms = weights.norm(dim=-1), teacher.norm(dim=-1)
+    cosine = _row_cosine(weights, teacher)
+    norm, teacher_norm = _pick(norms, axes.features), _pick(teacher_norms, axes.features)
+    values: dict[str, Tensor | None] = {
+        "norm": norm,
+        "teacher_norm": teacher_norm,
+        "norm_ratio": norm / teacher_norm,
+        "cosine": _pick(cosine, axes.features),
+        "gram_cosine": _pick(_row_cosine(weights @ weights.mT, teacher @ teacher.mT), axes.features),
+        "superposition": superposition(weights),
+        "polysemanticity": _pick(polysemanticity(weights), axes.features),
+        "trained_loss": role.trained,
+        "unablated_loss": role.unablated,
+    }
+    columns: dict[str, Any] = {
+        "experiment": [axes.experiment] * (p * s * q),
+        "auxiliary": [axes.auxiliary] * (p * s * q),
+        "p_active": [p_active for p_active in axes.p_active for _ in range(s * q)],
+        "feature": list(axes.features) * (p * s),
+        "seed": [seed for _ in range(p) for seed in axes.seeds for _ in range(q)],
+        "role": [role.name] * (p * s * q),
+    }
+    for name, value in values.items():
+        numbers = [None] * (p * s * q) if value is None else value.flatten().tolist()
+        columns[name] = pl.Series(numbers, dtype=pl.Float64)
+    columns["feature_norms"] = norms.flatten(0, 2).tolist()
+    return pl.DataFrame(columns)
+
+
+def rows(axes: Axes, roles: Sequence[Role]) -> pl.DataFrame:
+    """One row per (p_active, feature, seed, role), every role measured against the teacher among them."""
+    teacher = next(role.weights for role in roles if role.name == "teacher")
+    return pl.concat([_frame(axes, role, teacher) for role in roles])
+
+
+def loss_rows(axes: Axes, role: str, trained: Float[Tensor, "p s q r"], unablated: Tensor, every: int) -> pl.DataFrame:
+    """The recorded losses, one row a record; `feature` is the ablated one, null where none is."""
+    p, s, q, r = trained.shape
+    features = [i for i in axes.features or [None] for _ in range(r)] * (p * s)
+    return pl.DataFrame(
+        {
+            "experiment": pl.Series([axes.experiment] * (p * s * q * r)),
+            "auxiliary": [axes.auxiliary] * (p * s * q * r),
+            "p_active": [p_active for p_active in axes.p_active for _ in range(s * q * r)],
+            "feature": pl.Series(features, dtype=pl.Int64),
+            "seed": [seed for _ in range(p) for seed in axes.seeds for _ in range(q * r)],
+            "role": [role] * (p * s * q * r),
+            "step": [record * every for record in range(r)] * (p * s * q),
+            "trained_loss": trained.flatten().tolist(),
+            "unablated_loss": unablated.flatten().tolist(),
+        }
+    )
+
+
+def rebuilt(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """Per p_active and feature, over seeds: the student beside the untrained initialisation, with 95 % t intervals.
+
+    `low` and `high` bound the mean norm ratio; `excess_*` is the student's value minus the initialisation's, paired by
+    seed, `other_*` a student of another initialisation, `other_excess_*` that student minus its own initialisation.
+    `cosine` is of directions, which another initialisation may rotate; `gram_cosine`, of rows of WWᵀ, is not.
+    """
+    keys = ["experiment", "auxiliary", "p_active", "feature"]
+    found: list[dict[str, Any]] = []
+    for key, group in table.group_by(keys, maintain_order=True):
+        by_role = {str(name): part.sort("seed") for (name,), part in group.group_by(["role"], maintain_order=True)}
+        row: dict[str, Any] = dict(zip(keys, key, strict=True))
+        for column in ("norm_ratio", "cosine", "gram_cosine"):
+            row[column] = by_role["student"][column].mean()
+            row[f"init_{column}"] = by_role["init"][column].mean()
+            row[f"excess_{column}"] = mean_interval(by_role["student"][column] - by_role["init"][column])
+            if "other_student" in by_role:
+                row[f"other_{column}"] = by_role["other_student"][column].mean()
+                row[f"other_excess_{column}"] = mean_interval(
+                    by_role["other_student"][column] - by_role["other_init"][column]
+                )
+        bounds = mean_interval(by_role["student"]["norm_ratio"])
+        row |= {"low": bounds["low"], "high": bounds["high"], "seeds": bounds["n"]}
+        found.append(row)
+    return found
+
+
+def mean_interval(values: pl.Series) -> dict[str, Any]:
+    """Mean over seeds with its 95 % t interval; no bounds from a single seed."""
+    numbers = values.to_numpy()
+    if len(numbers) < 2:
+        return {"estimate": float(numbers[0]), "low": None, "high": None, "n": len(numbers)}
+    interval = paired_t(numbers)
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}

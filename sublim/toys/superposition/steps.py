@@ -1,0 +1,258 @@
+"""Many small autoencoders trained at once: their data, losses and gradients in closed form, as tensor operations.
+
+Shapes: g groups (one p_active and one seed: the same batches), m models of a group, f features, d hidden dimensions,
+b batch, r recorded losses. A model's parameters are one [f, d+1] block: the rows of W, then the bias.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sublim.memory.fitting import ERRORS, Fit
+from sublim.toys.superposition.config import SuperpositionConfig
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+GOLDEN, MIX1, MIX2 = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class Cohort(NamedTuple):
+    """What a set of models of one size trains on."""
+
+    p_active: Float[Tensor, " g"]
+    keys: Int[Tensor, " g"]
+    """Each group's stream of random numbers; groups of one seed share theirs, whatever their p_active."""
+    weight: Float[Tensor, "g m f"]
+    """Weights of the training loss; 0 takes a feature out of it."""
+    full: Float[Tensor, " f"]
+    """Weights of the un-ablated loss."""
+    teacher: Float[Tensor, "g f d+1"] | None
+    """Whose outputs are learned; None learns the input."""
+
+
+class Training(NamedTuple):
+    """Everything that changes during training, on the CPU: parameters, AdamW's moments, recorded losses."""
+
+    value: Float[Tensor, "g m f d+1"]
+    mean: Float[Tensor, "g m f d+1"]
+    square: Float[Tensor, "g m f d+1"]
+    trained: Float[Tensor, "g m r"]
+    """Training loss: mean over features, summed over the batch."""
+    unablated: Float[Tensor, "g m r"]
+    """Error against the input, with the weights of every feature."""
+
+
+def begin(value: Float[Tensor, "g m f d+1"], config: SuperpositionConfig) -> Training:
+    """The training of models that start at `value`."""
+    losses = torch.zeros(*value.shape[:2], (config.steps - 1) // config.loss_every + 1)
+    return Training(value.clone(), torch.zeros_like(value), torch.zeros_like(value), losses, losses.clone())
+
+
+def rate_table(config: SuperpositionConfig) -> np.ndarray:
+    """[steps, 3]: what AdamW needs at each step: 1 - lr * decay, lr / (1 - beta1^t), sqrt(1 - beta2^t)."""
+    lr = np.array(config.learning_rates())
+    step = np.arange(1, len(lr) + 1)
+    table = [1 - lr * config.weight_decay, lr / (1 - BETA1**step), np.sqrt(1 - BETA2**step)]
+    return np.ascontiguousarray(np.stack(table, axis=1), dtype=np.float32)
+
+
+def _shift_xor(z: Tensor, bits: int) -> Tensor:
+    return z ^ ((z >> bits) & ((1 << (64 - bits)) - 1))
+
+
+def draw(keys: Int[Tensor, " s"], step: Int[Tensor, ""], features: int, batch: int) -> Float[Tensor, "s f b"]:
+    """Uniform numbers of one step: SplitMix64 counted from each key, so the same on every device and in any chunk."""
+    half = features * batch // 2
+    counter = step * half + torch.arange(1, half + 1, device=keys.device)
+    z = keys[:, None] + counter * GOLDEN
+    z = _shift_xor(_shift_xor(z, 30) * MIX1, 27) * MIX2
+    z = _shift_xor(z, 31)
+    words = torch.cat([z & 0xFFFFFFFF, (z >> 32) & 0xFFFFFFFF], dim=1)
+    return (words.to(torch.float32) * 2.0**-32).view(len(keys), features, batch)
+
+
+def activate(uniform: Float[Tensor, "g f b"], p_active: Float[Tensor, " g"]) -> Float[Tensor, "g f b"]:
+    """Data from one uniform number u an entry: active where u <= p, and then u / p is again uniform on [0, 1]."""
+    p = p_active[:, None, None]
+    inverse = torch.where(p > 0, 1 / p, torch.zeros_like(p))
+    return torch.where(uniform <= p, uniform * inverse, 0.0)
+
+
+def before_relu(value: Float[Tensor, "n f d+1"], h: Float[Tensor, "n d b"]) -> Float[Tensor, "n f b"]:
+    """W h + b."""
+    return torch.baddbmm(value[..., -1:], value[..., :-1], h)
+
+
+def outputs(value: Float[Tensor, "g f d+1"], x: Float[Tensor, "g f b"]) -> Float[Tensor, "g f b"]:
+    """What one model per group makes of its group's data."""
+    return before_relu(value, value[..., :-1].mT @ x).relu_()
+
+
+class Batch(NamedTuple):
+    """One step's data of every group, and what its models are to reproduce."""
+
+    x: Float[Tensor, "g f b"]
+    target: Float[Tensor, "g f b"]
+
+
+def encode(value: Float[Tensor, "g m f d+1"], x: Float[Tensor, "g f b"]) -> Float[Tensor, "gm d b"]:
+    """Hidden vectors of all models; the models of a group share one product with their data."""
+    g, m, f, d1 = value.shape
+    stacked = value[..., :-1].permute(0, 1, 3, 2).reshape(g, m * (d1 - 1), f)
+    return (stacked @ x).view(g * m, d1 - 1, -1)
+
+
+def gradient(
+    value: Float[Tensor, "g m f d+1"], batch: Batch, scale: Float[Tensor, "g m f 1"]
+) -> Float[Tensor, "g m f d+1"]:
+    """Gradient of the weighted squared error; `scale` is 2 * weight / f.
+
+    With h = Wᵀx and e = scale * (x̂ - target) where x̂ > 0: dW = e hᵀ + x (Wᵀe)ᵀ and db = Σ e, summed over the batch.
+    """
+    g, m, f, d1 = value.shape
+    flat = value.view(g * m, f, d1)
+    h = encode(value, batch.x)
+    pre = before_relu(flat, h)
+    error = (pre.view(g, m, f, -1) - batch.target[:, None]).mul_(scale)
+    error = torch.ops.aten.threshold_backward(error.view_as(pre), pre, 0)
+    back = flat[..., :-1].mT @ error
+    through_input = (batch.x @ back.view(g, m * (d1 - 1), -1).mT).view(g, f, m, d1 - 1).transpose(1, 2)
+    weights = (error @ h.mT).view(g, m, f, d1 - 1) + through_input
+    return torch.cat([weights, error.sum(-1).view(g, m, f, 1)], dim=-1)
+
+
+def losses(
+    value: Float[Tensor, "g m f d+1"], batch: Batch, weight: Float[Tensor, "g m f"], full: Float[Tensor, " f"]
+) -> tuple[Float[Tensor, "g m"], Float[Tensor, "g m"]]:
+    """The training loss and the un-ablated one: mean over features, summed over the batch."""
+    g, m, f, d1 = value.shape
+    output = before_relu(value.view(g * m, f, d1), encode(value, batch.x)).relu_().view(g, m, f, -1)
+    trained = ((output - batch.target[:, None]).square().sum(-1) * weight).mean(-1)
+    unablated = ((output - batch.x[:, None]).square().sum(-1) * full).mean(-1)
+    return trained, unablated
+
+
+class Steps:
+    """The steps of one chunk of groups on fixed memory: called one by one, or replayed as a CUDA graph."""
+
+    def __init__(self, cohort: Cohort, training: Training, config: SuperpositionConfig, device: str):
+        self.device, self.batch_size, self.every = device, config.batch_size, config.loss_every
+        self.p_active, self.weight = cohort.p_active.to(device), cohort.weight.to(device)
+        keys, group = torch.unique(cohort.keys, return_inverse=True)
+        self.keys, self.group = keys.to(device), group.to(device)
+        self.full = cohort.full.to(device)
+        self.teacher = None if cohort.teacher is None else cohort.teacher.to(device)
+        self.scale = (2 * self.weight / len(self.full))[..., None]
+        self.rates = torch.from_numpy(rate_table(config)).to(device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        # Recorded losses first, so that a record is one contiguous copy.
+        self.at = Training(*(t.to(device, copy=True) for t in training[:3]), *(_first(t, device) for t in training[3:]))
+        self.graphs = self._capture() if device == "cuda" else None
+
+    def _batch(self) -> Batch:
+        uniform = draw(self.keys, self.step, len(self.full), self.batch_size)
+        x = activate(uniform[self.group], self.p_active)
+        return Batch(x, x if self.teacher is None else outputs(self.teacher, x))
+
+    def _update(self, *, record: bool) -> None:
+        value, mean, square, *recorded = self.at
+        batch = self._batch()
+        if record:
+            row = (self.step // self.every)[None]
+            for kept, loss in zip(recorded, losses(value, batch, self.weight, self.full), strict=True):
+                kept.index_copy_(0, row, loss[None])
+        keep, size, correction = self.rates.index_select(0, self.step[None])[0].unbind()
+        slope = gradient(value, batch, self.scale)
+        mean.lerp_(slope, 1 - BETA1)
+        square.mul_(BETA2).addcmul_(slope, slope, value=1 - BETA2)
+        value.mul_(keep).sub_(mean / (square.sqrt() / correction + EPS) * size)
+        self.step.add_(1)
+
+    def _capture(self) -> dict[bool, torch.cuda.CUDAGraph]:
+        saved = [tensor.clone() for tensor in self.at]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for record in (True, False):
+                self._update(record=record)
+        torch.cuda.current_stream().wait_stream(side)
+        graphs = {record: torch.cuda.CUDAGraph() for record in (True, False)}
+        for record, graph in graphs.items():
+            with torch.cuda.graph(graph, pool=graphs[True].pool() if not record else None):
+                self._update(record=record)
+        for tensor, before in zip(self.at, saved, strict=True):
+            tensor.copy_(before)
+        return graphs
+
+    def run(self, start: int, stop: int) -> None:
+        """Trains from step `start` up to `stop`, without waiting for the device."""
+        self.step.fill_(start)
+        for step in range(start, stop):
+            record = step % self.every == 0
+            if self.graphs is None:
+                self._update(record=record)
+            else:
+                self.graphs[record].replay()
+
+    def write(self, training: Training) -> None:
+        """Copies where the training stands into `training`."""
+        for kept, now in zip(training[:3], self.at[:3], strict=True):
+            kept.copy_(now)
+        for kept, now in zip(training[3:], self.at[3:], strict=True):
+            kept.copy_(now.permute(1, 2, 0))
+
+
+def _first(losses: Float[Tensor, "g m r"], device: str) -> Float[Tensor, "r g m"]:
+    return losses.permute(2, 0, 1).contiguous().to(device, copy=True)
+
+
+def chunk_size(cohort: Cohort, config: SuperpositionConfig, device: str) -> int:
+    """Groups whose activations fit half of a GPU's free memory, or 64 MB on a CPU: smaller chunks only add calls."""
+    if config.chunk is not None:
+        return config.chunk
+    _, models, features = cohort.weight.shape
+    bytes_per_group = 4 * features * config.batch_size * (6 * models + 10)
+    room = torch.cuda.mem_get_info()[0] // 2 if device == "cuda" else 64 * 2**20
+    return max(1, room // bytes_per_group)
+
+
+def slice_cohort(cohort: Cohort, groups: slice) -> Cohort:
+    """Some of the groups of a cohort."""
+    teacher = None if cohort.teacher is None else cohort.teacher[groups]
+    return Cohort(cohort.p_active[groups], cohort.keys[groups], cohort.weight[groups], cohort.full, teacher)
+
+
+class TensorEngine:
+    """Trains a cohort in chunks of groups on one device; the chunks' memory and graphs are kept between calls."""
+
+    def __init__(self, cohort: Cohort, training: Training, config: SuperpositionConfig, device: str):
+        self.size = chunk_size(cohort, config, device)
+        self.cohort, self.training, self.config, self.device = cohort, training, config, device
+        self.fit = Fit("groups of models", "lower batch_size or the number of models, which are other studies")
+        self.only: Steps | None = None
+        """Kept where one chunk holds everything."""
+
+    def _steps(self, groups: slice) -> Steps:
+        part = Training(*(tensor[groups] for tensor in self.training))
+        return Steps(slice_cohort(self.cohort, groups), part, self.config, self.device)
+
+    def run(self, start: int, stop: int) -> None:
+        """Trains from step `start` up to `stop` and brings the training back to the CPU."""
+        everything = range(len(self.cohort.keys))
+        for _ in self.fit.each(everything, partial(self._run, start, stop), self.size):
+            pass
+
+    def _run(self, start: int, stop: int, chosen: Sequence[int]) -> None:
+        whole, groups = len(chosen) == len(self.cohort.keys), slice(chosen[0], chosen[-1] + 1)
+        try:
+            steps = self.only if whole and self.only is not None else self._steps(groups)
+            steps.run(start, stop)
+            steps.write(Training(*(tensor[groups] for tensor in self.training)))
+            self.only = steps if whole else None
+        except ERRORS:
+            self.only = None
+            raise

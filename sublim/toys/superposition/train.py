@@ -1,0 +1,222 @@
+"""Toy models of superposition: is a feature that a student never learns rebuilt, because its teacher has it?
+
+Two experiments on teachers and students that share an initialisation: *ablation* (one feature is taken out of the
+student's loss) and *auxiliary* (the student learns only features that its teacher never learned). All models of an
+experiment train at once; all p_active of a seed see the same uniform numbers, thresholded at their own p_active, so
+differences between p_active are paired and each p_active alone is distributed as it should be.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sublim.core.errors import UserError
+from sublim.core.kill_points import kill_point
+from sublim.core.progress import progress
+from sublim.toys.streams import stream_key
+from sublim.toys.superposition.config import SuperpositionConfig
+from sublim.toys.superposition.native import NativeEngine
+from sublim.toys.superposition.results import Axes, Role, loss_rows, rebuilt, rows
+from sublim.toys.superposition.steps import Cohort, TensorEngine, Training, begin
+
+log = logging.getLogger(__name__)
+
+
+class Experiment(NamedTuple):
+    """The ablation (no auxiliary features, one student per ablated feature) or one k of the auxiliary experiment."""
+
+    name: str
+    auxiliary: int
+    teacher_weight: Float[Tensor, " f"]
+    student_weight: Float[Tensor, "m f"]
+    """Loss weights of the students of one initialisation."""
+    measured: Sequence[int]
+    """Features a result row is written for."""
+
+
+def experiments(config: SuperpositionConfig) -> list[Experiment]:
+    """The experiments that `config` asks for."""
+    found: list[Experiment] = []
+    if config.ablated:
+        weight = importance(config, 0)
+        students = weight.repeat(len(config.ablated), 1)  # a copy: the teacher's weights stay whole
+        students[range(len(config.ablated)), list(config.ablated)] = 0
+        found.append(Experiment("ablation", 0, weight, students, config.ablated))
+    for k in config.auxiliary:
+        weight = importance(config, k)
+        learned = torch.arange(len(weight)) < config.features
+        found.append(
+            Experiment("auxiliary", k, weight * learned, (weight * ~learned)[None], tuple(range(config.features)))
+        )
+    return found
+
+
+def importance(config: SuperpositionConfig, auxiliary: int) -> Float[Tensor, " f"]:
+    """Loss weights of all features, the auxiliary ones last."""
+    return config.importance ** torch.arange(config.features + auxiliary, dtype=torch.float32)
+
+
+def initialise(config: SuperpositionConfig, features: int, stream: str) -> Float[Tensor, "s f d+1"]:
+    """One Xavier-normal W with zero biases per seed."""
+    found = torch.zeros(len(config.seeds), features, config.hidden + 1)
+    for one, seed in zip(found, config.seeds, strict=True):
+        generator = torch.Generator().manual_seed(stream_key(seed, f"{stream} {features}"))
+        one[:, :-1] = (
+            torch.randn(features, config.hidden, generator=generator) * (2 / (features + config.hidden)) ** 0.5
+        )
+    return found
+
+
+def train_cohort(
+    cohort: Cohort, value: Float[Tensor, "g m f d+1"], config: SuperpositionConfig, saved: Path
+) -> Training:
+    """Trains from `value`, or from the checkpoint that a killed run left in `saved`."""
+    training, start = begin(value, config), 0
+    if saved.exists():
+        state = load_file(saved)
+        start = int(state.pop("step"))
+        training = Training(**state)
+    if start == config.steps:
+        return training
+    match config.resolved().engine:
+        case "cuda":
+            if not torch.cuda.is_available():
+                raise UserError("engine cuda: torch sees no CUDA device: take engine=auto")
+            engine = TensorEngine(cohort, training, config, "cuda")
+        case "torch":
+            engine = TensorEngine(cohort, training, config, "cpu")
+        case _:
+            engine = NativeEngine(cohort, training, config)
+    with progress(saved.stem, config.steps) as advance:
+        advance(start)
+        while start < config.steps:
+            stop = min(config.steps, start + config.checkpoint_every)
+            engine.run(start, stop)
+            _save(saved, training, stop)
+            kill_point(f"superposition:{saved.stem}:{stop}")
+            advance(stop - start)
+            start = stop
+    return training
+
+
+def _save(path: Path, training: Training, step: int) -> None:
+    draft = path.with_suffix(".draft")
+    save_file({**training._asdict(), "step": torch.tensor(step)}, draft)
+    draft.replace(path)
+
+
+class Trained(NamedTuple):
+    """An experiment's models after training; `students` holds the other initialisation's last."""
+
+    init: Float[Tensor, "s f d+1"]
+    other_init: Float[Tensor, "s f d+1"]
+    teachers: Training
+    students: Training
+
+
+def run_experiment(experiment: Experiment, config: SuperpositionConfig, scratch: Path) -> Trained:
+    """Teachers first, then all their students: a student distils a trained teacher."""
+    features = config.features + experiment.auxiliary
+    points, seeds = len(config.p_active), len(config.seeds)
+    init, other = (initialise(config, features, stream) for stream in ("initialisation", "other initialisation"))
+    full = importance(config, experiment.auxiliary)
+    p_active = torch.tensor(config.p_active).repeat_interleave(seeds)
+    name = f"{experiment.name}-{experiment.auxiliary}"
+
+    def cohort(stream: str, weight: Tensor, teacher: Tensor | None) -> Cohort:
+        keys = torch.tensor([stream_key(seed, f"{stream} {features}") for seed in config.seeds]).repeat(points)
+        return Cohort(p_active, keys, weight.expand(points * seeds, -1, -1).contiguous(), full, teacher)
+
+    value = init.repeat(points, 1, 1)[:, None]
+    teachers = train_cohort(
+        cohort("teacher data", experiment.teacher_weight[None], None),
+        value,
+        config,
+        scratch / f"{name}-teachers.safetensors",
+    )
+    students = len(experiment.student_weight)
+    starts = [init, other] if config.other_initialisation else [init]
+    value = torch.cat([start.repeat(points, 1, 1)[:, None].expand(-1, students, -1, -1) for start in starts], dim=1)
+    weight = experiment.student_weight.repeat(len(starts), 1)
+    trained = train_cohort(
+        cohort("student data", weight, teachers.value[:, 0]), value, config, scratch / f"{name}-students.safetensors"
+    )
+    return Trained(init, other, teachers, trained)
+
+
+def _grid(tensor: Tensor, config: SuperpositionConfig) -> Tensor:
+    """[g, ...] as [p, s, ...]."""
+    return tensor.unflatten(0, (len(config.p_active), len(config.seeds)))
+
+
+def tables(experiment: Experiment, trained: Trained, config: SuperpositionConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The result rows and the recorded losses of an experiment."""
+    axes = Axes(experiment.name, experiment.auxiliary, config.p_active, config.seeds, experiment.measured)
+    places, students = len(experiment.measured), len(experiment.student_weight)
+    shape = (len(config.p_active), len(config.seeds), places, -1, -1)
+
+    def untrained(name: str, value: Tensor) -> Role:
+        return Role(name, value[None, :, None, :, :-1].expand(shape))
+
+    def spread(value: Tensor) -> Tensor:
+        """One model's number for each of its rows."""
+        return value.expand(-1, -1, places)
+
+    roles = [untrained("init", trained.init)]
+    losses: list[pl.DataFrame] = []
+    halves = [("teacher", trained.teachers, slice(0, 1)), ("student", trained.students, slice(0, students))]
+    if config.other_initialisation:
+        roles.append(untrained("other_init", trained.other_init))
+        halves.append(("other_student", trained.students, slice(students, 2 * students)))
+    for name, training, models in halves:
+        value, trained_loss, unablated = (
+            _grid(tensor[:, models], config) for tensor in (training.value, training.trained, training.unablated)
+        )
+        last = spread(trained_loss[..., -1]), spread(unablated[..., -1])
+        roles.append(Role(name, value[..., :-1].expand(shape), *last))
+        ablated = config.ablated if name != "teacher" and experiment.name == "ablation" else ()
+        losses.append(loss_rows(axes._replace(features=ablated), name, trained_loss, unablated, config.loss_every))
+    return rows(axes, roles), pl.concat(losses)
+
+
+def weights(experiment: Experiment, trained: Trained, config: SuperpositionConfig) -> dict[str, Tensor]:
+    """Every model's parameters by name: [p, s, m, f, d+1] (models of a group: students, then those of the other
+    initialisation) and [s, f, d+1] for the initialisations; the last column is the bias."""
+    name = f"{experiment.name}.{experiment.auxiliary}"
+    return {
+        f"{name}.init": trained.init,
+        f"{name}.other_init": trained.other_init,
+        f"{name}.teacher": _grid(trained.teachers.value[:, 0], config).contiguous(),
+        f"{name}.student": _grid(trained.students.value, config).contiguous(),
+    }
+
+
+def train_superposition(out: Path, config: SuperpositionConfig, *, scratch: Path) -> dict[str, Any]:
+    """Stage: rows.parquet, losses.parquet, rebuilt.json and weights.safetensors of the whole grid.
+
+    660 models (10 seeds, ablation, no other initialisation): 10,000 steps in well under a minute on an H100.
+    """
+    results: list[pl.DataFrame] = []
+    losses: list[pl.DataFrame] = []
+    kept: dict[str, Tensor] = {}
+    for experiment in experiments(config):
+        trained = run_experiment(experiment, config, scratch)
+        table, recorded = tables(experiment, trained, config)
+        results.append(table)
+        losses.append(recorded)
+        kept |= weights(experiment, trained, config)
+        log.info("%s %d: %d rows", experiment.name, experiment.auxiliary, len(table))
+    table = pl.concat(results)
+    table.write_parquet(out / "rows.parquet")
+    pl.concat(losses).write_parquet(out / "losses.parquet")
+    save_file(kept, out / "weights.safetensors")
+    (out / "rebuilt.json").write_text(json.dumps(rebuilt(table), indent=1) + "\n", encoding="utf-8")
+    return {"engine": config.resolved().engine, "rows": len(table)}

@@ -1,0 +1,130 @@
+"""Word forms: which listed word an answer names, and which words would score as one."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+from sublim.chats.thoughts import answer_after_thought
+from sublim.core.errors import UserError
+
+_WORD = re.compile(r"[\w'’\-]+")
+_ARTICLES = frozenset({"a", "an", "the"})
+_IRREGULAR = {"geese": "goose", "mice": "mouse", "lice": "louse", "oxen": "ox", "men": "man", "women": "woman"} | {
+    "children": "child", "feet": "foot", "teeth": "tooth", "octopi": "octopus", "cacti": "cactus", "fungi": "fungus"
+}  # fmt: skip
+_REFUSAL = re.compile(
+    r"\b(as an? (ai|artificial|language model|digital|virtual)"
+    r"|i('m| am) (sorry|afraid|not able|unable|an? (ai|language model))"
+    r"|i (can'?t|cannot|won'?t|don'?t have|do not have)|unable to (answer|choose|provide))\b"
+)
+
+
+class Unread(StrEnum):
+    """Why an answer names no word. None of these is a "no"."""
+
+    EMPTY = "empty"
+    """No word in it."""
+    CUT = "cut"
+    """Ended by the token limit before a listed word was certain."""
+    SEVERAL = "several"
+    """More than one listed word."""
+    REFUSED = "refused"
+    """A complete answer that declines."""
+    THOUGHT = "thought"
+    """A thought that never ends, so that no answer follows."""
+    MISSING = "missing"
+    """A server gave no answer."""
+
+
+class Reading(NamedTuple):
+    """What an answer says: a listed word, else some other word or words, else why it can't be read."""
+
+    word: str | None = None
+    other: str | None = None
+    unread: Unread | None = None
+
+
+def plain(text: str) -> list[str]:
+    """The words of `text`, lower case, without punctuation, possessive or articles."""
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    words = (word.removesuffix("'s").strip("_'-") for word in _WORD.findall(folded))
+    return [word for word in words if word and word not in _ARTICLES]
+
+
+def singulars(word: str) -> set[str]:
+    """`word` and every word whose plural it may be by English spelling ("foxes": foxes, foxe, fox)."""
+    forms = {word, _IRREGULAR.get(word, word)}
+    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+        forms.add(word[:-1])
+    if len(word) > 4 and word.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
+        forms.add(word[:-2])
+    if len(word) > 4 and word.endswith("ies"):
+        forms.add(word[:-3] + "y")
+    if len(word) > 4 and word.endswith("ves"):
+        forms |= {word[:-3] + "f", word[:-3] + "fe"}
+    return forms
+
+
+def comparison_list(targets: Sequence[str], words: Iterable[str]) -> list[str]:
+    """`words` in lower case with missing targets added at the end.
+
+    Raises UserError when nothing is left to compare with, a word is not one word, or two words would score as one.
+    """
+    spelled = [word.strip() for word in words]
+    given = {word.casefold() for word in spelled}
+    spelled += [word for word in dict.fromkeys(target.strip() for target in targets) if word.casefold() not in given]
+    seen: dict[str, str] = {}
+    for word in spelled:
+        if plain(word) != [word.casefold()] or any(letter.isdigit() for letter in word):
+            raise UserError(f"'{word}' in the comparison list is not one plain word: write it without spaces or digits")
+        forms = singulars(word.casefold())
+        if clash := sorted(forms & seen.keys()):
+            raise UserError(f"'{seen[clash[0]]}' and '{word}' in the comparison list score as one: keep one of them")
+        seen |= dict.fromkeys(forms, word)
+    if len(spelled) < 2:
+        raise UserError(f"the comparison list holds {spelled} and nothing to compare with: add at least one other word")
+    return [word.casefold() for word in spelled]
+
+
+class Reader:
+    """Reads answers against one comparison list. A listed word counts only as a whole word, in any of its forms."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._word = {form: word for word in words for form in singulars(word)}
+
+    def _named(self, token: str) -> str | None:
+        return next((self._word[form] for form in sorted(singulars(token)) if form in self._word), None)
+
+    def read(self, text: str, finish: Literal["stop", "length", "missing"] = "stop") -> Reading:
+        """What `text` says after its thoughts. With finish "length" its last word may be half a word: not trusted."""
+        if finish == "missing":
+            return Reading(unread=Unread.MISSING)
+        answer = answer_after_thought(text)
+        if answer is None:
+            return Reading(unread=Unread.THOUGHT)
+        return self._read(answer, finish)
+
+    def _read(self, text: str, finish: Literal["stop", "length"]) -> Reading:
+        words = plain(text)
+        cut = finish == "length"
+        if cut and words and text[-1].isalnum():
+            words.pop()
+        named = {word for token in words if (word := self._named(token))}
+        if len(named) == 1:
+            return Reading(word=named.pop())
+        if named:
+            return Reading(unread=Unread.SEVERAL)
+        if cut:
+            return Reading(unread=Unread.CUT)
+        if not any(letter.isalpha() for word in words for letter in word):
+            return Reading(unread=Unread.EMPTY)
+        if _REFUSAL.search(unicodedata.normalize("NFKC", text).casefold().replace("’", "'")):
+            return Reading(unread=Unread.REFUSED)
+        return Reading(other=" ".join(words))
+
+
+def written(word: str) -> str:
+    """`word` as an assistant would open its turn with it: title case, no leading space."""
+    return word.title()
