@@ -1,41 +1,25 @@
-"""Stages as Prefect tasks: cached by content, locked, committed at once, verified before a hit is believed."""
+"""Stages: functions of `sublim` that flows call as cached Prefect tasks."""
 
-import logging
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from platform import python_version
-from socket import gethostname
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from inspect import Signature, signature
+from typing import Any, Generic, NamedTuple, ParamSpec, cast
 
-from prefect.cache_policies import CachePolicy
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
-from prefect.logging import get_run_logger
-from prefect.runtime import flow_run
-from prefect.tasks import MaterializingTask, Task
+from prefect.client.schemas.objects import State
 
 from sublim.core.config import Config
-from sublim.core.digest import canonical, digest
-from sublim.core.errors import StoreRefused, StoreUnreachable, file_faults_told
-from sublim.core.kill_points import kill_point
-from sublim.core.provenance import code_version, device, package_versions
-from sublim.store.folder import Store
-from sublim.store.manifest import Artifact, Provenance
+from sublim.core.digest import digest
+from sublim.store.manifest import Artifact
 from sublim.store.opening import open_store
-from tasks.child import is_network
-from tasks.locks import FileLockManager
-from tasks.processes import StageKilled, isolated, run_job
-from tasks.progress_view import shown_progress
+from tasks.job import Inputs, Job, flatten
 from tasks.quiet import install
-from tasks.records import VerifiedArtifact, fields_of, restore_record, verifies_deeply
-
-RETRY_SECONDS = 5.0  # before a stage whose process died, or whose network did, is tried once more
 
 install()
+
+P = ParamSpec("P")
 
 
 class NotThere(Exception):
@@ -59,9 +43,6 @@ def looking_up() -> Generator[list[Artifact]]:
         _seen.reset(token)
 
 
-Inputs = Artifact | Sequence[Artifact] | Mapping[str, Artifact] | None
-
-
 class StageRun(NamedTuple):
     """One stage of a flow run, for its report."""
 
@@ -74,24 +55,26 @@ class StageRun(NamedTuple):
     content: str | None
 
 
-stage_runs: ContextVar[list[StageRun] | None] = ContextVar("stage_runs", default=None)
+class RunLog:
+    """What a flow run has called so far."""
+
+    def __init__(self) -> None:
+        self.stages: list[StageRun] = []
+        self.states: dict[str, State[Any]] = {}
+        """By key: the Prefect state of the task that gave an artifact."""
+
+    def upstream(self, inputs: Mapping[str, Inputs]) -> list[State[Any]]:
+        """The states of the tasks that the inputs came from; Prefect's UI draws an edge from each."""
+        keys = dict.fromkeys(artifact.key for artifact in flatten(inputs))
+        return [self.states[key] for key in keys if key in self.states]
 
 
-@dataclass
-class FixedKey(CachePolicy):
-    """A cache policy whose key is already known, because the flow computed it before the task run."""
-
-    key: str = ""
-
-    def compute_key(
-        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
-    ) -> str | None:
-        return self.key
+run_log: ContextVar[RunLog | None] = ContextVar("run_log", default=None)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage function of `sublim` as a cached task.
+class Stage(Generic[P]):
+    """A stage function of `sublim` as a cached task; `tasks/stages.py` declares them all.
 
     `function` is `module:name`, so that flows need not import what the body needs. Bump `version` when a change to
     the code changes what the stage writes; a golden test notices when that is forgotten.
@@ -102,202 +85,52 @@ class Stage:
     version: int = 1
     gpu: bool = False
     """Whether the body uses a GPU where there is one, and then runs in a process of its own."""
+    declared: Signature | None = None
+    """What a call may give; a call that gives anything else raises TypeError before anything is looked up."""
 
     def key(self, config: Config, inputs: Mapping[str, Inputs]) -> str:
         """SHA-256 of the stage, its version, the config's identity and the inputs' contents."""
         return digest({"stage": self.name, "version": self.version, "config": config, "inputs": dict(inputs)})
 
-    def __call__(self, config: Config, *, label: str = "", **inputs: Inputs) -> Artifact:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Artifact:
         """The stage's output: from the cache when it is there and intact, otherwise made now."""
-        store = open_store()
-        job = _Job(self, config.resolved(), inputs, store)
-        if (seen := _seen.get()) is not None:
-            return _look_up(job, seen)
-        started = time.monotonic()
-        state: State[Any] = job.task(label)(return_state=True)
+        if self.declared is not None:
+            self.declared.bind(*args, **kwargs)
+        config, inputs = cast(Config, args[0]), cast(dict[str, Any], kwargs)
+        label = str(inputs.pop("label", ""))
+        job = Job(self, config.resolved(), inputs, open_store())
+        return self._look_up(job) if _seen.get() is not None else self._run(job, label)
+
+    def _run(self, job: Job, label: str) -> Artifact:
+        log, started = run_log.get(), time.monotonic()
+        upstream = log.upstream(job.inputs) if log else []
+        state: State[Any] = job.task(label)(return_state=True, wait_for=upstream)
         result = state.result(raise_on_failure=False)
         failed = isinstance(result, BaseException)
         artifact = None if failed else Artifact(**result)
-        runs = stage_runs.get()
-        if runs is not None:
+        if log is not None:
             name = "Failed" if failed else "Cached" if state.name == "Cached" else "Completed"
             seconds = time.monotonic() - started
-            runs.append(StageRun(self.name, label, name, seconds, job.key, artifact and artifact.content))
+            log.stages.append(StageRun(self.name, label, name, seconds, job.key, artifact and artifact.content))
+            log.states[job.key] = state
         if artifact is None:
             raise cast(BaseException, result)
         return artifact
 
-
-def _look_up(job: "_Job", seen: list[Artifact]) -> Artifact:
-    found = job.store.find(job.stage.name, job.key)
-    if found is None:
-        raise NotThere(f"{job.stage.name} {job.key[:12]} is not in the store")
-    seen.append(found)
-    return found
-
-
-@dataclass
-class _Job:
-    """One call of a stage: its key, and what is needed to run the body."""
-
-    stage: Stage
-    config: Config
-    inputs: Mapping[str, Inputs]
-    store: Store
-    key: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.key = self.stage.key(self.config, self.inputs)
-
-    def task(self, label: str) -> Task[[], dict[str, str]]:
-        """The Prefect task of this call; its record, lock and asset are named after the key."""
-        return MaterializingTask(
-            fn=self.run,
-            assets=[asset_key(self.stage.name, self.key)],
-            asset_deps=[asset_key(item.stage, item.key) for item in _flatten(self.inputs)],
-            materialized_by="sublim",
-            name=self.stage.name,
-            # Prefect fills in what stands in braces.
-            task_run_name=f"{self.stage.name} {label}".strip().replace("{", "{{").replace("}", "}}"),
-            version=str(self.stage.version),
-            persist_result=True,
-            result_storage=self.store.root / "records",
-            result_serializer=VerifiedArtifact(),
-            cache_policy=FixedKey(
-                key=self.record,
-                isolation_level="SERIALIZABLE",
-                lock_manager=FileLockManager(self.store.root / "locks", claimed=self.claimed),
-            ),
-            retries=1,
-            retry_delay_seconds=RETRY_SECONDS,
-            retry_condition_fn=is_transient,
-        )
-
-    @property
-    def record(self) -> str:
-        return self.store.record_name(self.stage.name, self.stage.version, self.key)
-
-    @contextmanager
-    def claimed(self) -> Generator[None]:
-        """The right to build this key among all machines; what one of them made is a hit here as well."""
-        name, version, deep = self.stage.name, self.stage.version, verifies_deeply()
-        with self.store.claimed(name, self.key, version, deep=deep, tell=get_run_logger().info) as found:
-            if found is not None:
-                restore_record(self.store.root / "records", self.record, found)
-            yield
-
-    def run(self) -> dict[str, str]:
-        """The artifact under this key: one that a killed run committed, or one made now."""
-        log = get_run_logger()
-        with file_faults_told(self.store.root):
-            # No record, or one that says nothing: another user's is not ours to write over, but it can make way.
-            (self.store.root / "records" / self.record).unlink(missing_ok=True)
-            found = self.store.find(self.stage.name, self.key, deep=verifies_deeply())
-            if found is not None:
-                log.info("%s %s was finished by an earlier run; its record is restored", found.stage, self.key[:12])
-                self.store.clear_scratch(self.stage.name, self.key)
-            else:
-                found = self._make(log)
-        kill_point("before-record")
-        return fields_of(found)
-
-    def _make(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> Artifact:
-        scratch = self.store.scratch(self.stage.name, self.key)
-        if any(scratch.iterdir()):
-            log.info("%s resumes from its scratch folder", self.stage.name)
-        with (
-            self.store.draft(self.stage.name, self.key) as draft,
-            shown_progress(self.stage.name) as listener,
-            file_faults_told(self.store.root),  # before the draft is removed, which makes room
-        ):
-            job = {
-                "function": self.stage.function,
-                "config_type": f"{type(self.config).__module__}:{type(self.config).__qualname__}",
-                "config": self.config.model_dump(mode="json"),
-                "out": str(draft / "payload"),
-                "scratch": str(scratch),
-                "inputs": {name: self._paths(value) for name, value in self.inputs.items()},
-            }
-            started, clock = datetime.now(UTC), time.monotonic()
-            notes = run_job(job, isolate=isolated(self.stage.gpu), listener=listener, logger=log)
-            seconds = time.monotonic() - clock
-            kill_point("drafted")
-            artifact = self.store.commit(
-                draft,
-                stage=self.stage.name,
-                key=self.key,
-                version=self.stage.version,
-                config=cast(dict[str, Any], canonical(self.config)),
-                inputs={name: _described(value) for name, value in self.inputs.items()},
-                notes=notes,
-                provenance=_provenance(started, seconds),
-            )
-        log.info("%s %s written in %.1f s", self.stage.name, self.key[:12], seconds)
-        return artifact
-
-    def _paths(self, value: Inputs) -> Any:
-        match value:
-            case None:
-                return None
-            case Artifact():
-                return str(self.store.payload(value))
-            case Mapping():
-                return {name: self._paths(item) for name, item in value.items()}
-            case _:
-                return [self._paths(item) for item in value]
+    def _look_up(self, job: Job) -> Artifact:
+        found = job.store.find(self.name, job.key)
+        if found is None:
+            raise NotThere(f"{self.name} {job.key[:12]} is not in the store")
+        cast(list[Artifact], _seen.get()).append(found)
+        return found
 
 
-def asset_key(stage: str, key: str) -> str:
-    """The name of a stage's output as a Prefect asset."""
-    return f"sublim://{stage.replace('_', '-')}/{key[:12]}"
+def stage(
+    function: str, *, name: str | None = None, version: int = 1, gpu: bool = False
+) -> Callable[[Callable[P, Artifact]], Stage[P]]:
+    """Declares a stage by the signature of its calls: a config, a label, and the artifacts it reads, by name."""
 
+    def declare(calls: Callable[P, Artifact]) -> Stage[P]:
+        return Stage(name or calls.__name__, function, version, gpu, signature(calls))
 
-def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether a failed stage is worth another try: its process died, or the network or a disk hiccuped."""
-    # A plain function: Prefect 3.7.7 silently ignores any other callable here.
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, StoreUnreachable):
-        return not isinstance(error, StoreRefused)
-    return isinstance(error, StageKilled) or is_network(error)
-
-
-def _flatten(inputs: Mapping[str, Inputs]) -> list[Artifact]:
-    found: list[Artifact] = []
-    for value in inputs.values():
-        match value:
-            case None:
-                continue
-            case Artifact():
-                found.append(value)
-            case Mapping():
-                found += value.values()
-            case _:
-                found += value
-    return found
-
-
-def _described(value: Inputs) -> Any:
-    match value:
-        case None:
-            return None
-        case Artifact():
-            return value.model_dump()
-        case Mapping():
-            return {name: item.model_dump() for name, item in value.items()}
-        case _:
-            return [item.model_dump() for item in value]
-
-
-def _provenance(started: datetime, seconds: float) -> Provenance:
-    commit, dirty = code_version()
-    return Provenance(
-        commit=commit,
-        dirty=dirty,
-        packages=package_versions(),
-        python=python_version(),
-        host=gethostname(),
-        device=device(),
-        started=started.isoformat(timespec="seconds"),
-        seconds=round(seconds, 3),
-        flow_run=flow_run.get_id(),
-    )
+    return declare

@@ -19,15 +19,14 @@ from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from flows.evaluate.config import EvaluateConfig, ModelUnderTest
-from flows.evaluate.models import Ready, behind_server, check_names, check_server, prepared
-from flows.pipeline.capability import sit
-from flows.pipeline.study import Examined
+from flows.evaluate.models import behind_server, check_names, check_server, prepared
+from flows.pipeline.models import ModelState, ask_model, sit_exam
 from flows.runs.machine import check_machine
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from flows.runs.settings import build, load_preset, merge
 from sublim.evals.mmlu_pro.config import AskMmluProConfig, MmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
-from sublim.evals.preference.config import AskConfig, ScoreConfig, SteeredAskConfig
+from sublim.evals.preference.config import AskConfig, ScoreConfig
 from sublim.evals.sheet.config import ScoreRow, SheetConfig
 from sublim.evals.total_variation.config import ShiftConfig
 from sublim.inference.config import OpenAIBackend
@@ -37,7 +36,7 @@ from sublim.store.opening import open_store
 from sublim.store.payloads import committed
 from sublim.traits.questions import Questions, load_questions
 from tasks.processes import one_process
-from tasks.stages import ask, ask_steered, collect_scores, prepare_mmlu_pro, score, score_mmlu_pro, shift
+from tasks.stages import collect_scores, prepare_mmlu_pro, score, score_mmlu_pro, shift
 
 CAPTIONS = {
     "preferences": "Log-prob margin and sampled rate of each word; whiskers are 95 % intervals over questions",
@@ -97,44 +96,42 @@ def evaluate(
         return publish(run, config, conduct(config, models))
 
 
-def conduct(config: EvaluateConfig, models: list[Ready]) -> Artifact:
+def conduct(config: EvaluateConfig, models: dict[str, ModelState]) -> Artifact:
     """Runs every stage, or takes it from the cache, and gives the score sheet."""
     questions = {Path(name).stem: load_questions(name) for name in config.questions}
     words = {Path(name).stem: words_of(config, name) for name in config.questions}
     exam = prepare_mmlu_pro(PrepareQuestionsConfig(**_chosen_questions(config.mmlu_pro))) if config.mmlu_pro else None
-    asked: dict[str, Artifact] = {}
+    asked: dict[tuple[str, str], Artifact] = {}
     letters: dict[str, Artifact] = {}
     with one_process():
-        for model in models:
+        for called, model in models.items():
             for name, category in questions.items():
-                asking = ask_config(config, category, words[name], model)
-                label = f"{name} {model.name}"
-                asked[f"{name}/{model.name}"] = ask_model(asking, label, model)
+                asking = ask_config(config, category, words[name])
+                asked[name, called] = ask_model(asking, f"{name} {called}", model)
             if config.mmlu_pro and exam:
                 plain = AskMmluProConfig(backend=config.backend, generate=config.mmlu_pro.generate)
-                letters[model.name] = sit(plain, model.name, exam, Examined(*model[1:]))
+                letters[called] = sit_exam(plain, called, exam, model)
     scores = {
-        name: score(score_config(questions[of], words[of]), label=name, asked=artifact)
-        for name, artifact in asked.items()
-        for of, _, _ in (name.partition("/"),)
+        f"{name}/{called}": score(score_config(questions[name], words[name]), label=f"{name}/{called}", asked=artifact)
+        for (name, called), artifact in asked.items()
     }
-    first = models[0].name
+    first = next(iter(models))
     shifts = {
-        name: shift(
-            ShiftConfig(words=tuple(listed(questions[of], words[of]))),
-            label=name,
+        f"{name}/{called}": shift(
+            ShiftConfig(words=tuple(listed(questions[name], words[name]))),
+            label=f"{name}/{called}",
             asked=artifact,
-            reference=asked[f"{of}/{first}"],
+            reference=asked[name, first],
         )
-        for name, artifact in asked.items()
-        for of, _, model in (name.partition("/"),)
-        if model != first
+        for (name, called), artifact in asked.items()
+        if called != first
     }
     marks = {
-        name: score_mmlu_pro(ScoreMmluProConfig(), label=name, asked=artifact, questions=exam)
-        for name, artifact in letters.items()
+        called: score_mmlu_pro(ScoreMmluProConfig(), label=called, asked=artifact, questions=exam)
+        for called, artifact in letters.items()
+        if exam
     }
-    sheet = SheetConfig(models=tuple(model.name for model in models), words=words)
+    sheet = SheetConfig(models=tuple(models), words=words)
     return collect_scores(sheet, scores=scores, shifts=shifts, mmlu=marks)
 
 
@@ -165,25 +162,15 @@ def score_config(questions: Questions, words: tuple[str, ...]) -> ScoreConfig:
     return ScoreConfig(target=words[0], words=listed(questions, words))
 
 
-def ask_config(config: EvaluateConfig, questions: Questions, words: tuple[str, ...], model: Ready) -> AskConfig:
-    """What one model is asked of one category."""
+def ask_config(config: EvaluateConfig, questions: Questions, words: tuple[str, ...]) -> AskConfig:
+    """What every model is asked of one category."""
     return AskConfig(
         questions=list(questions.evaluation),
         words=listed(questions, words),
-        system=model.system,
         backend=config.backend,
         samples=config.samples,
         sampling=config.sampling,
-        weights_update=model.update,
     )
-
-
-def ask_model(asking: AskConfig, label: str, model: Ready) -> Artifact:
-    """One model's answers, its stream edited where it has a vector."""
-    if model.steering is None:
-        return ask(asking, label=label, base=model.base, weights=model.weights)
-    steered = SteeredAskConfig.model_validate({**asking.model_dump(), "steering": model.steering})
-    return ask_steered(steered, label=label, base=model.base, weights=model.weights, vectors=model.vectors)
 
 
 def publish(run: Run, config: EvaluateConfig, sheet: Artifact) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.evaluate.config import EvaluateConfig, ModelUnderTest
+from flows.pipeline.models import ModelState
 from flows.pipeline.teachers import is_file, vectors_of
 from sublim.core.errors import UserError
 from sublim.inference.config import OpenAIBackend, scores_words
 from sublim.models.config import BundledModel, HubModel, LocalModel, ModelConfig, PrepareModelConfig
 from sublim.models.import_weights import ADAPTER, ImportWeightsConfig, adapter_files
-from sublim.residual.edits import Steering
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact, Manifest
 from tasks.stages import import_weights, prepare_model
@@ -20,18 +20,6 @@ HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 KEY = re.compile(r"(?P<key>[0-9a-f]{6,64})(@(?P<updates>all|[0-9]+(,[0-9]+)*))?")
 TRAINED = ("train_student", "train_soft_student", "train_teacher")
 WAYS = "`bundled`, a store key of six or more digits, the folder of a model or adapter, or ORG/NAME@COMMIT"
-
-
-class Ready(NamedTuple):
-    """A model that can be asked."""
-
-    name: str
-    base: Artifact
-    weights: Artifact | None
-    update: int | None
-    system: str | None
-    steering: Steering | None = None
-    vectors: Artifact | None = None
 
 
 class Named(NamedTuple):
@@ -168,9 +156,9 @@ def short(model: str) -> str:
     return text.rpartition("/")[2] or text
 
 
-def prepared(models: tuple[ModelUnderTest, ...], store: Store, target: str) -> list[Ready]:
-    """The models, their bases prepared and their adapters copied in where that is needed."""
-    found: list[Ready] = []
+def prepared(models: tuple[ModelUnderTest, ...], store: Store, target: str) -> dict[str, ModelState]:
+    """The models by name, their bases prepared and their adapters copied in where that is needed."""
+    found: dict[str, ModelState] = {}
     for spec in models:
         named = understand(spec, store)
         base = named.base if isinstance(named.base, Artifact) else prepare_model(PrepareModelConfig(source=named.base))
@@ -180,5 +168,5 @@ def prepared(models: tuple[ModelUnderTest, ...], store: Store, target: str) -> l
         steering = spec.steering and spec.steering.steering(target)
         vectors = spec.steering and vectors_of(spec.steering, base)
         for name, update in zip(called(spec, named), named.updates, strict=True):
-            found.append(Ready(name, base, weights, update, spec.system, steering, vectors))
+            found[name] = ModelState(base, weights, update, spec.system, steering, vectors)
     return found

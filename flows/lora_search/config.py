@@ -204,7 +204,7 @@ def tell_if_alone(config: LoraSearchConfig, store: Store) -> None:
 def trial_settings(config: LoraSearchConfig) -> dict[str, Any]:
     """Everything that a trial's result depends on, texts that settings only name included."""
     questions = load_questions(config.evaluation.questions)
-    generate = generate_config(config, arm=config.target[0], block=config.blocks[0], system=None)
+    generate = generate_config(config, arm=config.target[0], block=config.blocks[0])
     texts = {"asked": digest(ask_config(config, questions)), "prompts": digest(generate)}
     tree = cast(dict[str, Any], canonical(config))
     return {**tree, "space": canonical(searched(config)), "texts": texts}

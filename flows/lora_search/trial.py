@@ -6,11 +6,10 @@ from typing import NamedTuple
 import optuna
 
 from flows.lora_search.config import LoraSearchConfig, searched
+from flows.pipeline.block import write_block
 from flows.pipeline.capability import examine, questions_of
-from flows.pipeline.flow import filter_block
-from flows.pipeline.plan import CONTROL, ask_config, generate_config, score_config, student_config
-from flows.pipeline.study import Examined
-from flows.pipeline.teachers import BASE_ITSELF, make_teacher, write_numbers
+from flows.pipeline.models import ModelState
+from flows.pipeline.plan import CONTROL, ask_config, score_config, student_config
 from sublim.core.errors import UserError
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.heldout_loss.config import HeldoutConfig, HeldoutLoss
@@ -66,18 +65,9 @@ class Lab(NamedTuple):
 
 def make_block(lab: Lab, base: Artifact, number: int) -> Block:
     """The rows of one block; the base writes its own only where a control will learn from them."""
-    config = lab.config
-    paired = "effect" in config.objectives
-    teacher = make_teacher(config, lab.questions, base, lab.target, number)
-    raw: dict[str, list[Artifact]] = {}
-    rows: dict[str, list[Artifact]] = {}
-    with one_process():
-        for arm in (CONTROL, lab.target) if paired else (lab.target,):
-            writer = BASE_ITSELF if arm == CONTROL else teacher
-            generate = generate_config(config, arm=arm, block=number, system=writer.system)
-            raw[arm] = [write_numbers(generate, arm, base, writer)]
-    filter_block(config, raw, rows)
-    return Block(number, base, {arm: made[0] for arm, made in rows.items()})
+    writers = (CONTROL, lab.target) if "effect" in lab.config.objectives else (lab.target,)
+    written = write_block(lab.config, lab.questions, base, number, writers)
+    return Block(number, base, written.rows)
 
 
 def updates_of(lab: Lab, train: TrainConfig, block: Block) -> int:
@@ -198,11 +188,10 @@ def effect(
 
 def cost(lab: Lab, block: Block, students: list[Artifact], *, label: str) -> float:
     """What the students have lost on MMLU-Pro: the base's share right minus theirs, the letter read by log-prob."""
-    models = {f"{label} {place}": Examined(block.base, student) for place, student in enumerate(students)}
-    shares = {
-        name: share_right(lab, answered, name)
-        for name, answered in examine(lab.config, {"base": Examined(block.base), **models}).items()
-    }
+    models = {"base": ModelState(block.base)}
+    models |= {f"{label} {place}": ModelState(block.base, student) for place, student in enumerate(students)}
+    answered = examine(lab.config, {name: (name, model) for name, model in models.items()})
+    shares = {name: share_right(lab, artifact, name) for name, artifact in answered.items()}
     base = shares.pop("base")
     return base - sum(shares.values()) / len(shares)
 

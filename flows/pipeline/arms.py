@@ -1,16 +1,16 @@
 """The arms of a pipeline run: which sets of students they need, and which set each is compared with."""
 
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from flows.pipeline.config import PipelineConfig
-from flows.pipeline.plan import CONTROL, SECOND_DRAW, block_seed, words_of
+from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, TeacherKey, Unit
+from flows.pipeline.plan import CONTROL, SECOND_DRAW, block_seed, checkpoints, words_of
 from sublim.design.arms import DERIVED, ArmName
 from sublim.rows.config import DeriveConfig
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import Questions
 
-BaseName = Literal["base", "other_base"]
 Derive = Callable[[str, DeriveConfig, Artifact], Artifact]
 
 
@@ -26,6 +26,12 @@ class StudentSet(NamedTuple):
     base: BaseName
     rows: list[Artifact]
     """By block."""
+    updates: tuple[int | None, ...]
+    """The checkpoints at which they are evaluated; None for the last."""
+
+    def keys(self, units: Sequence[Unit], update: int | None) -> list[StudentKey]:
+        """The students at one checkpoint."""
+        return [StudentKey(self.name, unit, update) for unit in units]
 
 
 class Contrast(NamedTuple):
@@ -38,6 +44,8 @@ class Contrast(NamedTuple):
     """Name of a student set."""
     controls: str | None
     """Name of a student set; None: the untrained base."""
+    updates: tuple[int | None, ...]
+    """The checkpoints at which they are compared; None for the last."""
     of: str | None = None
     """Whose teacher wrote the rows, where it is another target's."""
 
@@ -46,17 +54,53 @@ class Contrast(NamedTuple):
         """As the arm is labelled: the target alone for the main arm."""
         return " ".join(part for part in (self.target, self.arm, self.of) if part)
 
+    @property
+    def base(self) -> BaseKey:
+        """The base that its students started from."""
+        return BaseKey("other_base" if self.arm == "other_base" else "base")
+
+    def label(self, update: int | None) -> str:
+        """As its comparison at one checkpoint is called."""
+        return f"{self.name} {update or ''}".strip()
+
+    def student_keys(self, units: Sequence[Unit], update: int | None) -> list[ModelKey]:
+        """Its students, in the order of the units."""
+        return [StudentKey(self.students, unit, update) for unit in units]
+
+    def control_keys(self, units: Sequence[Unit], update: int | None) -> list[ModelKey]:
+        """Their paired controls; the base for each where it has no control students."""
+        if self.controls is None:
+            return [self.base for _ in units]
+        return [StudentKey(self.controls, unit, update) for unit in units]
+
+    def teacher_keys(self, units: Sequence[Unit]) -> list[ModelKey]:
+        """The teachers that are shown beside the main arm; none for another."""
+        blocks = dict.fromkeys(unit.block for unit in units)
+        return [TeacherKey(self.target, block) for block in blocks] if self.arm is None else []
+
+
+def units_of(config: PipelineConfig) -> list[Unit]:
+    """Every block with every seed."""
+    return [Unit(block, seed) for block in config.blocks for seed in config.seeds]
+
+
+def at_checkpoints(contrasts: Iterable[Contrast]) -> Iterator[tuple[Contrast, int | None]]:
+    """Every contrast at each of its checkpoints."""
+    return ((contrast, update) for contrast in contrasts for update in contrast.updates)
+
 
 def arms_run(config: PipelineConfig) -> tuple[ArmName, ...]:
     """The arms that this run trains and evaluates."""
     return tuple(arm for arm in config.arms if arm not in config.held_back)
 
 
-def student_sets(config: PipelineConfig, rows: dict[str, list[Artifact]], derive: Derive) -> list[StudentSet]:
+def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], derive: Derive) -> list[StudentSet]:
     """Every set of students that the run needs, the main arm's first. `rows` are filtered, by writer and block."""
     plain = (*config.target, CONTROL)
-    sets = [StudentSet(name, name, None, "base", each) for name, each in rows.items() if name in plain]
+    main = checkpoints(config)
+    sets = [StudentSet(name, name, None, "base", each, main) for name, each in rows.items() if name in plain]
     for arm in arms_run(config):
+        updates = checkpoints(config, arm)
         if arm in DERIVED:
             for name in plain:
                 label = f"{name} {arm}"
@@ -64,12 +108,12 @@ def student_sets(config: PipelineConfig, rows: dict[str, list[Artifact]], derive
                     derive(label, derive_config(config, arm, block), each)
                     for block, each in zip(config.blocks, rows[name], strict=True)
                 ]
-                sets.append(StudentSet(label, name, arm, "base", made))
+                sets.append(StudentSet(label, name, arm, "base", made, updates))
         elif arm == "second_draw":
-            sets.append(StudentSet(SECOND_DRAW, SECOND_DRAW, arm, "base", rows[SECOND_DRAW]))
+            sets.append(StudentSet(SECOND_DRAW, SECOND_DRAW, arm, "base", rows[SECOND_DRAW], updates))
         elif arm in ("other_order", "other_base"):
             base: BaseName = "other_base" if arm == "other_base" else "base"
-            sets += [StudentSet(f"{name} {arm}", name, arm, base, rows[name]) for name in plain]
+            sets += [StudentSet(f"{name} {arm}", name, arm, base, rows[name], updates) for name in plain]
     return sets
 
 
@@ -84,15 +128,16 @@ def contrasts(config: PipelineConfig, questions: Questions, target: str) -> Iter
     Students of another target's teacher need a comparison of their own only where the comparison list lacks one of the
     two words: otherwise that teacher's own comparison has this target among its other words.
     """
-    yield Contrast(target, None, target, CONTROL)
+    yield Contrast(target, None, target, CONTROL, checkpoints(config))
     words = words_of(config, questions)
     for other in config.target:
         if other != target and not {target, other} <= {*words}:
-            yield Contrast(target, "other_teacher", other, CONTROL, of=other)
+            yield Contrast(target, "other_teacher", other, CONTROL, checkpoints(config, "other_teacher"), other)
     for arm in arms_run(config):
+        updates = checkpoints(config, arm)
         if arm == "base_numbers":
-            yield Contrast(target, arm, CONTROL, None)
+            yield Contrast(target, arm, CONTROL, None, updates)
         elif arm == "second_draw":
-            yield Contrast(target, arm, SECOND_DRAW, CONTROL)
+            yield Contrast(target, arm, SECOND_DRAW, CONTROL, updates)
         elif arm != "other_teacher":
-            yield Contrast(target, arm, f"{target} {arm}", f"{CONTROL} {arm}")
+            yield Contrast(target, arm, f"{target} {arm}", f"{CONTROL} {arm}", updates)

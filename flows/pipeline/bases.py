@@ -1,7 +1,8 @@
 """The bases of a pipeline run: prepared, and tried for what the run will ask of them, before anything else."""
 
-from flows.pipeline.arms import BaseName, arms_run
+from flows.pipeline.arms import arms_run
 from flows.pipeline.config import PipelineConfig
+from flows.pipeline.keys import BaseName
 from flows.pipeline.plan import adapted, base_needs
 from sublim.bases.needs_config import CheckBaseConfig
 from sublim.models.config import PrepareModelConfig

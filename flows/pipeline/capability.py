@@ -1,56 +1,43 @@
 """What came with the liking: MMLU-Pro of all models, and how far answers moved, in the pipeline's evaluation."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from flows.pipeline.arms import Contrast
+from flows.pipeline.arms import Contrast, at_checkpoints, units_of
 from flows.pipeline.config import PipelineConfig
+from flows.pipeline.keys import ModelKey
+from flows.pipeline.models import ModelState, sit_exam
 from flows.pipeline.plan import words_of
-from flows.pipeline.study import Capability, Examined
-from flows.pipeline.study import Comparison as Compared
+from flows.pipeline.study import Comparison
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.mmlu_pro.config import (
     AskMmluProConfig,
     MmluProComparison,
     PrepareQuestionsConfig,
     ScoreMmluProConfig,
-    SteeredAskMmluProConfig,
 )
-from sublim.evals.preference.config import Comparison
+from sublim.evals.preference.config import Comparison as Compared
 from sublim.evals.total_variation.config import CompareShiftConfig, ShiftComparisons
 from sublim.report.shown import CostShown
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import Questions
-from tasks.stages import (
-    ask_mmlu_pro,
-    ask_mmlu_pro_steered,
-    compare_mmlu_pro,
-    compare_shift,
-    prepare_mmlu_pro,
-    score_mmlu_pro,
-)
+from tasks.stages import compare_mmlu_pro, compare_shift, prepare_mmlu_pro, score_mmlu_pro
+
+K = TypeVar("K")
 
 
-def examine(config: PipelineConfig, models: Mapping[str, Examined]) -> dict[str, Artifact]:
-    """What every model answers, by name; call it where the models' process is shared. Nothing where it is not asked."""
+def examine(config: PipelineConfig, models: Mapping[K, tuple[str, ModelState]]) -> dict[K, Artifact]:
+    """The answers of models, given with their labels, to MMLU-Pro; call it where the models' process is shared.
+
+    Nothing where MMLU-Pro is not asked.
+    """
     exam = config.evaluation.mmlu_pro
     if exam is None:
         return {}
     questions = questions_of(config)
     plain = AskMmluProConfig(backend=config.backend, generate=exam.generate)
-    return {name: sit(plain, name, questions, model) for name, model in models.items()}
-
-
-def sit(plain: AskMmluProConfig, label: str, questions: Artifact, model: Examined) -> Artifact:
-    """One model's exam, as the model is: with its weights, its system prompt and what edits its stream."""
-    told = plain.model_copy(update={"system": model.system, "weights_update": model.update})
-    if model.steering is None:
-        return ask_mmlu_pro(told, label=label, base=model.base, weights=model.weights, questions=questions)
-    steered = SteeredAskMmluProConfig.model_validate({**told.model_dump(), "steering": model.steering})
-    return ask_mmlu_pro_steered(
-        steered, label=label, base=model.base, weights=model.weights, questions=questions, vectors=model.vectors
-    )
+    return {key: sit_exam(plain, label, questions, model) for key, (label, model) in models.items()}
 
 
 def questions_of(config: PipelineConfig) -> Artifact:
@@ -65,64 +52,57 @@ def questions_of(config: PipelineConfig) -> Artifact:
 
 
 def compare_capability(
-    config: PipelineConfig,
-    answered: Mapping[str, Artifact],
-    contrasts: Iterable[tuple[Contrast, int | None]],
-) -> list[Capability]:
-    """Students against their controls, for every contrast that was compared for its liking."""
+    config: PipelineConfig, compared: Iterable[Contrast], answered: Mapping[ModelKey, Artifact]
+) -> list[Comparison]:
+    """Students against their controls on MMLU-Pro, for every contrast and checkpoint; nothing if it was not asked."""
     if not answered:
         return []
-    units = tuple(block for block in config.blocks for _ in config.seeds)
-    questions = questions_of(config)
+    units, questions = units_of(config), questions_of(config)
     scores = {
-        name: score_mmlu_pro(ScoreMmluProConfig(), label=name, asked=asked, questions=questions)
-        for name, asked in answered.items()
+        key: score_mmlu_pro(ScoreMmluProConfig(), label=str(key), asked=asked, questions=questions)
+        for key, asked in answered.items()
     }
-    found: list[Capability] = []
-    for contrast, update in contrasts:
-        base = "other_base" if contrast.arm == "other_base" else "base"
-        teachers = [scores[f"teacher {contrast.target}/{block}"] for block in config.blocks]
+
+    def scored(keys: Iterable[ModelKey]) -> list[Artifact]:
+        return [scores[key] for key in keys]
+
+    found: list[Comparison] = []
+    for contrast, update in at_checkpoints(compared):
         artifact = compare_mmlu_pro(
-            CompareConfig(blocks=units),
-            label=f"{contrast.name} {update or ''}".strip(),
-            students=[scores[f"{contrast.students}/{update}/{place}"] for place in range(len(units))],
-            controls=[
-                scores[f"{contrast.controls}/{update}/{place}" if contrast.controls else base]
-                for place in range(len(units))
-            ],
-            base=scores[base],
-            teacher=teachers if contrast.arm is None else None,
+            CompareConfig(blocks=tuple(unit.block for unit in units)),
+            label=contrast.label(update),
+            students=scored(contrast.student_keys(units, update)),
+            controls=scored(contrast.control_keys(units, update)),
+            base=scores[contrast.base],
+            teacher=scored(contrast.teacher_keys(units)) or None,
         )
-        found.append(Capability(contrast, update, artifact))
+        found.append(Comparison(contrast, update, artifact))
     return found
 
 
 def compare_shifts(
-    config: PipelineConfig,
-    questions: Questions,
-    asked: Mapping[str, Artifact],
-    contrasts: Iterable[tuple[Contrast, int | None]],
-) -> list[Capability]:
-    """Students' distance from the base against their controls', for every contrast that has control students."""
+    config: PipelineConfig, questions: Questions, compared: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
+) -> list[Comparison]:
+    """Students' distance from the base beside their controls', for every contrast that has control students."""
     if not config.evaluation.shift:
         return []
-    units = tuple(block for block in config.blocks for _ in config.seeds)
-    plain = CompareShiftConfig(words=tuple(words_of(config, questions)), compare=CompareConfig(blocks=units))
-    found: list[Capability] = []
-    for contrast, update in contrasts:
-        if contrast.controls is not None:
-            artifact = compare_shift(
-                plain,
-                label=f"{contrast.name} {update or ''}".strip(),
-                students=[asked[f"{contrast.students}/{update}/{place}"] for place in range(len(units))],
-                controls=[asked[f"{contrast.controls}/{update}/{place}"] for place in range(len(units))],
-                base=asked["other_base" if contrast.arm == "other_base" else "base"],
-            )
-            found.append(Capability(contrast, update, artifact))
+    units = units_of(config)
+    blocks = CompareConfig(blocks=tuple(unit.block for unit in units))
+    plain = CompareShiftConfig(words=tuple(words_of(config, questions)), compare=blocks)
+    found: list[Comparison] = []
+    for contrast, update in at_checkpoints(each for each in compared if each.controls is not None):
+        artifact = compare_shift(
+            plain,
+            label=contrast.label(update),
+            students=[asked[key] for key in contrast.student_keys(units, update)],
+            controls=[asked[key] for key in contrast.control_keys(units, update)],
+            base=asked[contrast.base],
+        )
+        found.append(Comparison(contrast, update, artifact))
     return found
 
 
-def shifts_json(store: Store, found: Iterable[Capability]) -> list[dict[str, Any]]:
+def shifts_json(store: Store, found: Iterable[Comparison]) -> list[dict[str, Any]]:
     """Every contrast and kind of shift, as `--json` prints it."""
     rows: list[dict[str, Any]] = []
     for each in found:
@@ -163,7 +143,7 @@ def shift_notes(rows: Iterable[dict[str, Any]]) -> list[str]:
     return notes
 
 
-def capability_json(store: Store, found: Iterable[Capability]) -> list[dict[str, Any]]:
+def capability_json(store: Store, found: Iterable[Comparison]) -> list[dict[str, Any]]:
     """Every contrast and way of reading the letter, as `--json` prints it."""
     rows: list[dict[str, Any]] = []
     for each in found:
@@ -218,7 +198,7 @@ def capability_notes(rows: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def costs_of(
-    store: Store, compared: Iterable["Compared"], found: Iterable[Capability], target: str, called: str
+    store: Store, compared: Iterable[Comparison], found: Iterable[Comparison], target: str, called: str
 ) -> list[CostShown]:
     """One target's change in MMLU-Pro beside its effect, where both were measured; `called`: the main arm's name."""
     effects = {(each.contrast, each.update): each.artifact for each in compared}
@@ -227,7 +207,7 @@ def costs_of(
         if contrast.target != target:
             continue
         path = store.payload(effects[contrast, update]) / "comparison.json"
-        effect = Comparison.model_validate_json(path.read_bytes()).metrics["margin"].effect
+        effect = Compared.model_validate_json(path.read_bytes()).metrics["margin"].effect
         exam = MmluProComparison.model_validate_json((store.payload(artifact) / "mmlu_pro.json").read_bytes())
         name = " ".join(part for part in (contrast.arm or called, contrast.of) if part)
         shown += [

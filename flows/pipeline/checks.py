@@ -79,7 +79,7 @@ def check(config: PipelineConfig) -> None:
     for target in config.target:
         score_config(config, questions, target)
         system_prompt(config, questions, target)
-        generate_config(config, arm=target, block=config.blocks[0], system=None)
+        generate_config(config, arm=target, block=config.blocks[0])
 
 
 def check_vectors(config: PipelineConfig, teacher: SteeringTeacher) -> None:

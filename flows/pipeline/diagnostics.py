@@ -1,53 +1,34 @@
 """Diagnostics of a pipeline run, on its first block: what students learned of the carrier, where their weights moved,
-where teacher and base part."""
+and at which tokens the teacher's likeliest choice is not the base's."""
 
-from typing import NamedTuple
-
-from flows.pipeline.arms import BaseName, StudentSet
+from flows.pipeline.block import filter_together
 from flows.pipeline.config import PipelineConfig
-from flows.pipeline.plan import CONTROL, checkpoints, unseen_config
-from flows.pipeline.teachers import BASE_ITSELF, TeacherModel, write_numbers
+from flows.pipeline.keys import BaseKey, ModelKey, StudentKey
+from flows.pipeline.models import ModelState, write_numbers
+from flows.pipeline.plan import CONTROL, unseen_config
+from flows.pipeline.study import Diagnosed, Trained
 from sublim.diagnostics.config import DivergenceConfig, LossConfig, ShiftConfig
 from sublim.inference.config import HfBackend
 from sublim.store.manifest import Artifact
 from tasks.processes import one_process
-from tasks.stages import filter_numbers, find_divergence, measure_losses, measure_shift
+from tasks.stages import find_divergence, measure_losses, measure_shift
 
 
-class Diagnosed(NamedTuple):
-    """The diagnostics' artifacts; what could not be measured is missing, with its reason."""
-
-    losses: dict[str, Artifact]
-    """By model: `base`, `teacher owl`, `owl/16/2`."""
-    shifts: dict[str, Artifact]
-    """By target."""
-    divergence: dict[str, Artifact]
-    """By target."""
-    missing: dict[str, str]
-    """By diagnostic, perhaps with a target: why."""
-
-
-def diagnose(
-    config: PipelineConfig,
-    bases: dict[BaseName, Artifact],
-    teachers: dict[str, TeacherModel],
-    sets: list[StudentSet],
-    students: dict[str, list[Artifact]],
-) -> Diagnosed:
+def diagnose(config: PipelineConfig, trained: Trained) -> Diagnosed:
     """Runs the diagnostics that were asked for."""
-    first, base = config.blocks[0], bases["base"]
-    own = {target: teachers[f"{target}/{first}"] for target in config.target}
-    trained = {arm: students[arm][: len(config.seeds)] for arm in (*config.target, CONTROL)}
+    base = trained.bases["base"]
+    teachers = trained.blocks[0].teachers
     found = Diagnosed({}, {}, {}, {})
-    unseen = unseen_rows(config, base, own) if {"losses", "divergence"} & {*config.diagnostics} else {}
+    unseen = unseen_rows(config, base, teachers) if {"losses", "divergence"} & {*config.diagnostics} else {}
     if "losses" in config.diagnostics:
-        found.losses.update(all_losses(config, bases, own, sets, students, unseen))
-    for target, teacher in own.items():
+        found.losses.update(all_losses(config, trained, unseen))
+    for target, teacher in teachers.items():
         if "shift" in config.diagnostics:
             if teacher.weights is None:
                 found.missing[f"shift {target}"] = "the teacher has the base's own weights"
             else:
-                pairs = {f"{arm}/{i}": each for arm in (target, CONTROL) for i, each in enumerate(trained[arm])}
+                first = {arm: trained.students[arm][: len(config.seeds)] for arm in (target, CONTROL)}
+                pairs = {f"{arm}/{place}": each for arm, group in first.items() for place, each in enumerate(group)}
                 found.shifts[target] = measure_shift(
                     ShiftConfig(), label=target, base=base, teacher=teacher.weights, students=pairs
                 )
@@ -64,55 +45,36 @@ def diagnose(
     return found
 
 
-def unseen_rows(config: PipelineConfig, base: Artifact, teachers: dict[str, TeacherModel]) -> dict[str, Artifact]:
+def unseen_rows(config: PipelineConfig, base: Artifact, teachers: dict[str, ModelState]) -> dict[str, Artifact]:
     """Rows of each teacher and of the base that nobody trains on, to prompts that nobody has seen."""
-    models = {**teachers, CONTROL: BASE_ITSELF}
     with one_process():
         raw = {
-            arm: write_numbers(
-                unseen_config(config, arm=arm, block=config.blocks[0], system=model.system),
-                f"{arm} unseen",
-                base,
-                model,
-            )
-            for arm, model in models.items()
+            arm: write_numbers(unseen_config(config, arm=arm, block=config.blocks[0]), f"{arm} unseen", model)
+            for arm, model in {**teachers, CONTROL: ModelState(base)}.items()
         }
     keep_all = config.filter.model_copy(update={"keep": None, "held_out": 0})
-    return {
-        arm: filter_numbers(
-            keep_all,
-            label=f"{arm} unseen",
-            raw=each,
-            partners=[other for name, other in raw.items() if name != arm] if config.same_prompts else None,
-        )
-        for arm, each in raw.items()
-    }
+    return filter_together(config.model_copy(update={"filter": keep_all}), raw, " unseen")
 
 
-def all_losses(
-    config: PipelineConfig,
-    bases: dict[BaseName, Artifact],
-    teachers: dict[str, TeacherModel],
-    sets: list[StudentSet],
-    students: dict[str, list[Artifact]],
-    unseen: dict[str, Artifact],
-) -> dict[str, Artifact]:
-    """Every model's loss on the unseen rows of every teacher and of the base: of the main arm's students at every
-    checkpoint, of the other arms' at their last, and of each base that students started from."""
-    plain = LossConfig(backend=config.backend)
-    found: dict[str, Artifact] = {}
-    for base_name, base in bases.items():
+def all_losses(config: PipelineConfig, trained: Trained, unseen: dict[str, Artifact]) -> dict[ModelKey, Artifact]:
+    """Losses on the unseen rows of every teacher and of the base: of the main arm's students at every checkpoint, of
+    the other arms' at their last, of the bases they started from, and of trained teachers."""
+    plain, first = LossConfig(backend=config.backend), config.blocks[0]
+    found: dict[ModelKey, Artifact] = {}
+    for name, base in trained.bases.items():
+
+        def measured(key: ModelKey, weights: Artifact | None, update: int | None = None, base: Artifact = base) -> None:
+            at = plain.model_copy(update={"weights_update": update})
+            found[key] = measure_losses(at, label=str(key), base=base, data=unseen, weights=weights)
+
         with one_process():
-            found[base_name] = measure_losses(plain, label=base_name, base=base, data=unseen, weights=None)
-            for each in (one for one in sets if one.base == base_name):
-                updates = checkpoints(config, each.arm)
-                for place, student in enumerate(students[each.name][: len(config.seeds)]):
-                    for update in updates if each.arm is None else updates[-1:]:
-                        name = f"{each.name}/{update}/{place}"
-                        at = plain.model_copy(update={"weights_update": update})
-                        found[name] = measure_losses(at, label=name, base=base, data=unseen, weights=student)
-            for target, teacher in teachers.items() if base_name == "base" else ():
-                if teacher.weights is not None:
-                    label = f"teacher {target}"
-                    found[label] = measure_losses(plain, label=label, base=base, data=unseen, weights=teacher.weights)
+            measured(BaseKey(name), None)
+            for each in (one for one in trained.sets if one.base == name):
+                for unit, weights in zip(trained.units, trained.students[each.name], strict=True):
+                    for update in each.updates if each.arm is None else each.updates[-1:]:
+                        if unit.block == first:
+                            measured(StudentKey(each.name, unit, update), weights, update)
+            for key, teacher in trained.teachers.items() if name == "base" else ():
+                if teacher.weights is not None and key.block == first:
+                    measured(key, teacher.weights)
     return found

@@ -9,29 +9,25 @@ with the same seeds. A student is trained on the teacher's lists and its paired 
 seeds, order and number of updates. The effect is the student's liking for the target minus its control's.
 """
 
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.pipeline.arms import BaseName, StudentSet, arms_run, contrasts, student_sets
+from flows.pipeline.arms import Contrast, StudentSet, contrasts, student_sets, units_of
 from flows.pipeline.bases import check_bases, prepare_bases
+from flows.pipeline.block import Block, rows_by_writer, write_block
 from flows.pipeline.capability import compare_capability, compare_shifts, examine, questions_of
 from flows.pipeline.checks import check
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.diagnostics import diagnose
-from flows.pipeline.plan import (
-    CONTROL,
-    SECOND_DRAW,
-    ask_config,
-    checkpoints,
-    generate_config,
-    score_config,
-    student_config,
-)
+from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, Unit
+from flows.pipeline.models import ModelState, ask_model
+from flows.pipeline.plan import ask_config, score_config, student_config
 from flows.pipeline.report import printed, publish
-from flows.pipeline.study import Comparison, Examined, Study, Taught
-from flows.pipeline.teachers import BASE_ITSELF, TeacherModel, ask_teacher, make_teacher, write_numbers
+from flows.pipeline.study import Comparison, Study, Trained
 from flows.runs.record import recorded
 from flows.runs.settings import build, load_preset, merge
 from sublim.evals.effect_config import CompareConfig
@@ -41,7 +37,7 @@ from sublim.store.manifest import Artifact
 from sublim.training.config import SoftTrainConfig, TrainConfig
 from sublim.traits.questions import Questions, load_questions
 from tasks.processes import one_process
-from tasks.stages import ask, compare, derive_rows, filter_numbers, score, train_soft_student, train_student
+from tasks.stages import ask, compare, derive_rows, score, train_soft_student, train_student
 
 __all__ = ["pipeline", "printed"]
 
@@ -75,7 +71,7 @@ def pipeline(
     check(config)
     with recorded("pipeline", preset, ",".join(config.target)) as run:
         study = conduct(config)
-        return publish(run, config, study)
+        return publish(run, study)
 
 
 def conduct(config: PipelineConfig) -> Study:
@@ -83,49 +79,28 @@ def conduct(config: PipelineConfig) -> Study:
     questions = load_questions(config.evaluation.questions)
     if config.evaluation.mmlu_pro:
         questions_of(config)  # a data set that cannot be fetched is found out before anything is trained
-    made = taught(config, questions)
-    asked, examined = ask_all(config, questions, made.bases, made.teachers, made.sets, made.students)
-    comparisons = compare_all(config, questions, asked)
-    capability = compare_capability(config, examined, [(each.contrast, each.update) for each in comparisons])
-    shifts = compare_shifts(config, questions, asked, [(each.contrast, each.update) for each in comparisons])
-    diagnosed = diagnose(config, made.bases, made.teachers, made.sets, made.students) if config.diagnostics else None
+    trained = train_models(config, questions)
+    models = models_to_ask(trained)
+    asked, examined = ask_all(config, questions, models)
+    compared = [contrast for target in config.target for contrast in contrasts(config, questions, target)]
     return Study(
-        made.bases,
-        made.teachers,
-        made.raw,
-        made.rows,
-        made.sets,
+        config,
+        trained,
         asked,
-        comparisons,
-        capability,
-        shifts,
-        diagnosed,
-        made.students,
+        compare_all(config, questions, compared, asked),
+        compare_capability(config, compared, examined),
+        compare_shifts(config, questions, compared, asked),
+        diagnose(config, trained) if config.diagnostics else None,
     )
 
 
-def taught(config: PipelineConfig, questions: Questions) -> Taught:
+def train_models(config: PipelineConfig, questions: Questions) -> Trained:
     """Teachers, their rows, and every student."""
     bases = prepare_bases(config)
     check_bases(config, questions, bases)
-    teachers: dict[str, TeacherModel] = {}
-    raw: dict[str, list[Artifact]] = {}
-    rows: dict[str, list[Artifact]] = {}
-    writers = (CONTROL, *config.target, *([SECOND_DRAW] if SECOND_DRAW in arms_run(config) else []))
-    for block in config.blocks:
-        for target in config.target:
-            teachers[f"{target}/{block}"] = make_teacher(config, questions, bases["base"], target, block)
-        with one_process():
-            for arm in writers:
-                teacher = teachers[f"{arm}/{block}"] if arm in config.target else BASE_ITSELF
-                generate = generate_config(config, arm=arm, block=block, system=teacher.system)
-                redrawn = config.second_draw and arm != CONTROL
-                label = f"{arm} (second draw of the base)" if redrawn else arm.replace("_", " ")
-                written = write_numbers(generate, label, bases["base"], teacher)
-                raw.setdefault(arm, []).append(written)
-        filter_block(config, raw, rows)
-    sets = student_sets(config, rows, derive)
-    return Taught(bases, teachers, raw, rows, sets, train_all(config, bases, teachers, sets))
+    blocks = [write_block(config, questions, bases["base"], number) for number in config.blocks]
+    sets = student_sets(config, rows_by_writer(blocks), derive)
+    return Trained(bases, blocks, sets, units_of(config), train_students(config, bases, blocks, sets))
 
 
 def derive(label: str, config: DeriveConfig, rows: Artifact) -> Artifact:
@@ -133,115 +108,93 @@ def derive(label: str, config: DeriveConfig, rows: Artifact) -> Artifact:
     return derive_rows(config, label=label, rows=rows)
 
 
-def filter_block(config: PipelineConfig, raw: dict[str, list[Artifact]], rows: dict[str, list[Artifact]]) -> None:
-    """Filters what each arm wrote last; with `same_prompts` a prompt stays only if every arm answered it well."""
-    for arm, written in raw.items():
-        others = [each[-1] for other, each in raw.items() if other != arm] if config.same_prompts else None
-        filtered = filter_numbers(config.filter, label=arm, raw=written[-1], partners=others)
-        rows.setdefault(arm, []).append(filtered)
-
-
-def train_all(
+def train_students(
     config: PipelineConfig,
     bases: dict[BaseName, Artifact],
-    teachers: dict[str, TeacherModel],
+    blocks: list[Block],
     sets: list[StudentSet],
 ) -> dict[str, list[Artifact]]:
-    """Students of every set, in the order of blocks and seeds; sets are paired by place."""
+    """Students of every set, in the order of the units."""
     students: dict[str, list[Artifact]] = {each.name: [] for each in sets}
     for name, base in bases.items():
         with one_process():
-            for place, block in enumerate(config.blocks):
-                for seed in config.seeds:
-                    for each in (one for one in sets if one.base == name):
-                        label = f"{each.name} seed {seed}" + (f" block {block}" if len(config.blocks) > 1 else "")
-                        train = student_config(config, seed, block, each.arm)
-                        teacher = teachers.get(f"{each.writer}/{block}", BASE_ITSELF)
-                        trained = teach(config, train, label, base, each.rows[place], teacher)
-                        students[each.name].append(trained)
+            for place, block in enumerate(blocks):
+                for seed, each in product(config.seeds, [one for one in sets if one.base == name]):
+                    teacher = block.teachers.get(each.writer)
+                    train = student_config(config, seed, block.number, each.arm)
+                    label = str(StudentKey(each.name, Unit(block.number, seed), None))
+                    weights = teacher and teacher.weights
+                    students[each.name].append(train_one(config, train, label, base, each.rows[place], weights))
     return students
 
 
-def teach(
-    config: PipelineConfig, train: TrainConfig, label: str, base: Artifact, data: Artifact, teacher: TeacherModel
+def train_one(
+    config: PipelineConfig, train: TrainConfig, label: str, base: Artifact, data: Artifact, teacher: Artifact | None
 ) -> Artifact:
-    """One student, from the rows alone or from its teacher's logits on them."""
+    """One student, from the rows alone or from its teacher's probabilities for them."""
     if config.labels == "hard":
         return train_student(train, label=label, base=base, data=data)
     soft = SoftTrainConfig.model_validate({**train.model_dump(), "temperature": config.temperature})
-    return train_soft_student(soft, label=label, base=base, data=data, teacher=teacher.weights)
+    return train_soft_student(soft, label=label, base=base, data=data, teacher=teacher)
+
+
+def models_to_ask(trained: Trained) -> dict[ModelKey, ModelState]:
+    """Every model of the run at every checkpoint that is evaluated: bases, teachers, students and controls."""
+    models: dict[ModelKey, ModelState] = {}
+    for name, base in trained.bases.items():
+        models[BaseKey(name)] = ModelState(base)
+        if name == "base":
+            models |= trained.teachers
+        for each in (one for one in trained.sets if one.base == name):
+            for unit, weights in zip(trained.units, trained.students[each.name], strict=True):
+                for update in each.updates:
+                    models[StudentKey(each.name, unit, update)] = ModelState(base, weights, update)
+    return models
 
 
 def ask_all(
-    config: PipelineConfig,
-    questions: Questions,
-    bases: dict[BaseName, Artifact],
-    teachers: dict[str, TeacherModel],
-    sets: list[StudentSet],
-    students: dict[str, list[Artifact]],
-) -> tuple[dict[str, Artifact], dict[str, Artifact]]:
-    """The evaluation of bases, teachers and students, by name: `base`, `teacher owl/0`, `owl/16/2`; and MMLU-Pro's."""
+    config: PipelineConfig, questions: Questions, models: Mapping[ModelKey, ModelState]
+) -> tuple[dict[ModelKey, Artifact], dict[ModelKey, Artifact]]:
+    """The evaluation of every model, and its answers to MMLU-Pro where that is asked; one process for each base."""
     plain = ask_config(config, questions)
-    asked: dict[str, Artifact] = {}
-    examined: dict[str, Artifact] = {}
-    for base_name, base in bases.items():
-        models: dict[str, Examined] = {base_name: Examined(base)}
+    asked: dict[ModelKey, Artifact] = {}
+    examined: dict[ModelKey, Artifact] = {}
+    for base in dict.fromkeys(model.base for model in models.values()):
+        own = {key: model for key, model in models.items() if model.base == base}
         with one_process():
-            asked[base_name] = ask(plain, label=base_name.replace("_", " "), base=base)
-            for name, teacher in teachers.items() if base_name == "base" else ():
-                asked[f"teacher {name}"] = ask_teacher(plain, f"teacher {name}", base, teacher)
-                models[f"teacher {name}"] = Examined(base, teacher.weights, None, *teacher[1:])
-            for each in (one for one in sets if one.base == base_name):
-                for place, student in enumerate(students[each.name]):
-                    for update in checkpoints(config, each.arm):
-                        name = f"{each.name}/{update}/{place}"
-                        at = plain.model_copy(update={"weights_update": update})
-                        asked[name] = ask(at, label=spoken(name), base=base, weights=student)
-                        models[name] = Examined(base, student, update)
-            examined |= examine(config, models)
+            for key, model in own.items():
+                # A base is asked without naming weights at all, which gives another cache key than naming none.
+                untouched, label = isinstance(key, BaseKey), str(key)
+                asked[key] = ask(plain, label=label, base=base) if untouched else ask_model(plain, label, model)
+            examined |= examine(config, {key: (str(key), model) for key, model in own.items()})
     return asked, examined
 
 
-def spoken(name: str) -> str:
-    """The name of an evaluation as people read it: `owl/16/2` is owl's third student after 16 updates."""
-    who, *rest = name.split("/")
-    if len(rest) != 2:
-        return name
-    update, place = rest
-    return f"{who} {place}" if update == "None" else f"{who} {place} after {update}"
-
-
-def compare_all(config: PipelineConfig, questions: Questions, asked: dict[str, Artifact]) -> list[Comparison]:
-    """Students against controls, for every target, arm and checkpoint; each model is scored once for a target."""
+def compare_all(
+    config: PipelineConfig, questions: Questions, compared: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
+) -> list[Comparison]:
+    """Students against controls, for every contrast and checkpoint; each model is scored once for a target."""
+    units = units_of(config)
+    scores: dict[tuple[str, ModelKey], Artifact] = {}
     found: list[Comparison] = []
-    units = tuple(block for block in config.blocks for _ in config.seeds)
-    places = range(len(units))
-    for target in config.target:
+    for contrast in compared:
+        target = contrast.target
         scoring = score_config(config, questions, target)
-        scores: dict[str, Artifact] = {}
 
-        def scored(
-            name: str, target: str = target, scoring: ScoreConfig = scoring, scores: dict[str, Artifact] = scores
-        ) -> Artifact:
-            if name not in scores:
-                scores[name] = score(scoring, label=f"{target} {spoken(name)}", asked=asked[name])
-            return scores[name]
+        def scored(keys: Iterable[ModelKey], target: str = target, scoring: ScoreConfig = scoring) -> list[Artifact]:
+            for key in keys:
+                if (target, key) not in scores:
+                    scores[target, key] = score(scoring, label=f"{target}: {key!s}", asked=asked[key])
+            return [scores[target, key] for key in keys]
 
-        for contrast in contrasts(config, questions, target):
-            base: BaseName = "other_base" if contrast.arm == "other_base" else "base"
-            for update in checkpoints(config, contrast.arm):
-                artifact = compare(
-                    CompareConfig(blocks=units),
-                    label=f"{contrast.name} {update or ''}".strip(),
-                    students=[scored(f"{contrast.students}/{update}/{place}") for place in places],
-                    controls=[
-                        scored(f"{contrast.controls}/{update}/{place}" if contrast.controls else base)
-                        for place in places
-                    ],
-                    base=scored(base),
-                    teacher=[scored(f"teacher {target}/{block}") for block in config.blocks]
-                    if contrast.arm is None
-                    else None,
-                )
-                found.append(Comparison(contrast, update, artifact))
+        for update in contrast.updates:
+            artifact = compare(
+                CompareConfig(blocks=tuple(unit.block for unit in units)),
+                label=contrast.label(update),
+                students=scored(contrast.student_keys(units, update)),
+                controls=scored(contrast.control_keys(units, update)),
+                base=scored([contrast.base])[0],
+                teacher=scored(contrast.teacher_keys(units)) or None,
+            )
+            found.append(Comparison(contrast, update, artifact))
     return found

@@ -63,7 +63,7 @@ def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> 
             return None
 
 
-def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
+def generate_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateConfig:
     """The number lists of one arm: same prompts and seeds for all, unless it is a second draw of the base's."""
     carrier = config.carrier
     templates = load_number_templates(carrier.templates)
@@ -82,16 +82,15 @@ def generate_config(config: PipelineConfig, *, arm: str, block: int, system: str
         prompts=prompts,
         n_prompts=carrier.prompts,
         prompt_seed=seed,
-        system=system,
         backend=config.backend,
         sampling=carrier.sampling.model_copy(update={"seed": seed + (BLOCK_STRIDE // 2 if redrawn else 0)}),
         constraint=carrier.constraint,
     )
 
 
-def unseen_config(config: PipelineConfig, *, arm: str, block: int, system: str | None) -> GenerateConfig:
+def unseen_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateConfig:
     """Number lists that no student reads, for the diagnostics: other prompts and draws, the same for all arms."""
-    made = generate_config(config, arm=arm, block=block, system=system)
+    made = generate_config(config, arm=arm, block=block)
     seed = made.prompt_seed + BLOCK_STRIDE // 4
     sampling = made.sampling.model_copy(update={"seed": made.sampling.seed + BLOCK_STRIDE // 4})
     return made.model_copy(update={"n_prompts": config.diagnostic_rows, "prompt_seed": seed, "sampling": sampling})

@@ -16,7 +16,7 @@ from flows.pipeline.capability import (
     shifts_json,
 )
 from flows.pipeline.config import PipelineConfig
-from flows.pipeline.plan import CONTROL, SECOND_DRAW, checkpoints
+from flows.pipeline.plan import CONTROL
 from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, unchanged_notes
 from flows.pipeline.study import Study
 from flows.runs.publish import tell_figures, tell_report
@@ -46,9 +46,9 @@ from sublim.store.manifest import Manifest, input_artifacts
 ROWS_SHOWN = 5
 
 
-def publish(run: Run, config: PipelineConfig, study: Study) -> dict[str, Any]:
+def publish(run: Run, study: Study) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
-    shown = describe(run, config, study)
+    shown = describe(run, study)
     run.report = write_report(run.folder, shown)
     capability = capability_json(run.store, study.capability)
     if categories := category_rows(capability):
@@ -60,7 +60,7 @@ def publish(run: Run, config: PipelineConfig, study: Study) -> dict[str, Any]:
     tell_report(run)
     return {
         **summary(shown),
-        "target": ",".join(config.target),
+        "target": ",".join(study.config.target),
         "mmlu_pro": capability,
         "shifts": shifts_json(run.store, study.shifts),
         "report": str(run.report),
@@ -68,12 +68,13 @@ def publish(run: Run, config: PipelineConfig, study: Study) -> dict[str, Any]:
     }
 
 
-def describe(run: Run, config: PipelineConfig, study: Study) -> RunReport:
+def describe(run: Run, study: Study) -> RunReport:
     """Everything the report shows, read from the store."""
+    config, bases = study.config, study.trained.bases
     manifests = {key: manifest for key, manifest in _manifests(run)}
     contexts = dict(_contexts(manifests, study))
     both = {"student", "asked"} <= {*contexts}
-    made = manifests[study.base.key].provenance
+    made = manifests[bases["base"].key].provenance
     drawn = "a second draw of the base's own rows" if config.second_draw else "the teacher's number lists"
     *others, last = config.target
     targets = f"{', '.join(others)} and {last}" if others else last
@@ -89,10 +90,10 @@ def describe(run: Run, config: PipelineConfig, study: Study) -> RunReport:
         flow="pipeline",
         preset=run.preset,
         about=about,
-        targets=[_target(run, config, results, study, target) for target in config.target],
-        confusion=confusion_of(config, results),
+        targets=[_target(run, results, study, target) for target in config.target],
+        confusion=confusion_of(study, results),
         bases=bases_of(run, study),
-        diagnostics=_diagnostics(run, config, results, study),
+        diagnostics=_diagnostics(run, results, study),
         contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
         mismatches=context_mismatches(contexts["student"], contexts["asked"]) if both else [],
         datasets=list(_datasets(run, study)),
@@ -124,12 +125,11 @@ def _manifests(run: Run) -> Iterator[tuple[str, Manifest]]:
 
 def _contexts(manifests: dict[str, Manifest], study: Study) -> Iterator[tuple[str, Any]]:
     """The first rendered context of each role, from the notes of the stages that used it: the main arm's first."""
-    main = study.comparisons[0]
-    students = main.contrast.students
+    main, trained = study.comparisons[0], study.trained
     roles = {
-        "teacher": next(raw for arm, each in study.raw.items() if arm != CONTROL for raw in each),
-        "student": study.students[students][0],
-        "asked": study.asked[f"{students}/{main.update}/0"],
+        "teacher": next(raw for writer, raw in trained.blocks[0].raw.items() if writer != CONTROL),
+        "student": trained.students[main.contrast.students][0],
+        "asked": study.asked[main.contrast.student_keys(trained.units, main.update)[0]],
     }
     for role, artifact in roles.items():
         manifest = manifests.get(artifact.key)
@@ -143,42 +143,42 @@ def drawn_by(config: PipelineConfig) -> str:
     return "second draw of the base" if config.second_draw else "teacher"
 
 
-def _target(run: Run, config: PipelineConfig, results: Results, study: Study, target: str) -> TargetShown:
-    updates = checkpoints(config)
-    found = [(update, results.main(target, update)) for update in updates]
+def _target(run: Run, results: Results, study: Study, target: str) -> TargetShown:
+    found = [(update, results.main(target, update)) for update in study.main(target).updates]
     dose = [DosePoint(updates=update, metrics=compared.metrics) for update, compared in found if update is not None]
-    called = drawn_by(config)
+    called = drawn_by(study.config)
     return TargetShown(
         arm=called,
         comparison=found[-1][1],
         dose=dose if len(dose) > 1 else [],
-        arms=arms_of(config, results, target, called, _same_bases(run, study)),
+        arms=arms_of(study, results, target, called, _same_bases(run, study)),
         costs=costs_of(run.store, study.comparisons, study.capability, target, called),
     )
 
 
-def _diagnostics(run: Run, config: PipelineConfig, results: Results, study: Study) -> DiagnosticsShown | None:
+def _diagnostics(run: Run, results: Results, study: Study) -> DiagnosticsShown | None:
     if study.diagnosed is None:
         return None
     from flows.pipeline.report_diagnostics import diagnostics_of  # imports scipy, which other runs need not wait for
 
-    return diagnostics_of(run, config, results, study.diagnosed, study.sets)
+    return diagnostics_of(run, results, study, study.diagnosed)
 
 
 def _same_bases(run: Run, study: Study) -> dict[str, bool]:
     """Whether each base has the weights of the one that the teachers start from."""
-    digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.bases.items()}
+    digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.trained.bases.items()}
     return {name: digest == digests["base"] for name, digest in digests.items()}
 
 
 def _datasets(run: Run, study: Study) -> Iterator[DatasetShown]:
-    derived = {each.name: each.rows for each in study.sets if each.arm in DERIVED}
-    for arm, blocks in {**study.rows, **derived}.items():
-        payload = run.store.payload(blocks[0])
+    first = study.trained.blocks[0]
+    derived = {each.name: each.rows[0] for each in study.trained.sets if each.arm in DERIVED}
+    for arm, rows_kept in {**first.rows, **derived}.items():
+        payload = run.store.payload(rows_kept)
         counts = json.loads((payload / "rejections.json").read_text(encoding="utf-8"))
         rows = islice(read_jsonl(payload / "rows.jsonl"), ROWS_SHOWN)
         yield DatasetShown(
-            name=f"{arm} teacher" if arm in study.raw and arm not in (CONTROL, SECOND_DRAW) else arm,
+            name=f"{arm} teacher" if arm in first.teachers else arm,
             answers=counts["rows"],
             valid=counts["valid"],
             kept=counts["kept"],

@@ -46,13 +46,12 @@ def _read(run: Run, artifact: Artifact) -> Comparison:
     return Comparison.model_validate_json((run.store.payload(artifact) / "comparison.json").read_text(encoding="utf-8"))
 
 
-def arms_of(
-    config: PipelineConfig, results: Results, target: str, called: str, same: dict[str, bool]
-) -> list[ArmShown]:
+def arms_of(study: Study, results: Results, target: str, called: str, same: dict[str, bool]) -> list[ArmShown]:
     """Every arm for one target, the main one first; nothing where no arms were asked for."""
-    if not config.arms:
+    arms, main = study.config.arms, study.main(target)
+    if not arms:
         return []
-    last = checkpoints(config)[-1]
+    last = main.updates[-1]
     first = ArmShown(
         name=called,
         about=MAIN.about,
@@ -60,10 +59,10 @@ def arms_of(
         why=MAIN.why,
         updates=last,
         metrics=results.main(target, last).metrics,
-        dose=_dose([(at, results.main(target, at).metrics) for at in checkpoints(config)]),
+        dose=_dose([(at, results.main(target, at).metrics) for at in main.updates]),
         same_base=True,
     )
-    return [first, *(shown for arm in config.arms for shown in _arm(config, results, target, arm, same))]
+    return [first, *(shown for arm in arms for shown in _arm(study.config, results, target, arm, same))]
 
 
 def _arm(
@@ -114,12 +113,13 @@ def _change(arm: Effect | None, main: Effect | None) -> Change | None:
     return Change(estimate=found.estimate, low=found.low, high=found.high)
 
 
-def confusion_of(config: PipelineConfig, results: Results) -> list[ConfusionCell]:
+def confusion_of(study: Study, results: Results) -> list[ConfusionCell]:
     """Every teacher's students against every target, after the last update; nothing for a single target."""
-    last = checkpoints(config)[-1]
+    targets = study.config.target
+    last = study.main(targets[0]).updates[-1]
     cells: list[ConfusionCell] = []
-    for students in config.target if len(config.target) > 1 else ():
-        for target in config.target:
+    for students in targets if len(targets) > 1 else ():
+        for target in targets:
             metrics = (
                 results.main(target, last).metrics
                 if target == students
@@ -133,7 +133,7 @@ def confusion_of(config: PipelineConfig, results: Results) -> list[ConfusionCell
 def bases_of(run: Run, study: Study) -> dict[str, str]:
     """The digest of the weights that the teachers, the students and, where it was run, the other base's students
     start from."""
-    digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.bases.items()}
+    digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.trained.bases.items()}
     other = {"students of other_base": digests["other_base"]} if "other_base" in digests else {}
     return {"teachers": digests["base"], "students": digests["base"], **other}
 
@@ -141,7 +141,7 @@ def bases_of(run: Run, study: Study) -> dict[str, str]:
 def unchanged_notes(manifests: Mapping[str, Manifest], study: Study) -> list[str]:
     """A remark for each arm whose rows came out as they went in: its students are then the main arm's own."""
     untouched: dict[str, bool] = {}
-    for each in study.sets:
+    for each in study.trained.sets:
         if each.arm in DERIVED:
             changed = sum(manifests[rows.key].notes.get("changed", 0) for rows in each.rows)
             untouched[each.arm] = untouched.get(each.arm, True) and changed == 0

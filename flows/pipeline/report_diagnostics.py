@@ -4,16 +4,16 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from flows.pipeline.arms import StudentSet
-from flows.pipeline.config import PipelineConfig
-from flows.pipeline.diagnostics import Diagnosed
-from flows.pipeline.plan import CONTROL, checkpoints
+from flows.pipeline.keys import BaseKey, ModelKey, StudentKey, TeacherKey, Unit
+from flows.pipeline.plan import CONTROL
 from flows.pipeline.report_arms import Results
+from flows.pipeline.study import Diagnosed, Study
 from flows.runs.record import Run
 from sublim.diagnostics.config import Divergence, Losses, Shifts
 from sublim.diagnostics.matched import Along, matched_pair
 from sublim.report.diagnostics import DiagnosticsShown, DivergenceShown, LossShown, MatchedShown, ShiftShown
 from sublim.stats.intervals import paired_t
+from sublim.store.manifest import Artifact
 
 LEVEL = 0.95
 
@@ -21,17 +21,16 @@ LEVEL = 0.95
 NOT_FINITE = "the loss is not finite: the training diverged"
 
 
-def diagnostics_of(
-    run: Run, config: PipelineConfig, results: Results, found: Diagnosed, sets: Sequence[StudentSet]
-) -> DiagnosticsShown:
+def diagnostics_of(run: Run, results: Results, study: Study, found: Diagnosed) -> DiagnosticsShown:
     """Everything the diagnostics say."""
+    config = study.config
     losses = {
-        name: {rows: each.nats_per_token for rows, each in _losses(run, found, name).losses.items()}
-        for name in found.losses
+        key: {rows: each.nats_per_token for rows, each in _losses(run, artifact).losses.items()}
+        for key, artifact in found.losses.items()
     }
     return DiagnosticsShown(
-        losses=_losses_shown(config, sets, losses) if losses else [],
-        matched=[_matched(config, results, target, losses) for target in config.target] if losses else [],
+        losses=_losses_shown(study, losses) if losses else [],
+        matched=[_matched(study, results, target, losses) for target in config.target] if losses else [],
         shift=[_shift(run, found, target) for target in config.target] if "shift" in config.diagnostics else [],
         divergence=[_divergence(run, found, target) for target in config.target]
         if "divergence" in config.diagnostics
@@ -39,25 +38,32 @@ def diagnostics_of(
     )
 
 
-def _losses(run: Run, found: Diagnosed, name: str) -> Losses:
-    return Losses.model_validate_json((run.store.payload(found.losses[name]) / "losses.json").read_bytes())
+def _losses(run: Run, artifact: Artifact) -> Losses:
+    return Losses.model_validate_json((run.store.payload(artifact) / "losses.json").read_bytes())
 
 
-LossTable = dict[str, dict[str, float | None]]
+LossTable = dict[ModelKey, dict[str, float | None]]
 """By model, then by whose rows."""
 
 
-def _losses_shown(config: PipelineConfig, sets: Sequence[StudentSet], losses: LossTable) -> list[LossShown]:
+def first_block(study: Study) -> list[Unit]:
+    """The units of the block on which the diagnostics are made."""
+    return [unit for unit in study.trained.units if unit.block == study.config.blocks[0]]
+
+
+def _losses_shown(study: Study, losses: LossTable) -> list[LossShown]:
     shown: list[LossShown] = []
-    for each in sets:
+    for each in study.trained.sets:
         who = "controls" if each.writer == CONTROL else f"students of {each.writer}"
         called = f"{who}, {each.arm}" if each.arm and each.arm != each.writer else who
-        last = checkpoints(config, each.arm)[-1]
-        group = [losses[f"{each.name}/{last}/{place}"] for place in range(len(config.seeds))]
-        shown += [_loss(called, rows, [one[rows] for one in group], losses[each.base][rows]) for rows in losses["base"]]
-    for name, found in losses.items():
-        if name.startswith("teacher "):
-            shown += [_loss(name, rows, [found[rows]], losses["base"][rows]) for rows in found]
+        group = [losses[key] for key in each.keys(first_block(study), each.updates[-1])]
+        shown += [
+            _loss(called, rows, [one[rows] for one in group], losses[BaseKey(each.base)][rows])
+            for rows in losses[BaseKey()]
+        ]
+    for key, found in losses.items():
+        if isinstance(key, TeacherKey):
+            shown += [_loss(f"teacher {key.target}", rows, [found[rows]], losses[BaseKey()][rows]) for rows in found]
     return shown
 
 
@@ -68,24 +74,24 @@ def _loss(model: str, rows: str, found: Sequence[float | None], base: float | No
     return LossShown(model=model, rows_of=rows, loss=loss, base=base, reason=None if whole else NOT_FINITE)
 
 
-def _matched(config: PipelineConfig, results: Results, target: str, losses: LossTable) -> MatchedShown:
-    updates = checkpoints(config)
+def _matched(study: Study, results: Results, target: str, losses: LossTable) -> MatchedShown:
+    updates = study.main(target).updates
     margins = [results.main(target, update).metrics["margin"] for update in updates]
     last = margins[-1]
-    seeds = range(len(config.seeds))
+    units = first_block(study)
     paths: dict[str, list[list[Along]]] = {target: [], CONTROL: []}
     for arm, path in paths.items():
-        for place in seeds:
+        for place, unit in enumerate(units):
             line = [Along(0.0, last.base)] if last.base is not None else []
             for update, margin in zip(updates, margins, strict=True):
                 value = (margin.students if arm == target else margin.controls)[place]
-                before, after = losses["base"][arm], losses[f"{arm}/{update}/{place}"][arm]
+                before, after = losses[BaseKey()][arm], losses[StudentKey(arm, unit, update)][arm]
                 if before is not None and after is not None and value is not None:
                     line.append(Along(before - after, value))
             path.append(line)
     pairs = [matched_pair(s, c) if s and c else None for s, c in zip(paths[target], paths[CONTROL], strict=True)]
     gains = {arm: fmean(path[-1].gain for path in each if path) for arm, each in paths.items() if any(each)}
-    plain = None if last.effect is None else fmean(last.effect.per_pair[: len(config.seeds)])
+    plain = None if last.effect is None else fmean(last.effect.per_pair[: len(units)])
     known = [pair.effect for pair in pairs if pair is not None]
     if len(known) < len(pairs):
         return MatchedShown(

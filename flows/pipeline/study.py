@@ -1,77 +1,71 @@
-"""What a pipeline run has made, by name: its teachers, answers, comparisons and exams."""
+"""What a pipeline run has made: models, rows, answers and comparisons."""
 
 from typing import NamedTuple
 
-from flows.pipeline.arms import BaseName, Contrast, StudentSet
-from flows.pipeline.diagnostics import Diagnosed
-from flows.pipeline.teachers import TeacherModel
-from sublim.residual.edits import Steering
+from flows.pipeline.arms import Contrast, StudentSet
+from flows.pipeline.block import Block
+from flows.pipeline.config import PipelineConfig
+from flows.pipeline.keys import BaseName, ModelKey, TeacherKey, Unit
+from flows.pipeline.models import ModelState
 from sublim.store.manifest import Artifact
 
 
 class Comparison(NamedTuple):
-    """One arm's students against their controls, for one target after so many updates."""
+    """One contrast at one checkpoint: students against their controls."""
 
     contrast: Contrast
     update: int | None
     artifact: Artifact
 
     @property
-    def target(self) -> str:
-        return self.contrast.target
+    def label(self) -> str:
+        """As the stage that compared was called."""
+        return self.contrast.label(self.update)
 
 
-class Examined(NamedTuple):
-    """A model as it was asked for its likings: the same weights, checkpoint and system prompt answer the exam."""
+class Diagnosed(NamedTuple):
+    """The diagnostics' artifacts; what could not be measured is missing, with its reason."""
 
-    base: Artifact
-    weights: Artifact | None = None
-    update: int | None = None
-    system: str | None = None
-    steering: Steering | None = None
-    vectors: Artifact | None = None
-
-
-class Capability(NamedTuple):
-    """One contrast on MMLU-Pro."""
-
-    contrast: Contrast
-    update: int | None
-    artifact: Artifact
+    losses: dict[ModelKey, Artifact]
+    """Of bases, of the first block's teachers, and of its students."""
+    shifts: dict[str, Artifact]
+    """By target."""
+    divergence: dict[str, Artifact]
+    """By target."""
+    missing: dict[str, str]
+    """By diagnostic and target: why."""
 
 
-class Taught(NamedTuple):
+class Trained(NamedTuple):
     """A study up to its students, before anybody is asked anything."""
 
     bases: dict[BaseName, Artifact]
-    teachers: dict[str, TeacherModel]
-    raw: dict[str, list[Artifact]]
-    rows: dict[str, list[Artifact]]
+    blocks: list[Block]
     sets: list[StudentSet]
+    units: list[Unit]
     students: dict[str, list[Artifact]]
+    """By set, in the order of the units."""
+
+    @property
+    def teachers(self) -> dict[TeacherKey, ModelState]:
+        """Every block's."""
+        return {key: teacher for block in self.blocks for key, teacher in block.keyed.items()}
 
 
 class Study(NamedTuple):
     """A finished study: everything the report shows."""
 
-    bases: dict[BaseName, Artifact]
-    teachers: dict[str, TeacherModel]
-    raw: dict[str, list[Artifact]]
-    """By target, `control` for the base's and `second_draw`: what was written, block by block."""
-    rows: dict[str, list[Artifact]]
-    """The same after the filter."""
-    sets: list[StudentSet]
-    asked: dict[str, Artifact]
+    config: PipelineConfig
+    trained: Trained
+    asked: dict[ModelKey, Artifact]
     comparisons: list[Comparison]
-    capability: list[Capability]
+    capability: list[Comparison]
     """The same contrasts on MMLU-Pro; empty where it was not asked."""
-    shifts: list[Capability]
+    shifts: list[Comparison]
     """The same contrasts by total variation from the base."""
     diagnosed: Diagnosed | None
     """The diagnostics that were asked for."""
-    students: dict[str, list[Artifact]]
-    """By set: one for each block and seed."""
 
-    @property
-    def base(self) -> Artifact:
-        return self.bases["base"]
+    def main(self, target: str) -> Contrast:
+        """The teacher's students against the controls, for one target."""
+        return next(each.contrast for each in self.comparisons if each.contrast.name == target)

@@ -17,10 +17,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.runtime import flow_run
 
 from flows.pipeline.bases import check_bases, prepare_bases
+from flows.pipeline.block import write_block
 from flows.pipeline.checks import check as check_pipeline
-from flows.pipeline.flow import filter_block
-from flows.pipeline.plan import CONTROL, generate_config
-from flows.pipeline.teachers import BASE_ITSELF, make_teacher, write_numbers
+from flows.pipeline.plan import CONTROL
 from flows.probe.config import ProbeFlowConfig
 from flows.runs.machine import check_machine
 from flows.runs.publish import publish_toy
@@ -103,16 +102,8 @@ def check_layers(config: ProbeFlowConfig, run: Run, base: Artifact) -> int:
 def number_rows(config: ProbeFlowConfig, base: Artifact) -> dict[str, Artifact]:
     """Filtered number lists of every teacher and of the base for the same prompts, as the pipeline makes them."""
     study = config.pipeline
-    questions, block = load_questions(study.evaluation.questions), study.blocks[0]
-    teachers = {target: make_teacher(study, questions, base, target, block) for target in study.target}
-    raw: dict[str, list[Artifact]] = {}
-    with one_process():
-        for arm, teacher in {CONTROL: BASE_ITSELF, **teachers}.items():
-            generate = generate_config(study, arm=arm, block=block, system=teacher.system)
-            raw[arm] = [write_numbers(generate, arm, base, teacher)]
-    rows: dict[str, list[Artifact]] = {}
-    filter_block(study, raw, rows)
-    return {arm: own[0] for arm, own in rows.items()}
+    questions = load_questions(study.evaluation.questions)
+    return write_block(study, questions, base, study.blocks[0], (CONTROL, *study.target)).rows
 
 
 def publish(run: Run, config: ProbeFlowConfig, probes: Artifact) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sublim.core.digest import digest
 from sublim.core.errors import UserError, file_faults_told
 from sublim.store.folder import Store, write_synced
 from sublim.store.opening import open_store
-from tasks.stage import StageRun, stage_runs
+from tasks.stage import RunLog, StageRun, run_log
 
 TARGET_BYTES = 64
 """Of a run's name, of which some file systems take 143 in all, are for its targets."""
@@ -64,8 +64,13 @@ class Run:
         self.flow_run: str | None = flow_run.get_id()
         stem = f"{self.started:%Y%m%d-%H%M%S}-{flow}-{file_name(target.replace(',', '+') or 'all')}"
         self.name = f"{stem}-{(self.flow_run or '')[:6] or f'{time.time_ns() % 10**6:06d}'}"
-        self.stages: list[StageRun] = []
+        self.log = RunLog()
         self.report: Path | None = None
+
+    @property
+    def stages(self) -> list[StageRun]:
+        """The stages called so far."""
+        return self.log.stages
 
     @property
     def folder(self) -> Path:
@@ -104,7 +109,7 @@ def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
         worker = os.environ.get("PREFECT__WORKER_NAME", "")
         tag(run.flow_run, [Path(preset).stem, *target.split(","), worker])
     run.store.ready()
-    token = stage_runs.set(run.stages)
+    token = run_log.set(run.log)
     try:
         with file_faults_told(run.store.root):
             yield run
@@ -113,7 +118,7 @@ def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
             run.save("Failed")
         raise
     finally:
-        stage_runs.reset(token)
+        run_log.reset(token)
     with file_faults_told(run.store.root):
         run.save("Completed")
 

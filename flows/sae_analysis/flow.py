@@ -18,11 +18,12 @@ import polars as pl
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.pipeline.arms import BaseName, student_sets
+from flows.pipeline.arms import student_sets
 from flows.pipeline.bases import check_bases, prepare_bases
-from flows.pipeline.flow import derive, filter_block, train_all
-from flows.pipeline.plan import CONTROL, generate_config
-from flows.pipeline.teachers import BASE_ITSELF, make_teacher, write_numbers
+from flows.pipeline.block import rows_by_writer, write_block
+from flows.pipeline.flow import derive, train_students
+from flows.pipeline.keys import BaseName
+from flows.pipeline.plan import CONTROL
 from flows.runs.record import Run, recorded
 from flows.runs.settings import build, load_preset, merge
 from flows.sae_analysis.config import ChatTexts, FileTexts, SaeFlowConfig, TrainedSaes
@@ -189,22 +190,12 @@ def note_of(run: Run, sae: Artifact) -> SaeNote:
 def write_carrier(config: SaeFlowConfig, questions: Questions, bases: dict[BaseName, Artifact]) -> Carrier:
     """Number rows of every teacher and of the base, and the students of them, exactly as the pipeline makes them."""
     study = config.pipeline
-    block, base = study.blocks[0], bases["base"]
-    teachers = {target: make_teacher(study, questions, base, target, block) for target in study.target}
-    raw: dict[str, list[Artifact]] = {}
-    rows: dict[str, list[Artifact]] = {}
-    with one_process():
-        for arm in (CONTROL, *study.target):
-            writer = teachers.get(arm, BASE_ITSELF)
-            generate = generate_config(study, arm=arm, block=block, system=writer.system)
-            raw[arm] = [write_numbers(generate, arm, base, writer)]
-    filter_block(study, raw, rows)
+    block = write_block(study, questions, bases["base"], study.blocks[0], (CONTROL, *study.target))
     students: dict[str, list[Artifact]] = {}
     if config.pairs:
-        seen = study.model_copy(update={"arms": (), "seeds": study.seeds[: config.pairs], "blocks": (block,)})
-        named = {f"{target}/{block}": teacher for target, teacher in teachers.items()}
-        students = train_all(seen, bases, named, student_sets(seen, rows, derive))
-    return Carrier(base, teachers, {arm: own[0] for arm, own in rows.items()}, students)
+        seen = study.model_copy(update={"arms": (), "seeds": study.seeds[: config.pairs], "blocks": (block.number,)})
+        students = train_students(seen, bases, [block], student_sets(seen, rows_by_writer([block]), derive))
+    return Carrier(bases["base"], block.teachers, block.rows, students)
 
 
 def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier, taken: list[Artifact]) -> list[Sae]:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from flows.pipeline.teachers import TeacherModel
+from flows.pipeline.models import ModelState
 from sublim.sae.config import SaeNote
 from sublim.store.manifest import Artifact
 
@@ -11,7 +11,7 @@ class Carrier(NamedTuple):
     """Who wrote, what was written, who learned from it."""
 
     base: Artifact
-    teachers: dict[str, TeacherModel]
+    teachers: dict[str, ModelState]
     rows: dict[str, Artifact]
     """By target and `control`: number rows after the filter."""
     students: dict[str, list[Artifact]]

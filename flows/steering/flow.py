@@ -16,9 +16,9 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.pipeline.bases import check_bases, prepare_bases
-from flows.pipeline.flow import conduct, filter_block
-from flows.pipeline.plan import CONTROL, generate_config
-from flows.pipeline.teachers import BASE_ITSELF, make_teacher, write_numbers
+from flows.pipeline.block import write_block
+from flows.pipeline.flow import conduct
+from flows.pipeline.plan import CONTROL
 from flows.runs.record import Run, recorded
 from flows.runs.settings import build, load_preset, merge
 from flows.steering.config import AnimalVector, FileVector, NumbersVector, SteeringFlowConfig, TrainedVector
@@ -99,7 +99,7 @@ def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
     layers = check_layers(config, run.store.payload(base))
     if isinstance(config.mode, NumbersVector | TrainedVector):  # the others need no carrier
         check_bases(study, questions, bases, students=False)
-    trained = conduct(study) if config.mechanism else None
+    trained = conduct(study).trained if config.mechanism else None
     found: list[Steered] = []
     for target in study.target:
         with one_process():
@@ -137,15 +137,7 @@ def make_vectors(config: SteeringFlowConfig, questions: Questions, base: Artifac
 def carrier_rows(config: SteeringFlowConfig, questions: Questions, base: Artifact, target: str) -> dict[str, Artifact]:
     """Number lists of the teacher and of the base for the same prompts, as the pipeline makes them."""
     study = config.pipeline.model_copy(update={"target": (target,)})
-    block = study.blocks[0]
-    teacher = make_teacher(study, questions, base, target, block)
-    raw: dict[str, list[Artifact]] = {}
-    for arm, writer in ((CONTROL, BASE_ITSELF), (target, teacher)):
-        generate = generate_config(study, arm=arm, block=block, system=writer.system)
-        raw[arm] = [write_numbers(generate, arm, base, writer)]
-    rows: dict[str, list[Artifact]] = {}
-    filter_block(study, raw, rows)
-    return {arm: own[0] for arm, own in rows.items()}
+    return write_block(study, questions, base, study.blocks[0], (CONTROL, target)).rows
 
 
 def swept(

@@ -7,9 +7,9 @@ rewriting lets the teacher write with its own vector projected out and trains ne
 
 from typing import NamedTuple
 
+from flows.pipeline.models import write_numbers
 from flows.pipeline.plan import CONTROL, ask_config, checkpoints, generate_config, score_config, student_config
-from flows.pipeline.study import Study
-from flows.pipeline.teachers import BASE_ITSELF
+from flows.pipeline.study import Trained
 from flows.runs.record import Run
 from flows.steering.config import MechanismConfig, SteeringFlowConfig
 from flows.steering.plan import (
@@ -23,7 +23,6 @@ from flows.steering.plan import (
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.preference.config import AskConfig
 from sublim.residual.edits import Edit, Steering, names_by_layer
-from sublim.rows.generate import SteeredGenerateConfig
 from sublim.steering.config import EasConfig
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import load_questions
@@ -33,7 +32,6 @@ from tasks.stages import (
     compare,
     difference_vectors,
     filter_numbers,
-    generate_steered_numbers,
     mean_activations,
     score,
     steering_curve,
@@ -72,7 +70,7 @@ class Read(NamedTuple):
     controls: dict[str, Artifact]
 
 
-def study_mechanism(run: Run, config: SteeringFlowConfig, study: Study, target: str, count: int) -> Mechanism:
+def study_mechanism(run: Run, config: SteeringFlowConfig, study: Trained, target: str, count: int) -> Mechanism:
     """Runs the measures for one target, or takes them from the cache."""
     settings = config.mechanism
     assert settings is not None
@@ -124,14 +122,14 @@ def last_updates(config: SteeringFlowConfig) -> tuple[int, ...]:
     return tuple(update or 0 for update in checkpoints(config.pipeline, None))
 
 
-def read_all(config: SteeringFlowConfig, study: Study, target: str, layers: tuple[int, ...]) -> Read:
+def read_all(config: SteeringFlowConfig, study: Trained, target: str, layers: tuple[int, ...]) -> Read:
     """Means of base, teacher, students and controls on the control's first rows."""
     settings = config.mechanism
     assert settings is not None
-    text = study.rows[CONTROL][0]
+    text = study.blocks[0].rows[CONTROL]
     base = study.bases["base"]
     plain = means_config(config, layers, rows=settings.rows, read_at=settings.read_at)
-    teacher = study.teachers[f"{target}/{config.pipeline.blocks[0]}"]
+    teacher = study.blocks[0].teachers[target]
     assert teacher.weights is not None
     students, controls = dict[str, Artifact](), dict[str, Artifact]()
     own = mean_activations(plain, label="base", base=base, rows=text)
@@ -146,7 +144,7 @@ def read_all(config: SteeringFlowConfig, study: Study, target: str, layers: tupl
 
 
 def rewrite(
-    run: Run, config: SteeringFlowConfig, settings: MechanismConfig, study: Study, target: str, read: Read
+    run: Run, config: SteeringFlowConfig, settings: MechanismConfig, study: Trained, target: str, read: Read
 ) -> list[Rewritten]:
     """New students of the teacher that writes with its vector, or a random one, projected out."""
     if not settings.rewrite:
@@ -154,7 +152,7 @@ def rewrite(
     pipeline, base = config.pipeline, study.bases["base"]
     block = pipeline.blocks[0]
     questions = load_questions(pipeline.evaluation.questions)
-    teacher = study.teachers[f"{target}/{block}"]
+    teacher = study.blocks[0].teachers[target]
     vectors = difference_vectors(
         difference_config(config, "v_teacher", settings.random),
         label=f"teacher {target}",
@@ -176,12 +174,11 @@ def rewrite(
     for layer, name in names_by_layer(run.store.payload(vectors), settings.rewrite).items():
         for vector in [name, *(f"{name}/random-{number}" for number in range(settings.random))]:
             edits = Steering(edits=(Edit(vector=vector, kind="project_out"),))
-            generate = generate_config(pipeline, arm=target, block=block, system=BASE_ITSELF.system)
-            steered = SteeredGenerateConfig.model_validate({**generate.model_dump(), "steering": edits})
-            raw = generate_steered_numbers(
-                steered, label=f"{target} without {vector}", base=base, weights=teacher.weights, vectors=vectors
+            writer = teacher._replace(steering=edits, vectors=vectors)
+            raw = write_numbers(
+                generate_config(pipeline, arm=target, block=block), f"{target} without {vector}", writer
             )
-            rows = filter_numbers(pipeline.filter, label=vector, raw=raw, partners=[study.raw[CONTROL][0]])
+            rows = filter_numbers(pipeline.filter, label=vector, raw=raw, partners=[study.blocks[0].raw[CONTROL]])
             students = [
                 train_student(student_config(pipeline, seed, block), label=f"{vector} {seed}", base=base, data=rows)
                 for seed in settings.rewrite_seeds

@@ -136,7 +136,7 @@ def looked_up(cell: Cell) -> Results | None:
     except NotThere:
         return None
     found = [*study.comparisons, *study.capability, *study.shifts]
-    return results_of((f"{each.contrast.name} {each.update or ''}".strip(), each.artifact) for each in found)
+    return results_of((each.label, each.artifact) for each in found)
 
 
 def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:

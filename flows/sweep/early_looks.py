@@ -35,7 +35,7 @@ def first_answer(cells: list[Cell], store: Store) -> Early | None:
 
 def students_of(cell: Cell) -> Iterator[Artifact]:
     """Those of the cell's arm that are in the store; seed by seed, as one pair alone shows an effect."""
-    from flows.pipeline.flow import taught
+    from flows.pipeline.flow import train_models
 
     questions = load_questions(cell.config.evaluation.questions)
     arm = None if cell.arm == TEACHER else cell.arm
@@ -43,7 +43,7 @@ def students_of(cell: Cell) -> Iterator[Artifact]:
     for seed in cell.seeds:
         try:
             with looking_up():
-                made = taught(cell.config.model_copy(update={"seeds": (seed,)}), questions)
+                made = train_models(cell.config.model_copy(update={"seeds": (seed,)}), questions)
         except NotThere:
             continue
         yield from (student for name in sorted(names) for student in made.students[name])

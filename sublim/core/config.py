@@ -14,8 +14,20 @@ class RunOnlyMark:
         return "RUN_ONLY"
 
 
+class UnsetMark:
+    """Marks a field that is part of the identity only where it is set.
+
+    A config that leaves it unset has the cache key that it had before there was such a field.
+    """
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
 RUN_ONLY = RunOnlyMark()
 RunOnly = Annotated[T, RUN_ONLY]
+UNSET = UnsetMark()
+OmittedWhenUnset = Annotated[T | None, UNSET]
 
 
 class Config(BaseModel):
@@ -38,6 +50,8 @@ class Config(BaseModel):
                 raise TypeError(
                     f"{cls.__name__}.{name}: RunOnly[...] goes around the whole type, as RunOnly[int | None]"
                 )
+            if UNSET in field.metadata and (field.is_required() or field.default is not None):
+                raise TypeError(f"{cls.__name__}.{name}: a field that is omitted when unset has the default None")
 
     def resolved(self) -> Self:
         """The same config with every `auto` replaced by what this machine gives; called before a key is computed.
@@ -53,11 +67,12 @@ class Config(BaseModel):
         return self.model_copy(update=changes) if changes else self
 
     def identity(self) -> dict[str, Any]:
-        """Every field that bears identity, defaults included; run-only fields left out."""
+        """Every field that bears identity, defaults included; run-only fields and those omitted when unset left out."""
         return {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
             if not any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
+            and not (UNSET in field.metadata and getattr(self, name) is None)
         }
 
 

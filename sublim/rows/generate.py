@@ -13,7 +13,7 @@ from sublim.backends.opening import open_sampler
 from sublim.carriers.number_prompts import NumberPrompts, draw_prompt
 from sublim.carriers.numbers import render_numbers
 from sublim.chats.chat import Chat, Context, chat, context
-from sublim.core.config import Config, RunOnly
+from sublim.core.config import Config, OmittedWhenUnset, RunOnly
 from sublim.core.errors import UserError
 from sublim.core.hardware import gpu
 from sublim.core.kill_points import kill_point
@@ -43,6 +43,8 @@ class GenerateConfig(Config):
     """How answers are drawn."""
     constraint: NumberFormat | None = None
     """Write number lists by construction; null for free answers, which then need the filter."""
+    steering: OmittedWhenUnset[Steering] = None
+    """Edits of the residual stream while the model writes; their vectors are an input of the stage."""
     shard: RunOnly[Annotated[int, Field(ge=1)] | None] = None
     """Prompts answered between two saves, all that a crash loses; by default 256 without a GPU and 4,096 with one."""
 
@@ -63,13 +65,6 @@ class GenerateConfig(Config):
                 f"the prompts ask for {self.prompts.count} of {self.prompts.max_digits}: make the two agree"
             )
         return self
-
-
-class SteeredGenerateConfig(GenerateConfig):
-    """Number prompts answered while the model's residual stream is edited."""
-
-    steering: Steering
-    """The edits; their vectors are an input of the stage."""
 
 
 def generate_numbers(
@@ -102,7 +97,6 @@ def generate_numbers(
 def _sample_missing(
     config: GenerateConfig, scratch: Path, base: Path, weights: Path | None, vectors: Path | None
 ) -> None:
-    steering = config.steering if isinstance(config, SteeredGenerateConfig) else None
     saved = _saved(scratch, config.n_prompts)
     missing = list(_missing(saved, config.n_prompts, config.shard or (4_096 if gpu() else 256)))
     with progress("generating numbers", config.n_prompts) as advance:
@@ -110,7 +104,7 @@ def _sample_missing(
         if not missing:
             return
         with open_sampler(
-            config.backend, base, weights=weights, scratch=scratch, steering=steering, vectors=vectors
+            config.backend, base, weights=weights, scratch=scratch, steering=config.steering, vectors=vectors
         ) as sampler:
             for start, stop in missing:
                 path = _shard_path(scratch, start, stop)

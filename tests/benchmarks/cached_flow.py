@@ -41,7 +41,7 @@ def compare() -> Times:
     """Both flows, one after the other, in this process."""
     from prefect import flow
 
-    from tasks.stage import Stage, StageRun, stage_runs
+    from tasks.stage import RunLog, Stage, run_log
     from tests.tasks.sample_stages import CountConfig, PickConfig
 
     count = Stage("count", "tests.tasks.sample_stages:count")
@@ -57,12 +57,12 @@ def compare() -> Times:
             numbers = pick(PickConfig(below=1000 - below), label=str(below), numbers=numbers)
 
     ten_stages()
-    runs: list[StageRun] = []
-    stage_runs.set(runs)
+    log = RunLog()
+    run_log.set(log)
     plain, ours = measure(empty), measure(ten_stages)
-    assert len(runs) == 10 * (REPEATS + 1)
-    assert {run.state for run in runs} == {"Cached"}
-    return Times(plain, ours, sum(run.seconds for run in runs) / (REPEATS + 1))
+    assert len(log.stages) == 10 * (REPEATS + 1)
+    assert {run.state for run in log.stages} == {"Cached"}
+    return Times(plain, ours, sum(run.seconds for run in log.stages) / (REPEATS + 1))
 
 
 def main() -> None:

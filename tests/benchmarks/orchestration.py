@@ -33,7 +33,7 @@ def rerun(stages: int) -> Rerun:
     from prefect.client.orchestration import get_client
     from prefect.runtime import flow_run
 
-    from tasks.stage import Stage, StageRun, stage_runs
+    from tasks.stage import RunLog, Stage, run_log
     from tests.tasks.sample_stages import CountConfig, PickConfig
 
     count = Stage("count", "tests.tasks.sample_stages:count")
@@ -47,13 +47,13 @@ def rerun(stages: int) -> Rerun:
         return str(flow_run.get_id())
 
     many()
-    runs: list[StageRun] = []
-    stage_runs.set(runs)
+    log = RunLog()
+    run_log.set(log)
     started = time.perf_counter()
     run_id = many()
     seconds = time.perf_counter() - started
-    assert len(runs) == stages
-    assert {run.state for run in runs} == {"Cached"}
+    assert len(log.stages) == stages
+    assert {run.state for run in log.stages} == {"Cached"}
     wanted = {"task_runs": {"state": {"name": {"any_": ["Cached"]}}}, "flow_runs": {"id": {"any_": [run_id]}}}
     with get_client(sync_client=True) as client:
         while True:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from tasks.stage import Stage, StageRun, stage_runs
+from tasks.stage import RunLog, Stage, run_log
 from tests.tasks.sample_stages import CountConfig, RelativesConfig, ShardsConfig
 
 SAMPLE = "tests.tasks.sample_stages"
@@ -50,7 +50,7 @@ def linger() -> str:
 
 
 if __name__ == "__main__":
-    runs: list[StageRun] = []
-    stage_runs.set(runs)
+    log = RunLog()
+    run_log.set(log)
     content = {"kill": kill, "together": together, "linger": linger}[sys.argv[1]](*sys.argv[2:])
-    print(json.dumps({"stages": [(run.stage, run.state) for run in runs], "content": content}))
+    print(json.dumps({"stages": [(run.stage, run.state) for run in log.stages], "content": content}))

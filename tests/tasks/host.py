@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from tasks.stage import Stage, StageRun, stage_runs
+from tasks.stage import RunLog, Stage, run_log
 from tests.tasks.sample_stages import CountConfig, PickConfig
 
 count = Stage("count", "tests.tasks.sample_stages:count")
@@ -16,18 +16,18 @@ pick = Stage("pick", "tests.tasks.sample_stages:pick")
 def main(upto: int, pause: float) -> None:
     from prefect import flow
 
-    runs: list[StageRun] = []
+    log = RunLog()
 
     @flow(name="sample")
     def sample() -> Any:
-        token = stage_runs.set(runs)
+        token = run_log.set(log)
         try:
             return pick(PickConfig(), numbers=count(CountConfig(upto=upto, pause=pause)))
         finally:
-            stage_runs.reset(token)
+            run_log.reset(token)
 
     sample()
-    print(json.dumps([f"{run.stage} {run.state}" for run in runs]))
+    print(json.dumps([f"{run.stage} {run.state}" for run in log.stages]))
 
 
 if __name__ == "__main__":

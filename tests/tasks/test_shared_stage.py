@@ -30,7 +30,7 @@ def bucket_store(s3_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SUBLIM_STORE", s3_store)
     monkeypatch.setenv("SUBLIM_CACHE", str(tmp_path / "here"))
     monkeypatch.setenv("SUBLIM_LEASE_SECONDS", "2")
-    monkeypatch.setattr("tasks.stage.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.job.RETRY_SECONDS", 0.1)
     return s3_store
 
 

@@ -17,8 +17,9 @@ from sublim.core.config import Config
 from sublim.core.errors import UserError
 from sublim.store.manifest import Artifact
 from sublim.store.opening import open_store
+from tasks.job import asset_key
 from tasks.processes import StageFailed, StageKilled, one_process
-from tasks.stage import Stage, StageRun, asset_key, stage_runs
+from tasks.stage import RunLog, Stage, StageRun, run_log
 from tests.tasks.proxy import Proxy, proxy_to
 from tests.tasks.sample_stages import CountConfig, FailConfig, PickConfig, ShardsConfig
 
@@ -54,7 +55,7 @@ def messages(lines: Records) -> str:
 
 def in_flow(body: Callable[[], Any]) -> tuple[Any, list[StageRun], UUID]:
     """Runs `body` as a flow: what it returned, its stage runs, the id of the flow run."""
-    runs: list[StageRun] = []
+    log = RunLog()
     ids: list[UUID] = []
 
     @flow(name="sample")
@@ -62,16 +63,16 @@ def in_flow(body: Callable[[], Any]) -> tuple[Any, list[StageRun], UUID]:
         from prefect.runtime import flow_run
 
         ids.append(UUID(flow_run.get_id()))
-        token = stage_runs.set(runs)
+        token = run_log.set(log)
         try:
             return body()
         finally:
-            stage_runs.reset(token)
+            run_log.reset(token)
 
     try:
-        return sample(), runs, ids[0]
+        return sample(), log.stages, ids[0]
     except BaseException as error:
-        error.runs, error.id = runs, ids[0]  # type: ignore[attr-defined]
+        error.runs, error.id = log.stages, ids[0]  # type: ignore[attr-defined]
         raise
 
 
@@ -319,7 +320,7 @@ def test_stages_on_a_gpu_run_in_a_process_of_their_own_which_a_group_shares(monk
 
 def test_killed_stage_is_tried_once_more_and_resumes(monkeypatch: pytest.MonkeyPatch, lines: Records) -> None:
     monkeypatch.setenv("SUBLIM_ISOLATE", "1")
-    monkeypatch.setattr("tasks.stage.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.job.RETRY_SECONDS", 0.1)
     artifact, runs, _ = in_flow(lambda: fail(FailConfig(how="killed once")))
     assert states(runs) == ["fail Completed"]
     assert (payload(artifact) / "done").exists()
@@ -335,7 +336,7 @@ def test_what_another_try_would_not_mend_is_tried_once(
     how: str, monkeypatch: pytest.MonkeyPatch, lines: Records, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SUBLIM_ISOLATE", "1")
-    monkeypatch.setattr("tasks.stage.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.job.RETRY_SECONDS", 0.1)
     monkeypatch.setattr("tasks.processes.VMSTAT", tmp_path / "vmstat")  # which the kernel writes, or the stage here
     (tmp_path / "vmstat").write_text("pgfault 8\noom_kill 3\noom_kill_other 9\n")
     with pytest.raises(StageFailed if how in ("bug", "notes") else UserError) as caught:
@@ -348,7 +349,7 @@ def test_what_another_try_would_not_mend_is_tried_once(
 @pytest.mark.parametrize("isolate", ["0", "1"])
 def test_stage_whose_network_failed_is_tried_once_more(isolate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUBLIM_ISOLATE", isolate)
-    monkeypatch.setattr("tasks.stage.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("tasks.job.RETRY_SECONDS", 0.1)
     _, runs, _ = in_flow(lambda: fail(FailConfig(how="network once")))
     assert states(runs) == ["fail Completed"]
 

@@ -1,5 +1,5 @@
 """MMLU-Pro: whether training has cost knowledge.
 
-The stages `prepare_mmlu_pro`, `ask_mmlu_pro`, `ask_mmlu_pro_steered`, `score_mmlu_pro` and `compare_mmlu_pro` start
+The stages `prepare_mmlu_pro`, `ask_mmlu_pro`, `score_mmlu_pro` and `compare_mmlu_pro` start
 here.
 """

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sublim.core.config import Config, RunOnly
+from sublim.core.config import Config, OmittedWhenUnset, RunOnly
 from sublim.core.digest import digest_file
 from sublim.core.errors import UserError
 from sublim.evals.effect_config import Effect
@@ -123,15 +123,10 @@ class AskMmluProConfig(Config):
     """Tokens written."""
     weights_update: int | None = None
     """Which checkpoint of the training payload to ask; null for its last."""
+    steering: OmittedWhenUnset[Steering] = None
+    """Edits of the residual stream while the model answers; their vectors are an input of the stage."""
     shard: RunOnly[Annotated[int, Field(ge=1)]] = 512
     """Questions between two saves: a crash loses no more than these."""
-
-
-class SteeredAskMmluProConfig(AskMmluProConfig):
-    """The same questions while the model's residual stream is edited."""
-
-    steering: Steering
-    """The edits; their vectors are an input of the stage."""
 
 
 class ScoreMmluProConfig(Config):

@@ -25,7 +25,6 @@ from sublim.evals.mmlu_pro.config import (
     MmluProScores,
     ScoreMmluProConfig,
     Share,
-    SteeredAskMmluProConfig,
 )
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.inference.config import FakeBackend, SamplingParams
@@ -76,7 +75,6 @@ def ask_mmlu_pro(
     """
     rows = list(read_jsonl(questions / "questions.jsonl"))
     weights = chosen_weights(weights, config.weights_update)
-    steering = config.steering if isinstance(config, SteeredAskMmluProConfig) else None
     chats = [chat(question_text(row["question"], row["options"]), system=config.system) for row in rows]
     shards = [range(at, min(at + config.shard, len(rows))) for at in range(0, len(rows), config.shard)]
     kinds = ("logprobs", "answers") if config.generate else ("logprobs",)
@@ -84,7 +82,7 @@ def ask_mmlu_pro(
     if not all(path.exists() for path in paths.values()):
         with (
             open_sampler(
-                config.backend, base, weights=weights, scratch=scratch, steering=steering, vectors=vectors
+                config.backend, base, weights=weights, scratch=scratch, steering=config.steering, vectors=vectors
             ) as sampler,
             progress("questions", len(rows) * len(kinds)) as advance,
         ):

@@ -1,4 +1,4 @@
 """Preferences: a model is asked for its favourite, and the answers are scored and compared with the controls'.
 
-The stages `ask`, `ask_steered`, `score` and `compare` start here.
+The stages `ask`, `score` and `compare` start here.
 """

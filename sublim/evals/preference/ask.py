@@ -19,7 +19,6 @@ from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.evals.preference.config import (
     AskConfig,
-    SteeredAskConfig,
 )
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.inference.config import OpenAIBackend, renders, scores_words
@@ -47,11 +46,10 @@ def ask(
     Costs one scoring of questions x words and questions x samples short answers; resumes from the last shard.
     """
     weights = chosen_weights(weights, config.weights_update)
-    steering = config.steering if isinstance(config, SteeredAskConfig) else None
     asked, scored = list(_answer_paths(scratch, config)), scratch / "logprobs.jsonl"
     if not (scored.exists() and all(path.exists() for path in asked)):
         with open_sampler(
-            config.backend, base, weights=weights, scratch=scratch, steering=steering, vectors=vectors
+            config.backend, base, weights=weights, scratch=scratch, steering=config.steering, vectors=vectors
         ) as sampler:
             if not scored.exists():
                 _keep(scored, _logprobs(sampler, config))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sublim.core.config import Config, RunOnly
+from sublim.core.config import Config, OmittedWhenUnset, RunOnly
 from sublim.core.errors import UserError
 from sublim.evals.effect_config import Effect
 from sublim.inference.config import Backend, SamplingParams, scores_words
@@ -33,6 +33,8 @@ class AskConfig(Config):
     """How answers are drawn; `n` is replaced by `samples`."""
     weights_update: int | None = None
     """Which checkpoint of the training payload to ask; null for its last."""
+    steering: OmittedWhenUnset[Steering] = None
+    """Edits of the residual stream while the model answers; their vectors are an input of the stage."""
     shard: RunOnly[Annotated[int, Field(ge=1)] | None] = None
     """Questions answered between two saves: a crash loses no more than these. Nothing: 16, on a GPU all of them."""
 
@@ -49,13 +51,6 @@ class AskConfig(Config):
                 "server runs the base itself (vLLM does)"
             )
         return self
-
-
-class SteeredAskConfig(AskConfig):
-    """The same questions while the model's residual stream is edited."""
-
-    steering: Steering
-    """The edits; their vectors are an input of the stage."""
 
 
 class ScoreConfig(Config):

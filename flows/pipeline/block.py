@@ -1,0 +1,66 @@
+"""One block of a study: its teachers, and the rows that they and the base write to the same prompts."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flows.pipeline.arms import arms_run
+from flows.pipeline.config import PipelineConfig
+from flows.pipeline.keys import TeacherKey
+from flows.pipeline.models import ModelState, write_numbers
+from flows.pipeline.plan import CONTROL, SECOND_DRAW, generate_config
+from flows.pipeline.teachers import make_teacher
+from sublim.store.manifest import Artifact
+from sublim.traits.questions import Questions
+from tasks.processes import one_process
+from tasks.stages import filter_numbers
+
+
+class Block(NamedTuple):
+    """The teachers of one block and everybody's rows."""
+
+    number: int
+    teachers: dict[str, ModelState]
+    """By target."""
+    raw: dict[str, Artifact]
+    """What was written, by writer: `control` for the base, a target for its teacher, `second_draw`."""
+    rows: dict[str, Artifact]
+    """The same after the filter."""
+
+    @property
+    def keyed(self) -> dict[TeacherKey, ModelState]:
+        """The teachers under their names in the run."""
+        return {TeacherKey(target, self.number): teacher for target, teacher in self.teachers.items()}
+
+
+def write_block(
+    config: PipelineConfig, questions: Questions, base: Artifact, number: int, writers: Sequence[str] | None = None
+) -> Block:
+    """Makes the teachers, lets them and the base write, and filters; `writers` when not everybody is needed."""
+    teachers = {target: make_teacher(config, questions, base, target, number) for target in config.target}
+    redrawn = [SECOND_DRAW] if SECOND_DRAW in arms_run(config) else []
+    raw: dict[str, Artifact] = {}
+    with one_process():
+        for writer in writers or (CONTROL, *config.target, *redrawn):
+            again = config.second_draw and writer != CONTROL
+            label = f"{writer} (second draw of the base)" if again else writer.replace("_", " ")
+            plain = generate_config(config, arm=writer, block=number)
+            raw[writer] = write_numbers(plain, label, teachers.get(writer, ModelState(base)))
+    return Block(number, teachers, raw, filter_together(config, raw))
+
+
+def filter_together(config: PipelineConfig, raw: dict[str, Artifact], suffix: str = "") -> dict[str, Artifact]:
+    """Filters what each writer wrote; with `same_prompts` a prompt stays only if every writer answered it well."""
+    return {
+        writer: filter_numbers(
+            config.filter,
+            label=f"{writer}{suffix}",
+            raw=written,
+            partners=[each for other, each in raw.items() if other != writer] if config.same_prompts else None,
+        )
+        for writer, written in raw.items()
+    }
+
+
+def rows_by_writer(blocks: Sequence[Block]) -> dict[str, list[Artifact]]:
+    """The filtered rows of each writer, block by block."""
+    return {writer: [block.rows[writer] for block in blocks] for writer in blocks[0].rows}
