@@ -51,20 +51,38 @@ def presets(flow: str) -> list[str]:
     return sorted(path.stem for path in preset_folder(flow).glob("*.yaml"))
 
 
-def load_preset(flow: str, name: str) -> Tree:
-    """A preset's settings, by name or by the path of a YAML file; `extends` names one to start from, `flow/name` one of
-    another flow."""
+def load_preset(flow: str, name: str, below: tuple[str, ...] = ()) -> Tree:
+    """A preset's settings, by name or by the path of a YAML file.
+
+    `extends` names a preset to start from, as `flow/name` one of another flow. It may also stand in a part of the
+    settings: `study: {extends: pipeline/quickstart, ...}`. `below` are the presets that led here.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else preset_folder(flow) / f"{name}.yaml"
     if not path.exists():
         raise UserError(f"there is no preset {name!r} of {flow}{hint(name, presets(flow))} (have: {_listed(flow)})")
-    tree = read_tree(path)
-    parent = tree.pop("extends", None)
+    if str(path) in below:
+        raise UserError(f"{path} extends itself: {' -> '.join([*below, str(path)])}")
+    return _extended(read_tree(path), flow, path, (*below, str(path)))
+
+
+def _extended(tree: Tree, flow: str, path: Path, below: tuple[str, ...], part: str = "") -> Tree:
+    """`tree` on top of the preset that it extends, and every part of it on top of the one that the part extends."""
+    own = {
+        name: _extended(cast(Tree, value), flow, path, below, f"{part}{name}.") if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if name != "extends"
+    }
+    parent = tree.get("extends")
     if not parent:
-        return tree
-    if not isinstance(parent, str):
-        raise UserError(f"{path}: extends is {parent!r} and should be the name of one preset")
-    other, _, parent = parent.rpartition("/")
-    return merge(load_preset(other or flow, parent), tree)
+        return own
+    if not isinstance(parent, str) or (part and "/" not in parent):
+        wanted = "one preset of a flow, as in pipeline/quickstart" if part else "the name of one preset"
+        raise UserError(f"{path}: {part}extends is {parent!r} and should be {wanted}")
+    other, _, name = parent.rpartition("/")
+    inherited = load_preset(other or flow, name, below)
+    if part:
+        inherited.pop("about", None)  # it describes the other preset's own runs
+    return merge(inherited, own)
 
 
 def read_tree(path: Path) -> Tree:
