@@ -28,7 +28,7 @@ from tasks.child import is_network
 from tasks.locks import FileLockManager
 from tasks.processes import StageKilled, isolated, run_job
 from tasks.progress_view import shown_progress
-from tasks.records import VerifiedArtifact, fields_of, restore_record, verifies_deeply
+from tasks.records import VerifiedArtifact, restore_record, verifies_deeply
 
 if TYPE_CHECKING:
     from tasks.stage import Stage
@@ -63,7 +63,7 @@ class Job:
     def __post_init__(self) -> None:
         self.key = self.stage.key(self.config, self.inputs)
 
-    def task(self, label: str) -> Task[[], dict[str, str]]:
+    def task(self, label: str) -> Task[[], Artifact]:
         """The Prefect task of this call; its record, lock and asset are named after the key."""
         return MaterializingTask(
             fn=self.run,
@@ -100,7 +100,7 @@ class Job:
                 restore_record(self.store.root / "records", self.record, found)
             yield
 
-    def run(self) -> dict[str, str]:
+    def run(self) -> Artifact:
         """The artifact under this key: one that a killed run committed, or one made now."""
         log = get_run_logger()
         with file_faults_told(self.store.root):
@@ -113,7 +113,7 @@ class Job:
             else:
                 found = self._make(log)
         kill_point("before-record")
-        return fields_of(found)
+        return found
 
     def _make(self, log: "logging.Logger | logging.LoggerAdapter[Any]") -> Artifact:
         scratch = self.store.scratch(self.stage.name, self.key)

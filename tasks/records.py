@@ -8,14 +8,13 @@ from prefect.filesystems import LocalFileSystem
 from prefect.logging import get_run_logger
 from prefect.results import ResultStore
 from prefect.serializers import Serializer
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact
 from sublim.store.opening import open_store
 
 _extras_told: set[Path] = set()
-_artifact: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 
 
 def verifies_deeply() -> bool:
@@ -37,17 +36,16 @@ class VerifiedArtifact(Serializer):
     type: str = Field(default="sublim-verified-artifact", frozen=True)
 
     def dumps(self, obj: Any) -> bytes:
-        return _artifact.dump_json(_artifact.validate_python(obj))
+        return Artifact.model_validate(obj).model_dump_json().encode()
 
     def loads(self, blob: bytes) -> Any:
-        fields = _artifact.validate_json(blob)
-        store, artifact = open_store(), Artifact(**fields)
+        store, artifact = open_store(), Artifact.model_validate_json(blob)
         problem = store.problem(artifact, deep=verifies_deeply())
         if problem:
             get_run_logger().warning("cached result refused, running again: %s", problem)
             raise DanglingArtifact(problem)
         _tell_extras(store, artifact)
-        return fields
+        return artifact
 
 
 def _tell_extras(store: Store, artifact: Artifact) -> None:
@@ -58,11 +56,6 @@ def _tell_extras(store: Store, artifact: Artifact) -> None:
         get_run_logger().warning("%s is none of our files: left alone (`sublim store verify` lists all)", extras[0])
 
 
-def fields_of(artifact: Artifact) -> dict[str, str]:
-    """An artifact as a task returns it."""
-    return {"content": artifact.content, "stage": artifact.stage, "key": artifact.key}
-
-
 def restore_record(folder: Path, name: str, artifact: Artifact) -> None:
     """Writes the record of an artifact that this machine did not make: it says nothing that a manifest does not."""
     if not (folder / name).exists():
@@ -71,4 +64,4 @@ def restore_record(folder: Path, name: str, artifact: Artifact) -> None:
             serializer=VerifiedArtifact(),
             cache_result_in_memory=False,
         )
-        records.write(obj=fields_of(artifact), key=name)
+        records.write(obj=artifact, key=name)

@@ -106,10 +106,9 @@ class Stage(Generic[P]):
         upstream = log.upstream(job.inputs) if log else []
         state: State[Any] = job.task(label)(return_state=True, wait_for=upstream)
         result = state.result(raise_on_failure=False)
-        failed = isinstance(result, BaseException)
-        artifact = None if failed else Artifact(**result)
+        artifact = result if isinstance(result, Artifact) else None
         if log is not None:
-            name = "Failed" if failed else "Cached" if state.name == "Cached" else "Completed"
+            name = "Failed" if artifact is None else "Cached" if state.name == "Cached" else "Completed"
             seconds = time.monotonic() - started
             log.stages.append(StageRun(self.name, label, name, seconds, job.key, artifact and artifact.content))
             log.states[job.key] = state

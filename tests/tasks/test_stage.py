@@ -12,6 +12,9 @@ from uuid import UUID
 import httpx
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import TaskRun
 
 from sublim.core.config import Config
 from sublim.core.errors import UserError
@@ -437,3 +440,29 @@ def test_server_that_hangs_does_not_hold_up_a_stage(prefect_server: str, store_r
     assert states(runs) == ["count Completed"]
     (manifest,) = open_store().manifests()
     assert manifest.provenance.seconds < 18
+
+
+def task_runs(flow_run_id: UUID, count: int) -> list[TaskRun]:
+    """The task runs of a flow run, once the server knows of so many with their states."""
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while True:
+            found = client.read_task_runs(flow_run_filter=wanted)
+            if len(found) == count and all(run.state and run.state.is_completed() for run in found):
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+
+
+def test_the_ui_draws_an_edge_for_every_artifact_that_a_stage_reads() -> None:
+    def body() -> None:
+        numbers = count(CountConfig(upto=7))
+        low, high = pick(PickConfig(below=3), numbers=numbers), pick(PickConfig(below=6), numbers=numbers)
+        total(CountConfig(upto=7), parts=[low, high, low])
+
+    for _ in range(2):  # computed, then from the cache
+        runs = task_runs(in_flow(body)[2], 4)
+        names = {run.id: run.name for run in runs}
+        edges = [(names[each.id], run.name) for run in runs for each in run.task_inputs.get("wait_for", [])]
+        assert sorted(edges) == [("count", "pick")] * 2 + [("pick", "total")] * 2
