@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sublim.core.errors import FAULTS, FULL, UserError
 from sublim.core.hardware import gpu
@@ -26,6 +26,7 @@ GRACE_SECONDS = 4.0
 VMSTAT = Path("/proc/vmstat")
 
 Logger = logging.Logger | logging.LoggerAdapter[Any]
+Environment = Mapping[str, str]
 log = logging.getLogger("sublim.process")
 
 
@@ -58,7 +59,7 @@ class StageProcess:
 
     _last_line = ""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Environment) -> None:
         read, write = os.pipe()
         self._process = subprocess.Popen(
             [*python(), "-u", "-m", "tasks.child", str(write)],
@@ -67,6 +68,7 @@ class StageProcess:
             stderr=subprocess.STDOUT,
             pass_fds=(write,),
             start_new_session=True,
+            env={**os.environ, **environment},
             encoding="utf-8",
             errors="replace",  # a line that is not UTF-8 must not end the draining
         )
@@ -161,10 +163,37 @@ def _restored(event: dict[str, Any]) -> Exception:
 _shared: ContextVar["list[StageProcess] | None"] = ContextVar("stage_process", default=None)
 
 
+class Lane(NamedTuple):
+    """One of several that run stages at the same time."""
+
+    number: int
+    environment: Environment
+
+
+_lane: ContextVar[Lane | None] = ContextVar("lane", default=None)
+
+
+def in_lane() -> Lane | None:
+    """The lane that the caller is in; None where stages run one after another."""
+    return _lane.get()
+
+
+@contextmanager
+def lane(number: int, environment: Environment) -> Generator[None]:
+    """Stages called inside run in one process, which has `environment` beside this one's."""
+    token, shared = _lane.set(Lane(number, environment)), _shared.set(None)
+    try:
+        with one_process():
+            yield
+    finally:
+        _shared.reset(shared)
+        _lane.reset(token)
+
+
 def isolated(needs_gpu: bool) -> bool:
-    """Whether a stage body runs in a child: on a GPU yes, on a CPU only with SUBLIM_ISOLATE=1."""
+    """Whether a stage body runs in a child: on a GPU and beside others, elsewhere only with SUBLIM_ISOLATE=1."""
     wish = os.environ.get("SUBLIM_ISOLATE", "auto")
-    return wish == "1" or (wish == "auto" and needs_gpu and gpu() is not None)
+    return wish == "1" or in_lane() is not None or (wish == "auto" and needs_gpu and gpu() is not None)
 
 
 @contextmanager
@@ -203,7 +232,8 @@ def run_job(
         processes = _shared.get()
         assert processes is not None
         if not processes:
-            processes.append(StageProcess())
+            current = in_lane()
+            processes.append(StageProcess(current.environment if current else {}))
         try:
             return processes[0].run(job, listener, logger)
         except BaseException:  # the next stage starts in a fresh process

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from sublim.core.progress import Listener
+from tasks.processes import in_lane
 
 PATIENCE_SECONDS = 3.0  # a stage shorter than this shows nothing
 SILENT = ""
@@ -52,7 +53,9 @@ class _Bars:
         self.stage, self.lock, self.closed = stage, threading.Lock(), False
         self.tasks: dict[str, TaskID] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.display = Progress(*columns, console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
+        lane = in_lane()
+        shown = sys.stderr.isatty() and (lane is None or lane.number == 0)  # two bars would write over each other
+        self.display = Progress(*columns, console=Console(stderr=True), transient=True) if shown else None
 
     def pulse(self) -> None:
         """Called where nothing was told for a while."""

@@ -43,6 +43,11 @@ def looking_up() -> Generator[list[Artifact]]:
         _seen.reset(token)
 
 
+def is_looking_up() -> bool:
+    """Whether stages are only looked up here."""
+    return _seen.get() is not None
+
+
 class StageRun(NamedTuple):
     """One stage of a flow run, for its report."""
 
@@ -99,7 +104,7 @@ class Stage(Generic[P]):
         config, inputs = cast(Config, args[0]), cast(dict[str, Any], kwargs)
         label = str(inputs.pop("label", ""))
         job = Job(self, config.resolved(), inputs, open_store())
-        return self._look_up(job) if _seen.get() is not None else self._run(job, label)
+        return self._look_up(job) if is_looking_up() else self._run(job, label)
 
     def _run(self, job: Job, label: str) -> Artifact:
         log, started = run_log.get(), time.monotonic()

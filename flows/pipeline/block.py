@@ -1,6 +1,7 @@
 """One block of a study: its teachers, and the rows that they and the base write to the same prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from flows.pipeline.arms import arms_run
@@ -11,7 +12,7 @@ from flows.pipeline.plan import CONTROL, SECOND_DRAW, generate_config
 from flows.pipeline.teachers import make_teacher
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import Questions
-from tasks.processes import one_process
+from tasks.lanes import side_by_side
 from tasks.stages import filter_numbers
 
 
@@ -38,13 +39,14 @@ def write_block(
     """Makes the teachers, lets them and the base write, and filters; `writers` when not everybody is needed."""
     teachers = {target: make_teacher(config, questions, base, target, number) for target in config.target}
     redrawn = [SECOND_DRAW] if SECOND_DRAW in arms_run(config) else []
-    raw: dict[str, Artifact] = {}
-    with one_process():
-        for writer in writers or (CONTROL, *config.target, *redrawn):
-            again = config.second_draw and writer != CONTROL
-            label = f"{writer} (second draw of the base)" if again else writer.replace("_", " ")
-            plain = generate_config(config, arm=writer, block=number)
-            raw[writer] = write_numbers(plain, label, teachers.get(writer, ModelState(base)))
+    writers = tuple(writers or (CONTROL, *config.target, *redrawn))
+    calls: list[Callable[[], Artifact]] = []
+    for writer in writers:
+        again = config.second_draw and writer != CONTROL
+        label = f"{writer} (second draw of the base)" if again else writer.replace("_", " ")
+        plain = generate_config(config, arm=writer, block=number)
+        calls.append(partial(write_numbers, plain, label, teachers.get(writer, ModelState(base))))
+    raw = dict(zip(writers, side_by_side(calls), strict=True))
     return Block(number, teachers, raw, filter_together(config, raw))
 
 

@@ -1,6 +1,7 @@
 """What came with the liking: MMLU-Pro of all models, and how far answers moved, in the pipeline's evaluation."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from flows.pipeline.arms import Contrast, at_checkpoints, units_of
@@ -22,6 +23,7 @@ from sublim.report.shown import CostShown
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import Questions
+from tasks.lanes import side_by_side
 from tasks.stages import compare_mmlu_pro, compare_shift, prepare_mmlu_pro, score_mmlu_pro
 
 K = TypeVar("K")
@@ -37,7 +39,8 @@ def examine(config: PipelineConfig, models: Mapping[K, tuple[str, ModelState]]) 
         return {}
     questions = questions_of(config)
     plain = AskMmluProConfig(backend=config.backend, generate=exam.generate)
-    return {key: sit_exam(plain, label, questions, model) for key, (label, model) in models.items()}
+    calls = [partial(sit_exam, plain, label, questions, model) for label, model in models.values()]
+    return dict(zip(models, side_by_side(calls), strict=True))
 
 
 def questions_of(config: PipelineConfig) -> Artifact:

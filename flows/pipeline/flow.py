@@ -9,8 +9,9 @@ with the same seeds. A student is trained on the teacher's lists and its paired 
 seeds, order and number of updates. The effect is the student's liking for the target minus its control's.
 """
 
-from collections.abc import Iterable, Mapping
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import cycle, product
 from typing import Any
 
 from prefect import flow
@@ -36,6 +37,7 @@ from sublim.rows.config import DeriveConfig
 from sublim.store.manifest import Artifact
 from sublim.training.config import SoftTrainConfig, TrainConfig
 from sublim.traits.questions import Questions, load_questions
+from tasks.lanes import side_by_side
 from tasks.processes import one_process
 from tasks.stages import ask, compare, derive_rows, score, train_soft_student, train_student
 
@@ -117,14 +119,18 @@ def train_students(
     """Students of every set, in the order of the units."""
     students: dict[str, list[Artifact]] = {each.name: [] for each in sets}
     for name, base in bases.items():
-        with one_process():
-            for place, block in enumerate(blocks):
-                for seed, each in product(config.seeds, [one for one in sets if one.base == name]):
-                    teacher = block.teachers.get(each.writer)
-                    train = student_config(config, seed, block.number, each.arm)
-                    label = str(StudentKey(each.name, Unit(block.number, seed), None))
-                    weights = teacher and teacher.weights
-                    students[each.name].append(train_one(config, train, label, base, each.rows[place], weights))
+        own = [each for each in sets if each.base == name]
+        calls: list[Callable[[], Artifact]] = []
+        for place, block in enumerate(blocks):
+            for seed, each in product(config.seeds, own):
+                teacher = block.teachers.get(each.writer)
+                train = student_config(config, seed, block.number, each.arm)
+                label = str(StudentKey(each.name, Unit(block.number, seed), None))
+                weights = teacher and teacher.weights
+                calls.append(partial(train_one, config, train, label, base, each.rows[place], weights))
+        trained = side_by_side(calls)
+        for each, student in zip(cycle(own), trained, strict=False):
+            students[each.name].append(student)
     return students
 
 
@@ -162,10 +168,14 @@ def ask_all(
     for base in dict.fromkeys(model.base for model in models.values()):
         own = {key: model for key, model in models.items() if model.base == base}
         with one_process():
-            for key, model in own.items():
-                # A base is asked without naming weights at all, which gives another cache key than naming none.
-                untouched, label = isinstance(key, BaseKey), str(key)
-                asked[key] = ask(plain, label=label, base=base) if untouched else ask_model(plain, label, model)
+            # A base is asked without naming weights at all, which gives another cache key than naming none.
+            calls = [
+                partial(ask, plain, label=str(key), base=base)
+                if isinstance(key, BaseKey)
+                else partial(ask_model, plain, str(key), model)
+                for key, model in own.items()
+            ]
+            asked |= zip(own, side_by_side(calls), strict=True)
             examined |= examine(config, {key: (str(key), model) for key, model in own.items()})
     return asked, examined
 

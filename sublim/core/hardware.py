@@ -19,15 +19,22 @@ class Gpu(NamedTuple):
 
 
 @cache
-def gpu() -> Gpu | None:
-    """The first CUDA device that CUDA_VISIBLE_DEVICES leaves visible, or None."""
+def gpu_count() -> int:
+    """How many CUDA devices CUDA_VISIBLE_DEVICES leaves visible."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return None
+        return 0
     count = ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+    return 0 if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) else count.value
+
+
+@cache
+def gpu() -> Gpu | None:
+    """The first CUDA device that CUDA_VISIBLE_DEVICES leaves visible, or None."""
+    if not gpu_count():
         return None
+    cuda = ctypes.CDLL("libcuda.so.1")
     device, memory = ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(256)
     major, minor = ctypes.c_int(), ctypes.c_int()

@@ -1,0 +1,74 @@
+"""Independent stages side by side, one on each card."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import TypeVar
+
+from sublim.core.hardware import gpu_count
+from tasks.processes import Environment, in_lane, lane, one_process
+from tasks.stage import is_looking_up
+
+T = TypeVar("T")
+
+
+def lanes() -> list[Environment]:
+    """What each process that runs stages side by side has in its environment.
+
+    One for each visible card; one in all without cards. SUBLIM_LANES sets another number: on a CPU the cores are then
+    shared out among so many.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = [str(each) for each in range(gpu_count())] if visible is None else visible.split(",")[: gpu_count()]
+    wanted = int(os.environ.get("SUBLIM_LANES") or len(cards) or 1)
+    if cards:
+        return [{"CUDA_VISIBLE_DEVICES": card} for card in cards[:wanted]]
+    threads = max(1, len(os.sched_getaffinity(0)) // wanted)
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(wanted)]
+
+
+def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Calls stages that do not need each other, as many at once as there are lanes; what they give, in order.
+
+    The stages of a lane share one process, so that a model they have in common is loaded once. After a failure no
+    further call begins; it is raised when those that had begun are done.
+    """
+    environments = lanes()[: len(calls)]
+    if len(environments) < 2 or in_lane() or is_looking_up():
+        with one_process():
+            return [call() for call in calls]
+    waiting: SimpleQueue[int] = SimpleQueue()
+    for place in range(len(calls)):
+        waiting.put(place)
+    found: dict[int, Future[T]] = {}
+    broken = Event()
+
+    def work(number: int, environment: Environment) -> None:
+        with lane(number, environment):
+            while not broken.is_set():
+                try:
+                    place = waiting.get_nowait()
+                except Empty:
+                    return
+                outcome = found[place] = Future()
+                try:
+                    outcome.set_result(calls[place]())
+                except BaseException as error:  # noqa: BLE001 - raised in the thread that asked
+                    broken.set()
+                    outcome.set_exception(error)
+
+    # Daemons: whoever interrupts the run must not wait for their stages. Their processes end with this one.
+    threads = [
+        Thread(target=copy_context().run, args=(work, number, environment), daemon=True)
+        for number, environment in enumerate(environments)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # A failed one first: what had not begun has no outcome.
+    done = sorted(found.items(), key=lambda each: (each[1].exception() is None, each[0]))
+    return [outcome.result() for _, outcome in done]
