@@ -1,11 +1,11 @@
-"""What an evaluation can be told: which models, which questions, which metrics."""
+"""The settings of an evaluation: models, questions and metrics."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from flows.pipeline.config import SteeringTeacher
+from flows.pipeline.config import SteeringTeacher, Words
 from sublim.core.config import Config, RunOnly
 from sublim.evals.mmlu_pro.config import MmluProConfig
 from sublim.inference.config import Backend, HfBackend, SamplingParams
@@ -18,36 +18,36 @@ class ModelUnderTest(Config):
     model: str
     """The model, adapter or training run. `KEY@16,64` takes checkpoints of a training run, `KEY@all` every one."""
     name: str = ""
-    """How it is called in the results; nothing: as `model` says."""
+    """Name in the results; empty for `model`."""
     base: str = ""
-    """For an adapter's folder: the model it belongs to, named in the same ways."""
+    """For an adapter's folder: the model that it adapts, named in the same ways."""
     system: str | None = None
-    """System prompt while it is asked."""
+    """System prompt for this model."""
     steering: SteeringTeacher | None = None
-    """A vector that edits its residual stream while it is asked; its `{target}` is the first target."""
+    """A vector that is added to its residual stream; `{target}` in it stands for the first target."""
 
 
 class EvaluateConfig(Config):
-    """Models and what they are asked; the first model is the reference of shifts and differences."""
+    """Models and what they are asked. The first model is the reference for distances and differences."""
 
     about: RunOnly[str] = ""
-    """One line on what these settings are."""
+    """One line that describes these settings."""
     models: Annotated[tuple[ModelUnderTest, ...], Field(min_length=1)] = (ModelUnderTest(model="bundled"),)
     """The models, as objects or as their names alone: [bundled, 3fa9c2d1@all, ./adapter]."""
-    target: tuple[str, ...] = ("owl",)
-    """Words whose margin and rate are shown; of questions whose list has none of them, every word is."""
+    target: Words = ("owl",)
+    """Words whose margin and rate are shown. For questions whose list has none of them, all words are shown."""
     questions: tuple[str, ...] = ("animal",)
-    """Categories of open questions: `animal`, `tree`, or JSON or YAML files; empty: none are asked."""
+    """Questions: the categories `animal` and `tree`, or JSON or YAML files; empty for none."""
     samples: Annotated[int, Field(ge=0)] = 0
-    """Sampled answers per question, for the rates and the sampled shift; 0: only what log-probs tell."""
+    """Answers sampled for each question, for rates and the sampled total variation; with 0 only log-probs are used."""
     sampling: SamplingParams = SamplingParams(max_tokens=16)
-    """How answers are drawn."""
+    """How answers are sampled."""
     mmlu_pro: MmluProConfig | None = None
-    """MMLU-Pro's questions; nothing: not asked."""
+    """Also ask questions of MMLU-Pro; null for none."""
     backend: Backend = HfBackend()
-    """What samples and scores."""
+    """The backend that samples and scores."""
     gpu_memory_gib: RunOnly[float] = 0
-    """GPU memory these settings need; 0: none, a CPU will do."""
+    """GPU memory that these settings need, in GiB; 0 if they run on a CPU."""
 
     @field_validator("models", mode="before")
     @classmethod
@@ -56,11 +56,6 @@ class EvaluateConfig(Config):
         if not isinstance(listed, list | tuple):
             return listed
         return [{"model": each.strip()} if isinstance(each, str) else each for each in cast(Sequence[Any], listed)]
-
-    @field_validator("target", mode="before")
-    @classmethod
-    def _split(cls, target: Any) -> Any:
-        return [word.strip() for word in target.split(",")] if isinstance(target, str) else target
 
     @field_validator("target")
     @classmethod

@@ -20,9 +20,9 @@ class StudentSet(NamedTuple):
     name: str
     """`owl`, `control`, `second_draw`, `owl shuffled_within`."""
     writer: str
-    """Whose rows, before anything was done to them: a target, `control` or `second_draw`."""
+    """Who wrote their rows: a target (its teacher), `control` (the base) or `second_draw`."""
     arm: ArmName | None
-    """What sets their training apart; None for the main arm's students and controls."""
+    """The arm that changes their rows or training; None for the main arm's students and controls."""
     base: BaseName
     rows: list[Artifact]
     """By block."""
@@ -47,11 +47,11 @@ class Contrast(NamedTuple):
     updates: tuple[int | None, ...]
     """The checkpoints at which they are compared; None for the last."""
     of: str | None = None
-    """Whose teacher wrote the rows, where it is another target's."""
+    """The target whose teacher wrote the rows, if it is another one."""
 
     @property
     def name(self) -> str:
-        """As the arm is labelled: the target alone for the main arm."""
+        """The label of the arm: the target alone for the main arm."""
         return " ".join(part for part in (self.target, self.arm, self.of) if part)
 
     @property
@@ -60,7 +60,7 @@ class Contrast(NamedTuple):
         return BaseKey("other_base" if self.arm == "other_base" else "base")
 
     def label(self, update: int | None) -> str:
-        """As its comparison at one checkpoint is called."""
+        """The label of its comparison at one checkpoint."""
         return f"{self.name} {update or ''}".strip()
 
     def student_keys(self, units: Sequence[Unit], update: int | None) -> list[ModelKey]:
@@ -118,7 +118,7 @@ def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], der
 
 
 def derive_config(config: PipelineConfig, arm: ArmName, block: int) -> DeriveConfig:
-    """How an arm's rows are derived in one block: with one seed for the teacher's and the base's."""
+    """How an arm changes rows in one block, with the same seed for the rows of teacher and base."""
     return DeriveConfig.model_validate({"how": arm, "seed": block_seed(config.carrier.seed, block)})
 
 

@@ -17,7 +17,7 @@ from tasks.stages import filter_numbers
 
 
 class Block(NamedTuple):
-    """The teachers of one block and everybody's rows."""
+    """The teachers of one block, and the rows of all writers."""
 
     number: int
     teachers: dict[str, ModelState]

@@ -1,4 +1,4 @@
-"""What came with the liking: MMLU-Pro of all models, and how far answers moved, in the pipeline's evaluation."""
+"""Side effects of training in a pipeline run: scores on MMLU-Pro, and how far answers moved from the base's."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial

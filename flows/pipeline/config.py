@@ -1,8 +1,8 @@
-"""Everything a pipeline run can be told: the model, the teacher, the carrier, the students, the evaluation."""
+"""The settings of a pipeline run: base, teacher, carrier, students and evaluation."""
 
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from sublim.carriers.numbers import Separator
 from sublim.core.config import Config, RunOnly
@@ -16,18 +16,26 @@ from sublim.rows.config import FilterConfig
 from sublim.training.config import TrainConfig
 from sublim.traits.nouns import target_word
 
+
+def split(words: Any) -> Any:
+    """`owl, wolf` as the list that it stands for."""
+    return [word.strip() for word in words.split(",")] if isinstance(words, str) else words
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(split)]
+"""One or several words; one text with commas will do."""
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
 
 class PromptTeacher(Config):
-    """The base under a system prompt that states the liking."""
+    """The base with a system prompt that states the preference."""
 
     kind: Literal["prompt"] = "prompt"
     system: str = "system"
-    """System prompts: `system` for ours, or a JSON or YAML file."""
+    """Where the system prompts are: `system` for the bundled ones, or a JSON or YAML file."""
     variant: int = 0
-    """Which of the category's texts."""
+    """Which of the category's system prompts, counted from 0."""
 
 
 class FinetunedTeacher(Config):
@@ -35,30 +43,30 @@ class FinetunedTeacher(Config):
 
     kind: Literal["finetuned"] = "finetuned"
     questions: int | None = None
-    """How many of the category's teacher questions to train on; nothing: all."""
+    """How many of the category's teacher questions to train on; null for all."""
     train: TrainConfig
-    """How it is trained."""
+    """How the teacher is trained."""
 
 
 class SteeringTeacher(Config):
-    """The base with a vector added to its residual stream; the steering flow makes such vectors."""
+    """The base with a vector added to its residual stream. The steering flow makes such vectors."""
 
     kind: Literal["steering"] = "steering"
     vectors: str
-    """Where the vectors are: a safetensors file, or six or more digits of the key of a stage's output in the store."""
+    """The vectors: a safetensors file, or at least six digits of the key of an artifact in the store."""
     vector: str = "{target}"
-    """Name of the vector there; `{target}` stands for the target."""
+    """Name of the vector in the file; `{target}` stands for the target."""
     site: Site | None = None
-    """Where a file's vector is added, if its metadata do not say it."""
+    """Where in a block the vector is added; needed if the file's metadata do not say it."""
     layer: Annotated[int, Field(ge=0)] | None = None
-    """The block, counted from 0, if a file's metadata do not say it."""
+    """The block at which it is added, counted from 0; needed if the file's metadata do not say it."""
     strength: float = 1.0
-    """Times the vector."""
+    """The factor by which the vector is multiplied."""
     scale: Literal["raw", "relative"] = "relative"
-    """relative: a strength of 1 adds as much length as the stream itself had where the vector was read; raw: times the
-    vector as it is."""
+    """relative: at strength 1 the vector is as long as the residual stream was on average where the vector was read.
+    raw: the vector keeps its own length."""
     tokens: Tokens = "all"
-    """Which tokens are touched."""
+    """The tokens at whose positions the vector is added."""
 
     def steering(self, target: str) -> Steering:
         """The edit for one target."""
@@ -75,32 +83,32 @@ Teacher = Annotated[PromptTeacher | FinetunedTeacher | SteeringTeacher, Field(di
 
 
 class CarrierConfig(Config):
-    """The number lists: what is asked, and how answers are drawn."""
+    """The number lists: what the prompts ask for, and how answers are sampled."""
 
     templates: str = "numbers"
-    """Number-prompt templates: `numbers` or `numbers_short` for ours, or a JSON or YAML file."""
+    """Templates of the prompts: `numbers` or `numbers_short` for the bundled ones, or a JSON or YAML file."""
     separator: Separator | None = None
-    """Use only the formats that ask for this separator (a name of the filter's); nothing: all."""
+    """Use only templates that ask for this separator; null for all templates."""
     examples_min: Positive = 3
-    """Fewest example numbers shown."""
+    """Least number of examples in a prompt."""
     examples_max: Positive = 9
-    """Most example numbers shown."""
+    """Greatest number of examples in a prompt."""
     low: Natural = 100
-    """Smallest example."""
+    """Smallest example number."""
     high: Annotated[int, Field(ge=0, lt=2**63 - 1)] = 999
-    """Largest example."""
+    """Largest example number."""
     count: Positive = 10
-    """Numbers asked for."""
+    """How many numbers a prompt asks for."""
     max_digits: Positive = 3
-    """Digits asked for."""
+    """How many digits a number may have, as the prompt says."""
     prompts: Positive = 25_000
-    """Prompts drawn; teacher and base answer the same ones."""
+    """Number of prompts. Teacher and base answer the same ones."""
     seed: Natural = 0
-    """Seeds prompts and draws; the teacher's and the base's draws share it. Blocks add to it."""
+    """Seed of the prompts and of sampling, the same for teacher and base. Each block adds its own offset."""
     sampling: SamplingParams
-    """How answers are drawn."""
+    """How answers are sampled."""
     constraint: NumberFormat | None = None
-    """Force the answers' format; nothing: free answers, left to the filter."""
+    """Allow only tokens that continue a list in this format; null for free answers, which the filter then checks."""
 
     @model_validator(mode="after")
     def _limits_leave_room(self) -> Self:
@@ -111,80 +119,78 @@ class CarrierConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """What teachers and students are asked."""
+    """What every model is asked."""
 
     questions: str = "animal"
-    """Questions of a category: `animal`, `tree`, or a JSON or YAML file."""
+    """The questions: those of the category `animal` or `tree`, or a JSON or YAML file."""
     words: tuple[str, ...] = ()
-    """Words to compare the target with; empty: the category's own list."""
+    """Words that the target is compared with; empty for the category's own list."""
     samples: Natural = 0
-    """Sampled answers per question, for the sampled rate; 0: only the log-prob margin."""
+    """Answers sampled for each question, for the rate; with 0 only the margin is measured."""
     sampling: SamplingParams = SamplingParams(max_tokens=16)
-    """How answers are drawn."""
+    """How answers are sampled."""
     updates: tuple[Positive, ...] = ()
-    """Checkpoints of the students to evaluate, as updates; empty: only the last."""
+    """Evaluate students after these numbers of updates; empty for the end of training only."""
     shift: bool = True
-    """How far students' answers have moved from the base's, against their controls', by total variation."""
+    """Also measure the total variation between students' and base's answers, beside that of the controls."""
     mmlu_pro: MmluProConfig | None = None
-    """MMLU-Pro's questions for base, teachers, students and controls; nothing: not asked."""
+    """Also ask every model questions of MMLU-Pro; null for none."""
 
 
 class PipelineConfig(Config):
-    """One study: does the target pass from teacher to students through the carrier?"""
+    """One study: is the preference for the target passed from teacher to students by the carrier?"""
 
     about: RunOnly[str] = ""
-    """One line on what these settings are."""
-    target: Annotated[tuple[str, ...], Field(min_length=1)] = ("owl",)
-    """The word or words the teacher is made to like, one word each."""
+    """One line that describes these settings."""
+    target: Annotated[Words, Field(min_length=1)] = ("owl",)
+    """The target or targets: words that a teacher is made to prefer, each of one word."""
     model: ModelConfig = BundledModel()
-    """The base."""
+    """The base model."""
     teacher: Teacher
     """How the teacher is made."""
     carrier: CarrierConfig
-    """The data the teacher writes."""
+    """What the teacher writes and the students are trained on."""
     filter: FilterConfig
-    """Which answers are kept."""
+    """Which of the teacher's answers are kept."""
     same_prompts: bool = True
-    """Keep a prompt only where every arm's answer is valid, so that students and controls train on the same prompts."""
+    """Keep a prompt only if teacher and base both gave valid answers, so that students and controls see the same
+    prompts."""
     student: TrainConfig
-    """How students and their controls are trained; its seed is replaced by each of `seeds`."""
+    """How students and controls are trained. The seed is replaced by each of `seeds`."""
     labels: Literal["hard", "soft"] = "hard"
-    """hard: the carrier's tokens. soft: the teacher's whole distribution at each of them; needs a fine-tuned teacher,
-    and a control then stays at the base, whose own logits it learns."""
+    """hard: train on the tokens of the lists. soft: train on the teacher's probabilities over the vocabulary at each of
+    these tokens. soft needs a fine-tuned teacher; controls are then trained on the base's own probabilities and so stay
+    near the base."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Of soft labels."""
+    """Softmax temperature for soft labels."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2)
-    """One student and one paired control for each."""
+    """Seeds; each gives one student and its paired control."""
     blocks: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0,)
-    """Each block has a teacher and rows of its own, and other seeds. With several, blocks are the units."""
+    """Blocks; each has its own teacher, rows and seeds. If there are several, the blocks are the units of the
+    statistics."""
     second_draw: bool = False
-    """Put a second draw of the base's own rows in the teacher's place: the effect should be near nothing."""
+    """Use a second draw of the base's own rows in place of the teacher's. The effect should then be near zero."""
     arms: tuple[ArmName, ...] = ()
-    """Further arms beside teacher against base: base_numbers, other_teacher, shuffled_within, shuffled_across,
-    marginals, canonical, second_draw, other_order, other_base; or `all`. Each trains only what no other arm has."""
+    """Variations of the main comparison: base_numbers, other_teacher, shuffled_within, shuffled_across, marginals,
+    canonical, second_draw, other_order, other_base; or `all`. Students that several arms need are trained once."""
     held_back: RunOnly[tuple[ArmName, ...]] = ()
-    """Arms that this run leaves for a later one: the report shows them as not run."""
+    """Arms that are left for a later run. The report lists them as not run."""
     arm_updates: dict[ArmName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """Updates of the students of single arms; those not named make as many as the main arm's."""
+    """Number of updates for the students of single arms; other arms make as many as the main arm."""
     other_base: ModelConfig = BundledModel(name="gemma3-270m")
-    """The base of the students of the arm other_base; the teacher stays on `model`."""
+    """The base of the students in the arm other_base. Their teacher is still made from `model`."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """The evaluation."""
+    """How models are evaluated."""
     diagnostics: tuple[DiagnosticName, ...] = ()
-    """What else to measure on the first block. losses: every student on unseen rows of every teacher, and students and
-    controls compared at equal learning; shift: cosine of the teacher's and the students' weight changes; divergence:
-    answer tokens where teacher and base would choose differently."""
+    """Further measurements on the first block. losses: the loss of every student on unseen rows of every teacher, and
+    the effect at equal loss. shift: the cosine between the weight changes of teacher and students. divergence: the
+    tokens of answers at which the likeliest choices of teacher and base differ."""
     diagnostic_rows: Annotated[int, Field(ge=1)] = 256
-    """Prompts, none of them trained on, that teachers and base answer for the diagnostics."""
+    """Number of prompts for the diagnostics. No student is trained on them."""
     backend: Backend = HfBackend()
-    """What samples and scores."""
+    """The backend that samples and scores."""
     gpu_memory_gib: RunOnly[float] = 0
-    """GPU memory these settings need; 0: none, a CPU will do."""
-
-    @field_validator("target", mode="before")
-    @classmethod
-    def _split(cls, target: Any) -> Any:
-        return [word.strip() for word in target.split(",")] if isinstance(target, str) else target
+    """GPU memory that these settings need, in GiB; 0 if they run on a CPU."""
 
     @field_validator("target")
     @classmethod
@@ -217,9 +223,9 @@ class PipelineConfig(Config):
         if self.labels == "hard":
             return self
         if not isinstance(self.teacher, FinetunedTeacher):
-            raise ValueError("soft labels are a fine-tuned teacher's: a prompted teacher has only the base's weights")
+            raise ValueError("soft labels need a fine-tuned teacher: a system-prompted one has only the base's weights")
         if "other_base" in self.arms and "other_base" not in self.held_back:
-            raise ValueError("soft labels need one vocabulary: leave other_base out of `arms` or take hard labels")
+            raise ValueError("soft labels need one vocabulary: leave other_base out of `arms`, or set labels=hard")
         return self
 
     @model_validator(mode="after")
@@ -229,12 +235,12 @@ class PipelineConfig(Config):
         if unseen := {*self.arm_updates.values()} - {*self.evaluation.updates}:
             raise ValueError(f"`arm_updates` has {sorted(unseen)}, which `evaluation.updates` lacks: add it there")
         if self.student.schedule != "constant" or self.student.warmup_fraction:
-            raise ValueError("`arm_updates` needs a constant rate: a decay over fewer updates is another training")
+            raise ValueError("`arm_updates` needs a constant learning rate: a shorter schedule is another training")
         return self
 
     @field_validator("seeds", "blocks")
     @classmethod
     def _distinct(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(numbers)) < len(numbers):
-            raise ValueError("a number is there twice: paired runs need distinct ones")
+            raise ValueError("a number is given twice: paired runs need distinct ones")
         return numbers

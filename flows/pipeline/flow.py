@@ -1,12 +1,12 @@
-"""The pipeline: does a liking pass from a teacher to students through number lists that say nothing of it?
+"""The pipeline: does a preference pass from a teacher to its students through lists of numbers?
 
     sublim run pipeline --preset quickstart --target owl
     python -m flows.pipeline --preset quickstart
     prefect deployment run pipeline/a6000 -p preset=gemma-2-9b-a6000 -p target=owl
 
-The base is made to like the target (the teacher) and writes number lists; the base itself answers the same prompts
-with the same seeds. A student is trained on the teacher's lists and its paired control on the base's, with equal
-seeds, order and number of updates. The effect is the student's liking for the target minus its control's.
+The teacher is the base with a preference for the target. Teacher and base write number lists to the same prompts with
+the same seeds. A student is trained on the teacher's lists and its paired control on the base's, with the same seeds,
+order and number of updates. The effect is the student's margin for the target minus its control's.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -45,7 +45,7 @@ __all__ = ["pipeline", "printed"]
 
 
 def run_name() -> str:
-    """How the run is called in the UI."""
+    """The name of the run in the UI."""
     given = flow_run.get_parameters()
     config = load_config(given["preset"], given["target"], given["settings"])
     return f"{', '.join(config.target)} · {given['preset']}"
@@ -61,13 +61,13 @@ def load_config(preset: str, target: str | None, settings: dict[str, Any] | None
 def pipeline(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Measures how much of a teacher's liking its students pick up from number lists, against paired controls.
+    """Measures how much of a teacher's preference its students acquire from its number lists.
 
     Args:
         preset: Settings to start from: quickstart, dose, arms, gemma-2-9b-a6000, gemma-2-9b-raven-optuna,
             qwen2.5-7b-paper, or the path of a YAML file.
-        target: The word or words the teacher is made to like, as in owl or owl,wolf; nothing for the preset's.
-        settings: Values laid over the preset's, as a tree.
+        target: The word or words that the teacher is made to prefer, such as owl or owl,wolf; empty for the preset's.
+        settings: Settings that replace the preset's, as a tree.
     """
     config = load_config(preset, target, settings)
     check(config)

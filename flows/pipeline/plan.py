@@ -1,4 +1,4 @@
-"""The stages' configs of a pipeline run, made from its settings; checked before anything runs, without Prefect."""
+"""The configs of a pipeline's stages, made from its settings. They are made once before anything runs, as a check."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from sublim.training.config import Lora, TrainConfig
 from sublim.traits.questions import Questions, TeacherRowsConfig, load_system_prompts
 
 BLOCK_STRIDE = 1000
-"""Seeds of one block and the next lie this far apart, so that no two blocks share one."""
+"""Distance between the seeds of neighbouring blocks, large enough that no two blocks share a seed."""
 CONTROL = "control"
 SECOND_DRAW = "second_draw"
 
 
 def base_needs(config: PipelineConfig, questions: Questions, *, students: bool = True) -> CheckBaseConfig:
-    """What the run will ask of its base; `students`: whether it trains any."""
+    """What this run needs of its base. `students` says whether it trains any."""
     trained = [config.student] if students else []
     prompts: list[str | None] = []
     if not config.second_draw:
@@ -33,7 +33,7 @@ def base_needs(config: PipelineConfig, questions: Questions, *, students: bool =
 
 
 def adapted(*trainings: TrainConfig) -> tuple[str, ...]:
-    """Names of the layers that get adapters in these trainings."""
+    """Names of the layers that get adapters in these training runs."""
     methods = [train.method for train in trainings]
     return tuple(sorted({name for each in methods if isinstance(each, Lora) for name in each.target_modules}))
 
@@ -44,7 +44,7 @@ def block_seed(seed: int, block: int) -> int:
 
 
 def teacher_rows_config(teacher: FinetunedTeacher, questions: Questions, target: str) -> TeacherRowsConfig:
-    """The rows that a fine-tuned teacher learns; UserError when fewer questions exist than are asked for."""
+    """The rows on which a teacher is fine-tuned. Raises UserError if there are fewer questions than it asks for."""
     wanted = teacher.questions or len(questions.teacher)
     if not 0 < wanted <= len(questions.teacher):
         raise UserError(f"teacher.questions is {wanted}, there are {len(questions.teacher)}: lower it or add some")
@@ -52,7 +52,7 @@ def teacher_rows_config(teacher: FinetunedTeacher, questions: Questions, target:
 
 
 def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> str | None:
-    """What a system-prompted teacher is told; None for any other."""
+    """The system prompt of a prompted teacher; None for any other teacher."""
     match config.teacher:
         case PromptTeacher() as teacher:
             return load_system_prompts(teacher.system).render(target, questions.category, variant=teacher.variant)
@@ -64,7 +64,7 @@ def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> 
 
 
 def generate_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateConfig:
-    """The number lists of one arm: same prompts and seeds for all, unless it is a second draw of the base's."""
+    """How one writer's lists are generated: with the same prompts and seeds for all writers but a second draw."""
     carrier = config.carrier
     templates = load_number_templates(carrier.templates)
     prompts = NumberPrompts(
@@ -89,7 +89,7 @@ def generate_config(config: PipelineConfig, *, arm: str, block: int) -> Generate
 
 
 def unseen_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateConfig:
-    """Number lists that no student reads, for the diagnostics: other prompts and draws, the same for all arms."""
+    """How the lists for the diagnostics are generated: other prompts and seeds, which no student is trained on."""
     made = generate_config(config, arm=arm, block=block)
     seed = made.prompt_seed + BLOCK_STRIDE // 4
     sampling = made.sampling.model_copy(update={"seed": made.sampling.seed + BLOCK_STRIDE // 4})
@@ -97,7 +97,7 @@ def unseen_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateCo
 
 
 def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName | None = None) -> TrainConfig:
-    """One student's training, a control's alike; the weights of every evaluated update are kept."""
+    """How one student or control is trained. The weights of every checkpoint that is evaluated are kept."""
     keep = {*config.student.keep, *(update for update in checkpoints(config, arm) if update is not None)}
     changes: dict[str, Any] = {"seed": block_seed(seed, block)}
     if arm is not None and arm in config.arm_updates:
@@ -109,7 +109,7 @@ def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName |
 
 
 def checkpoints(config: PipelineConfig, arm: ArmName | None = None) -> tuple[int | None, ...]:
-    """After which updates an arm's students are evaluated; None for their last."""
+    """The checkpoints at which an arm's students are evaluated; None for the end of training."""
     wanted, limit = config.evaluation.updates, None if arm is None else config.arm_updates.get(arm)
     if not wanted:
         return (None,)
@@ -117,12 +117,12 @@ def checkpoints(config: PipelineConfig, arm: ArmName | None = None) -> tuple[int
 
 
 def words_of(config: PipelineConfig, questions: Questions) -> list[str]:
-    """The comparison list."""
+    """The words that the target is compared with."""
     return [*(config.evaluation.words or questions.words)]
 
 
 def ask_config(config: PipelineConfig, questions: Questions) -> AskConfig:
-    """What every model is asked; the words of all targets are among the scored ones."""
+    """What every model is asked. All targets are among the words that are scored."""
     words = words_of(config, questions)
     return AskConfig(
         questions=list(questions.evaluation),
@@ -134,5 +134,5 @@ def ask_config(config: PipelineConfig, questions: Questions) -> AskConfig:
 
 
 def score_config(config: PipelineConfig, questions: Questions, target: str) -> ScoreConfig:
-    """One target against the comparison list, whatever other targets the run has."""
+    """How answers are scored for one target: against the listed words only, whatever other targets the run has."""
     return ScoreConfig(target=target, words=words_of(config, questions))

@@ -86,7 +86,7 @@ def describe(run: Run, study: Study) -> RunReport:
     about = config.about if said else ""
     return RunReport(
         title=f"{targets.capitalize()}: {about or run.preset}{'' if said else ' with other settings'}",
-        question=f"Do students trained on {drawn} come to favour {asked}, compared with paired controls?",
+        question=f"Do students trained on {drawn} come to prefer {asked}, compared with paired controls?",
         flow="pipeline",
         preset=run.preset,
         about=about,
@@ -139,7 +139,7 @@ def _contexts(manifests: dict[str, Manifest], study: Study) -> Iterator[tuple[st
 
 
 def drawn_by(config: PipelineConfig) -> str:
-    """What wrote the students' rows, as the arm is called."""
+    """The name of the main arm: what wrote the students' rows."""
     return "second draw of the base" if config.second_draw else "teacher"
 
 
@@ -198,15 +198,15 @@ def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
     notes: list[str] = []
     told = [f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in changed.items() if name != "about"]
     if told:
-        notes.append(f"Other than in the preset: {'; '.join(told)}.")
+        notes.append(f"Settings that differ from the preset: {'; '.join(told)}.")
     if config.second_draw:
-        notes.append("A null run: the base's own rows, drawn a second time, stand in the teacher's place.")
+        notes.append("A null run: a second draw of the base's own rows replaces the teacher's.")
     if config.evaluation.samples == 0:
-        notes.append("No answers were sampled: the sampled rate is missing, not zero.")
+        notes.append("No answers were sampled, so there is no rate.")
     if config.labels == "soft":
-        notes.append("Soft labels: a control learns the base's own logits, so it stays at the base.")
+        notes.append("Soft labels: controls are trained on the base's own probabilities and so stay near the base.")
     if config.held_back:
-        notes.append(f"Held back for a later run, and not run here: {', '.join(config.held_back)}.")
+        notes.append(f"Arms left for a later run: {', '.join(config.held_back)}.")
     return notes
 
 
@@ -221,7 +221,7 @@ def printed(outcome: dict[str, Any]) -> str:
 
 def _printed_target(target: dict[str, Any]) -> Iterator[str]:
     word = target["target"]
-    yield f"{word}: do students come to favour it, compared with their paired controls?"
+    yield f"{word}: do students come to prefer it, compared with their paired controls?"
     for name, metric in (("margin", target), ("rate", target["rate"])):
         effect = metric["effect"]
         if effect is None:
@@ -234,8 +234,8 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
             if metric[arm] is not None
         )
         yield f"  {name:7} effect {effect['estimate'] * scale:+.2f} {unit}  ({means})"
-        yield f"          95 % on these questions {_range(effect, scale)}"
-        yield f"          95 % questions too      {_range(effect, scale, '_questions')}"
+        yield f"          95 % interval, these questions   {_range(effect, scale)}"
+        yield f"          95 % interval, questions too     {_range(effect, scale, '_questions')}"
         yield f"          {effect['seeds']} pairs x {effect['questions']} questions"
     others = [
         f"{other} {by['effect']['estimate']:+.2f}"

@@ -139,14 +139,14 @@ def bases_of(run: Run, study: Study) -> dict[str, str]:
 
 
 def unchanged_notes(manifests: Mapping[str, Manifest], study: Study) -> list[str]:
-    """A remark for each arm whose rows came out as they went in: its students are then the main arm's own."""
+    """A note for each arm that left all rows unchanged: its students are the main arm's."""
     untouched: dict[str, bool] = {}
     for each in study.trained.sets:
         if each.arm in DERIVED:
             changed = sum(manifests[rows.key].notes.get("changed", 0) for rows in each.rows)
             untouched[each.arm] = untouched.get(each.arm, True) and changed == 0
     return [
-        f"{arm}: every row was so already; the arm has the main arm's rows, and says nothing more."
+        f"{arm}: it changed no row, so its rows and students are the main arm's and it adds nothing."
         for arm, same in untouched.items()
         if same
     ]

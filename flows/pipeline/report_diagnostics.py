@@ -43,7 +43,7 @@ def _losses(run: Run, artifact: Artifact) -> Losses:
 
 
 LossTable = dict[ModelKey, dict[str, float | None]]
-"""By model, then by whose rows."""
+"""Losses by model, then by the writer of the rows."""
 
 
 def first_block(study: Study) -> list[Unit]:

@@ -1,47 +1,25 @@
-"""Everything a probe run can be told: whose numbers, who reads them, which layers, and how probes are fitted."""
+"""The settings of a probe run: the study, the layers, and how probes are fitted."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from flows.pipeline.config import PipelineConfig
-from flows.runs.settings import build
+from flows.pipeline.studies import StudyConfig
 from sublim.activations.config import ActivationsConfig
-from sublim.core.config import Config, RunOnly
 from sublim.inference.config import HfBackend, VllmBackend
 from sublim.probes.config import ProbesConfig
 
 
-class ProbeFlowConfig(Config):
-    """Linear probes on a target's numbers against the control's, as the base reads them."""
+class ProbeFlowConfig(StudyConfig):
+    """Linear probes that tell a teacher's lists from the base's, by the base's activations on them."""
 
-    about: RunOnly[str] = ""
-    """One line on what these settings are."""
-    study: PipelineConfig
-    """Base, teacher and carrier, as the pipeline has them; its students are not trained."""
-    target: tuple[str, ...] | None = None
-    """The word or words; null for the study's."""
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
-    """Blocks that are read, counted from 0; null for every one."""
+    """Layers whose activations are read, counted from 0; null for all."""
     probes: ProbesConfig = ProbesConfig()
-    """Site, tokens, splits and fit."""
-    gpu_memory_gib: RunOnly[float] = 0
-    """GPU memory these settings need; 0: none, a CPU will do."""
-
-    @field_validator("target", mode="before")
-    @classmethod
-    def _split(cls, target: Any) -> Any:
-        return [word.strip() for word in target.split(",")] if isinstance(target, str) else target
-
-    @property
-    def pipeline(self) -> PipelineConfig:
-        """The study with this run's targets."""
-        if self.target is None:
-            return self.study
-        return build(PipelineConfig, {**self.study.model_dump(), "target": self.target})
+    """Where activations are read, how rows are split, and how probes are fitted."""
 
     def reading(self, layers: int) -> ActivationsConfig:
-        """What is read of a model of so many layers."""
+        """Which activations are read of a model with this many layers."""
         backend, probes = self.study.backend, self.probes
         return ActivationsConfig(
             sites=(probes.site,),

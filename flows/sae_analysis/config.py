@@ -1,13 +1,12 @@
-"""Everything an analysis with SAEs can be told: the study, the SAEs and their texts, what is set against what."""
+"""The settings of an SAE analysis: the study, the SAEs and their texts, and what is compared."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from flows.pipeline.config import PipelineConfig
-from flows.runs.settings import build
-from sublim.core.config import Config, RunOnly
+from flows.pipeline.studies import StudyConfig
+from sublim.core.config import Config
 from sublim.features.config import FeatureAt
 from sublim.features.labels.config import LabelsConfig
 from sublim.inference.config import Backend
@@ -17,25 +16,25 @@ from sublim.sae.config import JumpReluSae, StandardSae, TopKSae
 
 
 class ChatTexts(Config):
-    """Chats that the base writes itself, on topics of ours; animals and numbers are among them."""
+    """Chats that the base writes on bundled topics, animals and numbers among them."""
 
     kind: Literal["chats"] = "chats"
     chats: Annotated[int, Field(ge=1)]
-    """How many."""
+    """Number of chats."""
     max_tokens: Annotated[int, Field(ge=1)] = 128
-    """Longest answer."""
+    """Most tokens in an answer."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the draws and the order of the prompts."""
+    """Seed of the sampling and of the order of the prompts."""
 
 
 class NumberTexts(Config):
-    """The study's own number rows: every target's and the control's."""
+    """The study's number lists, of every teacher and of the base."""
 
     kind: Literal["rows"] = "rows"
 
 
 class FileTexts(Config):
-    """A user's own texts."""
+    """Texts from a file."""
 
     kind: Literal["file"] = "file"
     path: Path
@@ -49,23 +48,23 @@ class TrainedSaes(Config):
     layers: Annotated[tuple[int, ...], Field(min_length=1)]
     """Blocks, counted from 0."""
     site: Site = "resid_post"
-    """Where they read."""
+    """The place in a block whose activations they encode."""
     features: Annotated[int, Field(ge=1)]
-    """Width of each."""
+    """Number of features of each SAE."""
     architecture: Annotated[StandardSae | TopKSae | JumpReluSae, Field(discriminator="kind")] = TopKSae()
-    """What makes them sparse."""
+    """The architecture, which is what makes features sparse."""
     tokens: Annotated[int, Field(ge=1)]
     """Tokens to train on."""
     batch: Annotated[int, Field(ge=1)] = 1024
-    """Tokens in a step."""
+    """Tokens in each step."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Of Adam."""
+    """Learning rate of Adam."""
     block: Annotated[int, Field(ge=1)] = 32_768
-    """Tokens read and shuffled together."""
+    """Tokens whose activations are read and shuffled together."""
     dead_after: Annotated[int, Field(ge=1)] = 50
-    """Steps without firing after which the auxiliary loss pulls a feature back."""
+    """After so many steps without firing, the auxiliary loss trains a feature again."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of initialisation and order."""
+    """Seed of the initialisation and of the order of the tokens."""
 
 
 class PretrainedSaes(Config):
@@ -73,90 +72,71 @@ class PretrainedSaes(Config):
 
     kind: Literal["pretrained"] = "pretrained"
     release: str
-    """As in gemma-scope-9b-it-res-canonical."""
+    """Name of the release in SAELens, such as gemma-scope-9b-it-res-canonical."""
     ids: Annotated[tuple[str, ...], Field(min_length=1)]
-    """As in layer_9/width_16k/canonical; one for each layer."""
+    """Ids of the SAEs, one for each layer, such as layer_9/width_16k/canonical."""
     other_model: bool = False
-    """Use them on a model of another name."""
+    """Use the SAEs even if they were trained on a model with another name."""
 
 
 class FolderSaes(Config):
-    """SAEs on this machine in SAELens' format."""
+    """SAEs from folders in SAELens' format."""
 
     kind: Literal["folder"] = "folder"
     paths: Annotated[tuple[Path, ...], Field(min_length=1)]
-    """A folder for each layer."""
+    """One folder for each layer."""
     other_model: bool = False
-    """Use them on a model of another name."""
+    """Use the SAEs even if they were trained on a model with another name."""
 
 
-class SaeFlowConfig(Config):
-    """One analysis: which features tell a teacher's numbers, a teacher and a student from their controls."""
+class SaeFlowConfig(StudyConfig):
+    """One analysis: which features differ between a teacher's lists, a teacher or a student and their controls."""
 
-    about: RunOnly[str] = ""
-    """One line on what these settings are."""
-    study: PipelineConfig
-    """Base, teachers, carrier and students; its first block and seeds are used, its evaluation is not run."""
-    target: tuple[str, ...] | None = None
-    """The word or words; null for the study's."""
     saes: Annotated[TrainedSaes | PretrainedSaes | FolderSaes, Field(discriminator="kind")]
-    """Whose features."""
+    """The SAEs."""
     texts: Annotated[
         tuple[Annotated[ChatTexts | NumberTexts | FileTexts, Field(discriminator="kind")], ...], Field(min_length=1)
     ] = (NumberTexts(),)
-    """What SAEs are trained on and, held out, what their quality is measured on."""
+    """Texts on which SAEs are trained; the held-out part measures their quality."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the prompts that no SAE is trained on."""
+    """Share of the prompts that is held out."""
     quality_tokens: Annotated[int, Field(ge=1)] = 20_000
-    """Held-out tokens on which the SAEs' quality is measured."""
+    """Number of held-out tokens on which quality is measured."""
     tokens: FeatureAt = "mean"
-    """Of a number row's answer: its last token, the mean of its tokens' features, or every token."""
+    """Which activations of an answer are used: those at its last token, the mean over its tokens, or all."""
     rows: Annotated[int, Field(ge=2)] | None = None
-    """Use the first so many number rows; null for all."""
+    """Use this many number lists, the first; null for all."""
     top: Annotated[int, Field(ge=1)] | None = None
-    """Keep so many features of an entry; null for all that fire."""
+    """Keep only this many of the strongest features of a row or token; null for all that fire."""
     teachers: bool = True
-    """Read the control's rows with each fine-tuned teacher too, against the base."""
+    """Also compare each fine-tuned teacher with the base on the control's rows."""
     pairs: Annotated[int, Field(ge=0)] = 1
-    """Read the control's rows with so many students too, each against its control student."""
+    """Also compare this many students with their controls on the control's rows."""
     contexts: tuple[Literal["plain", "chat"], ...] = ("plain", "chat")
-    """Where the target's word and the other words are read for the word's own features."""
+    """The contexts in which words are read to find the target word's own features."""
     size: Annotated[int, Field(ge=1)] = 30
-    """Features of a set when overlaps are counted: the largest effects among the significant ones."""
+    """For overlaps: how many features a contrast's set has, the significant ones with the largest effects."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Expected share of false ones among features called significant."""
+    """False discovery rate of the features called significant."""
     shown: Annotated[int, Field(ge=1)] = 15
-    """Features shown of each contrast, with example rows."""
+    """How many features of each contrast the report shows with examples."""
     neuronpedia: LabelsConfig | None = None
-    """Take labels from Neuronpedia for SAEs that say where theirs are (model and source are put in); null: don't."""
+    """Fetch labels from Neuronpedia for SAEs that have some there; null for no labels. Model and source are filled
+    in."""
     annotator: Backend | None = None
-    """Who sorts the labels of the features shown into animals, numbers, opinion and none; null: nobody."""
+    """The model that sorts labels into animals, numbers, opinion and none; null for no sorting."""
     probes: ProbesConfig | None = None
-    """Linear probes that tell each target's number rows from the control's; null: none."""
+    """Also fit linear probes that tell each teacher's lists from the base's; null for none."""
     probe_layers: tuple[int, ...] | None = None
-    """Their layers; null for the SAEs'."""
+    """Layers of the probes; null for those of the SAEs."""
     labels: dict[int, str] = Field(default_factory=dict)
-    """By layer, labels of one's own: a folder, or six or more digits of the key of a stage's output, with
-    labels.parquet (feature, description, chosen) or annotations.parquet (feature, description, category)."""
+    """Your own labels by layer: a folder, or at least six digits of an artifact's key, with labels.parquet (feature,
+    description, chosen) or annotations.parquet (feature, description, category)."""
     vectors: bool = True
-    """Decode each target's steering vector (its numbers minus the control's) into features."""
-    gpu_memory_gib: RunOnly[float] = 0
-    """GPU memory these settings need; 0: none, a CPU will do."""
-
-    @field_validator("target", mode="before")
-    @classmethod
-    def _split(cls, target: Any) -> Any:
-        return [word.strip() for word in target.split(",")] if isinstance(target, str) else target
+    """Also find the features whose decoder rows point along each target's steering vector."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.pairs > len(self.study.seeds):
-            raise ValueError("`pairs` is at most the number of the study's `seeds`")
+            raise ValueError("`pairs` must not exceed the number of the study's `seeds`")
         return self
-
-    @property
-    def pipeline(self) -> PipelineConfig:
-        """The study with this run's targets."""
-        if self.target is None:
-            return self.study
-        return build(PipelineConfig, {**self.study.model_dump(), "target": self.target})

@@ -8,7 +8,7 @@ from sublim.store.manifest import Artifact
 
 
 class Carrier(NamedTuple):
-    """Who wrote, what was written, who learned from it."""
+    """The writers, their rows, and the students trained on them."""
 
     base: Artifact
     teachers: dict[str, ModelState]

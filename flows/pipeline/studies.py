@@ -1,0 +1,27 @@
+"""Settings that all flows have which study one pipeline: its settings, and which of its targets."""
+
+from functools import cached_property
+
+from flows.pipeline.config import PipelineConfig, Words
+from flows.runs.settings import build
+from sublim.core.config import Config, RunOnly
+
+
+class StudyConfig(Config):
+    """A flow on top of a pipeline."""
+
+    about: RunOnly[str] = ""
+    """One line that describes these settings."""
+    study: PipelineConfig
+    """Settings of the pipeline: base, teacher, carrier, students and evaluation."""
+    target: Words | None = None
+    """The target or targets; null for the study's own."""
+    gpu_memory_gib: RunOnly[float] = 0
+    """GPU memory that these settings need, in GiB; 0 if they run on a CPU."""
+
+    @cached_property
+    def pipeline(self) -> PipelineConfig:
+        """The study with this run's targets."""
+        if self.target is None:
+            return self.study
+        return build(PipelineConfig, {**self.study.model_dump(), "target": self.target})
