@@ -88,7 +88,7 @@ def test_a_run_s_page_tells_what_it_does_and_which_stages_it_ran(
         for tag in ("cpu", "pipeline", "owl", "quickstart"):
             expect(page.locator(".p-tag", has_text=tag).first).to_be_visible()
         open_tab(page, "Task Runs")
-        expect(page.get_by_text("train_student owl seed 0").first).to_be_visible(timeout=SECONDS)
+        expect(page.get_by_text("train_student owl · seed 0").first).to_be_visible(timeout=SECONDS)
         expect(page.locator(".state-badge", has_text=state).nth(1)).to_be_visible()
         picture(page, tmp_path, f"run-{state.lower()}")
 

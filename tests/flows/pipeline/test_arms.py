@@ -204,10 +204,10 @@ class TestArms:
 
     def test_rows_that_rerendering_leaves_alone_train_nobody_anew(self, again: dict[str, Any]) -> None:
         keys = {stage["label"]: stage["key"] for stage in again["stages"] if stage["stage"] == "train_student"}
-        assert keys["owl canonical seed 0"] == keys["owl seed 0"]
-        assert keys["owl marginals seed 0"] != keys["owl seed 0"]
+        assert keys["owl canonical · seed 0"] == keys["owl · seed 0"]
+        assert keys["owl marginals · seed 0"] != keys["owl · seed 0"]
         assert arm(again, "canonical")["change"] == {"estimate": 0.0, "low": 0.0, "high": 0.0, "reason": None}
-        assert "canonical: every row was so already" in Path(again["report"]).read_text(encoding="utf-8")
+        assert "canonical: it changed no row" in Path(again["report"]).read_text(encoding="utf-8")
 
     def test_the_result_states_which_students_share_a_start(self, made: dict[str, Any]) -> None:
         bases = made["bases"]
@@ -309,13 +309,15 @@ class TestArms:
         chosen += ["teacher.site=resid_post", "teacher.layer=0", "teacher.scale=raw", "teacher.strength=3"]
         chosen += ["evaluation.mmlu_pro={per_category: 1, generate: false}"]
         outcome = run(*options, *(part for setting in chosen for part in ("--set", setting)))
-        keys = {stage["stage"]: stage["key"] for stage in outcome["stages"] if "generate" in stage["stage"]}
+        written = [stage for stage in outcome["stages"] if stage["stage"] == "generate_numbers"]
         answers = [
-            [row["answer"] for row in read_jsonl(module_store / stage / key[:12] / "payload/rows.jsonl")]
-            for stage, key in keys.items()
+            [
+                row["answer"]
+                for row in read_jsonl(module_store / stage["stage"] / stage["key"][:12] / "payload/rows.jsonl")
+            ]
+            for stage in written
         ]
-        assert {*keys} == {"generate_numbers", "generate_steered_numbers"}
-        assert "ask_mmlu_pro_steered" in {stage["stage"] for stage in outcome["stages"]}
+        assert [stage["label"] for stage in written] == ["control", "owl"]
         assert outcome["mmlu_pro"][0]["teacher"] is not None
         assert answers[0] != answers[1]
         assert outcome["teacher"] != outcome["base"]

@@ -5,10 +5,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from flows.pipeline.arms import StudentSet
+from flows.pipeline.arms import Contrast, StudentSet, units_of
 from flows.pipeline.config import PipelineConfig
-from flows.pipeline.diagnostics import Diagnosed
+from flows.pipeline.keys import BaseKey, ModelKey, StudentKey, Unit
 from flows.pipeline.report_diagnostics import diagnostics_of
+from flows.pipeline.study import Diagnosed
 from flows.runs.settings import build, load_preset, merge
 from sublim.diagnostics.config import Loss, Losses, Shift, Shifts
 from sublim.evals.preference.config import MetricComparison
@@ -27,23 +28,25 @@ def told(folder: Path) -> DiagnosticsShown:
         (path / file).write_text(payload.model_dump_json())
         return Artifact(content=path.name, stage="", key=path.name)
 
-    def losses(name: str, owl: float | None, control: float | None) -> Artifact:
+    def losses(key: ModelKey, owl: float | None, control: float | None) -> tuple[ModelKey, Artifact]:
         values = {"owl": owl, "control": control}
         found = {rows: Loss(nats_per_token=value, tokens=10, rows=2) for rows, value in values.items()}
-        return kept(name, "losses.json", Losses(losses=found))
+        return key, kept(str(key), "losses.json", Losses(losses=found))
 
     def shift(cosine: float | None) -> Shift:
         return Shift(cosine=cosine, norm=0.0, teacher_norm=1.0, modules={"model.q_proj": cosine})
 
     moved = {"owl/0": shift(None), "owl/1": shift(0.4), "control/0": shift(0.1), "control/1": shift(0.2)}
     found = Diagnosed(
-        losses={
-            "base": losses("base", 2.0, 2.0),
-            "owl/None/0": losses("owl/None/0", 1.5, 1.9),
-            "owl/None/1": losses("owl/None/1", 1.7, 1.9),
-            "control/None/0": losses("control/None/0", 1.9, 1.6),
-            "control/None/1": losses("control/None/1", None, None),
-        },
+        losses=dict(
+            [
+                losses(BaseKey(), 2.0, 2.0),
+                losses(StudentKey("owl", Unit(0, 0), None), 1.5, 1.9),
+                losses(StudentKey("owl", Unit(0, 1), None), 1.7, 1.9),
+                losses(StudentKey("control", Unit(0, 0), None), 1.9, 1.6),
+                losses(StudentKey("control", Unit(0, 1), None), None, None),
+            ]
+        ),
         shifts={"owl": kept("shifts", "shift.json", Shifts(students=moved))},
         divergence={},
         missing={"divergence owl": "a steered teacher's logits are not read"},
@@ -62,8 +65,11 @@ def told(folder: Path) -> DiagnosticsShown:
     )
     results = SimpleNamespace(main=lambda *_: SimpleNamespace(metrics={"margin": margin}))
     run = SimpleNamespace(store=SimpleNamespace(payload=lambda artifact: folder / artifact.key))
-    sets = [StudentSet(name, name, None, "base", []) for name in ("owl", "control")]
-    return diagnostics_of(cast(Any, run), config, cast(Any, results), found, sets)
+    sets = [StudentSet(name, name, None, "base", [], (None,)) for name in ("owl", "control")]
+    trained = SimpleNamespace(sets=sets, units=units_of(config))
+    main = Contrast("owl", None, "owl", "control", (None,))
+    study = SimpleNamespace(config=config, trained=trained, main=lambda _: main)
+    return diagnostics_of(cast(Any, run), cast(Any, results), cast(Any, study), found)
 
 
 def test_what_diagnostics_could_not_measure_is_missing_with_its_reason(tmp_path: Path) -> None:

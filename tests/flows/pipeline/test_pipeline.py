@@ -114,7 +114,11 @@ class TestPipeline:
     def test_two_targets_share_the_control_and_read_both_words(self, small: list[str]) -> None:
         outcome = run(*small, "--target", "owl,otter")
         assert [each["target"] for each in outcome["targets"]] == ["owl", "otter"]
-        controls = {stage["key"] for stage in outcome["stages"] if stage["label"].startswith("control seed")}
+        controls = {
+            stage["key"]
+            for stage in outcome["stages"]
+            if stage["label"].startswith("control · seed") and stage["stage"] == "train_student"
+        }
         assert len(controls) == 2
         assert states(outcome)["prepare_model"] == {"Cached"}
 
