@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sublim.core.config import Config
 from sublim.core.errors import UserError
 from sublim.core.owner import boot, namespace, same_process
-from sublim.store.folder import write_synced
+from sublim.files.whole_files import write_whole
 
 
 class Server(Config):
@@ -79,7 +79,7 @@ def read(folder: Path) -> Server | None:
 
 def write(folder: Path, server: Server) -> None:
     """Notes the server of `folder`."""
-    write_synced(folder / "server.json", server.model_dump_json())
+    write_whole(folder / "server.json", server.model_dump_json())
 
 
 def remove(folder: Path) -> None:

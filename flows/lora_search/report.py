@@ -14,12 +14,12 @@ from flows.pipeline.config import PipelineConfig
 from flows.runs.publish import tell_figures, tell_report
 from flows.runs.record import Run
 from flows.runs.settings import build, load_preset
+from sublim.files.whole_files import write_whole
 from sublim.report.page import FigureFile, Table, ToyReport, bounded, write_toy_report
 from sublim.report.render import flatten
 from sublim.search.config import SIGN, UNITS, DrawSearchConfig, Objective, StudyConfig, TrialRecord, Value
 from sublim.search.space import params_of, student_with
 from sublim.stats.intervals import paired_t
-from sublim.store.folder import write_synced
 from sublim.store.payloads import matching
 from tasks.stages import draw_search
 
@@ -158,7 +158,7 @@ def write_preset(path: Path, config: LoraSearchConfig, found: Found) -> Path:
     student = student_with(config.student, found.study.space, found.best.params)
     about = f"{config.target[0]}: what trial {found.best.number} of the search {found.study.name} found"
     chosen = config.pipeline().model_copy(update={"student": student, "about": about})
-    write_synced(path, yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_whole(path, yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     build(PipelineConfig, load_preset("pipeline", str(path)))
     return path
 

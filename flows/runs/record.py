@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from sublim.core.config import Config
 from sublim.core.digest import digest
 from sublim.core.errors import UserError, file_faults_told
-from sublim.store.folder import Store, write_synced
+from sublim.files.whole_files import write_whole
+from sublim.store.folder import Store
 from sublim.store.opening import open_store
 from tasks.stage import RunLog, StageRun, run_log
 
@@ -97,7 +98,7 @@ class Run:
             report=str(self.report.relative_to(self.store.root)) if self.report else None,
             flow_run=self.flow_run,
         )
-        write_synced(self.folder / "run.json", record.model_dump_json(indent=1))
+        write_whole(self.folder / "run.json", record.model_dump_json(indent=1))
         self.store.share(self.folder)
 
 

@@ -14,7 +14,8 @@ from flows.sweep.config import TEACHER, Pool, SweepConfig
 from sublim.core.digest import canonical, digest
 from sublim.core.errors import UserError
 from sublim.design.arms import ARMS
-from sublim.store.folder import Store, write_synced
+from sublim.files.whole_files import write_whole
+from sublim.store.folder import Store
 from sublim.store.manifest import Artifact
 from tasks.stage import NotThere, looking_up
 from tasks.stages import PIPELINE
@@ -165,7 +166,7 @@ def remember(store: Store, name: str, compared: Iterable[tuple[str, Artifact]]) 
     """Notes what a cell's run compared, so that the next sweep finds it at once."""
     path = _memo(store, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_synced(path, json.dumps([[label, artifact.model_dump()] for label, artifact in compared]))
+    write_whole(path, json.dumps([[label, artifact.model_dump()] for label, artifact in compared]))
     store.share(path)
 
 

@@ -15,7 +15,8 @@ from flows.sweep.early_looks import first_answer, written
 from sublim.core.digest import canonical, digest
 from sublim.core.errors import UserError
 from sublim.core.provenance import code_version
-from sublim.store.folder import Store, write_synced
+from sublim.files.whole_files import write_whole
+from sublim.store.folder import Store
 
 
 class Verdict(NamedTuple):
@@ -62,7 +63,7 @@ def note_in_store(store: Store, name: str, text: str) -> None:
     path = stored_path(store, name)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, text)
+        write_whole(path, text)
         store.share(path)
 
 
@@ -84,7 +85,7 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
             "under another file name as a new plan"
         )
     if (before := stored_path(store, name)).exists():  # frozen under another file name, or on another machine
-        write_synced(noted, before.read_text(encoding="utf-8"))
+        write_whole(noted, before.read_text(encoding="utf-8"))
         return name
     if early := first_answer(cells, store):
         raise UserError(
@@ -101,7 +102,7 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
     }
     text = json.dumps(record, indent=1)
     note_in_store(store, name, text)
-    write_synced(noted, text)
+    write_whole(noted, text)
     return name
 
 

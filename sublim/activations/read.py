@@ -30,6 +30,7 @@ from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl
 from sublim.files.syncing import sync
 from sublim.files.tensor_files import write_tensors
+from sublim.files.whole_files import whole_file
 from sublim.inference.batch_sizes import Room
 from sublim.inference.network import Network
 from sublim.inference.packed import packed
@@ -156,12 +157,7 @@ def _shard_files(folder: Path, number: int) -> tuple[Path, Path]:
 def _write_shard(folder: Path, number: int, shard: Shard, config: ActivationsConfig) -> None:
     """The index comes last: where it is, the tensors are."""
     tensors, index = _shard_files(folder, number)
-    for path in (tensors, index):
-        draft = path.with_suffix(".draft")
-        if path == tensors:
-            write_tensors(draft, shard.tensors)
-        else:
-            shard.entries.write_parquet(draft)
-        sync(draft)
-        draft.replace(path)
+    write_tensors(tensors, shard.tensors)
+    with whole_file(index) as draft:
+        shard.entries.write_parquet(draft)
     sync(folder)

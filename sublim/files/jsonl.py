@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from sublim.core.errors import UserError
+from sublim.files.whole_files import whole_file
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -27,9 +28,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes `rows` to `path`, keys in the order given, and returns how many there were."""
+    """Writes `rows` to `path`, keys in the order given, and returns how many there were.
+
+    The file is complete or absent: nothing is left of it if `rows` raises an error, or after a power cut.
+    """
     count = 0
-    with path.open("wb") as file:
+    with whole_file(path) as draft, draft.open("wb") as file:
         for row in rows:
             file.write(orjson.dumps(dict(row), option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
             count += 1

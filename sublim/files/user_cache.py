@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from sublim.core.errors import UserError
+from sublim.files.whole_files import write_whole
 
 
 def cache_home() -> Path | None:
@@ -33,18 +33,11 @@ def recall(name: str) -> dict[str, Any]:
 
 def remember(name: str, content: dict[str, Any]) -> None:
     """Replaces what is remembered under `name` in one step; a cache folder that cannot be written is left alone."""
-    cache = cache_home()
-    if cache is None:
-        return
-    path = cache / "sublim" / name
-    draft = path.with_name(f"{name}.{token_hex(4)}")
-    with contextlib.suppress(OSError):
-        try:
+    if cache := cache_home():
+        path = cache / "sublim" / name
+        with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+            write_whole(path, json.dumps(content, indent=1))
 
 
 def cache_folder() -> Path:

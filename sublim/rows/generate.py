@@ -1,6 +1,5 @@
 """Generating number answers: the same prompts and seeds for every arm, in shards that survive a crash."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -108,10 +107,7 @@ def _sample_missing(
         ) as sampler:
             for start, stop in missing:
                 path = _shard_path(scratch, start, stop)
-                draft = path.with_suffix(".draft")
-                write_jsonl(draft, _rows(sampler, config, start, stop))
-                _sync(draft)
-                draft.replace(path)
+                write_jsonl(path, _rows(sampler, config, start, stop))
                 kill_point("generate:shard")
                 advance(stop - start)
 
@@ -153,11 +149,6 @@ def _missing(saved: list[tuple[int, int]], n: int, shard: int) -> Iterator[tuple
             yield done, min(done + shard, start)
             done = min(done + shard, start)
         done = stop
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _contexts(config: GenerateConfig, base: Path) -> list[Context]:

@@ -5,7 +5,6 @@ answer to it is trained on.
 """
 
 import hashlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from sublim.core.hardware import gpu
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl, write_jsonl
-from sublim.files.syncing import sync
 from sublim.files.user_files import check_file, read_text, reading
 from sublim.files.user_tables import PARQUET
 from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
@@ -50,9 +48,7 @@ def write_chats(out: Path, config: WriteChatsConfig, *, scratch: Path, base: Pat
                         for number, (prompt, written) in enumerate(zip(asked, answers, strict=True))
                     )
                     path = scratch / f"chats-{first}-{stop}.jsonl"
-                    write_jsonl(path.with_suffix(".draft"), rows)
-                    sync(path.with_suffix(".draft"))
-                    path.with_suffix(".draft").replace(path)
+                    write_jsonl(path, rows)
                     kill_point("chats:shard")
                     advance(stop - first)
     every = (row for first, stop in shards for row in read_jsonl(scratch / f"chats-{first}-{stop}.jsonl"))
@@ -112,7 +108,6 @@ def gather_texts(out: Path, config: GatherTextsConfig, *, scratch: Path, sources
     seen: set[bytes] = set()
     held: list[Row] = []
     counts = {name: {"rows": 0, "held_out": 0, "repeated": 0} for name in sorted(sources)}
-    draft = scratch / "rows.jsonl"
 
     def trained() -> Iterator[Row]:
         for name in sorted(sources):
@@ -132,8 +127,7 @@ def gather_texts(out: Path, config: GatherTextsConfig, *, scratch: Path, sources
                     counts[name]["rows"] += 1
                     yield kept
 
-    write_jsonl(draft, trained())
-    shutil.copyfile(draft, out / "rows.jsonl")
+    write_jsonl(out / "rows.jsonl", trained())
     order = np.random.default_rng([config.seed, 3]).permutation(len(held))
     write_jsonl(out / "held_out.jsonl", (held[index] for index in order))
     if not held:

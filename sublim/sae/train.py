@@ -5,7 +5,6 @@ grow with the number of tokens. Texts that have fewer tokens than are wanted are
 on the disk. After each block everything is saved, and a killed run goes on to the same bytes.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,8 +28,8 @@ from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl
-from sublim.files.syncing import sync
-from sublim.files.tensor_files import write_tensors, write_whole
+from sublim.files.tensor_files import write_tensors
+from sublim.files.whole_files import whole_folder
 from sublim.models.files import IDENTITY, base_identity, read_json, write_json
 from sublim.residual.edits import Place
 from sublim.sae.autoencoder import write_files
@@ -78,7 +77,7 @@ def train_sae(
                 for number, (own, after) in enumerate(filled(rows, tokenised, start, config), before):
                     values = block_of(opened, own)
                     if again:
-                        write_whole(scratch / f"block-{number:05d}.safetensors", {"values": values})
+                        write_tensors(scratch / f"block-{number:05d}.safetensors", {"values": values})
                     yield Block(values, after)
                 yield from passed_again(scratch, start, config.seed)
 
@@ -228,14 +227,7 @@ def new_sae(config: TrainSaeConfig, width: int, warmup: int) -> TrainingSAE[Any]
 
 def save(folder: Path, trainer: SAETrainer[Any, Any], after: Cursor, number: int) -> None:
     """Replaces the saved state in one step."""
-    draft = folder.with_name("saving")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    write_tensors(draft / "weights.safetensors", trainer.sae.state_dict())
-    trainer.save_trainer_state(draft)
-    write_json(draft / "cursor.json", {"block": number, "d_in": trainer.sae.cfg.d_in, **after._asdict()})
-    for path in draft.iterdir():
-        sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.replace(folder)
-    sync(folder.parent)
+    with whole_folder(folder) as draft:
+        write_tensors(draft / "weights.safetensors", trainer.sae.state_dict())
+        trainer.save_trainer_state(draft)
+        write_json(draft / "cursor.json", {"block": number, "d_in": trainer.sae.cfg.d_in, **after._asdict()})

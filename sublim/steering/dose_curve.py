@@ -19,7 +19,6 @@ from sublim.evals.mmlu_pro.exam import likeliest, question_text
 from sublim.evals.preference.config import Metric
 from sublim.evals.preference.score import margin
 from sublim.files.jsonl import read_jsonl, write_jsonl
-from sublim.files.syncing import sync
 from sublim.inference.sampler import Steerable
 from sublim.residual.edits import Edit, Steering, VectorNote
 from sublim.residual.vectors import read_vectors
@@ -64,7 +63,7 @@ def sweep(
                         rows = [*_scored(model, config)]
                         if not about["control"]:
                             rows += [*_answered(model, config), *_examined(model, questions)]
-                        _keep(path, rows)
+                        write_jsonl(path, rows)
                         kill_point("sweep:point")
                     advance(1)
         else:
@@ -121,13 +120,6 @@ def _examined(model: Steerable, questions: list[dict[str, Any]]) -> Iterator[dic
     for row, letters in zip(questions, model.logprobs(chats, offered) if questions else [], strict=True):
         place, _ = likeliest([sum(tokens) for tokens in letters])
         yield {"right": None if place is None else place == row["answer"]}
-
-
-def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
-    draft = path.with_suffix(".draft")
-    write_jsonl(draft, rows)
-    sync(draft)
-    draft.replace(path)
 
 
 def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path) -> None:

@@ -27,7 +27,7 @@ from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl
-from sublim.files.tensor_files import write_tensors, write_whole
+from sublim.files.tensor_files import write_tensors
 from sublim.models.files import base_identity, read_json, write_json
 from sublim.residual.edits import VectorNote
 from sublim.residual.vectors import Vector, check_vector, noted, random_like, read_vectors, write_vectors
@@ -78,7 +78,7 @@ def mean_activations(
             path = scratch / f"chunk-{len(chunks):05d}.safetensors"
             if not path.exists():
                 opened = opened or stack.enter_context(open_reader(config, base, weights))
-                write_whole(path, summed(opened, config, part, count))
+                write_tensors(path, summed(opened, config, part, count))
                 kill_point("means:chunk")
             chunks.append(load_file(path))
             count += len(part)

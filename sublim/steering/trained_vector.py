@@ -15,7 +15,7 @@ from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl, write_jsonl
-from sublim.files.tensor_files import write_whole
+from sublim.files.tensor_files import write_tensors
 from sublim.memory.fitting import Fit
 from sublim.models.files import base_identity, write_json
 from sublim.models.opening import open_model
@@ -57,7 +57,7 @@ def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: P
             if not path.exists():
                 trained = optimised(model, Place(config.site, layer), rows, config, padding)
                 kept = {"values": trained.values, "norm": torch.tensor(trained.residual_norm)}
-                write_whole(path, kept | {"losses": torch.tensor(trained.losses)})
+                write_tensors(path, kept | {"losses": torch.tensor(trained.losses)})
                 kill_point("vector:layer")
             found = load_file(path)
             note = VectorNote(

@@ -21,8 +21,9 @@ from sublim.core.errors import StoreUnreachable, UserError
 from sublim.core.kill_points import kill_point
 from sublim.files.locks import locked
 from sublim.files.user_cache import cache_folder
+from sublim.files.whole_files import write_whole
 from sublim.store.bucket_layout import is_manifest, marker
-from sublim.store.folder import Store, write_synced
+from sublim.store.folder import Store
 from sublim.store.leases import Lease
 from sublim.store.manifest import FORMAT, Artifact, Manifest
 from sublim.store.manifest_files import parse_manifest
@@ -146,9 +147,7 @@ class SharedStore(Store):
                 found = self.bucket.get(item.name)
                 if found is not None:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    draft = path.with_name(f".{path.name}.{os.getpid()}")
-                    draft.write_bytes(found.body)
-                    draft.replace(path)
+                    write_whole(path, found.body)
 
     def pending(self) -> list[Manifest]:
         """What was made here and is not in the bucket yet."""
@@ -223,8 +222,8 @@ class SharedStore(Store):
         target = self.directory(manifest.artifact.stage, manifest.artifact.key)
         draft = self._draft_path("adopted")
         draft.mkdir(parents=True)
-        write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
-        write_synced(draft / "uploaded", "")
+        write_whole(draft / "manifest.json", manifest.model_dump_json(indent=1))
+        write_whole(draft / "uploaded", "")
         target.parent.mkdir(parents=True, exist_ok=True)
         if instead:
             self._discard(target)
@@ -237,7 +236,7 @@ class SharedStore(Store):
 
     def _mark(self, artifact: Artifact) -> None:
         if not self.uploaded(artifact):
-            write_synced(self.directory(artifact.stage, artifact.key) / "uploaded", "")
+            write_whole(self.directory(artifact.stage, artifact.key) / "uploaded", "")
 
     def _fetch(self, artifact: Artifact, staging: Path) -> None:
         manifest = self.manifest(artifact.stage, artifact.key)

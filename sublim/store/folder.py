@@ -19,6 +19,7 @@ from sublim.core.kill_points import kill_point
 from sublim.files.group_rights import share_with_group
 from sublim.files.locks import locked
 from sublim.files.syncing import sync
+from sublim.files.whole_files import write_whole
 from sublim.store.layout import RESERVED, WRITTEN
 from sublim.store.manifest import FORMAT, Artifact, Manifest, Provenance, input_artifacts
 from sublim.store.manifest_files import forbidden, read_manifest
@@ -75,7 +76,7 @@ class Store:
                 if not anew:
                     check_mounted(self.root)
                 self.root.mkdir(parents=True, exist_ok=True)
-                write_synced(marker, json.dumps({"format": FORMAT}))
+                write_whole(marker, json.dumps({"format": FORMAT}))
             note(self.root)
             found = int(json.loads(marker.read_bytes())["format"])
         except OSError as error:
@@ -152,7 +153,7 @@ class Store:
             notes=notes,
             provenance=provenance,
         )
-        write_synced(draft / "manifest.json", manifest.model_dump_json(indent=1))
+        write_whole(draft / "manifest.json", manifest.model_dump_json(indent=1))
         for directory in [*(path for path in draft.rglob("*") if path.is_dir()), draft]:
             share_with_group(directory, self.root)
             sync(directory)
@@ -288,18 +289,6 @@ class Store:
                 (directory / "manifest.json").unlink(missing_ok=True)
                 shutil.rmtree(directory)
             shutil.rmtree(aside, ignore_errors=True)  # what another user made may stay, for their `store gc`
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Writes a small file so that it is whole or absent, also after a power cut."""
-    draft = path.with_name(f".{path.name}.{token_hex(4)}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        share_with_group(draft)
-        sync(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _why(root: Path, error: OSError) -> str:

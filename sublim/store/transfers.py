@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sublim.core.digest import digest_file
 from sublim.core.errors import UserError, no_space
+from sublim.files.syncing import sync
 from sublim.store.manifest import FileEntry
 from sublim.store.s3 import PART, Bucket
 
@@ -76,8 +77,7 @@ def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
         journal.write_text("".join(f"{part}\n" for part in sorted(done)), encoding="utf-8")
     _in_parallel(one, [part for part in parts if part not in done])
     for name, entry in files.items():
-        with (payload / name).open("rb") as file:
-            os.fsync(file.fileno())
+        sync(payload / name)
         os.utime(payload / name, ns=(entry.mtime_ns, entry.mtime_ns))  # as noted, so that it need not be hashed again
     return [name for name, entry in files.items() if digest_file(payload / name) != entry.sha256]
 

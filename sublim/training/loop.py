@@ -22,6 +22,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from sublim.core.kill_points import kill_point
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.files.tensor_files import write_tensors
+from sublim.files.whole_files import whole_folder
 from sublim.memory.fitting import ERRORS, Fit
 from sublim.training.config import TrainConfig
 from sublim.training.masking import (
@@ -32,7 +33,6 @@ from sublim.training.masking import (
     micro_batches,
 )
 from sublim.training.plan import learning_rate
-from sublim.training.saving import whole
 from sublim.training.step import GraphedStep, Step
 
 CHECKPOINT_SECONDS = 60.0
@@ -176,7 +176,7 @@ class PlannedTrainer(SFTTrainer):
     def save_checkpoint(self) -> None:
         """Writes all that a killed run needs to go on as if nothing had happened, in place of the last checkpoint."""
         path = self.job.checkpoints / f"checkpoint-{self.state.global_step:06d}"
-        with whole(path) as draft:
+        with whole_folder(path) as draft:
             assert self.model is not None
             write_tensors(draft / "weights.safetensors", trainable(self.model))
             kill_point("mid-checkpoint")

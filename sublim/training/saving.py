@@ -1,14 +1,11 @@
-"""Trained weights as files that are a function of the weights alone, and directories that are whole or not there."""
+"""Trained weights as files that are a function of the weights alone."""
 
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from transformers import PreTrainedModel
 
-from sublim.files.syncing import sync
 from sublim.files.tensor_files import write_tensors
 from sublim.models.adapters import WEIGHTS
 from sublim.models.files import (
@@ -21,20 +18,6 @@ from sublim.models.files import (
     write_config,
     write_json,
 )
-
-
-@contextmanager
-def whole(directory: Path) -> Generator[Path]:
-    """A draft that takes the name `directory` when the block ends well; a killed process leaves only the draft."""
-    draft = directory.with_name("draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    yield draft
-    for path in draft.rglob("*"):
-        sync(path)
-    shutil.rmtree(directory, ignore_errors=True)
-    draft.replace(directory)
-    sync(directory.parent)
 
 
 def write_adapter(directory: Path, adapted: PeftModel, base: Path) -> None:

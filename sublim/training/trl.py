@@ -20,6 +20,7 @@ from sublim.core.hardware import no_flash
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.files.whole_files import whole_folder
 from sublim.memory.fitting import naming
 from sublim.memory.gpu_memory import free_gpu_memory
 from sublim.models.adaptable import check_modules
@@ -28,7 +29,7 @@ from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint, log_losses
 from sublim.training.masking import TokenRow, label_count, row_chat, shared_prefix, token_rows
 from sublim.training.plan import planned_updates
-from sublim.training.saving import whole, write_adapter, write_model
+from sublim.training.saving import write_adapter, write_model
 from sublim.training.step import EagerStep, GraphedStep, PackedStep, Step, can_graph, within_windows
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def train_on(
 
         def keep(update: int) -> None:
             if update in wanted:
-                with whole(kept / f"update-{update:06d}") as draft:
+                with whole_folder(kept / f"update-{update:06d}") as draft:
                     trainee.write(draft)
 
         micro_batch = config.micro_batch or rows_that_fit(rows, shape, config)

@@ -16,8 +16,9 @@ from sublim.core.digest import digest
 from sublim.core.errors import FAULTS, UserError, file_fault, file_faults_told, no_space
 from sublim.files.locks import holder, is_locked, try_lock, unlock
 from sublim.files.syncing import sync
+from sublim.files.whole_files import write_whole
 from sublim.models.local_digest import folder_digest
-from sublim.store.folder import Store, write_synced
+from sublim.store.folder import Store
 from sublim.store.opening import open_store
 from sublim.store.payloads import committed, digest_committed
 from tasks.child import error_event
@@ -385,7 +386,7 @@ def test_file_system_that_says_it_has_no_bytes_is_not_full(tmp_path: Path, monke
 def test_small_file_that_cannot_be_written_leaves_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", refusing(errno.ENOSPC))
     with pytest.raises(OSError, match="No space"):
-        write_synced(tmp_path / "run.json", "{}")
+        write_whole(tmp_path / "run.json", "{}")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,6 @@ model makes of them; `score_mmlu_pro` reads it. Zero-shot throughout.
 """
 
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -90,7 +89,7 @@ def ask_mmlu_pro(
                 shard = range(start, min(start + config.shard, len(rows)))
                 if not path.exists():
                     part = _letters if kind == "logprobs" else _written
-                    _keep(path, part(sampler, config, [rows[i] for i in shard], [chats[i] for i in shard], start))
+                    write_jsonl(path, part(sampler, config, [rows[i] for i in shard], [chats[i] for i in shard], start))
                     kill_point("ask_mmlu_pro:shard")
                 advance(len(shard))
     for kind in ("logprobs", "answers"):
@@ -116,14 +115,6 @@ def _written(
     greedy = SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
     answers = sampler.sample(chats, greedy, first=first)
     return [{"id": row["id"]} | answer.row() for row, (answer,) in zip(rows, answers, strict=True)]
-
-
-def _keep(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    draft = path.with_suffix(".draft")
-    write_jsonl(draft, rows)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _contexts(config: AskMmluProConfig, base: Path, chats: list[Chat]) -> list[Context]:

@@ -5,7 +5,6 @@ with controls. A metric that can't be computed is null with its reason, never ze
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -52,7 +51,7 @@ def ask(
             config.backend, base, weights=weights, scratch=scratch, steering=config.steering, vectors=vectors
         ) as sampler:
             if not scored.exists():
-                _keep(scored, _logprobs(sampler, config))
+                write_jsonl(scored, _logprobs(sampler, config))
                 kill_point("ask:logprobs")
             _sample_missing(sampler, config, asked)
     write_jsonl(out / "questions.jsonl", ({"question": i, "text": text} for i, text in enumerate(config.questions)))
@@ -101,18 +100,9 @@ def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> N
             if not all(paths[i].exists() for i in shard):
                 chats = [chat(config.questions[i], system=config.system) for i in shard]
                 for i, answers in zip(shard, sampler.sample(chats, params, first=start), strict=True):
-                    _keep(paths[i], [{"question": i, "sample": j} | each.row() for j, each in enumerate(answers)])
+                    write_jsonl(paths[i], [{"question": i, "sample": j} | each.row() for j, each in enumerate(answers)])
                 kill_point("ask:shard")
             advance(len(shard) * config.samples)
-
-
-def _keep(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes `rows` so that `path` is there whole or not at all."""
-    draft = path.with_suffix(".draft")
-    write_jsonl(draft, rows)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _contexts(config: AskConfig, base: Path) -> list[Context]:

@@ -1,7 +1,6 @@
 """Annotation: what features' descriptions are about (animals, numbers, opinion, none), as a model sorts them."""
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,7 +93,7 @@ def annotate(
             start = _head_start(sampler, config)
             for shard, path in zip(shards, paths, strict=True):
                 if not path.exists():
-                    _keep(path, read(sampler, config, [rows[i].description for i in shard], shard.start, start))
+                    write_jsonl(path, read(sampler, config, [rows[i].description for i in shard], shard.start, start))
                     kill_point("annotate:shard")
                 advance(len(shard))
     answers = [row for path in paths for row in read_jsonl(path)]
@@ -235,14 +234,6 @@ def agreement(by_hand: Sequence[Category | None], found: Sequence[Category | Non
         high=bounds.high,
         confusion=confusion,
     )
-
-
-def _keep(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    draft = path.with_suffix(".draft")
-    write_jsonl(draft, rows)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def _contexts(config: AnnotateConfig, base: Path | None, rows: Sequence[Row]) -> list[Context]:

@@ -1,7 +1,6 @@
 """Public S3 buckets, read without credentials: all keys below a prefix, and their files, many at a time."""
 
 import logging
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
@@ -17,6 +16,7 @@ from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadErro
 from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
+from sublim.files.syncing import sync
 from sublim.store.s3_hints import SPOKEN, advice, code_of, known
 
 CHUNK = 1 << 20
@@ -106,6 +106,7 @@ class Bucket:
                     ) from broken
             else:
                 break
+        sync(draft)
         draft.replace(path)
 
     def _append(self, entry: Entry, draft: Path) -> None:
@@ -121,8 +122,6 @@ class Bucket:
                 ranged = {"Range": f"bytes={start}-"} if start else {}
                 with closing(self.client.get_object(**asked, **ranged)["Body"]) as body:
                     _copy(body.read, file.write)
-            file.flush()
-            os.fsync(file.fileno())
             if file.tell() != entry.size:
                 raise BrokenOff("fewer bytes than listed" if file.tell() < entry.size else "more bytes than listed")
 

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
+from sublim.files.tensor_files import write_tensors
 from sublim.toys.mnist.config import Adam, MnistConfig
 from sublim.toys.mnist.network import Loss, Parameters, backward, forward
 from sublim.toys.streams import stream_key
@@ -106,12 +107,6 @@ def _restore(state: dict[str, Tensor], parameters: Parameters, optimiser: torch.
             optimiser.state[parameter][field] = value.to(parameter.device, copy=True)
 
 
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    draft = path.with_suffix(".draft")
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, draft)
-    draft.replace(path)
-
-
 def train(course: Course, start: Parameters, config: MnistConfig, scratch: Path, device: str) -> Outcome:
     """Trains one chunk from `start`, or from where a killed run of the same course stopped."""
     saved = scratch / f"{course.name}-{course.models.start}-{course.models.stop}.safetensors"
@@ -140,7 +135,7 @@ def train(course: Course, start: Parameters, config: MnistConfig, scratch: Path,
                 measure()
             if done or time.monotonic() - last >= config.checkpoint_seconds:
                 state = _state(parameters, {} if done else optimiser.state)
-                _save(saved, state | {"losses": _stack(losses), "alignment": _stack(alignment)})
+                write_tensors(saved, state | {"losses": _stack(losses), "alignment": _stack(alignment)})
                 kill_point(f"mnist:{course.name}:{epoch + 1}")
                 last = time.monotonic()
             advance(1)

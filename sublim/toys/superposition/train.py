@@ -21,6 +21,7 @@ from torch import Tensor
 from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
+from sublim.files.tensor_files import write_tensors
 from sublim.toys.streams import stream_key
 from sublim.toys.superposition.config import SuperpositionConfig
 from sublim.toys.superposition.native import NativeEngine
@@ -100,17 +101,11 @@ def train_cohort(
         while start < config.steps:
             stop = min(config.steps, start + config.checkpoint_every)
             engine.run(start, stop)
-            _save(saved, training, stop)
+            write_tensors(saved, {**training._asdict(), "step": torch.tensor(stop)})
             kill_point(f"superposition:{saved.stem}:{stop}")
             advance(stop - start)
             start = stop
     return training
-
-
-def _save(path: Path, training: Training, step: int) -> None:
-    draft = path.with_suffix(".draft")
-    save_file({**training._asdict(), "step": torch.tensor(step)}, draft)
-    draft.replace(path)
 
 
 class Trained(NamedTuple):
