@@ -82,7 +82,7 @@ def unsearched() -> Generator[None]:
 
     It finds what it always finds. Where another version does things differently, it does them as ever.
     """
-    finder = _Finder()
+    finder = _QuickFinder()
     sys.meta_path.insert(0, finder)
     try:
         yield
@@ -90,15 +90,15 @@ def unsearched() -> Generator[None]:
         sys.meta_path.remove(finder)
 
 
-class _Finder:
+class _QuickFinder:
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         spec = PathFinder.find_spec(name, path, target) if name == LOOKS else None
         if spec is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+            spec.loader = _QuickLoader(spec.loader.name, spec.loader.path)
         return spec
 
 
-class _Loader(SourceFileLoader):
+class _QuickLoader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         usual = importlib.metadata.packages_distributions
         importlib.metadata.__dict__["packages_distributions"] = partial(_Distributions, usual)

@@ -29,7 +29,7 @@ from sublim.files.jsonl import read_jsonl
 from sublim.files.syncing import sync
 from sublim.memory.fitting import Fit
 from sublim.sae.autoencoder import LoadedSae, check_sae, load_sae, read_note
-from sublim.sae.stream import Opening, Own, opening, own_rows, streams
+from sublim.sae.stream import Opening, OwnTokens, opening, own_rows, streams
 from sublim.training.checkpoints import chosen_weights
 
 FEATURES = {"row": pl.UInt32, "position": pl.Int32, "feature": pl.UInt32, "value": pl.Float32}
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     tokens: int
 
 
-class Encoded(NamedTuple):
+class SparseFeatures(NamedTuple):
     """The features of some entries, sparse, and their measures."""
 
     entry: Int[Tensor, " k"]
@@ -148,17 +148,17 @@ def encode_part(
     return made
 
 
-def wanted(row: Own, config: EncodeConfig) -> Own:
+def wanted(row: OwnTokens, config: EncodeConfig) -> OwnTokens:
     """The places of a row that are encoded."""
     answered = row.marked.start < len(row.marked.ids)
     places = [at for at in row.places if at >= row.marked.start] if config.part == "answer" and answered else row.places
-    return Own(row.marked, places[-1:] if config.tokens == "last" else places)
+    return OwnTokens(row.marked, places[-1:] if config.tokens == "last" else places)
 
 
 @torch.no_grad()
 def encode(
     sae: LoadedSae, stream: Float[Tensor, "n d"], config: EncodeConfig, counts: Sequence[int] | None = None
-) -> Encoded:
+) -> SparseFeatures:
     """Sparse features of the stream's lines, or of their means over groups of `counts` lines each."""
     room = max(1, 2**26 // sae.note.d_sae) if stream.device.type == "cuda" else 512
     fit = Fit("lines of the stream", "take an SAE of fewer features")
@@ -168,7 +168,7 @@ def encode(
     for part in parts:
         entries.append(part.entry + shift)
         shift += len(part.measures)
-    return Encoded(torch.cat(entries), *(torch.cat([part[at] for part in parts]) for at in (1, 2, 3)))
+    return SparseFeatures(torch.cat(entries), *(torch.cat([part[at] for part in parts]) for at in (1, 2, 3)))
 
 
 def _encoded(
@@ -177,7 +177,7 @@ def _encoded(
     config: EncodeConfig,
     counts: Sequence[int] | None,
     room: int,
-) -> Iterator[Encoded]:
+) -> Iterator[SparseFeatures]:
     """`encode` in parts of about `room` lines."""
     begun = 0
     for group in groups(counts, len(stream), room):
@@ -222,7 +222,7 @@ def sparse(
     error: Float[Tensor, " n"],
     length: Float[Tensor, " n"],
     config: EncodeConfig,
-) -> Encoded:
+) -> SparseFeatures:
     """What is kept of dense features, on the CPU, in the order of lines and features."""
     firing, total = (features > 0).sum(1), features.sum(1)
     keep = features > config.threshold
@@ -236,10 +236,10 @@ def sparse(
     dropped = firing - keep.sum(1)
     lost = torch.where(dropped == 0, 0.0, lost)
     measures = torch.stack([active, dropped.float(), lost, error, length], 1)
-    return Encoded(entry.cpu(), feature.cpu(), value.float().cpu(), measures.float().cpu())
+    return SparseFeatures(entry.cpu(), feature.cpu(), value.float().cpu(), measures.float().cpu())
 
 
-def features_frame(found: Encoded, entries: Sequence[Entry]) -> pl.DataFrame:
+def features_frame(found: SparseFeatures, entries: Sequence[Entry]) -> pl.DataFrame:
     """The kept features as a table."""
     where = found.entry.numpy()
     row = pl.Series([entry.row for entry in entries], dtype=pl.UInt32)
@@ -254,7 +254,7 @@ def features_frame(found: Encoded, entries: Sequence[Entry]) -> pl.DataFrame:
     ).cast(dict(FEATURES))  # pyright: ignore[reportArgumentType]
 
 
-def entries_frame(found: Encoded, entries: Sequence[Entry]) -> pl.DataFrame:
+def entries_frame(found: SparseFeatures, entries: Sequence[Entry]) -> pl.DataFrame:
     """One line for every entry, kept features or not."""
     measures = found.measures.numpy()
     columns = {name: [entry[at] for entry in entries] for at, name in enumerate(Entry._fields)}

@@ -50,7 +50,7 @@ def _decode(content: bytes, name: str, *, as_json: bool) -> Any:
         raise UserError(f"{name} is not {'JSON' if as_json else 'YAML'}: {reason}") from error
 
 
-class _Loader(yaml.SafeLoader):
+class _StrictLoader(yaml.SafeLoader):
     """Refuses a key that is there twice, of which YAML's own loader keeps the last without a word."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -68,7 +68,7 @@ def parse_yaml(text: str | bytes) -> Any:
     Raises YAMLError also for a key that is there twice and a date or number that is none.
     """
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _StrictLoader)
     except (ValueError, RecursionError) as error:
         raise yaml.YAMLError(str(error)) from error
 

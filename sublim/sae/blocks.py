@@ -1,5 +1,6 @@
 """The tokens an SAE is trained on, a block at a time: of texts in a random order, once or again, or of kept shards."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from sublim.core.errors import UserError
 from sublim.models.opening import load_tokenizer
 from sublim.residual.edits import Place
 from sublim.sae.config import TrainSaeConfig
-from sublim.sae.stream import Own
+from sublim.sae.stream import OwnTokens
 
 STEP = 64
 """Rows tokenised together while a block fills."""
@@ -27,19 +28,19 @@ class Cursor(NamedTuple):
     row: int
 
 
-class Block(NamedTuple):
+class TokenBlock(NamedTuple):
     """Tokens that are shuffled together, and where the next ones begin."""
 
     values: Float[Tensor, "n d"]
     after: Cursor
 
 
-Blocks = Callable[[Cursor, int], Iterator[Block]]
+Blocks = Callable[[Cursor, int], Iterator[TokenBlock]]
 """From a place in the texts and the number of blocks before it."""
 
 
-def counted(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]]], list[Own]]) -> int:
-    """Own tokens of all rows."""
+def counted(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]]], list[OwnTokens]]) -> int:
+    """The number of own tokens of all rows."""
     if not rows:
         raise UserError("there are no texts to train on: give some")
     parts = (tokenised(rows[at : at + 1024]) for at in range(0, len(rows), 1024))
@@ -48,14 +49,14 @@ def counted(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]
 
 def filled(
     rows: list[dict[str, Any]],
-    tokenised: Callable[[list[dict[str, Any]]], list[Own]],
+    tokenised: Callable[[list[dict[str, Any]]], list[OwnTokens]],
     start: Cursor,
     config: TrainSaeConfig,
-) -> Iterator[tuple[list[Own], Cursor]]:
+) -> Iterator[tuple[list[OwnTokens], Cursor]]:
     """Rows in a random order, once: as many at a time as have a block of own tokens."""
     if start.epoch:
         return
-    row, own, count = start.row, list[Own](), 0
+    row, own, count = start.row, list[OwnTokens](), 0
     order = np.random.default_rng([config.seed, 1]).permutation(len(rows))
     while row < len(rows):
         part = [rows[index] for index in order[row : row + STEP]]
@@ -67,40 +68,41 @@ def filled(
             own = []
 
 
-def passed_again(scratch: Path, start: Cursor, seed: int) -> Iterator[Block]:
-    """The kept blocks in a new order each pass, for ever."""
-    epoch, place = (start.epoch, start.row) if start.epoch else (1, 0)
+def passed_again(scratch: Path, start: Cursor, seed: int) -> Iterator[TokenBlock]:
+    """The saved blocks of the first pass, in a new random order in each further pass, without end."""
     paths = sorted(scratch.glob("block-*.safetensors"))
-    while paths:
-        order = np.random.default_rng([seed, epoch, 1]).permutation(len(paths))
-        for at in range(place, len(paths)):
-            values = load_file(paths[int(order[at])])["values"]
-            yield Block(values, Cursor(epoch, at + 1) if at + 1 < len(paths) else Cursor(epoch + 1, 0))
-        epoch, place = epoch + 1, 0
+    for index, after in _passes(len(paths), start if start.epoch else Cursor(1, 0), seed):
+        yield TokenBlock(load_file(paths[index])["values"], after)
 
 
-def kept(shards: list[Path], special: frozenset[int], place: Place, start: Cursor, seed: int) -> Iterator[Block]:
-    """Shards of kept activations in a new order each pass, for ever, without special tokens and the first of a text."""
+def kept(shards: list[Path], special: frozenset[int], place: Place, start: Cursor, seed: int) -> Iterator[TokenBlock]:
+    """Shards of the activation stage in a new random order in each pass, without end.
+
+    Special tokens and the first token of each text are left out. Raises UserError where the shards lack `place`.
+    """
     if not shards:
         raise UserError("there are no kept activations to train on: give some")
-    name, epoch, row = f"{place.site}/{place.layer}", start.epoch, start.row
-    while True:
-        order = np.random.default_rng([seed, epoch, 1]).permutation(len(shards))
-        for at in range(row, len(shards)):
-            shard = read_kept(shards[int(order[at])])
-            if name not in shard.tensors:
-                raise UserError(
-                    f"the SAE is to read {name}, the kept activations have {', '.join(shard.tensors)}: read them there"
-                )
-            entries = shard.entries
-            own = [
-                where
-                for where, position, token in entries.select("place", "position", "token").iter_rows()
-                if position is None or (position > 0 and token not in special)
-            ]
-            after = Cursor(epoch, at + 1) if at + 1 < len(shards) else Cursor(epoch + 1, 0)
-            yield Block(shard.tensors[name][own].float(), after)
-        epoch, row = epoch + 1, 0
+    name = f"{place.site}/{place.layer}"
+    for index, after in _passes(len(shards), start, seed):
+        shard = read_kept(shards[index])
+        if name not in shard.tensors:
+            raise UserError(
+                f"the SAE is to read {name}, the kept activations have {', '.join(shard.tensors)}: read them there"
+            )
+        own = [
+            where
+            for where, position, token in shard.entries.select("place", "position", "token").iter_rows()
+            if position is None or (position > 0 and token not in special)
+        ]
+        yield TokenBlock(shard.tensors[name][own].float(), after)
+
+
+def _passes(items: int, start: Cursor, seed: int) -> Iterator[tuple[int, Cursor]]:
+    """Indices below `items` in a new random order in each pass, without end, each with the cursor behind it."""
+    for epoch in itertools.count(start.epoch) if items else ():
+        order = np.random.default_rng([seed, epoch, 1]).permutation(items)
+        for at in range(start.row if epoch == start.epoch else 0, items):
+            yield int(order[at]), Cursor(epoch, at + 1) if at + 1 < items else Cursor(epoch + 1, 0)
 
 
 def special_ids(base: Path) -> frozenset[int]:

@@ -23,13 +23,13 @@ from sublim.models.opening import open_model
 from sublim.residual.hooks import attached_at, check_layers
 from sublim.sae.autoencoder import LoadedSae, check_sae, load_sae, read_note
 from sublim.sae.config import Quality, QualityConfig
-from sublim.sae.stream import Own, opening, own_rows
+from sublim.sae.stream import OwnTokens, opening, own_rows
 
 AT_ONCE = 4096
 """Tokens encoded together."""
 
 
-class Texts(NamedTuple):
+class PaddedTexts(NamedTuple):
     """Texts padded on the right."""
 
     ids: Int[Tensor, "b t"]
@@ -37,7 +37,7 @@ class Texts(NamedTuple):
     own: Bool[Tensor, "b t"]
 
 
-class Fit(NamedTuple):
+class Reconstruction(NamedTuple):
     """Sums over the tokens of some texts."""
 
     mean: Float[Tensor, " d"]
@@ -68,9 +68,9 @@ def plain(attention: str) -> str:
     return "sdpa" if attention == "flash_attention_2" else attention
 
 
-def enough(rows: Sequence[Own], tokens: int) -> list[Own]:
+def enough(rows: Sequence[OwnTokens], tokens: int) -> list[OwnTokens]:
     """The first rows that have so many own tokens together."""
-    chosen, count = list[Own](), 0
+    chosen, count = list[OwnTokens](), 0
     for row in rows:
         if count >= tokens:
             break
@@ -83,7 +83,7 @@ def enough(rows: Sequence[Own], tokens: int) -> list[Own]:
 
 
 @torch.no_grad()
-def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[Own], chunk: int) -> Quality:
+def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[OwnTokens], chunk: int) -> Quality:
     """All measures of an SAE on rows, `chunk` of them at a time."""
     check_layers(model, [sae.note.layer])
     ordered = sorted(rows, key=lambda row: len(row.marked.ids))
@@ -116,7 +116,7 @@ def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[Own], chunk: 
     )
 
 
-def padded(rows: Sequence[Own], device: torch.device) -> Texts:
+def padded(rows: Sequence[OwnTokens], device: torch.device) -> PaddedTexts:
     """Rows as one batch."""
     longest = max(len(row.marked.ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -125,10 +125,12 @@ def padded(rows: Sequence[Own], device: torch.device) -> Texts:
         ids[number, : len(row.marked.ids)] = torch.tensor(row.marked.ids)
         mask[number, : len(row.marked.ids)] = True
         own[number, row.places] = True
-    return Texts(ids.to(device), mask.to(device), own.to(device))
+    return PaddedTexts(ids.to(device), mask.to(device), own.to(device))
 
 
-def fitted(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[Texts], advance: Callable[[int], None]) -> Fit:
+def fitted(
+    model: PreTrainedModel, sae: LoadedSae, parts: Sequence[PaddedTexts], advance: Callable[[int], None]
+) -> Reconstruction:
     """How well the reconstruction fits. Sums are float64: the variance is a small difference of large ones."""
     width = sae.note.d_in
     total = torch.zeros(width, dtype=torch.float64, device=model.device)
@@ -146,15 +148,15 @@ def fitted(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[Texts], advan
             count += len(some)
     mean = total / count
     variance = squares - count * float(mean.square().sum())
-    return Fit(mean.float(), 1 - error / variance, active / count, 1 - float(fired.float().mean()), count)
+    return Reconstruction(mean.float(), 1 - error / variance, active / count, 1 - float(fired.float().mean()), count)
 
 
-def own_streams(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[Texts]) -> Iterator[Float[Tensor, "n d"]]:
+def own_streams(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[PaddedTexts]) -> Iterator[Float[Tensor, "n d"]]:
     """The stream at own tokens, in float32, batch by batch."""
     for part in parts:
         found: list[Tensor] = []
 
-        def keep(stream: Tensor, part: Texts = part, found: list[Tensor] = found) -> None:
+        def keep(stream: Tensor, part: PaddedTexts = part, found: list[Tensor] = found) -> None:
             found.append(stream[part.own].float())
 
         with attached_at(model, sae.note.place, keep):
@@ -165,7 +167,7 @@ def own_streams(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[Texts]) 
 def loss(
     model: PreTrainedModel,
     sae: LoadedSae,
-    parts: Sequence[Texts],
+    parts: Sequence[PaddedTexts],
     change: Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]] | None,
     advance: Callable[[int], None],
 ) -> float:
@@ -173,7 +175,7 @@ def loss(
     total, count = 0.0, 0
     for part in parts:
 
-        def replace(stream: Float[Tensor, "b t d"], part: Texts = part) -> Float[Tensor, "b t d"] | None:
+        def replace(stream: Float[Tensor, "b t d"], part: PaddedTexts = part) -> Float[Tensor, "b t d"] | None:
             if change is None:
                 return None
             changed = stream.clone()
@@ -189,6 +191,6 @@ def loss(
     return total / count
 
 
-def forward(model: PreTrainedModel, part: Texts) -> Float[Tensor, "b t v"]:
+def forward(model: PreTrainedModel, part: PaddedTexts) -> Float[Tensor, "b t v"]:
     """Logits of padded texts."""
     return model(input_ids=part.ids, attention_mask=part.mask.long(), use_cache=False).logits

@@ -25,7 +25,7 @@ class Opening(NamedTuple):
     text: int
 
 
-class Own(NamedTuple):
+class OwnTokens(NamedTuple):
     """A tokenised row and the places of its own tokens."""
 
     marked: Marked
@@ -39,16 +39,16 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
     return Opening(max(before, 1), 1)
 
 
-def own_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], skip: Opening) -> list[Own]:
+def own_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], skip: Opening) -> list[OwnTokens]:
     """The rows' tokens; a row may have none of its own."""
-    found: list[Own] = []
+    found: list[OwnTokens] = []
     for row, marked in zip(rows, marked_rows(tokenizer, rows), strict=True):
         first = skip.chat if "text" not in row and row.get("system") is None else skip.text
-        found.append(Own(marked, [at for at in range(first, len(marked.ids)) if not marked.special[at]]))
+        found.append(OwnTokens(marked, [at for at in range(first, len(marked.ids)) if not marked.special[at]]))
     return found
 
 
-def streams(opened: OpenReader, rows: Sequence[Own]) -> Iterator[tuple[int, Float[Tensor, "t p d"]]]:
+def streams(opened: OpenReader, rows: Sequence[OwnTokens]) -> Iterator[tuple[int, Float[Tensor, "t p d"]]]:
     """(index of the row, the stream at each of its places, for every place of the reader), in the order read."""
     wanted = [index for index, row in enumerate(rows) if row.places]
     texts = [[Text(rows[index].marked.ids, [[at] for at in rows[index].places])] for index in wanted]
@@ -56,7 +56,7 @@ def streams(opened: OpenReader, rows: Sequence[Own]) -> Iterator[tuple[int, Floa
         yield wanted[number], entries.values
 
 
-def block_of(opened: OpenReader, rows: Sequence[Own]) -> Float[Tensor, "n d"]:
+def block_of(opened: OpenReader, rows: Sequence[OwnTokens]) -> Float[Tensor, "n d"]:
     """The stream at the first place of all own tokens, in the order of the rows, however they were batched."""
     found: dict[int, Tensor] = {index: values[:, 0] for index, values in streams(opened, rows)}
     return torch.cat([found[index] for index in sorted(found)])

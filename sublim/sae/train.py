@@ -33,9 +33,9 @@ from sublim.files.whole_files import whole_folder
 from sublim.models.files import IDENTITY, base_identity, read_json, write_json
 from sublim.residual.edits import Place
 from sublim.sae.autoencoder import write_files
-from sublim.sae.blocks import Block, Blocks, Cursor, counted, filled, kept, passed_again, special_ids
+from sublim.sae.blocks import Blocks, Cursor, TokenBlock, counted, filled, kept, passed_again, special_ids
 from sublim.sae.config import JumpReluSae, SaeNote, StandardSae, TopKSae, TrainSaeConfig
-from sublim.sae.stream import Own, block_of, opening, own_rows
+from sublim.sae.stream import OwnTokens, block_of, opening, own_rows
 
 
 def train_sae(
@@ -66,26 +66,26 @@ def train_sae(
             rows = list(read_jsonl(texts / "rows.jsonl"))
             skip = opening(opened.tokenizer)
 
-            def tokenised(part: list[dict[str, Any]]) -> list[Own]:
+            def tokenised(part: list[dict[str, Any]]) -> list[OwnTokens]:
                 return own_rows(opened.tokenizer, part, skip)
 
             count = counted(rows, tokenised)
             # Each block's last tokens, too few for a batch, are not trained on.
             again = count - config.batch * (count // config.block + 2) < config.tokens
 
-            def blocks(start: Cursor, before: int) -> Iterator[Block]:
+            def blocks(start: Cursor, before: int) -> Iterator[TokenBlock]:
                 for number, (own, after) in enumerate(filled(rows, tokenised, start, config), before):
                     values = block_of(opened, own)
                     if again:
                         write_tensors(scratch / f"block-{number:05d}.safetensors", {"values": values})
-                    yield Block(values, after)
+                    yield TokenBlock(values, after)
                 yield from passed_again(scratch, start, config.seed)
 
         else:
             shards = [path for payload in activations or [] for path in sorted(payload.glob("index-*.parquet"))]
             special = special_ids(base)
 
-            def blocks(start: Cursor, before: int) -> Iterator[Block]:
+            def blocks(start: Cursor, before: int) -> Iterator[TokenBlock]:
                 yield from kept(shards, special, place, start, config.seed)
 
         trained = run(config, blocks, scratch, device)
@@ -105,14 +105,14 @@ def train_sae(
     return {**note.model_dump(mode="json"), **trained.notes}
 
 
-class Trained(NamedTuple):
+class TrainedSae(NamedTuple):
     """A trained SAE whose scale is folded into its weights, and how it went."""
 
     sae: TrainingSAE[Any]
     notes: dict[str, Any]
 
 
-def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.device) -> Trained:
+def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.device) -> TrainedSae:
     """Trains until the tokens are used up, from the last saved block on."""
     steps = config.tokens // config.batch
     saved = scratch / "saved"
@@ -159,7 +159,7 @@ def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.dev
         "passes": cursor.epoch + (1 if cursor.row else 0),
         "loss": losses,
     }
-    return Trained(trainer.sae, notes)
+    return TrainedSae(trainer.sae, notes)
 
 
 def begun(config: TrainSaeConfig, values: Float[Tensor, "n d"], device: torch.device) -> SAETrainer[Any, Any]:

@@ -59,7 +59,7 @@ class SharedStore(Store):
             )
         for manifest in self.pending():
             artifact = manifest.artifact
-            with locked(self.lock_path(self.record_name(artifact.stage, manifest.version, artifact.key))):
+            with locked(self.lock_path(self.record_of(manifest))):
                 if not self.uploaded(artifact):
                     self.push(manifest)
                     log.info("%s %s, made earlier, is uploaded now", artifact.stage, artifact.key[:12])
@@ -129,8 +129,7 @@ class SharedStore(Store):
                 if manifest:
                     self._adopt(manifest)
         for manifest in super().manifests():
-            name = f"{manifest.artifact.stage}/{manifest.artifact.key[:12]}"
-            if name in there or not self.uploaded(manifest.artifact):
+            if manifest.artifact.name in there or not self.uploaded(manifest.artifact):
                 yield manifest
 
     def share(self, path: Path) -> None:
@@ -162,7 +161,7 @@ class SharedStore(Store):
 
     def objects(self, artifact: Artifact) -> str:
         """Where the payload lies in the bucket."""
-        return f"{artifact.stage}/{artifact.key[:12]}/{artifact.content[:12]}"
+        return f"{artifact.name}/{artifact.content[:12]}"
 
     def shared_manifest(self, stage: str, key: str) -> Manifest | None:
         """What the bucket has under `key`; one that is damaged is as good as absent."""
@@ -174,7 +173,7 @@ class SharedStore(Store):
     def push(self, manifest: Manifest) -> Artifact:
         """Uploads an artifact and returns what counts: it, or the one that another machine committed first."""
         artifact = manifest.artifact
-        name = f"{artifact.stage}/{artifact.key[:12]}/manifest.json"
+        name = f"{artifact.name}/manifest.json"
         send(self.bucket, manifest.files, self._payload(artifact), self.objects(artifact))
         kill_point("before-manifest")
         text = manifest.model_dump_json(indent=1).encode()
@@ -255,13 +254,12 @@ class SharedStore(Store):
 
     def _forget_elsewhere(self, manifest: Manifest) -> None:
         artifact = manifest.artifact
-        lease = Lease(self.bucket, f"locks/{self.record_name(artifact.stage, manifest.version, artifact.key)}.json")
+        lease = Lease(self.bucket, f"locks/{self.record_of(manifest)}.json")
         while not lease.take():
             time.sleep(POLL_SECONDS)
         with lease.renewed():
-            folder = f"{artifact.stage}/{artifact.key[:12]}/"
-            self.bucket.delete(f"{folder}manifest.json")  # first: what is left of the rest is nobody's
-            for item in list(self.bucket.list(folder)):
+            self.bucket.delete(f"{artifact.name}/manifest.json")  # first: what is left of the rest is nobody's
+            for item in list(self.bucket.list(f"{artifact.name}/")):
                 self.bucket.delete(item.name)
 
 

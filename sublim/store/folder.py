@@ -5,9 +5,8 @@ A store in a bucket is a folder too (`sublim.store.bucket`), which overrides the
 
 import errno
 import json
-import re
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -20,27 +19,16 @@ from sublim.files.group_rights import share_with_group
 from sublim.files.locks import locked
 from sublim.files.syncing import sync
 from sublim.files.whole_files import write_whole
-from sublim.store.layout import RESERVED, WRITTEN
-from sublim.store.manifest import FORMAT, Artifact, Manifest, Provenance, input_artifacts
-from sublim.store.manifest_files import forbidden, read_manifest
+from sublim.store.layout import WRITTEN
+from sublim.store.manifest import FORMAT, Artifact, Manifest, Provenance
 from sublim.store.mounts import check_mounted, note
-from sublim.store.payloads import difference, extras, noted
+from sublim.store.payloads import noted
 from sublim.store.probe import check_renaming, check_writable, try_store
-
-_FOLDER = re.compile("[0-9a-f]{12}")
-"""Name of an artifact's folder."""
+from sublim.store.reading import StoreReader
 
 
-class Store:
-    """A folder of artifacts: `<stage>/<key[:12]>/{payload/, manifest.json}`."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
-
-    @property
-    def address(self) -> str:
-        """What SUBLIM_STORE says to mean this store."""
-        return str(self.root)
+class Store(StoreReader):
+    """A store in a folder."""
 
     def ready(self) -> None:
         """Called when a run starts: raises UserError when the store could not keep what the run makes."""
@@ -88,9 +76,6 @@ class Store:
             raise UserError(f"the store {self.root} has format {found}, this version reads {FORMAT}: update sublim")
         return self
 
-    def directory(self, stage: str, key: str) -> Path:
-        return self.root / stage / key[:12]
-
     def folder(self, path: Path) -> Path:
         """The folder `path` below the root, made where it is missing; a group that shares the root shares it."""
         if not path.is_dir():
@@ -98,13 +83,6 @@ class Store:
             path.mkdir(exist_ok=True)
             share_with_group(path, self.root)
         return path
-
-    def payload(self, artifact: Artifact) -> Path:
-        """Where the artifact's files lie; they do when this returns."""
-        return self._payload(artifact)
-
-    def lock_path(self, record: str) -> Path:
-        return self.root / "locks" / f"{record}.lock"
 
     def scratch(self, stage: str, key: str) -> Path:
         """A folder that survives a crash of this very stage and is removed when it commits."""
@@ -168,102 +146,15 @@ class Store:
         self.clear_scratch(stage, key)
         return self._hand_over(manifest)
 
-    def manifest(self, stage: str, key: str) -> Manifest | None:
-        """The manifest under `key`, or None when there is none. Raises UserError for one of a newer version."""
-        manifest = read_manifest(self.directory(stage, key) / "manifest.json")
-        return manifest if manifest is not None and manifest.artifact.key == key else None
-
-    def find(self, stage: str, key: str, *, deep: bool = False) -> Artifact | None:
-        """The intact artifact under `key`, or None."""
-        manifest = self.manifest(stage, key)
-        if manifest is None or self.problem(manifest.artifact, deep=deep):
-            return None
-        return manifest.artifact
-
-    def problem(self, artifact: Artifact, *, deep: bool = False) -> str | None:
-        """Why the artifact cannot be believed, or None when every file is what was committed (see `difference`)."""
-        manifest = self.manifest(artifact.stage, artifact.key)
-        name = f"{artifact.stage}/{artifact.key[:12]}"
-        if manifest is None:
-            damaged = (self.directory(artifact.stage, artifact.key) / "manifest.json").exists()
-            return f"{name} is missing{': its manifest.json is damaged' if damaged else ''}"
-        if manifest.artifact.content != artifact.content:
-            return f"{name} holds other content than was recorded"
-        found = difference(self._payload(artifact), manifest.files, deep=deep)
-        return found and f"{name}/{found}"
-
-    def extras(self, manifest: Manifest) -> list[str]:
-        """What lies among an artifact's files and is none of them, by its path in the store: no damage."""
-        payload = self._payload(manifest.artifact)
-        found = extras(payload, manifest.files) if payload.is_dir() else []
-        return [(payload / name).relative_to(self.root).as_posix() for name in found]
-
-    def manifests(self) -> Iterator[Manifest]:
-        """Every readable manifest in the store, by stage and key."""
-        for folder in self._folders():
-            manifest = None if forbidden(folder) else read_manifest(folder / "manifest.json")
-            if manifest is not None and manifest.artifact.key.startswith(folder.name):
-                yield manifest
-
-    def search(self, prefix: str, *, stage: str | None = None) -> Manifest:
-        """The artifact whose key starts with `prefix` (six digits or more); UserError unless there is just one."""
-        if len(prefix) < 6:
-            raise UserError(f"{prefix!r} is too short: give six or more digits of the key")
-        found = [
-            manifest
-            for manifest in self.manifests()
-            if manifest.artifact.key.startswith(prefix) and stage in (None, manifest.artifact.stage)
-        ]
-        if len(found) != 1:
-            what = f"{len(found)} artifacts have keys" if found else "no artifact has a key"
-            where = f" of stage {stage}" if stage else ""
-            raise UserError(f"{what}{where} that start with {prefix}: `sublim store ls` lists them")
-        return found[0]
-
-    def unreadable(self) -> Iterator[Path]:
-        """Artifacts' folders whose manifest is missing or damaged: nothing in them is believed."""
-        for folder in self._folders():
-            if not forbidden(folder) and read_manifest(folder / "manifest.json") is None:
-                yield folder
-
-    def unreadable_here(self) -> Iterator[Path]:
-        """Artifacts' folders whose manifest this user may not read."""
-        yield from filter(forbidden, self._folders())
-
-    def lineage(self, artifact: Artifact) -> dict[str, Manifest]:
-        """The artifact's manifest and those of everything it was made from, by `stage/key[:12]`."""
-        found: dict[str, Manifest] = {}
-        waiting = [artifact]
-        while waiting:
-            item = waiting.pop()
-            name = f"{item.stage}/{item.key[:12]}"
-            manifest = self.manifest(item.stage, item.key)
-            if manifest is not None and name not in found:
-                found[name] = manifest
-                waiting += input_artifacts(manifest.inputs)
-        return found
-
-    def record_name(self, stage: str, version: int, key: str) -> str:
-        """Name of Prefect's record (and of the lock) for a key."""
-        return f"{stage}-v{version}-{key[:32]}"
-
     def forget(self, manifest: Manifest) -> None:
         """Removes an artifact and its record, under the lock that a run of the same stage would hold."""
         artifact = manifest.artifact
-        record = self.record_name(artifact.stage, manifest.version, artifact.key)
+        record = self.record_of(manifest)
         with locked(self.lock_path(record)):
             self._forget_elsewhere(manifest)
             (self.root / "records" / record).unlink(missing_ok=True)
             self._discard(self.directory(artifact.stage, artifact.key))
             self.clear_scratch(artifact.stage, artifact.key)
-
-    def _folders(self) -> list[Path]:
-        """The artifacts' folders, sorted; whatever else lies in the store is somebody else's."""
-        found = (path for path in self.root.glob("*/*") if _FOLDER.fullmatch(path.name))
-        return sorted(path for path in found if path.parent.name not in RESERVED and path.is_dir())
-
-    def _payload(self, artifact: Artifact) -> Path:
-        return self.directory(artifact.stage, artifact.key) / "payload"
 
     def _hand_over(self, manifest: Manifest) -> Artifact:
         """What counts for all who share the store, once `manifest` is committed here."""

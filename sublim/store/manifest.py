@@ -17,6 +17,11 @@ class Artifact(Config):
     key: RunOnly[str]
     """Key (64 hex digits) under which it lies in the store."""
 
+    @property
+    def name(self) -> str:
+        """Its folder in the store, and its name in messages: the stage and the key's first 12 digits."""
+        return f"{self.stage}/{self.key[:12]}"
+
 
 class FileEntry(Config):
     """One payload file as it was when it was hashed."""

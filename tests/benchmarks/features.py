@@ -38,7 +38,7 @@ from sublim.files.jsonl import write_jsonl
 from sublim.inference.config import HfBackend
 from sublim.models.opening import open_model
 from sublim.sae.autoencoder import load_sae, note_of, write_sae
-from sublim.sae.stream import Own, block_of, opening, own_rows
+from sublim.sae.stream import OwnTokens, block_of, opening, own_rows
 from sublim.training.masking import row_chat
 from tests.benchmarks.activations import paired_rows
 from tests.benchmarks.sampling import device, prepared, timed
@@ -79,7 +79,7 @@ def random_sae(base: Path, folder: Path, layer: int, dtype: str) -> Path:
     reading = Reading.model_validate({"layers": (layer,), "dtype": dtype}).resolved()
     with open_reader(reading, base, None) as opened:
         rows = own_rows(opened.tokenizer, rows_of(24), opening(opened.tokenizer))
-        stream = block_of(opened, [Own(row.marked, row.places[-4:]) for row in rows])
+        stream = block_of(opened, [OwnTokens(row.marked, row.places[-4:]) for row in rows])
     metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(layer)

@@ -40,7 +40,7 @@ SCHEMA = {
 DIGITS = 3
 
 
-class Row(NamedTuple):
+class FeatureToSort(NamedTuple):
     """A description to sort."""
 
     feature: int
@@ -101,20 +101,22 @@ def annotate(
     return {"contexts": _contexts(config, base, rows)}
 
 
-def chosen_rows(config: AnnotateConfig, labels: Path | Mapping[str, Path] | None) -> tuple[list[Row], list[str]]:
+def chosen_rows(
+    config: AnnotateConfig, labels: Path | Mapping[str, Path] | None
+) -> tuple[list[FeatureToSort], list[str]]:
     """The descriptions to sort, in the order asked for, and the features that nothing describes."""
     known = dict(_labelled(config, labels))
     if not config.listed:
         if not known:
             raise UserError("there is nothing to sort: give labels, or features with their descriptions")
-        return [Row(number, layer, text, None) for (layer, number), text in known.items()], []
-    rows, unlabelled = list[Row](), list[str]()
+        return [FeatureToSort(number, layer, text, None) for (layer, number), text in known.items()], []
+    rows, unlabelled = list[FeatureToSort](), list[str]()
     for each in config.listed:
         text = each.description or _described(each, known)
         if text is None:
             unlabelled.append(each.feature)
         else:
-            rows.append(Row(each.number, each.layer, text, each.category))
+            rows.append(FeatureToSort(each.number, each.layer, text, each.category))
     if not rows:
         raise UserError(f"no label describes {unlabelled[0]} or any other feature listed: check layers and labels")
     return rows, unlabelled
@@ -187,7 +189,7 @@ def _head_start(sampler: Sampler, config: AnnotateConfig) -> list[float]:
 def write(
     out: Path,
     config: AnnotateConfig,
-    rows: Sequence[Row],
+    rows: Sequence[FeatureToSort],
     answers: Sequence[Mapping[str, Any]],
     unlabelled: list[str],
 ) -> None:
@@ -236,7 +238,7 @@ def agreement(by_hand: Sequence[Category | None], found: Sequence[Category | Non
     )
 
 
-def _contexts(config: AnnotateConfig, base: Path | None, rows: Sequence[Row]) -> list[Context]:
+def _contexts(config: AnnotateConfig, base: Path | None, rows: Sequence[FeatureToSort]) -> list[Context]:
     if base is None or not config.needs_base:
         return []
     from sublim.models.opening import load_tokenizer

@@ -21,7 +21,7 @@ import polars as pl
 from sublim.core.digest import digest
 from sublim.core.errors import UserError
 from sublim.features.labels.config import LabelsConfig
-from sublim.features.labels.public_bucket import Bucket, Entry, strays
+from sublim.features.labels.public_bucket import BucketFile, PublicBucket, strays
 
 logger = logging.getLogger(__name__)
 SUFFIX = ".jsonl.gz"
@@ -36,7 +36,7 @@ def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str
     scored ones; then the order of `prefer` decides, then the explaining model's name and the text, alphabetically.
     Costs the download, some 10 MB for 16k features; what arrived stays in scratch, half files too.
     """
-    bucket = Bucket(
+    bucket = PublicBucket(
         config.bucket,
         endpoint=config.endpoint,
         region=config.region,
@@ -85,7 +85,7 @@ def choose(rows: pl.DataFrame, prefer: tuple[str, ...]) -> pl.DataFrame:
     )
 
 
-def missing(bucket: Bucket, config: LabelsConfig) -> str:
+def missing(bucket: PublicBucket, config: LabelsConfig) -> str:
     """What to say when nothing lies where the explanations should: what does lie nearby."""
     folder = f"{config.root}/{config.model}/"
     if found := bucket.folders(folder):
@@ -104,7 +104,7 @@ def _near(field: str, wanted: str, found: list[str]) -> str:
 
 
 def read_explanations(
-    path: Path, entry: Entry, config: LabelsConfig, counts: Counter[str]
+    path: Path, entry: BucketFile, config: LabelsConfig, counts: Counter[str]
 ) -> Iterator[tuple[int, str, str | None, float | None]]:
     """(feature, description, model, score) of each line of one file."""
     for number, line in enumerate(unpacked(path, entry.key, config.largest_mib), start=1):

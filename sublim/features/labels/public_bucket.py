@@ -23,7 +23,7 @@ CHUNK = 1 << 20
 logger = logging.getLogger(__name__)
 
 
-class Entry(NamedTuple):
+class BucketFile(NamedTuple):
     """A file in a bucket as the listing has it."""
 
     key: str
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
         return sha256(f"{self.key}\n{self.etag}".encode()).hexdigest()[:32]
 
 
-class Bucket:
+class PublicBucket:
     """One bucket behind one address. Every failure of the network or the server ends in a UserError."""
 
     def __init__(self, name: str, *, endpoint: str | None, region: str, workers: int, timeout: float) -> None:
@@ -56,10 +56,10 @@ class Bucket:
             ),
         )
 
-    def entries(self, prefix: str) -> list[Entry]:
+    def entries(self, prefix: str) -> list[BucketFile]:
         """Every file below `prefix` in the order of the keys, however many pages that takes."""
         found = [
-            Entry(item["Key"], item["Size"], item["ETag"])
+            BucketFile(item["Key"], item["Size"], item["ETag"])
             for page in self._pages(Prefix=prefix)
             for item in page.get("Contents", [])
         ]
@@ -76,7 +76,7 @@ class Bucket:
         with self._told(f"listing {asked['Prefix']}"):
             yield from self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, **asked)
 
-    def download(self, entries: Sequence[Entry], folder: Path, attempts: int) -> list[Path]:
+    def download(self, entries: Sequence[BucketFile], folder: Path, attempts: int) -> list[Path]:
         """The files of `entries` in `folder`, in their order; what lies there already is not fetched again."""
         missing = [entry for entry in entries if not (folder / entry.kept_as).exists()]
         with progress("downloading", len(entries)) as advance, ThreadPoolExecutor(self.workers) as pool:
@@ -91,7 +91,7 @@ class Bucket:
                 pool.shutdown(cancel_futures=True)
         return [folder / entry.kept_as for entry in entries]
 
-    def _fetch(self, entry: Entry, path: Path, attempts: int) -> None:
+    def _fetch(self, entry: BucketFile, path: Path, attempts: int) -> None:
         draft = path.with_suffix(".part")
         for attempt in range(1, attempts + 1):
             try:
@@ -109,7 +109,7 @@ class Bucket:
         sync(draft)
         draft.replace(path)
 
-    def _append(self, entry: Entry, draft: Path) -> None:
+    def _append(self, entry: BucketFile, draft: Path) -> None:
         """What `draft` lacks of the file; raises BrokenOff when the connection ends early."""
         with draft.open("ab") as file:
             if file.tell() > entry.size:
@@ -167,7 +167,7 @@ def _advice(code: str) -> str | None:
             return None
 
 
-def strays(entries: Sequence[Entry], prefix: str) -> list[str]:
+def strays(entries: Sequence[BucketFile], prefix: str) -> list[str]:
     """The keys that would leave the folder `prefix` if they were taken for paths."""
     return [entry.key for entry in entries if entry.key != prefix and not _inside(entry.key.removeprefix(prefix))]
 

@@ -16,7 +16,7 @@ import pytest
 from sublim.core.errors import UserError
 from sublim.features.labels.config import LabelsConfig
 from sublim.features.labels.neuronpedia import choose, import_labels
-from sublim.features.labels.public_bucket import Bucket
+from sublim.features.labels.public_bucket import PublicBucket
 from tests.sublim.store.buckets import BUCKET, S3, breaking, packed, s3_server
 
 
@@ -143,7 +143,7 @@ def test_a_file_replaced_between_listing_and_download_is_not_taken_for_the_liste
     config = s3.config("9-replaced")
     key = f"{config.prefix}batch-0.jsonl.gz"
     s3.put({key: b"a" * 100})
-    bucket = Bucket(BUCKET, endpoint=s3.url, region="us-east-1", workers=1, timeout=10.0)
+    bucket = PublicBucket(BUCKET, endpoint=s3.url, region="us-east-1", workers=1, timeout=10.0)
     listed = bucket.entries(config.prefix)
     s3.put({key: b"b" * 100})
     with pytest.raises(UserError, match="changed since it was listed"):
