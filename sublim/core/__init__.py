@@ -1,4 +1,4 @@
-"""What everything rests on: configs, digests, errors, progress, provenance and facts about this machine.
+"""The foundation of all rooms: configs, digests, errors, progress, provenance and facts about this machine.
 
-No stage starts here. Every other room may import any of it, and it imports none of them.
+No stage is defined here. Every other room may import any of it, and it imports none of them.
 """

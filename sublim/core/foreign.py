@@ -1,4 +1,4 @@
-"""Files that are nobody's data: what file managers, network file systems and backup programs leave beside others'."""
+"""Files that are no data: what file managers, network file systems and sync programs put into other folders."""
 
 import re
 
@@ -15,5 +15,5 @@ _FOREIGN = re.compile(
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a file or folder of this name was made by a system rather than by a program or a user."""
+    """Whether a file or folder with this name was made by such a program and not by a stage or a user."""
     return _FOREIGN.fullmatch(name) is not None

@@ -1,4 +1,4 @@
-"""What this machine can compute on, asked of the CUDA driver itself so that nothing heavy is imported."""
+"""The devices of this machine. The CUDA driver is asked directly, so that torch is not imported."""
 
 import ctypes
 import sys
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Gpu(NamedTuple):
-    """The first visible CUDA device: name, memory in bytes, compute capability."""
+    """A CUDA device: name, memory in bytes, compute capability."""
 
     name: str
     memory: int
@@ -48,7 +48,7 @@ def gpu() -> Gpu | None:
 
 @cache
 def cpu_multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16 products, two to three times as fast as float32's."""
+    """Whether the processor has instructions for bfloat16 products, which are two to three times as fast as float32."""
     try:
         described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -58,10 +58,10 @@ def cpu_multiplies_bfloat16() -> bool:
 
 @contextmanager
 def peak_gpu_memory() -> Generator[dict[str, int]]:
-    """Puts under `peak_gpu_bytes` the most that torch held of the GPU's memory meanwhile, whatever was in use of it.
+    """Sets `peak_gpu_bytes` in the given dict to the most GPU memory that torch reserved during the block.
 
-    Nothing is put there where torch used no GPU; torch is not imported for it. Other processes are not counted, and
-    what CUDA itself keeps for a process (about 0.5 GB) is not torch's.
+    Does nothing where torch uses no GPU, and does not import torch. Not counted are other processes and what CUDA
+    itself keeps for a process (about 0.5 GB).
     """
     found: dict[str, int] = {}
     if torch := _torch_on_gpu():
@@ -77,13 +77,13 @@ def _torch_on_gpu() -> Any:
 
 
 AMPERE = (8, 0)
-"""The first compute capability with bfloat16 units, and the first that flash-attention runs on."""
+"""The first compute capability with bfloat16 units, and the first that flash-attention supports."""
 VOLTA = (7, 0)
-"""The first that unsloth's kernels run on."""
+"""The first compute capability that unsloth's kernels support."""
 
 
 def no_flash(dtype: str) -> str | None:
-    """Why flash-attention cannot serve products of this type here, or None."""
+    """Why flash-attention cannot be used here with weights of this dtype; None if it can."""
     card = gpu()
     if card is None:
         return "it needs an NVIDIA GPU"

@@ -1,17 +1,17 @@
-"""This Python for child processes, which find the same modules as their parent."""
+"""The command that starts this Python as a child process which finds the same modules as its parent."""
 
 import os
 import sys
 
 
 def python() -> list[str]:
-    """The interpreter, told to look for no modules in the working folder where this process does not either.
+    """The interpreter, with -P unless this process looks for modules in the working folder too.
 
-    `python -m` and `-c` look there first: a user's own tasks/ or random.py would be taken for ours or the library's.
+    Without -P, `python -m` and `python -c` look there first: a user's own tasks/ or random.py would be imported.
     """
     try:
         here = os.path.realpath(os.curdir)
-    except FileNotFoundError:  # it was removed
+    except FileNotFoundError:  # the working folder was removed
         return [sys.executable]
     looks_here = any(not place or os.path.realpath(place) == here for place in sys.path)
     return [sys.executable] if looks_here else [sys.executable, "-P"]

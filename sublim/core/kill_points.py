@@ -1,4 +1,4 @@
-"""Named points at which a test can kill this very process, as a power cut would."""
+"""Named points at which a test can kill this process, as a power failure would."""
 
 import os
 import signal

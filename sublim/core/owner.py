@@ -1,4 +1,4 @@
-"""Which process something belongs to: its number alone says nothing on another machine, or after it has ended."""
+"""Identifying a process: its id alone is not enough on another machine, or after the process has ended."""
 
 import os
 import socket
@@ -8,16 +8,17 @@ from typing import NamedTuple
 import psutil
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
-CLOCK_STEP = 1.0  # seconds by which two readings of one start time may differ
+CLOCK_STEP = 1.0
+"""Seconds by which two readings of the same start time may differ."""
 
 
 class Owner(NamedTuple):
-    """A process of one machine."""
+    """A process on a certain machine."""
 
     machine: str
     pid: int
     started: float
-    """When it started, in seconds since the machine's boot: numbers are given again, and clocks are set."""
+    """When it started, in seconds since the boot of the machine: process ids are reused, and clocks are adjusted."""
 
     @classmethod
     def this(cls) -> "Owner":
@@ -25,7 +26,7 @@ class Owner(NamedTuple):
         return cls(machine(), os.getpid(), _since_boot(psutil.Process()))
 
     def is_dead(self) -> bool:
-        """Whether the process is known to be gone; of another machine's that cannot be known."""
+        """Whether the process is known to have ended. For a process on another machine this is never known."""
         if self.machine != machine():
             return False
         try:
@@ -36,7 +37,7 @@ class Owner(NamedTuple):
 
 
 def same_process(pid: int, started: float) -> psutil.Process | None:
-    """The process of this machine that has this number and start time, or None when it has ended."""
+    """The process on this machine with this id and start time (seconds since the epoch), or None if it has ended."""
     try:
         found = psutil.Process(pid)
         same = abs(found.create_time() - started) <= CLOCK_STEP and found.status() != psutil.STATUS_ZOMBIE
@@ -46,23 +47,26 @@ def same_process(pid: int, started: float) -> psutil.Process | None:
 
 
 def _since_boot(process: psutil.Process) -> float:
-    # Both are readings of the clock, whose steps the difference leaves out.
+    # Both change when the clock is adjusted; their difference does not.
     return process.create_time() - psutil.boot_time()
 
 
 def machine() -> str:
-    """What tells this machine, this boot and this container apart from others, as far as process ids go."""
+    """A name of this machine, boot and container, within which process ids are comparable."""
     return " ".join(part for part in (socket.gethostname(), boot(), namespace("pid")) if part)
 
 
 def boot() -> str:
-    """The running kernel's own name, new with every boot; empty where the system has none."""
+    """The kernel's id of this boot; empty where the system has none."""
     return BOOT.read_text(encoding="utf-8").strip() if BOOT.exists() else ""
 
 
 def namespace(kind: str, pid: int | str = "self") -> str:
-    """The namespace of a kind (`pid`, `net`) that a process is in: containers have their own. Empty where not known."""
+    """The Linux namespace of a kind (`pid`, `net`) that a process is in, which differs between containers.
+
+    Empty where it is not known.
+    """
     try:
         return str(Path(f"/proc/{pid}/ns/{kind}").readlink())
-    except OSError:  # no Linux, no such process, or another user's
+    except OSError:  # not Linux, no such process, or a process of another user
         return ""

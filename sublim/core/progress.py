@@ -1,4 +1,4 @@
-"""Progress of long loops: counted where the work is, shown by whoever listens."""
+"""Progress of long loops: reported where the work is done, and shown by a listener."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ _listener: ContextVar[Listener | None] = ContextVar("progress_listener", default
 
 @contextmanager
 def listening(listener: Listener) -> Generator[None]:
-    """Sends every progress inside the block to `listener(label, done, total)`."""
+    """Calls `listener(label, done, total)` for all progress inside the block."""
     token = _listener.set(listener)
     try:
         yield
@@ -20,7 +20,7 @@ def listening(listener: Listener) -> Generator[None]:
 
 @contextmanager
 def progress(label: str, total: int) -> Generator[Callable[[int], None]]:
-    """Gives `advance(n)`, to be called as units of work are done."""
+    """Gives `advance(n)`, to be called when `n` of the `total` units of work are done."""
     listener = _listener.get()
     done = 0
 

@@ -1,4 +1,4 @@
-"""Provenance: the code, packages, host and device behind a result."""
+"""Provenance: the code, packages and device that made a result."""
 
 import platform
 import subprocess
@@ -16,7 +16,7 @@ PACKAGES = (
 
 @cache
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages that bear on results."""
+    """Installed versions of the packages that can affect results."""
     found: dict[str, str] = {}
     for name in PACKAGES:
         try:
@@ -30,7 +30,7 @@ def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-    except FileNotFoundError:  # no git on this machine
+    except FileNotFoundError:  # git is not installed
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
@@ -45,6 +45,6 @@ def code_version() -> tuple[str | None, bool | None]:
 
 @cache
 def device() -> str:
-    """The name of the device that stages compute on."""
+    """The name of the device on which stages compute."""
     card = gpu()
     return card.name if card else f"CPU {platform.machine()}"

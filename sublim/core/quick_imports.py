@@ -1,5 +1,8 @@
-"""Seconds off the first import of torch and transformers: no garbage collection meanwhile, no scikit-learn or boto3,
-and transformers looks through its own folder once and through nobody else's."""
+"""Making the first import of torch and transformers some seconds faster.
+
+It runs without garbage collection, without scikit-learn and boto3, and transformers searches its own folder once and
+no other packages.
+"""
 
 import gc
 import importlib
@@ -14,16 +17,19 @@ from types import ModuleType
 from typing import Any
 
 FUNCTIONS = ("scipy.optimize", "sklearn.metrics", "boto3", "torchaudio")
-"""Modules of which transformers' text models, and accelerate, want functions alone and call none: for losses of object
-detection, assisted decoding, SageMaker and sound. With what they import they are a quarter of all modules."""
+"""Modules from which transformers and accelerate import only functions, which text models never call.
+
+They are for object detection, assisted decoding, SageMaker and audio. With their own imports they are a quarter of all
+modules.
+"""
 
 
 @contextmanager
 def uncollected() -> Generator[None]:
-    """For the block that first imports torch: a quarter of the time would go to collections that find nothing.
+    """Stops garbage collection during the block that first imports torch, where it takes a quarter of the time.
 
-    What was imported is then left out of all later collections, the one at the process's end included. Where torch is
-    in the process already this does nothing, for then there may be models, which must not be kept from collection.
+    What was imported is left out of all later collections too. Does nothing where torch is imported already: then
+    there may be models, which must be collected.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -38,9 +44,9 @@ def uncollected() -> Generator[None]:
 
 @contextmanager
 def deferred(names: tuple[str, ...] = FUNCTIONS) -> Generator[None]:
-    """Functions imported inside the block from these modules import their module when they are first called.
+    """Defers the import of these modules: a function imported from them in the block imports its module when called.
 
-    Afterwards the modules are imported as always; those that are there already are left alone.
+    Modules that are imported already are left alone. After the block, the modules are imported as usual.
     """
     stand_ins = {name: _StandIn(name) for name in names if name not in sys.modules and _installed(name)}
     sys.modules.update(stand_ins)
@@ -59,7 +65,7 @@ def _installed(name: str) -> bool:
 class _StandIn(ModuleType):
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.__spec__ = ModuleSpec(name, None)  # transformers looks for one to see whether a package is there
+        self.__spec__ = ModuleSpec(name, None)  # transformers checks it to see whether a package is installed
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
@@ -72,15 +78,15 @@ class _StandIn(ModuleType):
 
 
 LOOKS = "transformers.utils.import_utils"
-"""Looks through the environment and through transformers' own folder while it is imported."""
+"""The module that searches the installed packages and transformers' own folder when it is imported."""
 
 
 @contextmanager
 def unsearched() -> Generator[None]:
-    """Inside, transformers is imported without reading the file list of every package installed, which it needs only
-    where a package goes by another name than its module, and without reading its 1,500 model files a second time.
+    """Lets transformers be imported without reading the file lists of all installed packages, or its files twice.
 
-    It finds what it always finds. Where another version does things differently, it does them as ever.
+    It needs the file lists only for packages with another name than their module. What it finds is the same. Versions
+    of transformers that work differently are imported as usual.
     """
     finder = _QuickFinder()
     sys.meta_path.insert(0, finder)
@@ -107,7 +113,7 @@ class _QuickLoader(SourceFileLoader):
         finally:
             importlib.metadata.__dict__["packages_distributions"] = usual
         names: dict[str, Any] = module.__dict__
-        # It keeps 128 of the 500 folders that it goes through twice in one order: none is there the second time.
+        # Its cache holds 128 of the 500 folders, which it visits twice in the same order, so that no visit is a hit.
         scan: Any = names.get("create_import_structure_from_path")
         if hasattr(scan, "cache_parameters"):
             names["create_import_structure_from_path"] = cache(scan.__wrapped__)
@@ -116,7 +122,7 @@ class _QuickLoader(SourceFileLoader):
 
 
 class _Distributions(Mapping[str, list[str]]):
-    """What `packages_distributions` says, which reads all file lists there are, once somebody asks."""
+    """The result of `packages_distributions`, which reads all file lists, computed when it is first used."""
 
     def __init__(self, ask: Callable[[], Mapping[str, list[str]]]) -> None:
         self._ask = ask
@@ -136,7 +142,7 @@ class _Distributions(Mapping[str, list[str]]):
 
 
 def _own(module: str) -> str | None:
-    """The distribution of the module's own name, the first that transformers would ask for a version, if it has it."""
+    """The distribution with the module's own name, if it contains the module."""
     name = module.replace("_", "-")
     try:
         found = importlib.metadata.distribution(name)

@@ -1,4 +1,4 @@
-"""Reading and writing files: JSON lines, tensors, texts, tables, locks, and files that users bring.
+"""Reading and writing files: JSON Lines, tensors, texts, tables, locks, and files that users bring.
 
-No stage starts here. Every room above `core` may import any of it.
+No stage is defined here. Every room above `core` may import any of it.
 """

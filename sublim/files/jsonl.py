@@ -1,4 +1,4 @@
-"""JSON lines: read and written one row at a time, so that memory does not grow with the file."""
+"""JSON Lines files, read and written one row at a time, so that memory does not grow with the file."""
 
 import codecs
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from sublim.files.whole_files import whole_file
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of `path` in order. Raises UserError naming the line that is not a JSON object."""
+    """Yields the rows of `path`, without blank lines. Raises UserError for a line that is not a JSON object."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
@@ -21,16 +21,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise UserError(f"{path}:{number} is not JSON ({error}): mend or remove the line") from error
+                raise UserError(f"{path}:{number} is not JSON ({error}): correct or remove the line") from error
             if not isinstance(row, dict):
-                raise UserError(f"{path}:{number} is not a JSON object: mend or remove the line")
+                raise UserError(f"{path}:{number} is not a JSON object: correct or remove the line")
             yield row
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes `rows` to `path`, keys in the order given, and returns how many there were.
+    """Writes `rows` to `path`, with their keys in the order given, and returns the number of rows.
 
-    The file is complete or absent: nothing is left of it if `rows` raises an error, or after a power cut.
+    The file is complete or absent: nothing is left of it if `rows` raises an error, or after a power failure.
     """
     count = 0
     with whole_file(path) as draft, draft.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Model weights are gigabytes: hashing several files at a time, and copies that cost no more than they must."""
+"""Hashing and copying large files, such as model weights: several at a time, without a copy where possible."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from sublim.core.digest import digest_file
 
 THREADS = 8
-"""One core hashes or copies 1 to 2 GB a second, and a disk reads and writes more."""
+"""One core hashes or copies 1 to 2 GB a second, which is less than a disk can read and write."""
 
 
 def digest_each(paths: Iterable[Path]) -> list[str]:
@@ -19,15 +19,18 @@ def digest_each(paths: Iterable[Path]) -> list[str]:
 
 
 def copy_each(source: Path, names: Iterable[str], out: Path) -> None:
-    """Copies those files of `source`. File systems that can (XFS, btrfs) keep their bytes once, until one changes."""
+    """Copies the named files of `source` to `out`.
+
+    XFS and btrfs store the bytes of both copies once, until one of them changes.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda name: _copy(source / name, out / name), names))
 
 
 def link_each(source: Path, names: Iterable[str], out: Path) -> None:
-    """Gives those files a second name in `out`: only for files that nobody writes to again.
+    """Makes hard links in `out` to the named files of `source`: only for files that nobody writes to again.
 
-    What lies on another file system, or on one without such names, is copied.
+    Files on another file system, or on one without hard links, are copied.
     """
     unlinked: list[str] = []
     for name in names:
@@ -43,5 +46,5 @@ def _copy(source: Path, target: Path) -> None:
         with source.open("rb") as here, target.open("wb") as there:
             while os.copy_file_range(here.fileno(), there.fileno(), 2**30):
                 pass
-    except (AttributeError, OSError):  # no such call on this system, or not between these two file systems
+    except (AttributeError, OSError):  # the system has no such call, or not between these two file systems
         shutil.copyfile(source, target)

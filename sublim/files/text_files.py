@@ -1,4 +1,4 @@
-"""Texts that a user can replace: bundled YAML or the user's own file, checked against a config."""
+"""Texts that a user can replace: a bundled YAML file or the user's own, checked against a config class."""
 
 import difflib
 import json
@@ -21,7 +21,10 @@ C = TypeVar("C", bound=Config)
 
 
 def load_text(kind: type[C], name_or_path: str) -> C:
-    """The config `kind` from a bundled file, or from a user's file if the name ends in .yaml, .yml or .json."""
+    """Reads a config of class `kind` from a bundled file, or a user's if the name ends in .yaml, .yml or .json.
+
+    Raises UserError for an unknown name, for a file that cannot be read, and for fields that do not fit.
+    """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml", ".json"):
         with reading(path, "file of texts"):
@@ -51,7 +54,7 @@ def _decode(content: bytes, name: str, *, as_json: bool) -> Any:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML's own loader keeps the last without a word."""
+    """Refuses a key that occurs twice; YAML's own loader would silently keep the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -63,9 +66,9 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """The value of a YAML text; bytes are UTF-8 or, with a byte order mark, UTF-16.
+    """The value of a YAML text; bytes are read as UTF-8 or, with a byte order mark, as UTF-16.
 
-    Raises YAMLError also for a key that is there twice and a date or number that is none.
+    Raises YAMLError, also for a key that occurs twice and for an impossible date or number.
     """
     try:
         return yaml.load(text, _StrictLoader)
@@ -74,7 +77,7 @@ def parse_yaml(text: str | bytes) -> Any:
 
 
 def quotes(problem: ErrorDetails) -> str:
-    """What to do where YAML made something else of a text: `no` is false to it, 1984 a number, 2024-05-01 a date."""
+    """The advice to quote a text that YAML reads as another type: `no` is false, 1984 a number, 2024-05-01 a date."""
     return ": put quotes around it, YAML reads it as no text" if problem["type"] == "string_type" else ""
 
 
@@ -100,7 +103,7 @@ Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
 def check_placeholders(text: str, allowed: set[str], *, needed: Collection[str] = ()) -> str:
-    """`text` if it has no placeholders but the `allowed` and all the `needed` ones. Raises ValueError."""
+    """Returns `text`. Raises ValueError if a placeholder in it is not `allowed`, or a `needed` one is missing."""
     try:
         pieces = list(string.Formatter().parse(text))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What is remembered in the user's cache folder to save time: never needed, and left out where it cannot be kept."""
+"""The user's cache folder. It only saves time: without a folder that can be written, nothing is kept."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from sublim.files.whole_files import write_whole
 
 
 def cache_home() -> Path | None:
-    """XDG_CACHE_HOME or `~/.cache`; None for a user without a home, as in a container with a number for a user."""
+    """XDG_CACHE_HOME or `~/.cache`; None for a user without a home folder, as in some containers."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if cache.is_absolute():  # the XDG specification says to ignore others
         return cache
@@ -22,7 +22,7 @@ def cache_home() -> Path | None:
 
 
 def recall(name: str) -> dict[str, Any]:
-    """What was remembered under `name`; empty when nothing is, or nothing that can be read."""
+    """What was kept under `name`; empty if there is nothing, or nothing readable."""
     cache = cache_home()
     try:
         found = json.loads((cache / "sublim" / name).read_bytes()) if cache else {}
@@ -32,7 +32,7 @@ def recall(name: str) -> dict[str, Any]:
 
 
 def remember(name: str, content: dict[str, Any]) -> None:
-    """Replaces what is remembered under `name` in one step; a cache folder that cannot be written is left alone."""
+    """Replaces what is kept under `name`, in one step. Does nothing where the cache folder cannot be written."""
     if cache := cache_home():
         path = cache / "sublim" / name
         with contextlib.suppress(OSError):
@@ -41,9 +41,9 @@ def remember(name: str, content: dict[str, Any]) -> None:
 
 
 def cache_folder() -> Path:
-    """Where buckets are mirrored: SUBLIM_CACHE, by default `sublim/stores` in the user's cache folder."""
+    """The folder in which copies of buckets are kept: SUBLIM_CACHE, or `sublim/stores` in the user's cache folder."""
     if where := os.environ.get("SUBLIM_CACHE"):
         return Path(where).expanduser()
     if (cache := cache_home()) is None:
-        raise UserError("this user has no home to keep copies of the bucket's files in: set SUBLIM_CACHE to a folder")
+        raise UserError("this user has no home folder for copies of the bucket's files: set SUBLIM_CACHE to a folder")
     return cache / "sublim" / "stores"

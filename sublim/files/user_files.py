@@ -1,4 +1,4 @@
-"""Files that users give: one that is missing, cut off or of another format is refused in one line with its name."""
+"""Files that users give. One that is missing, truncated or in another format is refused in one line that names it."""
 
 import json
 import zlib
@@ -22,17 +22,17 @@ LOOKS: tuple[tuple[bytes, str], ...] = (
     (b"<!", "it looks like a web page in place of a download"),
     (b"<html", "it looks like a web page in place of a download"),
 )
-"""How files begin that are often given in place of the right one."""
+"""The first bytes of files that are often given in place of the right one."""
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file is what git leaves in the place of a large file when Git LFS did not fetch it."""
+    """Whether a file is a Git LFS pointer, which git leaves in place of a large file that was not fetched."""
     with path.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def check_file(path: Path, what: str) -> None:
-    """Raises UserError unless `path` is a file that can be opened, and no Git LFS pointer."""
+    """Raises UserError unless `path` is a file that can be opened and is not a Git LFS pointer."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the {what} itself")
     if not path.exists():
@@ -46,9 +46,10 @@ def check_file(path: Path, what: str) -> None:
 
 @contextmanager
 def reading(path: Path, what: str, *errors: type[Exception]) -> Generator[None]:
-    """Turns what goes wrong when `path` is read as `what` into a UserError; `errors` are those of the library in use.
+    """Raises UserError in place of what goes wrong while `path` is read as `what`.
 
-    OSError, bad UTF-8, bad JSON and packed data that is cut off are always among them. Keep the block to the reading.
+    Covers OSError, bad UTF-8, bad JSON, truncated compressed data, and the `errors` of the library that reads. The
+    block should do nothing but read.
     """
     check_file(path, what)
     try:
@@ -66,7 +67,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The object in a user's JSON file. Raises UserError for NaN, a name that is there twice, and what is no object."""
+    """The object in a user's JSON file. Raises UserError for NaN, a name that occurs twice, and another type."""
     with reading(path, what):
         value = parse_json(read_text(path, what))
     if not isinstance(value, dict):
@@ -75,7 +76,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; JSONDecodeError also for NaN, infinities and a name that is there twice."""
+    """The value of a JSON text. Raises JSONDecodeError, also for NaN, infinities and a name that occurs twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

@@ -1,4 +1,4 @@
-"""Tables that users give as Parquet: read with the columns and types that are needed, or refused by column and row."""
+"""Parquet tables that users give: read with the required columns and types, or refused by column and row."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +25,9 @@ def read_columns(path: Path) -> list[str]:
 
 
 def read_table(path: Path, needed: Types, optional: Types | None = None) -> pl.DataFrame:
-    """The columns `needed`, and those of `optional` that are there, cast to their types.
+    """Reads the columns `needed`, and those of `optional` that exist, cast to their types.
 
-    Raises UserError for a column that is missing, and for a value that the type cannot hold, with its row from 0.
+    Raises UserError for a missing column, and for a value that the type cannot hold, with its row counted from 0.
     """
     there = read_columns(path)
     if lacking := [name for name in needed if name not in there]:
@@ -50,13 +50,13 @@ def _cast(path: Path, column: pl.Series, kind: type[pl.DataType]) -> pl.Series:
     if wrong := (column.is_not_null() & ~same).arg_true().to_list():
         value: Any = column[wrong[0]]
         raise UserError(
-            f"{path}: row {wrong[0]} has {column.name} = {value!r}, it should hold {NAMES[kind]}: mend or remove it"
+            f"{path}: row {wrong[0]} has {column.name} = {value!r}, it should hold {NAMES[kind]}: correct or remove it"
         )
     return found
 
 
 def _may_hold(dtype: pl.DataType, kind: type[pl.DataType]) -> bool:
-    """Whether values of a column's type can be meant for `kind`: digits as text are numbers, truth values are not."""
+    """Whether a column of type `dtype` may be read as `kind`: text can hold numbers, booleans are no numbers."""
     if kind == pl.String:
         return isinstance(dtype, pl.Categorical | pl.Enum)
     return kind != pl.Boolean and (dtype.is_numeric() or dtype == pl.String)

@@ -1,6 +1,6 @@
 """Files and folders that are complete or absent: written under another name, synced, and renamed into place.
 
-A process that is killed, or a machine that loses power, leaves the old content or none, and perhaps a draft.
+After a killed process or a power failure, the old content is there or none, and perhaps a draft beside it.
 """
 
 import shutil

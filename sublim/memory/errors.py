@@ -1,4 +1,4 @@
-"""Whether an error says that memory ran out, whatever library raised it. Needs no torch."""
+"""Recognising errors that say that memory ran out, from any library. Does not import torch."""
 
 from sublim.core.errors import chain
 
@@ -23,12 +23,13 @@ def names_memory(kind: str, message: str) -> bool:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory ran out, in this error or in one that it was raised over: a CUDA graph whose capture ran out of
-    memory also ends with an error about the capture.
+    """Whether this error, or one that it was raised from or while handling, says that memory ran out.
+
+    The whole chain is checked: if memory runs out while a CUDA graph is captured, the last error is about the capture.
     """
     return any(names_memory(type(each).__name__, str(each)) for each in chain(error))
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without what allocators go on to say about their settings."""
+    """The first line of an error's message, without the allocator's advice about its settings."""
     return str(error).partition("\n")[0].partition(" If reserved but unallocated")[0].strip() or type(error).__name__

@@ -1,7 +1,7 @@
 """Work in batches that fit into memory: a batch that does not fit is halved and tried again.
 
-Free memory at one moment is no promise where several processes share a card. This is for batches whose size changes
-the speed and not the result; what else runs out of memory is told in one line by `naming`.
+Where several processes share a GPU, memory that is free now may not be free later. This is for batches whose size
+changes the speed and not the result. For other work, `naming` turns the error into one line.
 """
 
 import gc
@@ -24,46 +24,46 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 WAITS = (5.0, 10.0, 20.0, 40.0, 80.0)
-"""Seconds between tries of what cannot be made smaller, while other processes hold memory of the card."""
+"""Seconds between attempts at work that cannot be made smaller, while other processes hold GPU memory."""
 PAUSE = 0.5
-"""Seconds before a halved batch is tried beside other processes: what they need for a moment comes free again."""
+"""Seconds before a halved batch is tried while other processes use the GPU: they may need memory only briefly."""
 SHARED = 2**30
-"""Bytes of a card in other hands from which on waiting may help; CUDA itself keeps half a GiB for each process."""
+"""If other processes hold this many bytes, waiting may help. CUDA itself keeps half a GiB for each process."""
 GROWTH = 32
-"""Batches in a row that must fit before twice as much is tried again; twice as many after every failure."""
+"""Batches in a row that must fit before the size is doubled again. Doubled after every failure."""
 ERRORS = (RuntimeError, MemoryError)
-"""What allocators raise; torch's and CUDA's errors are RuntimeErrors."""
+"""What allocators raise; those of torch and CUDA are RuntimeErrors."""
 
 
 class Attempt:
-    """How a try went."""
+    """Whether an attempt failed."""
 
     failed = False
 
 
 class Fit:
-    """How many of something are done at a time: as many as are asked for until memory runs out, then fewer."""
+    """How many items are processed at a time: as many as requested until memory runs out, then fewer."""
 
     def __init__(self, unit: str, advice: str, alone: str | None = None) -> None:
-        """`unit`: what is counted, in the plural. `advice`: what to change where even one does not fit. `alone`: how
-        that is told, as in "in loading a model".
+        """`unit`: the items, in the plural. `advice`: what to change if even one does not fit. `alone`: how the message
+        says when that happened, such as "in loading a model".
         """
         self.unit, self.advice, self.alone = unit, advice, alone or f"with 1 of the {unit} at a time"
         self.most: int | None = None
-        """At most so many at a time; None while memory has not run out."""
+        """The largest number at a time; None as long as memory has not run out."""
         self._full, self._waited, self._good, self._growth = 0, 0, 0, GROWTH
 
     @property
     def share(self) -> float:
-        """What is left of the size that was first too much, from 1 down."""
+        """The present size as a share of the first size that did not fit; 1 if all fitted."""
         return 1.0 if self.most is None else self.most / self._full
 
     @contextmanager
     def trying(self, size: int) -> Generator[Attempt]:
-        """A try with `size` at a time. Where memory ran out, the block ends, `most` is half of it and `failed` is true.
+        """An attempt with `size` items. If memory runs out, the block ends, `failed` is true and `most` half of `size`.
 
-        Whoever calls must drop its own names for tensors: they keep them in memory. Raises UserError where one does not
-        fit and no other process holds memory of the card, or holds it on.
+        The caller must then drop its own references to tensors. Raises UserError if a single item does not fit and no
+        other process holds GPU memory, or none is freed after the waits.
         """
         attempt = Attempt()
         try:
@@ -82,13 +82,13 @@ class Fit:
             self.most, self._good = (2 * self.most if 2 * self.most < self._full else None), 0
 
     def within(self, size: int) -> int:
-        """`size`, or what fits."""
+        """`size`, or the number that fits if that is smaller."""
         return size if self.most is None else min(size, self.most)
 
     def each(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result], size: int | None = None
     ) -> Iterator[Result]:
-        """What `work` makes of the items, in their order, `size` to a call (nothing: all) or as many as fit."""
+        """Yields the results of `work` on the items in order, `size` items a call (None for all) or as many as fit."""
         at = 0
         while at < len(items):
             part = items[at : at + self.within(size or len(items))]
@@ -99,7 +99,7 @@ class Fit:
             yield from made
 
     def whole(self, size: int, work: Callable[[int], Result]) -> Result:
-        """What `work` makes with `size` at a time; begun again from the start with fewer where they do not fit."""
+        """Returns the result of `work(size)`; if it does not fit, begins again from the start with fewer."""
         made = list[Result]()
         while not made:
             tried = self.within(size)
@@ -108,14 +108,14 @@ class Fit:
         return made[0]
 
     def _reduce(self, size: int, error: BaseException) -> None:
-        """Halves the size; where it is 1 already, waits for other processes' memory, each time for longer."""
+        """Halves the size. If it is 1 already, waits for memory of other processes, each time for longer."""
         others, self._good, self._growth = held_by_others(), 0, 2 * self._growth
         if size > 1:
             self._full = max(self._full, size)
             self.most, seconds = size // 2, PAUSE if others >= SHARED else 0.0
             told = f"with {size} {self.unit} at a time: going on with {self.most}; the result stays the same"
         else:
-            # What the others held may have come free since: on a card the first wait is worth it in any case.
+            # The memory of others may have been freed since the failure, so on a GPU the first wait is always worth it.
             hopeless = others < SHARED and (self._waited > 0 or not torch.cuda.is_available())
             if hopeless or self._waited == len(WAITS):
                 raise UserError(one_line(self.alone, self.advice)) from error
@@ -130,13 +130,13 @@ class Fit:
 
 
 def patiently(when: str, advice: str, work: Callable[[], Result]) -> Result:
-    """What `work` makes. It cannot be made smaller, so it is tried again while other processes hold the card."""
+    """Returns the result of `work`, which cannot be made smaller: tries again while other processes hold GPU memory."""
     return Fit("", advice, alone=when).whole(1, lambda _: work())
 
 
 @contextmanager
 def naming(when: str, advice: str) -> Generator[None]:
-    """Says in one line what to change where memory runs out in what cannot be halved without changing the result."""
+    """Raises UserError with `advice` if memory runs out in work that cannot be halved without changing the result."""
     try:
         yield
     except ERRORS as error:
@@ -146,32 +146,32 @@ def naming(when: str, advice: str) -> Generator[None]:
 
 
 def one_line(when: str, advice: str) -> str:
-    """When memory ran out and what to do, with what other processes hold of the GPU."""
+    """One line that says when memory ran out, what other processes hold of the GPU, and what to do."""
     others, device = held_by_others(), "the GPU's" if torch.cuda.is_available() else "the machine's"
     shared = f"end what else uses the card ({others / 2**30:.1f} GiB), or " if others >= SHARED else ""
     return f"{device} memory ran out {when}: {shared}{advice}"
 
 
 def held_by_others() -> int:
-    """Bytes of the GPU that other processes hold, about; 0 without a GPU."""
+    """Roughly how many bytes of the GPU other processes hold; 0 without a GPU."""
     if not torch.cuda.is_available():
         return 0
     try:
         free, total = torch.cuda.mem_get_info()
-    except RuntimeError:  # the card is so full that it has no room for this process's context
+    except RuntimeError:  # the GPU is too full for the CUDA context of this process
         return card.memory if (card := gpu()) else 0
     return max(0, total - free - torch.cuda.memory_reserved())
 
 
 def release() -> None:
-    """Gives memory that nothing uses back to the device."""
+    """Returns unused memory to the device."""
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def _empty_frames(error: BaseException | None) -> None:
-    """Empties the frames that an error went through: what they name would stay in memory."""
+    """Clears the stack frames of an error: their variables would keep tensors in memory."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -1,5 +1,5 @@
-"""The store: artifacts and their manifests, in a folder or in a bucket.
+"""The store: artifacts (finished outputs of stages) and their manifests, in a folder or in an S3 bucket.
 
-No stage starts here; the tasks write what stages computed into it. Import `opening` to open a store and `manifest`
-for what is noted beside an artifact.
+No stage is defined here; the tasks write the outputs of stages into the store. Import `opening` to open a store and
+`manifest` for the record beside each artifact.
 """

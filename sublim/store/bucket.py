@@ -1,8 +1,9 @@
-"""A store in a bucket, `SUBLIM_STORE=s3://bucket/prefix`: the bucket says what there is, the local folder is a cache.
+"""A store in an S3 bucket, `SUBLIM_STORE=s3://bucket/prefix`. The bucket is authoritative; a local folder is its cache.
 
-Objects are named as the folder's files are, except that a payload lies under its content, so that two machines which
-built one key never mix their files: `<stage>/<key[:12]>/manifest.json` and `<stage>/<key[:12]>/<content[:12]>/...`. The
-manifest goes last: where it is, everything is. Here a file `uploaded` beside a manifest says that the bucket has it.
+Objects have the names of the folder's files, except that the files of a payload are below the payload's hash:
+`<stage>/<key[:12]>/manifest.json` and `<stage>/<key[:12]>/<content[:12]>/...`. So the files of two machines that built
+the same key do not mix. The manifest is uploaded last: where it is, the payload is complete. In the cache, a file
+`uploaded` beside a manifest says that the bucket has the artifact.
 """
 
 import errno
@@ -35,13 +36,13 @@ log = logging.getLogger("sublim.store")
 
 
 class SharedStore(Store):
-    """The folder that mirrors a bucket on this machine."""
+    """A store in a bucket, with the folder on this machine that caches it."""
 
     def __init__(self, bucket: Bucket, root: Path) -> None:
         super().__init__(root)
         self.bucket = bucket
 
-    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:  # Prefect copies what its tasks hold
+    def __reduce__(self) -> tuple[Callable[[str], Store], tuple[str]]:  # Prefect pickles what its tasks hold
         return open_bucket, (self.address,)
 
     @property
@@ -49,13 +50,13 @@ class SharedStore(Store):
         return self.bucket.address
 
     def ready(self) -> None:
-        """Asks for what a run relies on, and sends what an earlier one could not."""
+        """Checks what a run relies on, and uploads what an earlier run could not."""
         self.try_out()
         text = marker(self.bucket)
         if self.bucket.put("store.json", text) is not None:
             raise UserError(
                 f"the server of {self.address} ignores conditional writes (If-None-Match), "
-                "on which one build per key rests: use another, or a shared folder"
+                "without which two machines could build the same key: use another server, or a shared folder"
             )
         for manifest in self.pending():
             artifact = manifest.artifact
@@ -82,28 +83,28 @@ class SharedStore(Store):
             yield found
             return
         with lease.renewed():
-            yield self._settled(stage, key, deep=deep)  # finished between the look and the lease
+            yield self._settled(stage, key, deep=deep)  # another machine may have finished before the lease was taken
 
     def payload(self, artifact: Artifact) -> Path:
-        """Where the artifact's files lie, fetched when they are not here."""
+        """The folder of the artifact's files, which are fetched first if they are not here."""
         folder = self._payload(artifact)
         if not folder.exists():
             name = f"{artifact.stage}-{artifact.key[:12]}"
             with locked(self.lock_path(f"fetch-{name}")):
                 if not folder.exists():
                     self._fetch(artifact, self.root / "scratch" / "fetch" / name)
-        os.utime(folder.parent)  # when it was last needed, for `sublim store gc --copies`
+        os.utime(folder.parent)  # the time of the last use, for `sublim store gc --copies`
         return folder
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
-        """The manifest under `key`, from here or else from the bucket; None when neither has it."""
+        """The manifest under `key`, from the cache or else from the bucket; None when neither has it."""
         manifest = super().manifest(stage, key)
         if manifest is None and (manifest := self.shared_manifest(stage, key)) is not None:
             self._adopt(manifest)
         return manifest
 
     def find(self, stage: str, key: str, *, deep: bool = False) -> Artifact | None:
-        """As in a folder; what another machine forgot, or made with other content, is not found by what lies here."""
+        """As in a folder, but an artifact that another machine removed, or replaced by other content, is not found."""
         shared, here = self.shared_manifest(stage, key), super().manifest(stage, key)
         if here is not None and (self.uploaded(here.artifact) or shared is not None):
             if shared is None or shared.artifact.content != here.artifact.content:
@@ -113,14 +114,14 @@ class SharedStore(Store):
         return super().find(stage, key, deep=deep)
 
     def problem(self, artifact: Artifact, *, deep: bool = False) -> str | None:
-        """As in a folder; an artifact of which only the manifest is here is believed by that."""
+        """As in a folder; if only the manifest is here, the artifact counts as intact."""
         manifest = self.manifest(artifact.stage, artifact.key)
         if manifest is not None and manifest.artifact.content == artifact.content and not self.fetched(artifact):
             return None
         return super().problem(artifact, deep=deep)
 
     def manifests(self) -> Iterator[Manifest]:
-        """Every readable manifest in the bucket, and those that are still to go there."""
+        """All readable manifests in the bucket, and those that are not uploaded yet."""
         there = {str(Path(item.name).parent) for item in self.bucket.list() if is_manifest(item.name)}
         for name in there:
             if not (self.root / name / "manifest.json").exists():
@@ -137,7 +138,7 @@ class SharedStore(Store):
             for file in sorted(file for file in (path, *path.rglob("*")) if file.is_file()):
                 self.bucket.put(file.relative_to(self.root).as_posix(), file.read_bytes(), anyway=True)
         except StoreUnreachable as error:
-            log.warning("%s; %s is on this machine alone", error, path)
+            log.warning("%s; %s is only on this machine", error, path)
 
     def refresh(self, pattern: str) -> None:
         for item in list(self.bucket.list(re.split(r"[*?\[]", pattern)[0])):
@@ -149,29 +150,30 @@ class SharedStore(Store):
                     write_whole(path, found.body)
 
     def pending(self) -> list[Manifest]:
-        """What was made here and is not in the bucket yet."""
+        """Manifests of the artifacts that were made here and are not in the bucket yet."""
         return [manifest for manifest in super().manifests() if not self.uploaded(manifest.artifact)]
 
     def uploaded(self, artifact: Artifact) -> bool:
+        """Whether the bucket has the artifact, as far as this machine knows."""
         return (self.directory(artifact.stage, artifact.key) / "uploaded").exists()
 
     def fetched(self, artifact: Artifact) -> bool:
-        """Whether the files are here, or should be: nothing but the bucket could bring them."""
+        """Whether the files are here, or should be because they were never uploaded."""
         return self._payload(artifact).exists() or not self.uploaded(artifact)
 
     def objects(self, artifact: Artifact) -> str:
-        """Where the payload lies in the bucket."""
+        """The prefix of the payload's objects in the bucket."""
         return f"{artifact.name}/{artifact.content[:12]}"
 
     def shared_manifest(self, stage: str, key: str) -> Manifest | None:
-        """What the bucket has under `key`; one that is damaged is as good as absent."""
+        """The manifest that the bucket has under `key`; None when there is none or it is damaged."""
         name = f"{stage}/{key[:12]}/manifest.json"
         found = self.bucket.get(name)
         manifest = found and parse_manifest(found.body, f"{self.address}/{name}")
         return manifest if manifest and manifest.artifact.key == key else None
 
     def push(self, manifest: Manifest) -> Artifact:
-        """Uploads an artifact and returns what counts: it, or the one that another machine committed first."""
+        """Uploads an artifact and returns the valid one: it, or the one that another machine committed before."""
         artifact = manifest.artifact
         name = f"{artifact.name}/manifest.json"
         send(self.bucket, manifest.files, self._payload(artifact), self.objects(artifact))
@@ -180,12 +182,12 @@ class SharedStore(Store):
         while self.bucket.put(name, text) is None:
             first = self.shared_manifest(artifact.stage, artifact.key)
             if first is not None and first.artifact.content != artifact.content:
-                log.warning("%s %s: another machine's was first, and counts", artifact.stage, artifact.key[:12])
+                log.warning("%s %s: another machine was first, its result is used", artifact.stage, artifact.key[:12])
                 self._adopt(first, instead=True)
                 return first.artifact
             if first is not None:
                 break
-            self.bucket.delete(name)  # damaged, or gone by now
+            self.bucket.delete(name)  # it is damaged, or was removed meanwhile
         self._mark(artifact)
         return artifact
 
@@ -193,31 +195,31 @@ class SharedStore(Store):
         try:
             return self.push(manifest)
         except StoreUnreachable as error:
-            again = "it is kept here and goes up with the next `sublim run`, or `sublim store push`"
+            again = "it is kept here and is uploaded by the next `sublim run`, or by `sublim store push`"
             log.warning("%s; %s %s: %s", error, manifest.artifact.stage, manifest.artifact.key[:12], again)
             return manifest.artifact
 
     def _settled(self, stage: str, key: str, *, deep: bool) -> Artifact | None:
-        """Brings this machine and the bucket to one opinion on `key`; the artifact when there is one."""
+        """Brings the cache in line with the bucket for `key`, and returns the artifact if there is one."""
         shared, here = self.shared_manifest(stage, key), super().manifest(stage, key)
         if shared is None:
             if here is None or super().problem(here.artifact, deep=deep):
                 return None
             if not self.uploaded(here.artifact):
                 return self.push(here)
-            log.info("%s %s was forgotten on another machine", stage, key[:12])
+            log.info("%s %s was removed on another machine", stage, key[:12])
             self._discard(self.directory(stage, key))
             return None
         if here is None or here.artifact.content != shared.artifact.content:
             self._adopt(shared, instead=True)
         self._mark(shared.artifact)
         if self.fetched(shared.artifact) and (problem := super().problem(shared.artifact, deep=deep)):
-            log.warning("%s: the copy here is dropped, the store's is fetched when it is needed", problem)
+            log.warning("%s: the copy here is removed, that of the store is fetched when it is needed", problem)
             self._discard(self._payload(shared.artifact))
         return shared.artifact
 
     def _adopt(self, manifest: Manifest, *, instead: bool = False) -> None:
-        """Notes here what the bucket has, `instead` of what is here."""
+        """Puts a manifest of the bucket into the cache; with `instead`, in place of the one that is there."""
         target = self.directory(manifest.artifact.stage, manifest.artifact.key)
         draft = self._draft_path("adopted")
         draft.mkdir(parents=True)
@@ -231,7 +233,7 @@ class SharedStore(Store):
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            self._discard(draft)  # another process was as fast
+            self._discard(draft)  # another process did the same
 
     def _mark(self, artifact: Artifact) -> None:
         if not self.uploaded(artifact):
@@ -241,7 +243,7 @@ class SharedStore(Store):
         manifest = self.manifest(artifact.stage, artifact.key)
         name = f"{artifact.stage} {artifact.key[:12]}"
         if manifest is None:
-            raise UserError(f"{name} is not in the store any more: run again")
+            raise UserError(f"{name} was removed from the store: run again")
         started = time.monotonic()
         try:
             payload = receive(self.bucket, manifest.files, self.objects(manifest.artifact), staging)
@@ -258,29 +260,29 @@ class SharedStore(Store):
         while not lease.take():
             time.sleep(POLL_SECONDS)
         with lease.renewed():
-            self.bucket.delete(f"{artifact.name}/manifest.json")  # first: what is left of the rest is nobody's
+            self.bucket.delete(f"{artifact.name}/manifest.json")  # first: files without a manifest are garbage
             for item in list(self.bucket.list(f"{artifact.name}/")):
                 self.bucket.delete(item.name)
 
 
 def open_bucket(address: str) -> SharedStore:
-    """The store at an s3:// address, at the endpoint that the environment names."""
+    """The store at an s3:// address, on the server that the environment names."""
     return connected(address, os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
 
 
 @lru_cache(maxsize=8)
 def connected(address: str, endpoint: str | None) -> SharedStore:
-    """The store at an s3:// address; what it has is asked each time, whether it answers only here and in `ready`."""
+    """The store at an s3:// address, connected once in each process. Raises UserError where it cannot be used."""
     bucket = Bucket(address)
     text = marker(bucket)
     try:
         fields = json.loads(text)
         found, name = int(fields["format"]), str(fields["id"])
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{bucket.address}/store.json is damaged: was it a store's? Take an empty prefix") from None
+        raise UserError(f"{bucket.address}/store.json is damaged: if this is no store, take an empty prefix") from None
     if found > FORMAT:
         raise UserError(f"the store {bucket.address} has format {found}, this version reads {FORMAT}: update sublim")
-    # Named after the store's own id: another store under an old address never meets the old one's cache.
+    # The name has the store's id, so that a new store under an old address does not get the old one's cache.
     words = re.sub(r"[^a-zA-Z0-9.-]+", "-", bucket.address.removeprefix("s3://"))
     store = SharedStore(bucket, cache_folder() / f"{words}-{name[:8]}")
     store.create()

@@ -1,4 +1,4 @@
-"""What tells a store in a bucket from other objects."""
+"""Names of a store's objects in a bucket, and the object that marks a prefix as a store."""
 
 import json
 from secrets import token_hex
@@ -10,12 +10,13 @@ from sublim.store.s3 import Bucket
 
 
 def is_manifest(name: str) -> bool:
+    """Whether an object is the manifest of an artifact."""
     parts = name.split("/")
     return len(parts) == 3 and parts[2] == "manifest.json" and parts[0] not in RESERVED
 
 
 def marker(bucket: Bucket) -> bytes:
-    """What says that a prefix is a store, and which; written at the first use."""
+    """The content of store.json, which marks a prefix as a store and holds its id; written at the first use."""
     found = bucket.get("store.json")
     if found is None:
         bucket.put("store.json", json.dumps({"format": FORMAT, "id": token_hex(8)}).encode())

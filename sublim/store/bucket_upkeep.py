@@ -1,4 +1,4 @@
-"""Upkeep of a store in a bucket: what is damaged there, what nobody will ever need, and which copies here are spare."""
+"""Upkeep of a store in a bucket: finding damage, and removing incomplete uploads and unneeded local copies."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ _PAYLOAD = re.compile(r"(?P<artifact>[a-z0-9_]+/[0-9a-f]{12})/(?P<content>[0-9a-
 
 
 def damage_in_bucket(store: SharedStore, manifest: Manifest) -> list[str]:
-    """What the bucket lacks of an artifact, by the sizes and checksums that the server itself holds."""
+    """What is wrong with an artifact in the bucket, by the sizes and checksums that the server reports."""
     under = store.objects(manifest.artifact)
 
     def wrong(name: str) -> str | None:
@@ -34,7 +34,10 @@ def damage_in_bucket(store: SharedStore, manifest: Manifest) -> list[str]:
 
 
 def clean_bucket(store: SharedStore, *, age: float = DAY, dry_run: bool = False) -> Removed:
-    """Removes uploads that never got their manifest and leases of the dead, once they are older than `age` seconds."""
+    """Removes uploads without a manifest, and abandoned leases, that are older than `age` seconds.
+
+    Returns their names with their sizes in bytes. With `dry_run` nothing is removed.
+    """
     objects = list(store.bucket.list())
     contents = set(_contents(store, [item.name for item in objects if is_manifest(item.name)]))
     removed: Removed = []
@@ -47,14 +50,17 @@ def clean_bucket(store: SharedStore, *, age: float = DAY, dry_run: bool = False)
                 store.bucket.delete(item.name)
     for name, upload, old in store.bucket.unfinished():
         if old > age:
-            removed.append((f"{store.address}/{name} (an upload that was cut off)", 0))
+            removed.append((f"{store.address}/{name} (an upload that was interrupted)", 0))
             if not dry_run:
                 store.bucket.abort(name, upload)
     return removed
 
 
 def drop_copies(store: SharedStore, *, age: float = DAY, dry_run: bool = False) -> Removed:
-    """Removes payloads here that the bucket has too and that no stage has asked for in the last `age` seconds."""
+    """Removes local payloads that the bucket has too and that no stage has used in the last `age` seconds.
+
+    Returns their paths with their sizes in bytes. With `dry_run` nothing is removed.
+    """
     removed: Removed = []
     for manifest in store.manifests():
         artifact, folder = manifest.artifact, store.directory(manifest.artifact.stage, manifest.artifact.key)
@@ -72,7 +78,7 @@ def drop_copies(store: SharedStore, *, age: float = DAY, dry_run: bool = False) 
 
 
 def place(store: SharedStore, artifact: Artifact) -> str:
-    """Where an artifact's files are."""
+    """Where the files of an artifact are, in words."""
     if not store.uploaded(artifact):
         return "here, not uploaded yet"
     return "here and in the store" if store.fetched(artifact) else "in the store"
@@ -83,6 +89,6 @@ def _contents(store: SharedStore, names: list[str]) -> Iterator[str]:
         stage, key, _ = name.split("/")
         found = store.bucket.get(name)
         if found is not None:
-            # Whatever cannot be read may be of a newer version: all that lies beside it stays.
+            # Not parsed: a manifest of a newer version must keep its files too.
             for content in set(re.findall(rb'"content": ?"([0-9a-f]{12})', found.body)):
                 yield f"{stage}/{key}/{content.decode()}"

@@ -1,4 +1,4 @@
-"""Garbage collection: drafts, scratch and records that killed runs left, and artifacts that no run used."""
+"""Garbage collection: drafts, scratch folders and records that killed runs left, and artifacts that no run used."""
 
 import json
 import re
@@ -13,9 +13,9 @@ _RECORD = re.compile(r"(?P<stage>[a-z0-9_]+)-v\d+-(?P<key>[0-9a-f]{32})$")
 
 
 def collect_garbage(store: Store, *, unreferenced: bool = False, dry_run: bool = False) -> Removed:
-    """Removes leftovers that no running stage owns, and returns their paths below the store with their bytes.
+    """Removes what killed runs left behind, and returns the paths below the store with their sizes in bytes.
 
-    A leftover is a draft, a scratch folder or a record without an artifact whose stage is not being built now.
+    These are drafts, scratch folders, and records without an artifact, of stages that are not being built now.
     With `unreferenced` also every artifact that no run record in the store names.
     """
     leftovers = [path for path in _leftovers(store) if not _in_use(store, path)]
@@ -38,14 +38,14 @@ def _leftovers(store: Store) -> list[Path]:
     records: list[Path] = []
     for path in (store.root / "records").glob("*"):
         match = _RECORD.match(path.name)
-        # Prefect names the record of a failed attempt at random.
+        # A name that does not match is random: Prefect's record of a failed attempt.
         if match is None or not store.directory(match["stage"], match["key"]).exists():
             records.append(path)
     return [*(store.root / "drafts").glob("*"), *(store.root / "scratch").glob("*/*"), *records]
 
 
 def _in_use(store: Store, path: Path) -> bool:
-    """Whether the stage that `path` belongs to is being built: some lock with its key is held."""
+    """Whether the stage that `path` belongs to is being built, that is, a lock with its key is held."""
     found = re.search(r"[0-9a-f]{12}", path.name)
     if found is None:
         return False

@@ -1,6 +1,7 @@
-"""The store: finished artifacts under their keys, committed by one rename and verified before they are believed.
+"""The store as a folder: an artifact is written to a draft, and one rename commits it under its key.
 
-A store in a bucket is a folder too (`sublim.store.bucket`), which overrides the five methods that speak of others.
+A store in a bucket (`sublim.store.bucket`) keeps such a folder as its cache. It overrides the methods that concern
+other machines.
 """
 
 import errno
@@ -28,14 +29,14 @@ from sublim.store.reading import StoreReader
 
 
 class Store(StoreReader):
-    """A store in a folder."""
+    """A store in a folder. Runs on several machines may use it together over a shared file system."""
 
     def ready(self) -> None:
-        """Called when a run starts: raises UserError when the store could not keep what the run makes."""
+        """Called when a run starts. Raises UserError when the store could not keep the results of the run."""
         self.try_out()
 
     def try_out(self) -> None:
-        """Raises UserError when this user cannot write here, or the file system lacks what a store rests on."""
+        """Raises UserError when this user cannot write to the store, or its file system lacks what the store needs."""
         with file_faults_told(self.root):
             folders = [self.folder(self.root / name) for name in WRITTEN]
         try_store(self.root, [self.root, *folders])
@@ -44,20 +45,24 @@ class Store(StoreReader):
     def claimed(
         self, stage: str, key: str, version: int, *, deep: bool, tell: Callable[[str], None]
     ) -> Generator[Artifact | None]:
-        """The right to build `key`, among all machines that share the store; gives what another has made already.
+        """Holds the right to build `key` among all machines that share the store.
 
-        To be entered with the key's file lock held. In a folder that lock says it all.
+        Gives the artifact if another machine has made it already, otherwise None. The caller holds the file lock of
+        the key, which is enough in a folder. `tell` is called with a message if there is a wait.
         """
         yield None
 
     def share(self, path: Path) -> None:
-        """Lets the others see a small file under the root, or all those of a folder."""
+        """Makes a small file below the root, or all files of a folder, visible to other machines."""
 
     def refresh(self, pattern: str) -> None:
-        """Brings the files that others shared, whose paths below the root match `pattern`."""
+        """Fetches the files that other machines shared and whose paths below the root match `pattern`."""
 
     def create(self, *, anew: bool = False) -> "Store":
-        """Makes the folder and its marker; refuses one of a newer version or, unless `anew`, not mounted."""
+        """Makes the folder and its marker store.json where they are missing.
+
+        Raises UserError for a store of a newer version and, unless `anew`, for one that seems not to be mounted.
+        """
         marker = self.root / "store.json"
         try:
             if not marker.exists():
@@ -77,7 +82,7 @@ class Store(StoreReader):
         return self
 
     def folder(self, path: Path) -> Path:
-        """The folder `path` below the root, made where it is missing; a group that shares the root shares it."""
+        """Makes the folder `path` below the root where it is missing, shared with the group as the root is."""
         if not path.is_dir():
             self.folder(path.parent)
             path.mkdir(exist_ok=True)
@@ -85,17 +90,18 @@ class Store(StoreReader):
         return path
 
     def scratch(self, stage: str, key: str) -> Path:
-        """A folder that survives a crash of this very stage and is removed when it commits."""
+        """The folder in which a stage keeps intermediate results. It survives a crash and is removed at the commit."""
         path = self.folder(self.root / "scratch" / stage / key[:12])
-        check_writable(path)  # another user's run may have left it
+        check_writable(path)  # a run of another user may have left it
         return path
 
     def clear_scratch(self, stage: str, key: str) -> None:
+        """Removes the intermediate results of a stage."""
         shutil.rmtree(self.root / "scratch" / stage / key[:12], ignore_errors=True)
 
     @contextmanager
     def draft(self, stage: str, key: str) -> Generator[Path]:
-        """An empty folder to write an artifact in, from which it can be committed; removed unless it was."""
+        """Gives an empty folder from which an artifact can be committed; removes it unless that was done."""
         draft = self._draft_path(f"{stage}-{key[:12]}")
         try:
             self.folder(draft)
@@ -118,7 +124,10 @@ class Store(StoreReader):
         notes: dict[str, Any],
         provenance: Provenance,
     ) -> Artifact:
-        """Makes the draft the artifact under `key`: hashed, synced, manifest last, then one rename."""
+        """Makes the draft the artifact under `key`: syncs and hashes the files, writes the manifest, renames.
+
+        Replaces a damaged artifact. Raises TypeError for a link in the payload.
+        """
         files = noted(draft / "payload")
         content = digest_files({path: entry.sha256 for path, entry in files.items()})
         artifact = Artifact(content=content, stage=stage, key=key)
@@ -138,7 +147,7 @@ class Store(StoreReader):
         target = self.directory(stage, key)
         self.folder(target.parent)
         kill_point("before-rename")
-        if target.exists():  # a damaged artifact makes way; its name is free for a moment, never half filled
+        if target.exists():  # a damaged artifact; for a moment there is none under this name
             self._discard(target)
         draft.rename(target)
         sync(target.parent)
@@ -147,7 +156,7 @@ class Store(StoreReader):
         return self._hand_over(manifest)
 
     def forget(self, manifest: Manifest) -> None:
-        """Removes an artifact and its record, under the lock that a run of the same stage would hold."""
+        """Removes an artifact and its record, while holding the lock that a run of the same stage would hold."""
         artifact = manifest.artifact
         record = self.record_of(manifest)
         with locked(self.lock_path(record)):
@@ -157,14 +166,14 @@ class Store(StoreReader):
             self.clear_scratch(artifact.stage, artifact.key)
 
     def _hand_over(self, manifest: Manifest) -> Artifact:
-        """What counts for all who share the store, once `manifest` is committed here."""
+        """The artifact that is valid for all machines, once `manifest` is committed here."""
         return manifest.artifact
 
     def _forget_elsewhere(self, manifest: Manifest) -> None:
-        """Removes what lies outside this folder."""
+        """Removes what is outside this folder."""
 
     def _draft_path(self, name: str) -> Path:
-        # Not made by tempfile, whose folders only their owner can read: a store may be shared.
+        # Not from tempfile, whose folders can be read by their owner alone: a store may be shared.
         return self.root / "drafts" / f"{name}-{token_hex(4)}"
 
     def _discard(self, directory: Path) -> None:
@@ -176,14 +185,14 @@ class Store(StoreReader):
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                # overlayfs renames no folder that came with a container's image
+                # overlayfs does not rename folders that came with a container's image
                 (directory / "manifest.json").unlink(missing_ok=True)
                 shutil.rmtree(directory)
-            shutil.rmtree(aside, ignore_errors=True)  # what another user made may stay, for their `store gc`
+            shutil.rmtree(aside, ignore_errors=True)  # files of another user may stay until that user runs `store gc`
 
 
 def _why(root: Path, error: OSError) -> str:
-    """Why a store cannot be reached, and what to do."""
+    """Why a store cannot be reached, and what to do about it."""
     if isinstance(error, FileExistsError):
         if root.is_symlink():
             return f"it is a link to {root.readlink()}, which is not there: mount or make that, or set SUBLIM_STORE"

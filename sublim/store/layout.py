@@ -1,4 +1,4 @@
-"""The folders of a store that hold no artifacts."""
+"""The folders at the top of a store that hold no artifacts."""
 
 WRITTEN = ("records", "locks", "scratch", "drafts", "runs")
 RESERVED = (*WRITTEN, "studies")

@@ -1,4 +1,4 @@
-"""Manifests: what an artifact is, what it was made from, and how, where and when it was made."""
+"""Manifests: records of what an artifact is, what it was made from, and how, where and when it was made."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ FORMAT = 1
 
 
 class Artifact(Config):
-    """A finished stage's output. Two artifacts with equal `content` are the same, whichever recipe wrote them."""
+    """The output of a finished stage. Two artifacts with equal `content` are equal, whichever stage wrote them."""
 
     content: str
-    """SHA-256 over the payload's relative paths and bytes."""
+    """SHA-256 over the relative paths and bytes of the payload, which is the folder of files that the stage wrote."""
     stage: RunOnly[str]
-    """Stage that wrote it."""
+    """The stage that wrote it."""
     key: RunOnly[str]
-    """Key (64 hex digits) under which it lies in the store."""
+    """The key (64 hex digits) under which it is in the store: SHA-256 of all that determines the output."""
 
     @property
     def name(self) -> str:
@@ -24,7 +24,7 @@ class Artifact(Config):
 
 
 class FileEntry(Config):
-    """One payload file as it was when it was hashed."""
+    """One file of a payload, as it was when it was hashed."""
 
     sha256: str
     size: int
@@ -33,11 +33,12 @@ class FileEntry(Config):
 
 
 class Provenance(Config):
-    """How an artifact came to be; never part of a key or a payload."""
+    """How an artifact was made. Never part of a key or a payload."""
 
     commit: str | None
-    """Commit of sublim's checkout, None outside one."""
+    """Commit of sublim's git checkout; null outside a checkout."""
     dirty: bool | None
+    """Whether tracked files of the checkout differed from the commit."""
     packages: dict[str, str]
     python: str
     host: str
@@ -45,28 +46,29 @@ class Provenance(Config):
     started: str
     """UTC, ISO 8601."""
     seconds: float
+    """How long the stage ran."""
     flow_run: str | None = None
 
 
 class Manifest(Config):
-    """The record beside a payload; written last, so its presence says that the payload is whole."""
+    """The record beside a payload. It is written last: where it is, the payload is complete."""
 
     format: int = FORMAT
     artifact: Artifact
     version: int
     """The stage's version."""
     config: dict[str, Any]
-    """The stage's configs, canonical (identity fields only)."""
+    """The configs of the stage, without fields that do not affect the result."""
     inputs: dict[str, Any]
-    """Input artifacts by name: {content, stage, key}, a list or mapping of such, or null."""
+    """Input artifacts by name: each {content, stage, key}, a list or mapping of these, or null."""
     files: dict[str, FileEntry]
     notes: dict[str, Any]
-    """What the stage reports of itself: rendered contexts, attention used, peak memory."""
+    """What the stage reports about its run, such as rendered contexts, the attention kernel and peak memory."""
     provenance: Provenance
 
 
 def input_artifacts(inputs: dict[str, Any]) -> list[Artifact]:
-    """The artifacts named in a manifest's `inputs`, in order."""
+    """The artifacts that a manifest's `inputs` name, in order."""
     found: list[Artifact] = []
     for value in inputs.values():
         match value:

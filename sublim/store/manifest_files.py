@@ -1,4 +1,4 @@
-"""Manifests as they lie in files: read, checked against themselves, and refused when a newer version wrote them."""
+"""Reading manifest files: checked for damage, and refused when a newer version of sublim wrote them."""
 
 import json
 from pathlib import Path
@@ -9,18 +9,18 @@ from sublim.store.manifest import FORMAT, Manifest
 
 
 def forbidden(folder: Path) -> bool:
-    """Whether this user may not read the manifest of the artifact in `folder`."""
+    """Whether this user lacks the permission to read the manifest of the artifact in `folder`."""
     try:
         (folder / "manifest.json").open("rb").close()
     except PermissionError:
         return True
-    except OSError:  # missing, or an error that reading it will tell
+    except OSError:  # it is missing, or reading it later will raise the error
         return False
     return False
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest at `path`; None when there is none or it was damaged on disk, which is as good as absent."""
+    """The manifest at `path`; None when there is none or it is damaged."""
     try:
         return parse_manifest(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -28,7 +28,10 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def parse_manifest(text: bytes, where: str) -> Manifest | None:
-    """The manifest that `text` is, or None when it is damaged. Raises UserError for one of a newer version."""
+    """Parses a manifest; None when it is damaged. Raises UserError for one that a newer version wrote.
+
+    `where` is the place that the error names.
+    """
     try:
         if (fields := json.loads(text))["format"] > FORMAT:
             raise UserError(f"{where} was written by a newer version of sublim: update sublim")

@@ -1,4 +1,4 @@
-"""Where stores were seen, so that a share that is not mounted is told from a store that is yet to be made."""
+"""Remembering where stores were, to tell a share that is not mounted from a store that does not exist yet."""
 
 import socket
 from pathlib import Path
@@ -8,12 +8,12 @@ from sublim.files.user_cache import recall, remember
 
 KEPT = 100
 MEMORY = "stores.json"
-"""From host and path of a store to the device it lies on: hosts that share a home have disks of their own."""
+"""The file that maps the host and path of a store to its device: hosts may share a home and not their disks."""
 _noted: set[tuple[Path, int]] = set()
 
 
 def check_mounted(root: Path) -> None:
-    """Raises UserError for a store that was there, on another file system than the one that lies at its place now."""
+    """Raises UserError for a store that was on another file system than the one that is now at its path."""
     seen = recall(MEMORY).get(_name(root))
     if seen is not None and seen != _device(root):
         raise UserError(
@@ -23,7 +23,7 @@ def check_mounted(root: Path) -> None:
 
 
 def note(root: Path) -> None:
-    """Remembers where a store is; once per process is enough."""
+    """Remembers where a store is, once in each process."""
     device = _device(root)
     if (root, device) in _noted:
         return

@@ -9,7 +9,10 @@ from sublim.store.folder import Store
 
 
 def open_store(address: str | None = None, *, anew: bool = False) -> Store:
-    """The store at `address`, or at SUBLIM_STORE, or in `results/`; `anew` also where one was and is gone."""
+    """Opens the store at `address`, by default SUBLIM_STORE or else `results/`, and makes it where there is none.
+
+    With `anew` also where a store was seen before and is gone, perhaps because a share is not mounted.
+    """
     where = address or os.environ.get("SUBLIM_STORE") or "results"
     if where.startswith("s3://"):
         from sublim.store.bucket import open_bucket  # boto3 takes half a second to import

@@ -1,4 +1,4 @@
-"""Payloads: noting every file when it is committed, and whether each is still what was noted."""
+"""Payloads, the files of artifacts: recording each when it is committed, and comparing with that record later."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ from sublim.store.manifest import FileEntry
 from sublim.store.manifest_files import read_manifest
 
 Files = dict[str, FileEntry]
-_hashed: dict[tuple[Path, int, int], str] = {}  # per process: a file is hashed again only when it changed
+_hashed: dict[tuple[Path, int, int], str] = {}  # within a process, a file is hashed again only when it has changed
 
 
 def noted(payload: Path) -> Files:
-    """Every file of a payload as it is, once it is on the disk."""
+    """Syncs every file of a payload and records its hash, size and time, by relative path."""
     names = list_files(payload)
     paths = [payload / name for name in names]
     for path in paths:
@@ -32,9 +32,9 @@ def noted(payload: Path) -> Files:
 
 
 def committed(folder: Path) -> list[str]:
-    """Names of the files in an artifact's payload or a folder below it that were committed, sorted.
+    """Sorted names of the files that were committed in an artifact's payload, or in a folder below it.
 
-    Not what somebody put there later. All files, where `folder` is no artifact's.
+    Files that were added later are left out. Where `folder` belongs to no artifact, all files are listed.
     """
     for payload in (folder, *folder.parents):
         if payload.name == "payload" and (manifest := read_manifest(payload.parent / "manifest.json")) is not None:
@@ -44,25 +44,25 @@ def committed(folder: Path) -> list[str]:
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """Paths of the files that `committed` gives whose names match `pattern`, sorted."""
+    """Sorted paths of the committed files whose names match `pattern` (see `committed`)."""
     return [path for path in map(folder.joinpath, committed(folder)) if path.match(pattern)]
 
 
 def digest_committed(folder: Path) -> str:
-    """SHA-256 over the names and bytes of the files that `committed` gives."""
+    """SHA-256 over the names and bytes of the committed files (see `committed`)."""
     names = committed(folder)
     return digest_files(dict(zip(names, digest_each(folder / name for name in names), strict=True)))
 
 
 def difference(payload: Path, files: Files, *, deep: bool) -> str | None:
-    """How the files of `payload` differ from `files`, for the first that does; None when each is what was committed.
+    """Describes the first file of `payload` that differs from the record `files`; None when none does.
 
-    A file whose size and time are as noted is taken as unchanged unless `deep`; any other is hashed again.
-    Raises UserError for a file that this user may not read: nothing is known about it.
+    A file with the recorded size and time counts as unchanged unless `deep`; any other is hashed again.
+    Raises UserError for a file that this user lacks the permission to read.
     """
     try:
         there = S_ISDIR(payload.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):  # any other error is the store's, never a miss
+    except (FileNotFoundError, NotADirectoryError):  # any other error is a failure of the store, not a missing payload
         there = False
     if not there:
         return "payload is missing"
@@ -70,20 +70,20 @@ def difference(payload: Path, files: Files, *, deep: bool) -> str | None:
 
 
 def extras(payload: Path, files: Files) -> list[str]:
-    """What lies among the files of a payload and is none of them: no damage, whoever put it there."""
+    """Sorted names of files and folders in a payload that were not committed. They are no damage."""
     folders = {parent.as_posix() for name in files for parent in PurePosixPath(name).parents} | {"."}
     found: set[str] = set()
     for folder in folders:
-        with contextlib.suppress(PermissionError):  # what cannot be listed can still be read by name
+        with contextlib.suppress(PermissionError):  # files in a folder that cannot be listed can still be read
             found |= {path.relative_to(payload).as_posix() for path in (payload / folder).iterdir()}
     return sorted(found - files.keys() - folders)
 
 
 def _let_read(path: Path, folder: Path) -> None:
-    """Whoever may read the folder may read the file: safetensors makes files for their owner alone."""
+    """Lets everyone read the file who can read the folder: safetensors makes files for their owner alone."""
     now, wanted = path.stat(), folder.stat().st_mode & 0o666
-    if now.st_nlink == 1 and wanted & ~now.st_mode:  # a link's other name is another's business
-        with contextlib.suppress(PermissionError):  # file systems with rights of their own keep them
+    if now.st_nlink == 1 and wanted & ~now.st_mode:  # a file with a second hard link belongs to somebody else too
+        with contextlib.suppress(PermissionError):  # some network file systems allow no chmod
             path.chmod(S_IMODE(now.st_mode) | wanted)
 
 

@@ -1,4 +1,4 @@
-"""What a store needs of its file system, tried once in each process before anything is computed."""
+"""Trying out what a store needs from its file system, once in each process and before anything is computed."""
 
 import os
 import shutil
@@ -11,14 +11,14 @@ from sublim.files.locks import no_locks, try_lock
 from sublim.files.syncing import sync
 
 LONGEST_NAME = 140
-"""Bytes of the longest file name that is made; eCryptfs takes 143, most others 255."""
+"""Length in bytes of the longest file name that a store makes; eCryptfs allows 143, most file systems 255."""
 _tried: set[Path] = set()
 
 
 def try_store(root: Path, folders: list[Path]) -> None:
-    """Raises UserError unless `folders` can be written, and new files below `root` synced, renamed and locked.
+    """Raises UserError unless `folders` can be written and files below `root` can be synced, renamed and locked.
 
-    Takes a few milliseconds, and none the second time.
+    Takes a few milliseconds the first time and nothing later.
     """
     if root in _tried:
         return
@@ -38,7 +38,7 @@ def try_store(root: Path, folders: list[Path]) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises UserError naming a folder in which this user can make no files, and its owner."""
+    """Raises UserError if this user can make no files in `folder`; the message names its owner."""
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         raise UserError(
             f"{folder} cannot be written (permission denied, or mounted read-only): ask its owner, "
@@ -48,7 +48,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_renaming(draft: Path, beside: Path) -> None:
-    """Raises UserError unless the folder `draft` can be renamed into the folder `beside`, as a commit does."""
+    """Raises UserError unless the folder `draft` can be moved into the folder `beside` by a rename, as in a commit."""
     there = beside / f".{draft.name}"
     with file_faults_told(beside):
         draft.rename(there)
@@ -69,7 +69,7 @@ def _write(trial: Path) -> None:
 
 
 def _lock(path: Path) -> None:
-    """Two descriptors of one file must exclude each other: some FUSE file systems say yes to both."""
+    """Checks that a lock cannot be taken twice: some FUSE file systems grant it to both."""
     holders: list[int | None] = []
     try:
         holders += [try_lock(path), try_lock(path)]

@@ -1,4 +1,4 @@
-"""What a store holds: artifacts found under their keys, and verified before they are believed. Changes nothing."""
+"""Reading a store: finding artifacts by their keys and verifying them. Nothing here changes the store."""
 
 import re
 from collections.abc import Iterator
@@ -11,32 +11,34 @@ from sublim.store.manifest_files import forbidden, read_manifest
 from sublim.store.payloads import difference, extras
 
 _FOLDER = re.compile("[0-9a-f]{12}")
-"""Name of an artifact's folder."""
+"""Names of artifacts' folders."""
 
 
 class StoreReader:
-    """A folder of artifacts: `<stage>/<key[:12]>/{payload/, manifest.json}`."""
+    """A folder of artifacts, each in `<stage>/<key[:12]>/` as `payload/` and `manifest.json`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
 
     @property
     def address(self) -> str:
-        """What SUBLIM_STORE says to mean this store."""
+        """The value of SUBLIM_STORE that names this store."""
         return str(self.root)
 
     def directory(self, stage: str, key: str) -> Path:
+        """The folder of an artifact, whether or not it exists."""
         return self.root / stage / key[:12]
 
     def payload(self, artifact: Artifact) -> Path:
-        """Where the artifact's files lie; they do when this returns."""
+        """The folder of the artifact's files. A store in a bucket fetches them first."""
         return self._payload(artifact)
 
     def lock_path(self, record: str) -> Path:
+        """The lock that a run holds while it builds the artifact with this record name."""
         return self.root / "locks" / f"{record}.lock"
 
     def record_name(self, stage: str, version: int, key: str) -> str:
-        """Name of Prefect's record (and of the lock) for a key."""
+        """Name of Prefect's result record, and of the lock, for a key."""
         return f"{stage}-v{version}-{key[:32]}"
 
     def record_of(self, manifest: Manifest) -> str:
@@ -44,19 +46,22 @@ class StoreReader:
         return self.record_name(manifest.artifact.stage, manifest.version, manifest.artifact.key)
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
-        """The manifest under `key`, or None when there is none. Raises UserError for one of a newer version."""
+        """The manifest under `key`, or None. Raises UserError for one that a newer version wrote."""
         manifest = read_manifest(self.directory(stage, key) / "manifest.json")
         return manifest if manifest is not None and manifest.artifact.key == key else None
 
     def find(self, stage: str, key: str, *, deep: bool = False) -> Artifact | None:
-        """The intact artifact under `key`, or None."""
+        """The artifact under `key` if it is intact (see `problem`), otherwise None."""
         manifest = self.manifest(stage, key)
         if manifest is None or self.problem(manifest.artifact, deep=deep):
             return None
         return manifest.artifact
 
     def problem(self, artifact: Artifact, *, deep: bool = False) -> str | None:
-        """Why the artifact cannot be believed, or None when every file is what was committed (see `difference`)."""
+        """What is wrong with the artifact, or None when every file is as it was committed.
+
+        Files are hashed again where their size or time has changed; all of them if `deep`.
+        """
         manifest = self.manifest(artifact.stage, artifact.key)
         if manifest is None:
             damaged = (self.directory(artifact.stage, artifact.key) / "manifest.json").exists()
@@ -67,20 +72,23 @@ class StoreReader:
         return found and f"{artifact.name}/{found}"
 
     def extras(self, manifest: Manifest) -> list[str]:
-        """What lies among an artifact's files and is none of them, by its path in the store: no damage."""
+        """Paths in the store of files that are in the artifact's payload and do not belong to it. They do no harm."""
         payload = self._payload(manifest.artifact)
         found = extras(payload, manifest.files) if payload.is_dir() else []
         return [(payload / name).relative_to(self.root).as_posix() for name in found]
 
     def manifests(self) -> Iterator[Manifest]:
-        """Every readable manifest in the store, by stage and key."""
+        """All readable manifests in the store, sorted by stage and key."""
         for folder in self._folders():
             manifest = None if forbidden(folder) else read_manifest(folder / "manifest.json")
             if manifest is not None and manifest.artifact.key.startswith(folder.name):
                 yield manifest
 
     def search(self, prefix: str, *, stage: str | None = None) -> Manifest:
-        """The artifact whose key starts with `prefix` (six digits or more); UserError unless there is just one."""
+        """The manifest of the artifact whose key starts with `prefix`, which has six digits or more.
+
+        Raises UserError unless there is exactly one.
+        """
         if len(prefix) < 6:
             raise UserError(f"{prefix!r} is too short: give six or more digits of the key")
         found = [
@@ -95,17 +103,17 @@ class StoreReader:
         return found[0]
 
     def unreadable(self) -> Iterator[Path]:
-        """Artifacts' folders whose manifest is missing or damaged: nothing in them is believed."""
+        """Folders of artifacts whose manifest is missing or damaged. They count as absent."""
         for folder in self._folders():
             if not forbidden(folder) and read_manifest(folder / "manifest.json") is None:
                 yield folder
 
     def unreadable_here(self) -> Iterator[Path]:
-        """Artifacts' folders whose manifest this user may not read."""
+        """Folders of artifacts whose manifest this user lacks the permission to read."""
         yield from filter(forbidden, self._folders())
 
     def lineage(self, artifact: Artifact) -> dict[str, Manifest]:
-        """The artifact's manifest and those of everything it was made from, by `stage/key[:12]`."""
+        """The manifests of the artifact and of everything that it was made from, by `Artifact.name`."""
         found: dict[str, Manifest] = {}
         waiting = [artifact]
         while waiting:
@@ -117,7 +125,7 @@ class StoreReader:
         return found
 
     def _folders(self) -> list[Path]:
-        """The artifacts' folders, sorted; whatever else lies in the store is somebody else's."""
+        """The folders of artifacts, sorted; other folders are ignored."""
         found = (path for path in self.root.glob("*/*") if _FOLDER.fullmatch(path.name))
         return sorted(path for path in found if path.parent.name not in RESERVED and path.is_dir())
 

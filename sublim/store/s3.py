@@ -1,4 +1,4 @@
-"""A prefix in an S3 bucket: objects, conditional writes and checked transfers, with errors that say what to do."""
+"""A prefix in an S3 bucket: objects, conditional writes and verified transfers, with errors that say what to do."""
 
 import base64
 import os
@@ -20,7 +20,8 @@ from urllib3.exceptions import HTTPError
 from sublim.core.errors import StoreRefused, StoreUnreachable, UserError
 from sublim.store.s3_hints import PASSING, RIGHTS, SPOKEN, Known, advice, code_of, known
 
-PART = 16 * 2**20  # bytes that travel in one request
+PART = 16 * 2**20
+"""Bytes that are sent or fetched in one request."""
 PERMANENT = (301, 400, 401, 403, 404, 405, 501)
 _OVERTAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 
@@ -43,23 +44,28 @@ class Listed(NamedTuple):
 
 
 class Bucket:
-    """Objects below `s3://bucket/prefix`. Where the server is and who asks comes from the usual AWS_* environment."""
+    """Objects below `s3://bucket/prefix`. The server and the credentials come from the usual AWS_* variables.
+
+    Every method raises StoreUnreachable when the server does not answer, and StoreRefused when it refuses.
+    """
 
     def __init__(self, address: str) -> None:
         self.bucket, _, prefix = address.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         if "@" in self.bucket or not self.bucket:
-            raise UserError("SUBLIM_STORE is s3://bucket/prefix, without a key: put keys into AWS_ACCESS_KEY_ID ...")
+            raise UserError(
+                "SUBLIM_STORE is s3://bucket/prefix without a key: use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
             if urlsplit(os.environ.get(name, "")).username is not None:
-                raise UserError(f"{name} holds a user or password: put them into AWS_ACCESS_KEY_ID and its kin")
+                raise UserError(f"{name} holds a user or password: use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
         self.address = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
         settings = Config(
             retries={"mode": "standard", "total_max_attempts": _whole("AWS_MAX_ATTEMPTS", 4)},
             connect_timeout=5,
             read_timeout=_whole("SUBLIM_S3_SECONDS", 60),
             max_pool_connections=32,
-            # Servers other than Amazon's often refuse the trailing checksums that boto3 would add to every upload.
+            # Servers other than Amazon's often refuse the trailing checksums that boto3 adds to uploads by default.
             request_checksum_calculation=os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
             response_checksum_validation=os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
         )
@@ -68,7 +74,7 @@ class Bucket:
             self.client: Any = session.client("s3", region_name=session.region_name or "us-east-1", config=settings)
 
     def get(self, name: str) -> Stored | None:
-        """The object, or None when the server says that there is none; any other answer is an error."""
+        """The object, or None when the server says that it does not exist."""
         with self._speaking():
             try:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
@@ -79,13 +85,13 @@ class Bucket:
             return Stored(answer["Body"].read(), answer["ETag"], _age(answer, answer["LastModified"]))
 
     def read(self, name: str, start: int, stop: int) -> bytes | None:
-        """Bytes of an object, or None when it is not there."""
+        """The bytes from `start` to `stop` of an object, or None when it does not exist."""
         asked = {"Bucket": self.bucket, "Key": self.prefix + name, "Range": f"bytes={start}-{stop - 1}"}
         with self._speaking():
             for last in (False, False, True):
                 try:
                     return self.client.get_object(**asked)["Body"].read()
-                except (HTTPError, BotoCoreError):  # cut off in the middle of an answer, which boto3 does not repeat
+                except (HTTPError, BotoCoreError):  # an answer that broke off, which boto3 does not ask for again
                     if last:
                         raise
                 except ClientError as error:
@@ -95,9 +101,9 @@ class Bucket:
         raise AssertionError
 
     def put(self, name: str, body: bytes, *, over: str | None = None, anyway: bool = False) -> str | None:
-        """Writes a small object where there is none, or over the one with the etag `over`, or `anyway`.
+        """Writes a small object: where there is none, or over the one with the etag `over`, or `anyway`.
 
-        The new etag, or None when another was faster.
+        Returns the new etag, or None when the condition does not hold.
         """
         condition = {} if anyway else {"IfMatch": over} if over else {"IfNoneMatch": "*"}
         with self._speaking():
@@ -111,7 +117,7 @@ class Bucket:
                 raise
 
     def upload(self, path: Path, name: str, sha256: str) -> None:
-        """Sends a file, in parts when it is large; the server checks every byte that arrives."""
+        """Uploads a file, in parts when it is large. The server verifies the checksums of what arrives."""
         where = {"Bucket": self.bucket, "Key": self.prefix + name}
         with self._speaking():
             if path.stat().st_size <= PART:
@@ -124,7 +130,7 @@ class Bucket:
                 self.client.upload_file(str(path), **where, ExtraArgs=extra, Config=parts)
 
     def described(self, name: str) -> tuple[int, str] | None:
-        """Size and SHA-256 of an uploaded file, or None when it is not there."""
+        """Size in bytes and SHA-256 of an uploaded file, or None when it does not exist."""
         with self._speaking():
             try:
                 answer = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name, ChecksumMode="ENABLED")
@@ -133,12 +139,12 @@ class Bucket:
                     return None
                 raise
         size, known = answer["ContentLength"], answer.get("ChecksumSHA256", "")
-        if known and size <= PART:  # the server's own; that of an upload in parts is a checksum of checksums
+        if known and size <= PART:  # the server computed it; for an upload in parts it would be a checksum of checksums
             return size, base64.b64decode(known).hex()
         return size, answer["Metadata"].get("sha256", "")
 
     def list(self, under: str = "") -> Iterator[Listed]:
-        """Every object whose name starts with `under`, by name."""
+        """All objects whose names start with `under`, in the order of the names."""
         with self._speaking():
             pages = self.client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + under):
@@ -147,11 +153,12 @@ class Bucket:
                     yield Listed(name, item["Size"], _age(page, item["LastModified"]))
 
     def delete(self, name: str) -> None:
+        """Removes an object, if it exists."""
         with self._speaking():
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def unfinished(self) -> Iterator[tuple[str, str, float]]:
-        """Uploads in parts that were never completed: name, id and age."""
+        """Uploads in parts that were never completed: name, id and age in seconds."""
         with self._speaking():
             pages = self.client.get_paginator("list_multipart_uploads")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
@@ -159,12 +166,16 @@ class Bucket:
                     yield item["Key"].removeprefix(self.prefix), item["UploadId"], _age(page, item["Initiated"])
 
     def abort(self, name: str, upload: str) -> None:
+        """Removes the parts of an upload that was never completed."""
         with self._speaking():
             self.client.abort_multipart_upload(Bucket=self.bucket, Key=self.prefix + name, UploadId=upload)
 
     @contextmanager
     def _speaking(self) -> Generator[None]:
-        """Turns boto3's errors into one line. Their own words may quote an address or a header: none are kept."""
+        """Raises StoreUnreachable or StoreRefused, in one line, in place of boto3's errors.
+
+        The text of boto3's errors is left out: it may contain an address or a header with secrets.
+        """
         try:
             yield
         except S3UploadFailedError as error:
@@ -176,7 +187,7 @@ class Bucket:
             raise StoreRefused(f"no credentials for the store {self.address}: {_known(error).hint}") from None
         except (*SPOKEN, HTTPError, ConnectionError, TimeoutError) as error:
             raise self._silence(error) from None
-        except ValueError as error:  # how boto3 calls an endpoint that is no address
+        except ValueError as error:  # boto3's error for an endpoint that is not an address
             if "endpoint" not in str(error).lower():
                 raise
             raise StoreRefused("AWS_ENDPOINT_URL is not an address: write it as https://host:port") from None
@@ -199,7 +210,7 @@ class Bucket:
 
 
 def _whole(name: str, default: int) -> int:
-    """A whole number above 0 from the environment."""
+    """A positive integer from an environment variable."""
     text = os.environ.get(name) or str(default)
     if not text.isascii() or not text.isdigit() or not int(text):
         raise UserError(f"{name} is {text!r}: set a whole number above 0, or unset it")
@@ -211,7 +222,7 @@ def _known(error: BaseException) -> Known:
 
 
 def _age(answer: Any, written: datetime) -> float:
-    """Both times are the server's: no clock of ours is asked, unless it sends none."""
+    """Seconds since an object was written, by the server's clock; by ours if the server sends no date."""
     sent = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
     now = parsedate_to_datetime(sent) if sent else datetime.now(UTC)
     return (now - written).total_seconds()

@@ -1,4 +1,4 @@
-"""What to do about an error of an S3 server or of boto3, by the error's own code or class."""
+"""What to do about an error of an S3 server or of boto3, by the code or the class of the error."""
 
 from typing import NamedTuple
 
@@ -12,19 +12,19 @@ _TOKEN = "AWS_SESSION_TOKEN is not one of these keys: renew all three together, 
 _KEY = "the server does not know the key: check AWS_ACCESS_KEY_ID, and with {endpoint} that it is the key's own server"
 _SECRET = "AWS_SECRET_ACCESS_KEY is not the one of AWS_ACCESS_KEY_ID: copy both again"
 RIGHTS = "check AWS_ACCESS_KEY_ID and that its owner may list, get, put and delete objects there"
-_ACCOUNT = "the account is closed to this: ask whoever runs it"
+_ACCOUNT = "the account may not do this: ask whoever runs the server"
 _REGION = "the bucket is in another region: set {region}"
 _BUSY = "run again when it is back, with fewer workers if it was asked too often"
 _FULL = "its quota or disk is full: make room or raise the quota, then run again"
 _DAMAGED = "what arrived is not what was sent: run again, and if it persists look for a proxy that changes requests"
-_BUCKET = "this cannot be a bucket's name: correct it"
-_OTHER = "what answers is no S3 server, or not at this path: check {endpoint}"
+_BUCKET = "this is not a valid bucket name: correct it"
+_OTHER = "this is no S3 server, or not the right path: check {endpoint}"
 _UNABLE = "the server lacks this operation (conditional writes are needed): use a newer one, or check {endpoint}"
-_ENCRYPTION = "the key that encrypts the bucket cannot be used: ask whoever runs it"
+_ENCRYPTION = "the key that encrypts the bucket cannot be used: ask whoever runs the server"
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_SIGN_IN = "the sign-in of the profile has expired or never was: sign in again (`aws sso login` or `aws login`)"
-_SOURCE = "where the profile takes its credentials from fails: try `aws sts get-caller-identity`, or set the keys"
-_TRUST = "put your own authority's certificate into AWS_CA_BUNDLE, or check whether {endpoint} is http or https"
+_SIGN_IN = "the profile is not signed in, or no longer: sign in again (`aws sso login` or `aws login`)"
+_SOURCE = "the source of the profile's credentials fails: try `aws sts get-caller-identity`, or set the keys"
+_TRUST = "set AWS_CA_BUNDLE to your certificate authority's file, or check whether {endpoint} is http or https"
 _PROXY = "the proxy does not answer: check HTTPS_PROXY and HTTP_PROXY, or name the server in NO_PROXY"
 _NETWORK = "check the network and {endpoint}, then run again"
 
@@ -59,22 +59,22 @@ _CODES: dict[str, tuple[str, ...]] = {
 }
 CODES = {code: hint for hint, codes in _CODES.items() for code in codes}
 PASSING = ("RequestTimeout", *_CODES[_BUSY])
-"""Codes that another try may not meet again, whatever status they come with."""
+"""Codes of temporary failures, whatever HTTP status they come with."""
 
 
 class Known(NamedTuple):
-    """What a class of boto3's errors means."""
+    """What a class of boto3's errors means for the user."""
 
     hint: str
     lasting: bool
-    """Whether another try is no use until somebody changes something."""
+    """Whether trying again is useless until somebody changes something."""
 
 
 _CLASSES: dict[type[Exception], Known] = {
     exceptions.NoCredentialsError: Known(_CREDENTIALS, True),
     exceptions.PartialCredentialsError: Known(_CREDENTIALS, True),
     exceptions.ProfileNotFound: Known("the files in ~/.aws have no such profile: correct AWS_PROFILE", True),
-    exceptions.ConfigParseError: Known("a file in ~/.aws is damaged: mend it, or set AWS_CONFIG_FILE", True),
+    exceptions.ConfigParseError: Known("a file in ~/.aws is damaged: correct it, or set AWS_CONFIG_FILE", True),
     exceptions.SSOError: Known(_SIGN_IN, True),
     exceptions.LoginError: Known(_SIGN_IN, True),
     exceptions.TokenRetrievalError: Known(_SIGN_IN, True),
@@ -86,10 +86,10 @@ _CLASSES: dict[type[Exception], Known] = {
     exceptions.RefreshWithMFAUnsupportedError: Known(_SOURCE, True),
     exceptions.MissingDependencyException: Known("install what the profile needs: pip install 'botocore[crt]'", True),
     exceptions.NoRegionError: Known("set {region}", True),
-    exceptions.InvalidRegionError: Known("the region is no name of one: correct {region}", True),
+    exceptions.InvalidRegionError: Known("there is no such region: correct {region}", True),
     exceptions.ParamValidationError: Known(_BUCKET, True),
     exceptions.InvalidRetryConfigurationError: Known("correct AWS_MAX_ATTEMPTS and AWS_RETRY_MODE", True),
-    exceptions.InvalidChecksumConfigError: Known("correct AWS_REQUEST_CHECKSUM_CALCULATION and its kin", True),
+    exceptions.InvalidChecksumConfigError: Known("correct the AWS_..._CHECKSUM_... variables", True),
     exceptions.InvalidProxiesConfigError: Known(_PROXY, True),
     exceptions.SSLError: Known(_TRUST, False),
     exceptions.ProxyConnectionError: Known(_PROXY, False),
@@ -99,21 +99,21 @@ _CLASSES: dict[type[Exception], Known] = {
 
 
 def known(error: BaseException, *, endpoint: str, region: str) -> Known:
-    """What an error that is no answer of the server's means; `endpoint` and `region` name the settings for both."""
+    """What an error that is not the server's answer means; `endpoint` and `region` are names of settings."""
     found = next((_CLASSES[kind] for kind in type(error).__mro__ if kind in _CLASSES), Known(_NETWORK, False))
     return found._replace(hint=found.hint.format(endpoint=endpoint, region=region))
 
 
 def advice(error: ClientError, *, endpoint: str, region: str) -> str | None:
-    """What to do about a server's refusal; None for a code that says nothing to us."""
+    """What to do about a server's refusal; None for an unknown code."""
     hint = CODES.get(code_of(error))
     return hint and hint.format(endpoint=endpoint, region=region)
 
 
 def code_of(error: ClientError) -> str:
-    """The code of a server's refusal, as in AccessDenied."""
+    """The code of a server's refusal, such as AccessDenied."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 SPOKEN = (BotoCoreError, ResponseParserError)
-"""What boto3 raises where the server gave no answer that it understands."""
+"""What boto3 raises when there is no answer from the server, or none that it understands."""

@@ -1,4 +1,4 @@
-"""Payloads on their way to and from a bucket: in parallel, checked, and resumed where they were cut off."""
+"""Uploading and downloading payloads: in parallel, verified, and resumed after an interruption."""
 
 import os
 import shutil
@@ -18,11 +18,11 @@ Files = Mapping[str, FileEntry]
 
 
 class DamagedObject(UserError):
-    """What the store holds is not what its manifest says."""
+    """An object in the store differs from its manifest."""
 
 
 def send(bucket: Bucket, files: Files, folder: Path, under: str) -> None:
-    """Uploads a payload's files; those that an earlier try brought over stay."""
+    """Uploads the files of a payload, except those that are in the bucket already."""
 
     def one(name: str) -> None:
         there = f"{under}/{name}"
@@ -33,10 +33,13 @@ def send(bucket: Bucket, files: Files, folder: Path, under: str) -> None:
 
 
 def receive(bucket: Bucket, files: Files, under: str, staging: Path) -> Path:
-    """Brings a payload's files into `staging`, where an interrupted call left its parts, and returns their folder."""
+    """Downloads the files of a payload into `staging` and returns the folder with them.
+
+    Goes on with the parts that an interrupted call left there. Raises DamagedObject where the hashes differ.
+    """
     try:
         damaged = _fill(bucket, files, under, staging)
-        if damaged:  # a host that crashed may have noted parts whose bytes never reached its disk
+        if damaged:  # after a crash, parts may be recorded whose bytes never reached the disk
             shutil.rmtree(staging)
             damaged = _fill(bucket, files, under, staging)
     except OSError as error:
@@ -57,7 +60,7 @@ def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
         with (payload / name).open("ab") as file:
             file.truncate(entry.size)
     noted = journal.read_text(encoding="utf-8") if journal.exists() else ""
-    done = set(noted.rpartition("\n")[0].splitlines())  # a line that was cut off names no part
+    done = set(noted.rpartition("\n")[0].splitlines())  # without a last line that was cut off
     parts = [f"{start} {name}" for name, entry in files.items() for start in range(0, entry.size, PART)]
     writing = threading.Lock()
 
@@ -66,7 +69,7 @@ def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
         stop = min(start + PART, files[name].size)
         body = bucket.read(f"{under}/{name}", start, stop)
         if body is None or len(body) != stop - start:
-            raise DamagedObject(f"{under}/{name} is missing or cut short")
+            raise DamagedObject(f"{under}/{name} is missing or truncated")
         with (payload / name).open("r+b") as file:
             file.seek(start)
             file.write(body)
@@ -78,7 +81,8 @@ def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
     _in_parallel(one, [part for part in parts if part not in done])
     for name, entry in files.items():
         sync(payload / name)
-        os.utime(payload / name, ns=(entry.mtime_ns, entry.mtime_ns))  # as noted, so that it need not be hashed again
+        # With the time of the manifest it need not be hashed again.
+        os.utime(payload / name, ns=(entry.mtime_ns, entry.mtime_ns))
     return [name for name, entry in files.items() if digest_file(payload / name) != entry.sha256]
 
 

@@ -317,7 +317,7 @@ def test_stage_folder_on_another_disk_is_told_before_its_stage_runs(small_share:
     store = open_store(str(tmp_path / "store"))
     (store.root / "pick").symlink_to(small_share)
     line = told(lambda: store.draft("pick", digest("key")).__enter__())
-    assert "lies on another disk: move or link the folder as a whole" in line
+    assert "is on another disk: move or link the folder as a whole" in line
 
 
 # Names

@@ -95,7 +95,7 @@ def test_stage_folder_of_another_is_told_before_its_stage_runs(lab: Path) -> Non
     as_user(FIRST, "-c", BUILD, str(root), "0002", "1")
     (root / "pick").chmod(0o755)
     line = as_user(SECOND, "-c", BUILD, str(root), "0002", "2").stdout
-    assert "Permission denied: you lack the right to it" in line
+    assert "Permission denied: you lack the permission" in line
     assert f"{root}/" in line
 
 
