@@ -1,4 +1,4 @@
-"""Features of an SAE on rows: how they are kept, what is set against what, which sets overlap. Torch-free."""
+"""Configs for features of an SAE: encoding rows, contrasting sets of rows, overlaps of feature sets. Torch-free."""
 
 from typing import Annotated, Literal
 
@@ -9,35 +9,36 @@ from sublim.files.text_files import Texts, load_text
 from sublim.sae.config import StreamConfig
 
 FeatureAt = Literal["last", "mean", "all"]
-"""Of a row's own tokens: the last alone, the mean of their features (not the features of their mean), or each one."""
+"""Which of a row's own tokens (see `sublim.sae.stream`): the last, all as one mean of features, or each of them."""
 
 
 class EncodeConfig(StreamConfig):
-    """Which tokens of which rows are encoded, and what is kept."""
+    """Which tokens of which rows are encoded, and which features are kept."""
 
     tokens: FeatureAt = "mean"
-    """Which tokens of the part."""
+    """last: the last token of the part. mean: the mean of the features over its tokens. all: every token."""
     part: Literal["answer", "row"] = "answer"
-    """A chat's answer, or everything of the row; a plain text has no answer and is read whole."""
+    """answer: the tokens of a chat's answer. row: all tokens. A plain text has no answer and is encoded whole."""
     rows: Annotated[int, Field(ge=1)] | None = None
-    """Use the first so many rows; null for all."""
+    """Number of rows to use, from the start; null for all."""
     weights_update: int | None = None
-    """Which checkpoint of a training payload reads; null for its last."""
+    """Checkpoint of the trained weights to use, by its number of updates; null for the last."""
     top: Annotated[int, Field(ge=1)] | None = None
-    """Keep so many features of an entry, the largest; null for all above `threshold`."""
+    """Number of features to keep for each entry (a token, or a row's mean), the largest; null for all above
+    `threshold`."""
     threshold: Annotated[float, Field(ge=0)] = 0.0
-    """Keep what is above this."""
+    """Features are kept if their value is above this."""
     shard: Annotated[int, Field(ge=1)] = 256
-    """Rows in a file; memory grows with it and with nothing else, and a crash loses no more than these."""
+    """Rows in each output file. Memory grows with this number alone; a crash loses at most one file."""
     read: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Tokens in one pass of the model, padding included; by default what the memory holds."""
+    """Tokens in one forward pass, padding included; null for as many as fit into memory."""
 
 
 class Sentences(Config):
-    """Plain sentences for a word."""
+    """Plain sentences that a word is put into."""
 
     sentences: Texts
-    """Each ends with the placeholder {word}: the word's own tokens are the last ones read."""
+    """Each ends with the placeholder {word}, so that the tokens of the word come last."""
 
     @field_validator("sentences")
     @classmethod
@@ -48,80 +49,81 @@ class Sentences(Config):
 
 
 class WordRowsConfig(Config):
-    """Rows in which words stand in plain sentences or as a chat's answer."""
+    """Rows with words in plain sentences, or as the answer of a chat."""
 
     words: Annotated[tuple[str, ...], Field(min_length=1)]
-    """One word for its own rows, several for those that it is set against."""
+    """The words; every word is put into every frame."""
     context: Literal["plain", "chat"]
-    """plain: sentences that end with the word; chat: questions of which it is the answer."""
+    """plain: sentences that end with the word. chat: questions that the word answers."""
     frames: Texts
-    """The sentences, with {word} in each, or the questions."""
+    """The sentences, each with {word} at its end, or the questions."""
 
 
 class ContrastConfig(Config):
-    """One set of rows against another, feature by feature; the unit is the row."""
+    """Comparison of two sets of rows, feature by feature. The unit of the test is the row."""
 
     sae: str
-    """Which SAE's features, as in resid_post-9."""
+    """Name of the SAE by site and layer, such as resid_post-9."""
     pair: bool = True
-    """Set rows of one id against each other (the same prompt, or the same text with two readers)."""
+    """Pair the rows with equal ids: answers to the same prompt, or the same text read by two models."""
     fewest: Annotated[int, Field(ge=1)] = 10
-    """A feature is tested when it fires in at least so many rows of the two sides together."""
+    """Smallest number of rows, of both sides together, in which a feature must fire to be tested."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Expected share of false ones among those called significant (Benjamini-Hochberg)."""
+    """False discovery rate: expected share of false positives among significant features (Benjamini-Hochberg)."""
 
 
 class OverlapConfig(Config):
-    """Which sets of features have more in common than chance gives."""
+    """Which sets of features share more features than expected by chance."""
 
     size: Annotated[int, Field(ge=1)] = 30
-    """Features of a set: the largest effects among the significant ones, at most so many."""
+    """Largest number of features in a set: the significant ones with the largest effects."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Significant is a feature whose q is at most this."""
+    """A feature is significant if its q-value is at most this."""
     bins: Annotated[int, Field(ge=1)] = 10
-    """Classes of firing rate, equally full; random sets have as many features of each class as the set itself."""
+    """Number of equally large classes of firing rate. Random sets have as many features of each class as the set."""
 
 
 class ExamplesConfig(Config):
-    """Rows to show for features: where they are strongest."""
+    """Which rows to show for features: those in which their values are largest."""
 
     sae: str
-    """Which SAE's features."""
+    """Name of the SAE by site and layer, such as resid_post-9."""
     features: Annotated[int, Field(ge=1)] = 20
-    """The largest effects of the contrast."""
+    """Number of features, those with the largest effects in the contrast."""
     examples: Annotated[int, Field(ge=1)] = 3
-    """Rows of each."""
+    """Rows shown for each feature."""
     around: Annotated[int, Field(ge=0)] = 8
-    """Tokens shown before and after the strongest."""
+    """Tokens shown before and after the one with the largest value."""
 
 
 class VectorFeaturesConfig(Config):
-    """Steering vectors in terms of an SAE's decoder."""
+    """Comparison of steering vectors with the decoder rows of an SAE."""
 
     top: Annotated[int, Field(ge=1)] = 20
-    """Features of each vector, by the size of the cosine."""
+    """Features listed for each vector, those with the largest absolute cosine."""
 
 
 class OverlapRow(Config):
-    """Two sets of features and what they share."""
+    """Two sets of features and the overlap between them."""
 
     first: str
     second: str
     sizes: tuple[int, int]
-    """How many significant features each has, at most as many as were asked for."""
+    """Number of features in each set, at most `size` of the config."""
     shared: int
+    """Number of features in both sets."""
     chance: float
-    """Mean number that random features, matched to one set's in their firing rate, share with the other set; of the
-    two ways round the one that makes what is shared the likelier."""
+    """Expected overlap of the second set with random features that match the first in firing rate, or the other way
+    round: the way with the larger p-value is used."""
     low: float
     high: float
-    """The middle 95 % of that number over random sets."""
+    """The central 95 % interval of the overlap of random sets."""
     p: float | None
-    """How likely such a random set shares at least as many, computed and not drawn; null where a set is empty."""
+    """Exact probability that a random set shares at least as many features; null if a set is empty."""
     p_adjusted: float | None = None
-    """The same, corrected for all pairs of this table (Holm)."""
+    """p corrected for all pairs of sets in the table (Holm)."""
     features: list[int]
-    """What is shared."""
+    """The shared features."""
 
     @field_validator("features")
     @classmethod
@@ -130,12 +132,12 @@ class OverlapRow(Config):
 
 
 def bundled_sentences() -> tuple[str, ...]:
-    """The sentences that come with the installation."""
+    """The sentences that are bundled with the package."""
     return load_text(Sentences, "sentences").sentences
 
 
 class FeatureFiguresConfig(Config):
-    """Figures of one SAE's contrasts."""
+    """Figures of the contrasts of one SAE."""
 
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Significant is a feature whose q is at most this."""
+    """A feature is significant if its q-value is at most this."""

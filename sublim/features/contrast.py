@@ -1,7 +1,8 @@
-"""Which features tell two sets of rows apart, and which sets of features have more in common than chance gives.
+"""Which SAE features differ between two sets of rows, and which sets of features overlap more than by chance.
 
-The unit is the row: a row's value of a feature is its mean over the row's encoded tokens, zeros included, for tokens of
-one row are no independent draws. Rows of one id (one prompt answered twice, one text read by two readers) are paired.
+The unit of the tests is the row, because tokens of one row are not independent. The value of a feature in a row is its
+mean over the encoded tokens, zeros included. Rows with equal ids (two answers to one prompt, or one text read by two
+models) are paired.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,26 +27,30 @@ COLUMNS = (
 
 
 class RowFeatures(NamedTuple):
-    """Features by row."""
+    """The features of a set of rows."""
 
     ids: pl.Series
-    """Of every row, whether anything fires in it or not."""
+    """The ids of all rows, also of those in which no feature fires."""
     values: pl.DataFrame
-    """id, feature, value: the mean over the row's entries, where it is not zero."""
+    """Columns id, feature, value (the mean over the entries of the row); zeros are left out."""
 
 
 class Sides(NamedTuple):
-    """Sums over rows of two sides, by feature."""
+    """Sums over the rows of two sides (a: target, b: control), for each feature."""
 
     table: pl.DataFrame
-    """feature, and for a and b: rows (that fire), sum, squares; for pairs: squares of the difference, cross."""
+    """Columns feature and, for each side, rows_ (in which it fires), sum_ and squares_; for pairs also cross, the sum
+    of products."""
     n_a: int
     n_b: int
     paired: bool
 
 
 def row_features(payload: Path, sae: str) -> RowFeatures:
-    """A payload of `encode_features` by row. Rows without an id of their own go by their number."""
+    """Reads a payload of `encode_features`, with means over the entries of each row.
+
+    Rows without an id are identified by their number. Raises UserError if the payload has no features of `sae`.
+    """
     if not list(payload.glob(f"entries-{sae}-*.parquet")):
         known = sorted({path.name.split("-", 1)[1].rsplit("-", 1)[0] for path in payload.glob("entries-*.parquet")})
         raise UserError(f"no features of {sae} were kept, only of {', '.join(known)}: encode with that SAE")
@@ -72,7 +77,10 @@ def row_features(payload: Path, sae: str) -> RowFeatures:
 def contrast_features(
     out: Path, config: ContrastConfig, *, scratch: Path, target: Path, control: Path
 ) -> dict[str, Any]:
-    """Stage: writes contrast.parquet, one line for every feature that fires on a side, and contrast.json."""
+    """Stage: writes contrast.parquet, with a line for each feature that fires on either side, and contrast.json.
+
+    The columns are those of `contrast`, in the order of COLUMNS.
+    """
     sides = joined(row_features(target, config.sae), row_features(control, config.sae), pair=config.pair)
     table = contrast(sides, config)
     table.write_parquet(out / "contrast.parquet")
@@ -90,18 +98,21 @@ def contrast_features(
 
 
 def joined(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
-    """Sums of two sides. Raises UserError where pairs are asked for and ids are there twice or nowhere in common."""
+    """Sums over the rows of two sides.
+
+    Raises UserError for too few rows and, with `pair`, for ids that occur twice or on one side only.
+    """
     if not pair:
         if min(len(a.ids), len(b.ids)) < 2:
             raise UserError("each side needs at least two rows: give more")
         table = one_side(a.values, "a").join(one_side(b.values, "b"), on="feature", how="full", coalesce=True)
         return Sides(table.fill_null(0).sort("feature"), len(a.ids), len(b.ids), False)
     if a.ids.n_unique() < len(a.ids) or b.ids.n_unique() < len(b.ids):
-        raise UserError("an id is there twice, so that rows cannot be paired: use pair=false")
+        raise UserError("an id occurs twice, so that rows cannot be paired: use pair=false")
     both = a.ids.filter(a.ids.is_in(b.ids.to_list()))
     if len(both) < 2:
         raise UserError(
-            f"{len(both)} rows have a fellow with the same id on the other side: use pair=false or other rows"
+            f"{len(both)} rows have a partner with the same id on the other side: use pair=false or other rows"
         )
     ours, theirs = (each.values.filter(pl.col("id").is_in(both.to_list())) for each in (a, b))
     cross = (
@@ -115,7 +126,7 @@ def joined(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
 
 
 def one_side(values: pl.DataFrame, side: str) -> pl.DataFrame:
-    """Rows that fire, sum and sum of squares by feature."""
+    """For each feature: the number of rows in which it fires, the sum and the sum of squares."""
     return values.sort("feature", "id").group_by("feature", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias(f"rows_{side}"),
         pl.col("value").sum().alias(f"sum_{side}"),
@@ -124,7 +135,11 @@ def one_side(values: pl.DataFrame, side: str) -> pl.DataFrame:
 
 
 def contrast(sides: Sides, config: ContrastConfig) -> pl.DataFrame:
-    """Effect (Cohen's d, by the pooled spread of both sides), paired or Welch's t, and q of every feature."""
+    """Tests every feature: paired t-test or Welch's t-test, and Benjamini-Hochberg q-values.
+
+    `effect` is Cohen's d with the pooled standard deviation of both sides. `rate_` is the share of rows in which the
+    feature fires. `p` and `q` are null where it fires in fewer rows than `config.fewest`. `rank` orders by effect.
+    """
     column = {name: sides.table[name].to_numpy().astype(float) for name in sides.table.columns if name != "feature"}
     a, b = column["sum_a"] / sides.n_a, column["sum_b"] / sides.n_b
     var_a = np.maximum(column["squares_a"] - sides.n_a * a**2, 0) / (sides.n_a - 1)
@@ -167,17 +182,17 @@ def contrast(sides: Sides, config: ContrastConfig) -> pl.DataFrame:
 
 
 def significant(table: pl.DataFrame, level: float) -> pl.DataFrame:
-    """The features that the correction leaves."""
+    """The features with q at most `level`."""
     return table.filter(pl.col("q") <= level)
 
 
 def strongest(table: pl.DataFrame, level: float, size: int) -> list[int]:
-    """The set of a contrast: significant features with more on the target's side, the largest effects first."""
+    """The significant features that are larger on the target's side: at most `size`, the largest effects first."""
     return significant(table, level).filter(pl.col("effect") > 0).sort("rank").head(size)["feature"].to_list()
 
 
 def overlap_features(out: Path, config: OverlapConfig, *, scratch: Path, contrasts: dict[str, Path]) -> dict[str, Any]:
-    """Stage: writes overlap.json, a line for every two of the named contrasts' sets."""
+    """Stage: writes overlap.json: an `OverlapRow` for each pair of the named contrasts."""
     tables = {name: pl.read_parquet(path / "contrast.parquet") for name, path in contrasts.items()}
     rows = overlaps(tables, config)
     write_json(out / "overlap.json", {"rows": [row.model_dump(mode="json") for row in rows]})
@@ -185,7 +200,10 @@ def overlap_features(out: Path, config: OverlapConfig, *, scratch: Path, contras
 
 
 def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[OverlapRow]:
-    """Every two sets. Chance is that of features matched to one set and of those matched to the other, the likelier."""
+    """The overlaps of all pairs of sets.
+
+    Random features are matched in firing rate to one set, then to the other; the larger p-value of the two is used.
+    """
     sets = {name: strongest(tables[name], config.level, config.size) for name in sorted(tables)}
     classes = {name: rate_classes(tables[name], config.bins) for name in sets}
     rows: list[OverlapRow] = []
@@ -196,7 +214,7 @@ def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[
             shared = sorted({*one} & {*other})
             ways = [chance(classes[first], one, other), chance(classes[second], other, one)]
             means = [float(way @ np.arange(len(way))) for way in ways]
-            # Sums of what is exactly 1 differ in their last digit and would choose by that.
+            # Not summed where the sum is 1: rounding errors would decide which is larger.
             tails = [float(way[len(shared) :].sum()) if shared else 1.0 for way in ways]
             tail, mean, way = max(zip(tails, means, ways, strict=True), key=lambda each: each[:2])
             below = way.cumsum()
@@ -219,7 +237,7 @@ def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[
 
 
 def rate_classes(table: pl.DataFrame, bins: int) -> list[Int[ndarray, " m"]]:
-    """The tested features of a contrast in classes of firing rate, the mean of both sides'; equal rates share one."""
+    """The tested features of a contrast in classes of firing rate (mean of both sides); equal rates share a class."""
     pool = table.filter(pl.col("p").is_not_null())
     if pool.is_empty():
         return []
@@ -232,9 +250,10 @@ def rate_classes(table: pl.DataFrame, bins: int) -> list[Int[ndarray, " m"]]:
 def chance(
     classes: Sequence[Int[ndarray, " m"]], chosen: Sequence[int], other: Sequence[int]
 ) -> Float[ndarray, " shared"]:
-    """How likely a random set, with as many features of each class as `chosen` has, shares 0, 1, 2, … with `other`.
+    """Probabilities that a random set shares 0, 1, 2, … features with `other`.
 
-    Exact: within a class the number is hypergeometric, and classes are drawn independently of one another.
+    The random set has as many features of each class as `chosen`. The result is exact: the number within a class is
+    hypergeometric, and the classes are independent.
     """
     shares = np.ones(1)
     for each in classes:

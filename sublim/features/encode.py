@@ -1,11 +1,12 @@
-"""Features of rows, encoded in batches where the model runs and kept without the zeros.
+"""Encoding rows with SAEs, on the device where the model runs. Features are stored sparsely, without zeros.
 
-    features-<sae>-00000.parquet    row, position, feature, value: one line for every feature that is kept
+    features-<sae>-00000.parquet    row, position, feature, value: one line for each feature that is kept
     entries-<sae>-00000.parquet     row, id, position, token, tokens, active, dropped, dropped_share, error, length
 
-`row` counts the rows of the file, `position` is a token's place in its text, null for means over `tokens` of them.
-`active` is how many features fire (a mean, for means), `dropped` how many of those are not kept, `dropped_share` their
-share of the sum; `error` and `length` are squared lengths of the reconstruction's error and of the stream, by token.
+`row` is the number of the row in its file. `position` is the index of the token in its text, or null for a mean over
+`tokens` tokens. `active` is the number of features that fire (for means, its mean over tokens), `dropped` the number of
+those that are not kept, and `dropped_share` their share of the sum of all values. `error` and `length` are the squared
+norms of the reconstruction error and of the residual stream, as means over tokens.
 """
 
 import shutil
@@ -48,7 +49,7 @@ ENTRIES = {
 
 
 class Entry(NamedTuple):
-    """What one line of the index is about: a token of a row, or the mean over all of its part."""
+    """A token of a row, or the mean over the tokens of a row; a line of the entries file."""
 
     row: int
     id: int | None
@@ -58,13 +59,13 @@ class Entry(NamedTuple):
 
 
 class SparseFeatures(NamedTuple):
-    """The features of some entries, sparse, and their measures."""
+    """The features of some entries in sparse form: entry i has feature j with value v; and measures of each entry."""
 
     entry: Int[Tensor, " k"]
     feature: Int[Tensor, " k"]
     value: Float[Tensor, " k"]
     measures: Float[Tensor, "n 5"]
-    """active, dropped, dropped_share, error, length."""
+    """Columns active, dropped, dropped_share, error, length."""
 
 
 def encode_features(
@@ -77,9 +78,10 @@ def encode_features(
     saes: dict[str, Path],
     weights: Path | None = None,
 ) -> dict[str, Any]:
-    """Stage: writes this module's files from rows.jsonl, for all SAEs of one model in one pass.
+    """Stage: writes the files that this module describes from rows.jsonl, for all SAEs of a model in one pass.
 
-    Costs a forward pass up to the last SAE's layer; memory is that of one shard. Resumes from the last whole shard.
+    Costs a forward pass up to the layer of the last SAE. Memory grows with the shard. Resumes from the last complete
+    shard. Raises UserError where an SAE does not fit the model.
     """
     config = config.resolved()
     notes = {name: read_note(payload) for name, payload in sorted(saes.items())}
@@ -121,10 +123,10 @@ def encode_part(
     first: int,
     skip: Opening,
 ) -> dict[str, tuple[pl.DataFrame, pl.DataFrame]]:
-    """Features and entries of some rows, by SAE; `first` is the number of the first of them in its file."""
+    """The tables of features and entries of some rows, by SAE; `first` is the number of the first row in its file."""
     own = [wanted(each, config) for each in own_rows(opened.tokenizer, rows, skip)]
     if empty := [row.get("id") for row, each in zip(rows, own, strict=True) if not each.places]:
-        raise UserError(f"row {empty[0]} has no token of its own to encode: filter such rows out")
+        raise UserError(f"row {empty[0]} has no token to encode: filter such rows out")
     values = dict(streams(opened, own))
     places = [f"{site}-{layer}" for site, layer in opened.reader.places]
     counts = [len(each.places) for each in own]
@@ -149,7 +151,7 @@ def encode_part(
 
 
 def wanted(row: OwnTokens, config: EncodeConfig) -> OwnTokens:
-    """The places of a row that are encoded."""
+    """The row with only those of its own tokens that are to be encoded."""
     answered = row.marked.start < len(row.marked.ids)
     places = [at for at in row.places if at >= row.marked.start] if config.part == "answer" and answered else row.places
     return OwnTokens(row.marked, places[-1:] if config.tokens == "last" else places)
@@ -159,9 +161,9 @@ def wanted(row: OwnTokens, config: EncodeConfig) -> OwnTokens:
 def encode(
     sae: LoadedSae, stream: Float[Tensor, "n d"], config: EncodeConfig, counts: Sequence[int] | None = None
 ) -> SparseFeatures:
-    """Sparse features of the stream's lines, or of their means over groups of `counts` lines each."""
+    """Sparse features of tokens (lines of the stream), or of their means over groups with `counts` tokens each."""
     room = max(1, 2**26 // sae.note.d_sae) if stream.device.type == "cuda" else 512
-    fit = Fit("lines of the stream", "take an SAE of fewer features")
+    fit = Fit("tokens", "take an SAE of fewer features")
     parts = fit.whole(room, lambda room: list(_encoded(sae, stream, config, counts, room)))
     shift = 0
     entries = list[Tensor]()
@@ -178,7 +180,7 @@ def _encoded(
     counts: Sequence[int] | None,
     room: int,
 ) -> Iterator[SparseFeatures]:
-    """`encode` in parts of about `room` lines."""
+    """`encode` in parts of about `room` tokens."""
     begun = 0
     for group in groups(counts, len(stream), room):
         size = sum(group) if counts is not None else len(group)
@@ -195,7 +197,10 @@ def _encoded(
 
 
 def groups(counts: Sequence[int] | None, lines: int, room: int) -> Iterator[Sequence[int]]:
-    """Lines that are encoded together, whole groups of them: about as many as there is room for."""
+    """Splits the tokens into parts of about `room` that are encoded together, without dividing groups.
+
+    Yields the sizes of the groups in each part or, without `counts`, the indices of the tokens.
+    """
     if counts is None:
         for first in range(0, lines, room):
             yield range(first, min(first + room, lines))
@@ -210,7 +215,7 @@ def groups(counts: Sequence[int] | None, lines: int, room: int) -> Iterator[Sequ
 
 
 def pooled(values: Tensor, owner: Int[Tensor, " n"], group: Sequence[int]) -> Tensor:
-    """Means over groups of lines."""
+    """Means over groups of tokens; `owner` is the group of each token, `group` the size of each group."""
     sums = values.new_zeros(len(group), *values.shape[1:]).index_add_(0, owner, values)
     counts = torch.tensor(group, device=values.device, dtype=values.dtype)
     return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
@@ -223,7 +228,7 @@ def sparse(
     length: Float[Tensor, " n"],
     config: EncodeConfig,
 ) -> SparseFeatures:
-    """What is kept of dense features, on the CPU, in the order of lines and features."""
+    """The features to keep of dense ones, on the CPU, in the order of entries and features."""
     firing, total = (features > 0).sum(1), features.sum(1)
     keep = features > config.threshold
     if config.top is not None and config.top < features.shape[1]:
@@ -255,7 +260,7 @@ def features_frame(found: SparseFeatures, entries: Sequence[Entry]) -> pl.DataFr
 
 
 def entries_frame(found: SparseFeatures, entries: Sequence[Entry]) -> pl.DataFrame:
-    """One line for every entry, kept features or not."""
+    """The entries as a table, also those without kept features."""
     measures = found.measures.numpy()
     columns = {name: [entry[at] for entry in entries] for at, name in enumerate(Entry._fields)}
     names = ("active", "dropped", "dropped_share", "error", "length")
@@ -264,7 +269,7 @@ def entries_frame(found: SparseFeatures, entries: Sequence[Entry]) -> pl.DataFra
 
 
 def summary(payload: Path, name: str) -> dict[str, Any]:
-    """What was encoded with one SAE, and how much of it was dropped."""
+    """How much was encoded with one SAE, and how much of it was dropped: means and sums over all entries."""
     found = (
         pl.scan_parquet(payload / f"entries-{name}-*.parquet")
         .select(
@@ -284,7 +289,7 @@ def _done(folder: Path, number: int) -> Path:
 
 
 def _write(folder: Path, number: int, made: dict[str, tuple[pl.DataFrame, pl.DataFrame]]) -> None:
-    """The mark comes last: where it is, the tables are."""
+    """Writes the tables of a shard, then an empty file that marks it as complete."""
     for name, tables in made.items():
         for kind, table in zip(("features", "entries"), tables, strict=True):
             path = folder / f"{kind}-{name}-{number:05d}.parquet"

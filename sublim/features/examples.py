@@ -1,4 +1,4 @@
-"""Rows for and from features: words in sentences and chats, where a feature is strongest, what a vector decodes to."""
+"""Rows for SAE features: words in sentences and chats, examples of features, and the features of steering vectors."""
 
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from sublim.traits.words import written
 
 
 def word_rows(out: Path, config: WordRowsConfig, *, scratch: Path) -> dict[str, Any]:
-    """Stage: writes rows.jsonl with each word in every frame: a sentence that ends with it, a question it answers."""
+    """Stage: writes rows.jsonl with each word in every frame, as the end of a sentence or the answer to a question."""
     rows: list[dict[str, Any]] = [
         {"text": frame.replace("{word}", word)}
         if config.context == "plain"
@@ -33,7 +33,7 @@ def word_rows(out: Path, config: WordRowsConfig, *, scratch: Path) -> dict[str, 
 def show_examples(
     out: Path, config: ExamplesConfig, *, scratch: Path, base: Path, contrast: Path, features: Path, rows: Path
 ) -> dict[str, Any]:
-    """Stage: writes examples.json, the top features of a contrast with the rows in which each is strongest."""
+    """Stage: writes examples.json: the top features of a contrast, with the rows in which their values are largest."""
     table = pl.read_parquet(contrast / "contrast.parquet").filter(pl.col("p").is_not_null())
     top = table.sort("rank").head(config.features)
     found = (
@@ -66,7 +66,7 @@ def show_examples(
 
 
 def window(tokenizer: Any, row: dict[str, Any], position: int | None, config: ExamplesConfig) -> dict[str, str]:
-    """The text around a token; a row's answer, or its text, where the feature is a mean over tokens."""
+    """The text before, at and after a token. Without a position (means over tokens), the row's answer or text."""
     if position is None:
         return {"before": "", "token": row.get("answer", row.get("text", "")), "after": ""}
     [marked] = marked_rows(tokenizer, [row])
@@ -79,14 +79,17 @@ def window(tokenizer: Any, row: dict[str, Any], position: int | None, config: Ex
 def vector_features(
     out: Path, config: VectorFeaturesConfig, *, scratch: Path, sae: Path, vectors: Path
 ) -> dict[str, Any]:
-    """Stage: writes vector_features.parquet: for each vector at the SAE's place the features whose decoder rows point
-    its way, by cosine; a random vector's largest cosines, in the same table, are what chance gives."""
+    """Stage: writes vector_features.parquet: the features whose decoder rows have the largest cosines with each vector.
+
+    Only vectors at the SAE's site and layer are used. Random vectors in the table show the cosines that chance gives.
+    Raises UserError where no vector fits the SAE.
+    """
     loaded, found = load_sae(sae), read_vectors(vectors)
     own = {name: vector for name, vector in found.items() if vector.note.place == loaded.note.place}
     if not own:
         places = sorted({f"{vector.note.site}/{vector.note.layer}" for vector in found.values()})
         raise UserError(
-            f"the SAE reads {loaded.note.name}, the vectors are for {', '.join(places)}: give those of its place"
+            f"the SAE reads {loaded.note.name}, the vectors are for {', '.join(places)}: give vectors for it"
         )
     if wide := next((len(vector.values) for vector in own.values() if len(vector.values) != loaded.note.d_in), None):
         raise UserError(

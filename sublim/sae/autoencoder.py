@@ -1,6 +1,6 @@
-"""Sparse autoencoders as payloads: SAELens' own files beside a note of what each is for, checked before it is used.
+"""Sparse autoencoders as payloads, and checking that one fits a model before it is used.
 
-cfg.json, sae_weights.safetensors    SAELens' format: `SAE.load_from_disk` of SAELens reads it
+cfg.json, sae_weights.safetensors    the format of SAELens, which `SAE.load_from_disk` reads
 sae.json                             site, layer, width, model (`sublim.sae.config.SaeNote`)
 """
 
@@ -25,21 +25,21 @@ from sublim.sae.folder import check_folder, check_scaling
 
 HOOK = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|mlp_out)")
 FORMAT = "6.0.0"
-"""The SAELens version whose format this is; a config without one is read as an older format."""
+"""The SAELens version whose format is written; a config without a version is read as an older format."""
 
 
 class LoadedSae(NamedTuple):
-    """An SAE in float32 on its device, and what it is for."""
+    """An SAE in float32 on its device, and the note that describes it."""
 
     sae: SAE[Any]
     note: SaeNote
 
     def encode(self, stream: Float[Tensor, "n d"]) -> Float[Tensor, "n f"]:
-        """Features of a plain model's stream."""
+        """Feature activations for tokens of the model's residual stream."""
         return self.sae.encode(stream - self._mean(stream))
 
     def reconstruct(self, stream: Float[Tensor, "n d"], features: Float[Tensor, "n f"]) -> Float[Tensor, "n d"]:
-        """The stream that the features stand for; `stream` is what they were encoded from."""
+        """The reconstruction of the stream from the features; `stream` is what they were encoded from."""
         return self.sae.decode(features) + self._mean(stream)
 
     def _mean(self, stream: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
@@ -47,7 +47,7 @@ class LoadedSae(NamedTuple):
 
 
 def import_sae(out: Path, config: ImportSaeConfig, *, scratch: Path) -> dict[str, Any]:
-    """Stage: writes a published SAE or a folder's in this module's format. Downloads where it is published."""
+    """Stage: writes a published SAE, which is downloaded, or one from a folder, in the format of this module."""
     match config.source:
         case PretrainedSae() as source:
             sae, found = published(source)
@@ -63,7 +63,10 @@ def import_sae(out: Path, config: ImportSaeConfig, *, scratch: Path) -> dict[str
 
 
 def published(source: PretrainedSae) -> tuple[SAE[Any], dict[str, Any]]:
-    """The SAE and its config. Raises UserError for a release or id that SAELens' directory lacks, with the nearest."""
+    """Downloads an SAE and its config.
+
+    Raises UserError for a release or id that SAELens does not list, and names the nearest ones.
+    """
     directory = get_pretrained_saes_directory()
     for name, known, what in (
         (source.release, list(directory), "release of SAEs"),
@@ -77,18 +80,21 @@ def published(source: PretrainedSae) -> tuple[SAE[Any], dict[str, Any]]:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{source.release} {source.id} cannot be fetched ({reason}): fetch it where there is a network"
+            f"{source.release} {source.id} cannot be downloaded ({reason}): run this where there is a network"
         ) from error
     check_scaling(sae.cfg.normalize_activations, f"{source.release} {source.id}")
     return cast(SAE[Any], sae), found
 
 
 def read_folder(folder: Path) -> SAE[Any]:
-    """The SAE in a user's folder of SAELens' format. Raises UserError for what SAELens would misread or cannot read."""
+    """Reads an SAE from a user's folder in SAELens' format.
+
+    Raises UserError for what SAELens cannot read, or would read as another SAE than was trained.
+    """
     check_folder(folder)
     try:
         sae = cast(SAE[Any], SAE.load_from_disk(folder))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # as it refuses names and values it doesn't know
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # SAELens' errors for unknown names and values
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"SAELens cannot read {folder} ({reason}): give a folder that its save_model wrote") from error
     for name, values in sae.state_dict().items():
@@ -101,7 +107,7 @@ def read_folder(folder: Path) -> SAE[Any]:
 
 
 def note_of(sae: SAE[Any], source: str, other_model: bool = False) -> SaeNote:
-    """What an SAE's own config says. Raises UserError for a site that has no place among ours."""
+    """The note for an SAE, from its own config. Raises UserError for a site that sublim cannot read."""
     about = sae.cfg.metadata
     hook = str(about.hook_name)
     found = HOOK.fullmatch(hook)
@@ -123,14 +129,14 @@ def note_of(sae: SAE[Any], source: str, other_model: bool = False) -> SaeNote:
 
 
 def write_sae(out: Path, sae: SAE[Any], note: SaeNote) -> None:
-    """Writes an SAE whose weights are as they are used; no version, device or path is in the files."""
+    """Writes an SAE with its weights as they are used, without training-time scaling."""
     state = dict(sae.state_dict())
     sae.process_state_dict_for_saving(state)
     write_files(out, state, sae.cfg.to_dict(), note)
 
 
 def write_files(out: Path, state: dict[str, Tensor], config: dict[str, Any], note: SaeNote) -> None:
-    """The three files of a payload, whose bytes are a function of what is in them."""
+    """Writes the three files of a payload. Their bytes depend on the arguments alone: no device or path is in them."""
     hook = f"blocks.{note.layer}.hook_{note.site}"
     about: dict[str, Any] = {"hook_name": hook, "model_name": note.model, "sae_lens_version": FORMAT}
     if note.centered:
@@ -143,12 +149,12 @@ def write_files(out: Path, state: dict[str, Tensor], config: dict[str, Any], not
 
 
 def read_note(payload: Path) -> SaeNote:
-    """What a payload of an SAE is for."""
+    """The note in the payload of an SAE."""
     return SaeNote.model_validate(read_json(payload / "sae.json"))
 
 
 def load_sae(payload: Path, device: torch.device | str = "cpu") -> LoadedSae:
-    """The SAE of a payload, frozen."""
+    """Loads the SAE of a payload, without gradients."""
     sae = cast(SAE[Any], SAE.load_from_disk(payload, device=str(device)))
     sae.eval()
     sae.requires_grad_(False)
@@ -156,7 +162,7 @@ def load_sae(payload: Path, device: torch.device | str = "cpu") -> LoadedSae:
 
 
 def check_sae(note: SaeNote, base: Path, place: Place | None = None) -> None:
-    """Raises UserError where an SAE is for another model, width, layer or site than what is to be encoded."""
+    """Raises UserError unless an SAE is for the model `base` and, if given, for the site and layer `place`."""
     shape = read_json(base / "config.json")
     shape = shape.get("text_config") or shape
     known = read_json(base / IDENTITY).get("name") if (base / IDENTITY).is_file() else None
@@ -174,7 +180,7 @@ def check_sae(note: SaeNote, base: Path, place: Place | None = None) -> None:
         )
     named = note.base is None and known not in (None, "local", "merged") and not note.other_model
     if named and note.model and not alike(name, note.model):
-        raise UserError(f"{what} is for {note.model}, the model is {name}: set other_model where that is meant")
+        raise UserError(f"{what} is for {note.model}, the model is {name}: set other_model to use it all the same")
     if note.layer >= shape["num_hidden_layers"]:
         raise UserError(f"{what} is for layer {note.layer}, {name} has 0 to {shape['num_hidden_layers'] - 1}")
     if place is not None and place != note.place:
@@ -185,6 +191,6 @@ def check_sae(note: SaeNote, base: Path, place: Place | None = None) -> None:
 
 
 def alike(name: str, other: str) -> bool:
-    """Whether two names are of one model: `google/gemma-2-9b-it` and `gemma-2-9b-it`, `gpt2` and `gpt2-small`."""
+    """Whether two names mean one model: `google/gemma-2-9b-it` and `gemma-2-9b-it`, `gpt2` and `gpt2-small`."""
     short = [each.rsplit("/", 1)[-1].lower().removesuffix("-small") for each in (name, other)]
     return short[0] == short[1]

@@ -1,4 +1,4 @@
-"""The tokens an SAE is trained on, a block at a time: of texts in a random order, once or again, or of kept shards."""
+"""The tokens that an SAE is trained on, a block at a time: from texts, or from shards of the activation stage."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -18,29 +18,29 @@ from sublim.sae.config import TrainSaeConfig
 from sublim.sae.stream import OwnTokens
 
 STEP = 64
-"""Rows tokenised together while a block fills."""
+"""Rows that are tokenised together while a block is filled."""
 
 
 class Cursor(NamedTuple):
-    """How far the texts are read: whole passes, and rows (or shards) of the present one."""
+    """How far the data is read: complete passes, and rows (or shards or blocks) of the present pass."""
 
     epoch: int
     row: int
 
 
 class TokenBlock(NamedTuple):
-    """Tokens that are shuffled together, and where the next ones begin."""
+    """The stream at tokens that are shuffled together, and the cursor behind them."""
 
     values: Float[Tensor, "n d"]
     after: Cursor
 
 
 Blocks = Callable[[Cursor, int], Iterator[TokenBlock]]
-"""From a place in the texts and the number of blocks before it."""
+"""Yields blocks from a cursor on; the second argument is the number of blocks before it."""
 
 
 def counted(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]]], list[OwnTokens]]) -> int:
-    """The number of own tokens of all rows."""
+    """The number of own tokens (see `sublim.sae.stream`) in all rows. Raises UserError if there are no rows."""
     if not rows:
         raise UserError("there are no texts to train on: give some")
     parts = (tokenised(rows[at : at + 1024]) for at in range(0, len(rows), 1024))
@@ -53,7 +53,7 @@ def filled(
     start: Cursor,
     config: TrainSaeConfig,
 ) -> Iterator[tuple[list[OwnTokens], Cursor]]:
-    """Rows in a random order, once: as many at a time as have a block of own tokens."""
+    """Yields all rows once, in a random order: at a time, as many as fill a block with own tokens."""
     if start.epoch:
         return
     row, own, count = start.row, list[OwnTokens](), 0
@@ -81,13 +81,13 @@ def kept(shards: list[Path], special: frozenset[int], place: Place, start: Curso
     Special tokens and the first token of each text are left out. Raises UserError where the shards lack `place`.
     """
     if not shards:
-        raise UserError("there are no kept activations to train on: give some")
+        raise UserError("there are no activations to train on: give some")
     name = f"{place.site}/{place.layer}"
     for index, after in _passes(len(shards), start, seed):
         shard = read_kept(shards[index])
         if name not in shard.tensors:
             raise UserError(
-                f"the SAE is to read {name}, the kept activations have {', '.join(shard.tensors)}: read them there"
+                f"the SAE is for {name}, the activations are of {', '.join(shard.tensors)}: keep those of {name}"
             )
         own = [
             where
@@ -106,7 +106,7 @@ def _passes(items: int, start: Cursor, seed: int) -> Iterator[tuple[int, Cursor]
 
 
 def special_ids(base: Path) -> frozenset[int]:
-    """Ids of the tokenizer's special tokens."""
+    """Ids of the special tokens of the model's tokenizer."""
     tokenizer = load_tokenizer(base)
     added = {token for token, found in tokenizer.added_tokens_decoder.items() if found.special}
     return frozenset(added.union(tokenizer.all_special_ids))

@@ -1,4 +1,4 @@
-"""Sparse autoencoders in words: where one comes from, what it is for, and what is measured of it. Torch-free."""
+"""Configs of sparse autoencoders (SAEs): their source, training, note and quality. Torch-free."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,28 +13,28 @@ from sublim.sae.folder import CONFIG, WEIGHTS, check_folder
 
 
 class PretrainedSae(Config):
-    """A published SAE, as SAELens' directory has it."""
+    """A published SAE, as listed by SAELens."""
 
     kind: Literal["pretrained"] = "pretrained"
     release: str
-    """As in gemma-scope-9b-it-res-canonical or gpt2-small-res-jb."""
+    """Release in SAELens' list, such as gemma-scope-9b-it-res-canonical or gpt2-small-res-jb."""
     id: str
-    """As in layer_9/width_16k/canonical or blocks.8.hook_resid_pre."""
+    """Id within the release, such as layer_9/width_16k/canonical or blocks.8.hook_resid_pre."""
     other_model: bool = False
-    """Use it on a model of another name, as one of a pretrained model on its instruction-tuned child."""
+    """Allow use on a model with another name, such as the instruction-tuned version of the model it was trained on."""
 
 
 class FolderSae(Config):
-    """An SAE on this machine in SAELens' own format, known by what is in it."""
+    """An SAE on this machine in SAELens' format, identified by the content of its files."""
 
     kind: Literal["folder"] = "folder"
     path: RunOnly[Path]
-    """Folder with cfg.json and sae_weights.safetensors."""
+    """Path of the folder with cfg.json and sae_weights.safetensors."""
     other_model: bool = False
-    """Use it on a model of another name."""
+    """Allow use on a model with another name."""
 
     def identity(self) -> dict[str, Any]:
-        """The fields that bear identity and, in the path's place, the digest of its files."""
+        """The identity fields, with the digest of the files in place of the path."""
         folder = self.path.expanduser()
         check_folder(folder)
         files = {name: digest_file(folder / name) for name in (CONFIG, WEIGHTS)}
@@ -45,56 +45,57 @@ SaeSource = Annotated[PretrainedSae | FolderSae, Field(discriminator="kind")]
 
 
 class ImportSaeConfig(Config):
-    """Which SAE becomes a payload."""
+    """Which SAE is imported."""
 
     source: SaeSource
-    """Where it comes from."""
+    """Source of the SAE."""
 
 
 class SaeNote(Config):
-    """What is known of an SAE; read from its own config, kept beside its weights as sae.json."""
+    """Description of an SAE, stored beside its weights as sae.json."""
 
     site: Site
     """Where it reads."""
     layer: int
     """The block, counted from 0."""
     d_in: int
-    """Width of the stream."""
+    """Width of the residual stream."""
     d_sae: int
     """Number of features."""
     architecture: str
-    """standard, topk, jumprelu, ..."""
+    """Architecture, such as standard, topk or jumprelu."""
     source: str
-    """Release and id, `folder`, or `trained`."""
+    """Release and id of a published SAE, `folder`, or `trained`."""
     model: str | None
-    """Name of the model it was trained on, as its config has it."""
+    """Name of the model it was trained on, from its config."""
     base: str | None = None
-    """Identity of that model's weights, where it was trained here."""
+    """Identity of that model's weights, if the SAE was trained by sublim."""
     other_model: bool = False
-    """The user has said that it may be used on a model of another name."""
+    """Whether the user has allowed use on a model with another name."""
     centered: bool = False
-    """It was trained on a stream without its mean over the width, which the stream of a plain model still has."""
+    """Whether it was trained on a stream with the mean over the width subtracted (TransformerLens'
+    center_writing_weights). The mean is then subtracted before encoding."""
     neuronpedia: str | None = None
-    """Where Neuronpedia keeps its labels, as in gemma-2-9b-it/9-gemmascope-res-16k."""
+    """Id of its labels on Neuronpedia, such as gemma-2-9b-it/9-gemmascope-res-16k."""
 
     @property
     def place(self) -> Place:
-        """Site and layer."""
+        """Site and layer at which it reads."""
         return Place(self.site, self.layer)
 
     @property
     def name(self) -> str:
-        """As its features' files are named: resid_post-9."""
+        """Its name in the names of files with its features, such as resid_post-9."""
         return f"{self.site}-{self.layer}"
 
 
 class StreamConfig(Config):
-    """How the stream is read for an SAE."""
+    """How the model is run to read the residual stream for an SAE."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the model's weights; auto is bfloat16 on a GPU and float32 without."""
+    """Dtype of the model's weights. auto: bfloat16 on a GPU, otherwise float32."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """auto is flash_attention_2 where flash-attn is installed and the card can run it, otherwise sdpa."""
+    """Attention kernel. auto: flash_attention_2 if flash-attn is installed and the GPU supports it, otherwise sdpa."""
 
     def resolved(self) -> Self:
         found = HfBackend(dtype=self.dtype, attention=self.attention).resolved()
@@ -102,100 +103,100 @@ class StreamConfig(Config):
 
 
 class StandardSae(Config):
-    """ReLU and an L1 penalty."""
+    """ReLU activations with an L1 penalty."""
 
     kind: Literal["standard"] = "standard"
     l1: Annotated[float, Field(ge=0)] = 5.0
-    """Weight of the penalty, for activations scaled to a mean length of the root of their width."""
+    """Weight of the L1 penalty, for activations scaled to a mean norm of √d_in."""
 
 
 class TopKSae(Config):
-    """The k largest features of each token; dead ones are pulled back by an auxiliary loss."""
+    """TopK: only the k largest features of each token are active. An auxiliary loss revives dead features."""
 
     kind: Literal["topk"] = "topk"
     k: Annotated[int, Field(ge=1)] = 32
-    """Features of a token."""
+    """Number of active features of a token."""
 
 
 class JumpReluSae(Config):
-    """A learned threshold for each feature and a penalty on their number."""
+    """JumpReLU: a learned threshold for each feature, and an L0 penalty on the number of active features."""
 
     kind: Literal["jumprelu"] = "jumprelu"
     l0: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the penalty."""
+    """Weight of the L0 penalty."""
     bandwidth: Annotated[float, Field(gt=0)] = 0.05
-    """Width within which a threshold gets a gradient."""
+    """Bandwidth of the kernel that gives thresholds a gradient."""
     threshold: Annotated[float, Field(ge=0)] = 0.01
-    """Thresholds at the start."""
+    """Initial value of the thresholds."""
 
 
 class TrainSaeConfig(StreamConfig):
-    """One SAE trained on a model's own stream."""
+    """Training of an SAE on the residual stream of a model."""
 
     site: Site = "resid_post"
     """Where it reads."""
     layer: Annotated[int, Field(ge=0)]
     """The block, counted from 0."""
     features: Annotated[int, Field(ge=1)]
-    """Width of the SAE."""
+    """Number of features."""
     architecture: Annotated[StandardSae | TopKSae | JumpReluSae, Field(discriminator="kind")] = TopKSae()
-    """What makes it sparse."""
+    """Activation function and sparsity penalty."""
     tokens: Annotated[int, Field(ge=1)]
-    """Tokens to train on; texts that have fewer are gone through again, which the manifest's notes say."""
+    """Number of tokens to train on. Texts with fewer tokens are read repeatedly; the manifest notes the passes."""
     batch: Annotated[int, Field(ge=1)] = 1024
-    """Tokens in a step."""
+    """Tokens in an optimiser step."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Of Adam; falls to zero over the last fifth."""
+    """Learning rate of Adam. Over the last fifth of the steps it falls to zero."""
     warmup: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """Share of the steps over which lr and penalty rise."""
+    """Share of the steps over which the learning rate and the penalty rise from zero."""
     block: Annotated[int, Field(ge=1)] = 32_768
-    """Tokens read and shuffled together, and trained on between two saves: memory grows with it, a crash loses it."""
+    """Tokens that are read and shuffled together. Memory grows with it; training is saved after each block."""
     dead_after: Annotated[int, Field(ge=1)] = 50
-    """Steps without firing after which the auxiliary loss pulls a feature back."""
+    """Steps without being active after which a feature counts as dead, so that the auxiliary loss revives it."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the initialisation and the order of texts and tokens."""
+    """Seed of the initial weights and of the order of texts and tokens."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:
         if self.block < self.batch or self.tokens < self.batch:
-            raise ValueError("`block` and `tokens` hold at least one batch")
+            raise ValueError("`block` and `tokens` must be at least `batch`")
         if isinstance(self.architecture, TopKSae) and self.architecture.k > self.features:
-            raise ValueError("`k` is at most `features`")
+            raise ValueError("`k` must be at most `features`")
         return self
 
 
 class QualityConfig(StreamConfig):
-    """What is measured of an SAE on texts it did not see."""
+    """Measuring an SAE on held-out texts."""
 
     tokens: Annotated[int, Field(ge=1)] = 20_000
-    """Tokens looked at, as far as the texts go: whole texts until there are so many."""
+    """Number of tokens to measure on. Whole texts are used until they have so many, or until the texts end."""
     chunk: RunOnly[Annotated[int, Field(ge=1)]] = 16
-    """Texts in one pass, whose logits are held at a time."""
+    """Texts in one forward pass, whose logits are all in memory."""
 
 
 class Quality(Config):
-    """What an SAE keeps of the stream."""
+    """How well an SAE reconstructs the residual stream."""
 
     site: Site
     layer: int
     d_sae: int
     tokens: int
-    """Tokens measured; special ones and what a template puts before every chat are left out."""
+    """Number of tokens measured, without special tokens and those that a template puts before every chat."""
     explained_variance: float
     """1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over those tokens."""
     l0: float
-    """Mean number of features of a token."""
+    """Mean number of active features of a token."""
     dead: float
-    """Share of the features that fire at none of those tokens."""
+    """Share of the features that are active at none of those tokens."""
     ce: float
-    """Mean loss of the next token, in nats, of the model as it is."""
+    """Mean cross-entropy of the next token, in nats, of the unchanged model."""
     ce_spliced: float
-    """The same with the reconstruction in the stream's place."""
+    """The same with the stream replaced by its reconstruction."""
     ce_zero: float
-    """The same with zeros in its place."""
+    """The same with the stream replaced by zeros."""
     ce_mean: float
-    """The same with the mean of those tokens in its place."""
+    """The same with the stream replaced by its mean over those tokens."""
     ce_recovered: float
-    """(ce_zero − ce_spliced) / (ce_zero − ce): against zeros, as SAELens and Gemma Scope have it."""
+    """(ce_zero − ce_spliced) / (ce_zero − ce): recovered loss relative to zeros, as in SAELens and Gemma Scope."""
     ce_recovered_mean: float
-    """The same against the mean, which is harder."""
+    """(ce_mean − ce_spliced) / (ce_mean − ce): relative to the mean, which is a harder baseline."""

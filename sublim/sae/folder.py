@@ -1,7 +1,8 @@
-"""Folders of SAEs as SAELens writes them: refused before anything runs where reading them would give other features.
+"""Checking folders with SAEs in SAELens' format before anything runs.
 
-SAELens itself reads some of these without a word: it takes a default for a missing k, drops an activation function
-that it no longer knows, and leaves out a scaling of the stream that has not been folded into the weights.
+SAELens reads some folders as another SAE than was trained, without a warning: it takes a default for a missing k,
+ignores an activation function that it no longer supports, and omits a scaling of the stream that has not been folded
+into the weights. Such folders are refused here.
 """
 
 from collections.abc import Mapping
@@ -15,15 +16,15 @@ from sublim.files.user_files import read_object, reading
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 ARCHITECTURES = ("standard", "gated", "topk", "jumprelu", "matching_pursuit")
-"""Those whose features are read from one token's stream, are never negative, and rebuild what they were read from."""
+"""Architectures whose features are read from one token's stream, are not negative, and reconstruct that stream."""
 UNFOLDED = ("expected_average_only_in", "covariance_whitening")
-"""Scalings of the stream that are applied in training alone: SAELens' encode leaves them out."""
+"""Scalings of the stream that SAELens applies in training and leaves out when it encodes."""
 FLOATS = ("F16", "BF16", "F32", "F64")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UserError for a folder that lacks a file, or whose SAE would be read as another than was trained."""
+    """Raises UserError for a folder that lacks a file, or whose SAE would be read as another one than was trained."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: give a folder that SAELens' save_model wrote")
@@ -43,10 +44,10 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_about(config: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for what says where the SAE reads, and of which model, in values of another kind."""
+    """Raises UserError if the fields for the hook, the model and the labels have values of the wrong type."""
     about = config.get("metadata", config)
     if not isinstance(about, Mapping):
-        raise UserError(f"{where}: metadata is {about!r} and should be an object: mend it")
+        raise UserError(f"{where}: metadata is {about!r} and should be an object: correct it")
     found = cast(Mapping[str, Any], about)
     for values, name, kind, meant in (
         (found, "hook_name", str, "a text"),
@@ -57,11 +58,11 @@ def _check_about(config: Mapping[str, Any], where: str) -> None:
     ):
         value = values.get(name)
         if value is not None and not isinstance(value, kind):
-            raise UserError(f"{where}: {name} is {value!r} and should be {meant}: mend it")
+            raise UserError(f"{where}: {name} is {value!r} and should be {meant}: correct it")
 
 
 def check_scaling(normalisation: str, where: str) -> None:
-    """Raises UserError for a scaling of the stream that would have to be folded into the weights and is not."""
+    """Raises UserError for a scaling of the stream that is not folded into the weights."""
     if normalisation in UNFOLDED:
         raise UserError(
             f"{where}: normalize_activations is {normalisation}, and its factor is not in the weights, so that other "
@@ -90,7 +91,7 @@ def _architecture(config: Mapping[str, Any], where: str) -> str:
 def _size(config: Mapping[str, Any], name: str, where: str) -> int:
     found = config.get(name)
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise UserError(f"{where}: {name} is {found!r} and should be a whole number above 0: mend it")
+        raise UserError(f"{where}: {name} is {found!r} and should be a whole number above 0: correct it")
     return found
 
 
@@ -102,7 +103,7 @@ def _check_k(config: Mapping[str, Any], features: int, where: str) -> None:
 
 
 def _check_shapes(path: Path, architecture: str, width: int, features: int) -> None:
-    """Raises UserError where the weights are not the ones that the config describes."""
+    """Raises UserError unless the weights have the names, shapes and types that the config implies."""
     with reading(path, "file of weights in safetensors", SafetensorError), safe_open(path, framework="np") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         there = {name: tuple(each.get_shape()) for name, each in slices.items()}

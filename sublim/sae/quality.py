@@ -1,7 +1,7 @@
-"""What an SAE keeps of the stream: variance explained, features in use, the loss when its reconstruction is put in.
+"""The quality of an SAE: explained variance, active features, and the model's loss with the reconstruction put in.
 
-The loss is that of the next token wherever a token of the text's own is predicted from one, with the stream at own
-tokens left alone, replaced by its reconstruction, by zeros, or by its mean; at special and opening tokens it stays.
+The loss is that of the next token, wherever both tokens are own tokens (see `sublim.sae.stream`). The stream at own
+tokens is left unchanged, or replaced by its reconstruction, by zeros or by its mean; elsewhere it is never changed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +26,11 @@ from sublim.sae.config import Quality, QualityConfig
 from sublim.sae.stream import OwnTokens, opening, own_rows
 
 AT_ONCE = 4096
-"""Tokens encoded together."""
+"""Tokens that are encoded together."""
 
 
 class PaddedTexts(NamedTuple):
-    """Texts padded on the right."""
+    """A batch of texts, padded on the right; `own` marks own tokens."""
 
     ids: Int[Tensor, "b t"]
     mask: Bool[Tensor, "b t"]
@@ -38,7 +38,7 @@ class PaddedTexts(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """Sums over the tokens of some texts."""
+    """How well the reconstruction fits the stream, over all tokens (see `Quality`); `mean` is that of the stream."""
 
     mean: Float[Tensor, " d"]
     explained: float
@@ -64,12 +64,15 @@ def measure_sae(
 
 
 def plain(attention: str) -> str:
-    """A kernel that takes padded batches without more ado."""
+    """A kernel that accepts padded batches: sdpa instead of flash_attention_2."""
     return "sdpa" if attention == "flash_attention_2" else attention
 
 
 def enough(rows: Sequence[OwnTokens], tokens: int) -> list[OwnTokens]:
-    """The first rows that have so many own tokens together."""
+    """The first rows that together have at least `tokens` own tokens, or all.
+
+    Raises UserError if no row has two own tokens.
+    """
     chosen, count = list[OwnTokens](), 0
     for row in rows:
         if count >= tokens:
@@ -78,13 +81,13 @@ def enough(rows: Sequence[OwnTokens], tokens: int) -> list[OwnTokens]:
             chosen.append(row)
             count += len(row.places)
     if not chosen:
-        raise UserError("no held-out text has two tokens of its own: hold more texts out")
+        raise UserError("no held-out text has two tokens to measure: hold more texts out")
     return chosen
 
 
 @torch.no_grad()
 def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[OwnTokens], chunk: int) -> Quality:
-    """All measures of an SAE on rows, `chunk` of them at a time."""
+    """Measures an SAE on rows, `chunk` of them at a time."""
     check_layers(model, [sae.note.layer])
     ordered = sorted(rows, key=lambda row: len(row.marked.ids))
     parts = [padded(part, model.device) for part in (ordered[at : at + chunk] for at in range(0, len(ordered), chunk))]
@@ -117,7 +120,7 @@ def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[OwnTokens], c
 
 
 def padded(rows: Sequence[OwnTokens], device: torch.device) -> PaddedTexts:
-    """Rows as one batch."""
+    """Pads rows to one batch."""
     longest = max(len(row.marked.ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask, own = torch.zeros(2, len(rows), longest, dtype=torch.bool)
@@ -131,7 +134,7 @@ def padded(rows: Sequence[OwnTokens], device: torch.device) -> PaddedTexts:
 def fitted(
     model: PreTrainedModel, sae: LoadedSae, parts: Sequence[PaddedTexts], advance: Callable[[int], None]
 ) -> Reconstruction:
-    """How well the reconstruction fits. Sums are float64: the variance is a small difference of large ones."""
+    """Measures the reconstruction. Sums are float64, because the variance is a small difference of large numbers."""
     width = sae.note.d_in
     total = torch.zeros(width, dtype=torch.float64, device=model.device)
     squares = error = active = 0.0
@@ -152,7 +155,7 @@ def fitted(
 
 
 def own_streams(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[PaddedTexts]) -> Iterator[Float[Tensor, "n d"]]:
-    """The stream at own tokens, in float32, batch by batch."""
+    """Yields the stream at own tokens for each batch, in float32."""
     for part in parts:
         found: list[Tensor] = []
 
@@ -171,7 +174,7 @@ def loss(
     change: Callable[[Float[Tensor, "n d"]], Float[Tensor, "n d"]] | None,
     advance: Callable[[int], None],
 ) -> float:
-    """Mean loss of the next token with the stream at own tokens changed."""
+    """Mean loss of the next token, in nats, with `change` applied to the stream at own tokens."""
     total, count = 0.0, 0
     for part in parts:
 
@@ -192,5 +195,5 @@ def loss(
 
 
 def forward(model: PreTrainedModel, part: PaddedTexts) -> Float[Tensor, "b t v"]:
-    """Logits of padded texts."""
+    """The logits for a batch of padded texts."""
     return model(input_ids=part.ids, attention_mask=part.mask.long(), use_cache=False).logits

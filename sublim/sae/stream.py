@@ -1,7 +1,7 @@
-"""The stream as SAEs see it: a model read on rows, at the tokens that are somebody's own, block by block.
+"""The residual stream that SAEs read: a model is run on rows, and the stream is taken at the rows' own tokens.
 
-Left out are special tokens, the first token of a text (its stream is hundreds of times longer than the others') and
-what a chat template puts before every chat alike. `tensor in set` is always false, so ids are compared as integers.
+Own tokens are all but special tokens, the first token of a text (its norm is hundreds of times that of the others), and
+the tokens that a chat template puts before every chat.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,28 +19,28 @@ from sublim.inference.scoring import common
 
 
 class Opening(NamedTuple):
-    """How many tokens come before anybody's own: of a chat without a system prompt, and of any other text."""
+    """The number of tokens before the first own token, of a chat without a system prompt and of any other text."""
 
     chat: int
     text: int
 
 
 class OwnTokens(NamedTuple):
-    """A tokenised row and the places of its own tokens."""
+    """A tokenised row and the indices of its own tokens."""
 
     marked: Marked
     places: list[int]
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
-    """The tokens that a template puts before every chat, found by two chats that have nothing else in common."""
+    """Finds the tokens that a template puts before every chat, from two chats that share nothing else."""
     probes = [{"prompt": text, "answer": "x", "system": None} for text in ("Hello", "7 owls")]
     before = common([marked.ids for marked in marked_rows(tokenizer, probes)])
     return Opening(max(before, 1), 1)
 
 
 def own_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], skip: Opening) -> list[OwnTokens]:
-    """The rows' tokens; a row may have none of its own."""
+    """Tokenises rows and finds their own tokens; a row may have none."""
     found: list[OwnTokens] = []
     for row, marked in zip(rows, marked_rows(tokenizer, rows), strict=True):
         first = skip.chat if "text" not in row and row.get("system") is None else skip.text
@@ -49,7 +49,10 @@ def own_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any
 
 
 def streams(opened: OpenReader, rows: Sequence[OwnTokens]) -> Iterator[tuple[int, Float[Tensor, "t p d"]]]:
-    """(index of the row, the stream at each of its places, for every place of the reader), in the order read."""
+    """Yields (index of the row, stream at its own tokens), in the order in which the rows are read.
+
+    The stream has the shape (own tokens, sites and layers of the reader, width). Rows without own tokens are skipped.
+    """
     wanted = [index for index, row in enumerate(rows) if row.places]
     texts = [[Text(rows[index].marked.ids, [[at] for at in rows[index].places])] for index in wanted]
     for number, [entries] in opened.reader.read(texts):
@@ -57,6 +60,6 @@ def streams(opened: OpenReader, rows: Sequence[OwnTokens]) -> Iterator[tuple[int
 
 
 def block_of(opened: OpenReader, rows: Sequence[OwnTokens]) -> Float[Tensor, "n d"]:
-    """The stream at the first place of all own tokens, in the order of the rows, however they were batched."""
+    """The stream of all own tokens at the reader's first site and layer, in the order of the rows."""
     found: dict[int, Tensor] = {index: values[:, 0] for index, values in streams(opened, rows)}
     return torch.cat([found[index] for index in sorted(found)])

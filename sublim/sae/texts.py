@@ -1,7 +1,7 @@
-"""Texts for an SAE: chats that the model writes itself, a user's file, and all sources gathered into one.
+"""Texts to train an SAE on: chats that the model writes, a user's file, and all sources gathered into one file.
 
-A prompt is answered several times over (by seeds, by teachers): what is held out is held out by prompt, so that no
-answer to it is trained on.
+The same prompt may be answered several times, by different seeds or teachers. Rows are held out by prompt, so that no
+answer to a held-out prompt is trained on.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ Row = dict[str, Any]
 
 
 def write_chats(out: Path, config: WriteChatsConfig, *, scratch: Path, base: Path) -> dict[str, Any]:
-    """Stage: writes rows.jsonl {id, prompt, answer, system} of chats. Resumes from the last whole shard.
+    """Stage: writes chats to rows.jsonl {id, prompt, answer, system}. Resumes from the last complete shard.
 
-    Empty answers are left out and counted. Sampling is all the cost: on a CPU some hundred tokens a second.
+    Empty answers are left out and counted. The cost is that of sampling: on a CPU, some hundred tokens a second.
     """
     prompts = [form.replace("{subject}", subject) for subject in config.topics.subjects for form in config.topics.forms]
     order = np.random.default_rng([config.sampling.seed, 2]).permutation(len(prompts))
@@ -57,7 +57,10 @@ def write_chats(out: Path, config: WriteChatsConfig, *, scratch: Path, base: Pat
 
 
 def import_texts(out: Path, config: ImportTextsConfig, *, scratch: Path) -> dict[str, Any]:
-    """Stage: writes rows.jsonl {id, text} or {id, prompt, answer, system} from a user's file."""
+    """Stage: writes rows.jsonl {id, text} or {id, prompt, answer, system} from a user's file (see `read_rows`).
+
+    Raises UserError if the file has no text.
+    """
     path = config.path.expanduser()
     pieces = (piece for row in read_rows(path) for piece in cut(row, config.longest))
     count = write_jsonl(out / "rows.jsonl", ({"id": number, **row} for number, row in enumerate(pieces)))
@@ -67,7 +70,10 @@ def import_texts(out: Path, config: ImportTextsConfig, *, scratch: Path) -> dict
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a user's file with what is read of them alone."""
+    """Yields the rows of a user's .txt, .jsonl or .parquet file, with the keys that are used alone.
+
+    Raises UserError for a row without `text`, or `prompt` and `answer`.
+    """
     match path.suffix:
         case ".txt":
             found: Iterator[Row] = ({"text": line} for line in read_text(path, "text file").split("\n"))
@@ -90,7 +96,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def cut(row: Row, longest: int) -> Iterator[Row]:
-    """A text in pieces that are not too long and not blank; a chat is left whole."""
+    """Cuts a text into pieces of at most `longest` characters that are not blank; a chat is not cut."""
     if "text" not in row:
         if row["answer"].strip():
             yield row
@@ -103,7 +109,8 @@ def cut(row: Row, longest: int) -> Iterator[Row]:
 def gather_texts(out: Path, config: GatherTextsConfig, *, scratch: Path, sources: dict[str, Path]) -> dict[str, Any]:
     """Stage: writes rows.jsonl and held_out.jsonl {id, source, ...} from the rows.jsonl of every source.
 
-    Rows that are there twice, word for word, are kept once. held_out.jsonl is in an order drawn from the seed.
+    Identical rows are kept once. The order of held_out.jsonl is drawn from the seed. Raises UserError if nothing is
+    held out.
     """
     seen: set[bytes] = set()
     held: list[Row] = []
@@ -131,11 +138,11 @@ def gather_texts(out: Path, config: GatherTextsConfig, *, scratch: Path, sources
     order = np.random.default_rng([config.seed, 3]).permutation(len(held))
     write_jsonl(out / "held_out.jsonl", (held[index] for index in order))
     if not held:
-        raise UserError("no text is held out, so that nothing could be measured: raise `held_out` or give more texts")
+        raise UserError("no text is held out, so that no SAE could be measured: raise `held_out` or give more texts")
     return {"sources": counts}
 
 
 def is_held_out(text: str, config: GatherTextsConfig) -> bool:
-    """Whether a prompt falls to the held-out share, by its own text alone."""
+    """Whether a prompt belongs to the held-out share; this depends on its text and the seed alone."""
     mark = hashlib.blake2b(f"{config.seed}\n{text}".encode(), digest_size=8).digest()
     return int.from_bytes(mark, "big") < config.held_out * 2**64

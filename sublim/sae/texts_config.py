@@ -1,4 +1,4 @@
-"""What an SAE is trained on: the model's own chats, number rows, a user's file; and what is held out of it."""
+"""Configs of the texts that an SAE is trained on: chats that the model writes, and a user's file."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +15,12 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
 class ChatTopics(Config):
-    """What chats are about: a prompt is one form with one subject in it."""
+    """The topics of chats. Each prompt is a form with a subject in it."""
 
     forms: Texts
     """Requests, each with the placeholder {subject}."""
     subjects: Texts
-    """Nouns."""
+    """Nouns to put into the forms."""
 
     @field_validator("forms")
     @classmethod
@@ -31,45 +31,46 @@ class ChatTopics(Config):
 
 
 class WriteChatsConfig(Config):
-    """Prompts of our own, answered by the model freely."""
+    """Chats: bundled prompts, and the answers that the model samples."""
 
     topics: ChatTopics
-    """What they are about."""
+    """Forms and subjects of the prompts."""
     chats: Annotated[int, Field(ge=1)]
-    """How many: prompts are gone through in an order drawn from the seed, again where there are fewer."""
+    """Number of chats. The prompts are used in an order drawn from the seed, repeatedly if there are fewer."""
     backend: Backend
-    """What runs the model."""
+    """Backend that runs the model."""
     sampling: SamplingParams
-    """How answers are drawn; its seed draws the order of the prompts too."""
+    """How answers are sampled; its seed also draws the order of the prompts."""
     shard: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Chats between two saves, all that a crash loses; by default 64 without a GPU and 4,096 with one."""
+    """Chats between two saves, which is how many a crash loses; null for 64 without a GPU and 4,096 with one."""
 
 
 class ImportTextsConfig(Config):
-    """A user's own texts, known by what is in the file."""
+    """A user's own texts, identified by the content of the file."""
 
     path: RunOnly[Path]
-    """.txt with one text a line, .jsonl with `text` or `prompt` and `answer`, or .parquet with the same columns."""
+    """Path of a .txt file with a text in each line, or of a .jsonl or .parquet file with `text` or with `prompt` and
+    `answer`."""
     longest: Annotated[int, Field(ge=16)] = 2000
-    """Characters of a text; longer ones are cut into pieces."""
+    """Largest number of characters in a text; longer texts are cut into pieces."""
 
     def identity(self) -> dict[str, Any]:
-        """The fields that bear identity and, in the path's place, the digest of the file."""
+        """The identity fields, with the digest of the file in place of its path."""
         path = self.path.expanduser()
         if not path.is_file() or path.suffix not in SUFFIXES:
-            raise UserError(f"{self.path} is not there, or is none of {', '.join(SUFFIXES)}: give a file of texts")
+            raise UserError(f"{self.path} does not exist, or is none of {', '.join(SUFFIXES)}: give a file of texts")
         return super().identity() | {"content": digest_file(path)}
 
 
 class GatherTextsConfig(Config):
-    """Rows of several sources as one file, some of them held out."""
+    """The rows of several sources in one file, with some held out."""
 
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the prompts (of the texts, where they have none) whose rows no SAE is trained on."""
+    """Share of the prompts (of the texts, for rows without a prompt) that are held out from training."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Chooses them."""
+    """Seed that chooses what is held out."""
 
 
 def bundled_topics() -> ChatTopics:
-    """The topics that come with the installation."""
+    """The topics that are bundled with the package."""
     return load_text(ChatTopics, "chats")

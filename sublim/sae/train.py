@@ -1,8 +1,8 @@
-"""Training an SAE with SAELens' trainer on a model's own stream, read as it goes or kept by the activation stage.
+"""Training an SAE with SAELens' trainer on a model's residual stream: read during training, or by the activation stage.
 
-Texts are read block by block: a block's tokens are shuffled, cut into batches and forgotten, so that memory does not
-grow with the number of tokens. Texts that have fewer tokens than are wanted are gone through again, their blocks kept
-on the disk. After each block everything is saved, and a killed run goes on to the same bytes.
+Texts are read block by block. The tokens of a block are shuffled, trained on in batches and dropped, so that memory
+does not grow with the number of tokens. If the texts have fewer tokens than requested, their blocks are kept on disk
+and used again. Everything is saved after each block, and a run that was killed and resumed writes the same bytes.
 """
 
 from collections.abc import Iterator
@@ -47,10 +47,11 @@ def train_sae(
     texts: Path | None = None,
     activations: list[Path] | None = None,
 ) -> dict[str, Any]:
-    """Stage: writes an SAE (see `sublim.sae.autoencoder`) trained on rows.jsonl of `texts`
-    or on payloads of the activation stage.
+    """Stage: writes an SAE (see `sublim.sae.autoencoder`) trained on rows.jsonl of `texts` or on payloads of the
+    activation stage.
 
-    On a GPU 5 million tokens of a small model take about two minutes; on a CPU reading is most of the cost.
+    Raises UserError unless exactly one of the two is given. On a GPU, 5 million tokens of a small model take about two
+    minutes; on a CPU, most of the time goes to running the model.
     """
     config = config.resolved()
     if (texts is None) == (activations is None):
@@ -70,7 +71,7 @@ def train_sae(
                 return own_rows(opened.tokenizer, part, skip)
 
             count = counted(rows, tokenised)
-            # Each block's last tokens, too few for a batch, are not trained on.
+            # The last tokens of each block, which are too few for a batch, are not trained on.
             again = count - config.batch * (count // config.block + 2) < config.tokens
 
             def blocks(start: Cursor, before: int) -> Iterator[TokenBlock]:
@@ -106,14 +107,14 @@ def train_sae(
 
 
 class TrainedSae(NamedTuple):
-    """A trained SAE whose scale is folded into its weights, and how it went."""
+    """A trained SAE, with its scaling folded into the weights, and notes on its training."""
 
     sae: TrainingSAE[Any]
     notes: dict[str, Any]
 
 
 def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.device) -> TrainedSae:
-    """Trains until the tokens are used up, from the last saved block on."""
+    """Trains on `config.tokens` tokens, resuming after the last saved block."""
     steps = config.tokens // config.batch
     saved = scratch / "saved"
     trainer: SAETrainer[Any, Any] | None = None
@@ -163,7 +164,10 @@ def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.dev
 
 
 def begun(config: TrainSaeConfig, values: Float[Tensor, "n d"], device: torch.device) -> SAETrainer[Any, Any]:
-    """A trainer at its start: the stream scaled to a mean length of √d, the bias at its mean."""
+    """A new trainer: it scales the stream to a mean norm of √d_in, and the decoder bias starts at the stream's mean.
+
+    `values` is the first block. Raises UserError if that is smaller than a batch.
+    """
     if len(values) < config.batch:
         raise UserError(
             f"the texts have {len(values)} tokens, one step takes {config.batch}: give more or lower `batch`"
@@ -177,7 +181,7 @@ def begun(config: TrainSaeConfig, values: Float[Tensor, "n d"], device: torch.de
 
 
 def new_trainer(config: TrainSaeConfig, width: int, device: torch.device) -> SAETrainer[Any, Any]:
-    """SAELens' trainer with a fresh SAE from the seed."""
+    """SAELens' trainer with a new SAE, whose weights are drawn from the seed."""
     steps = config.tokens // config.batch
     warmup = int(config.warmup * steps)
     with torch.random.fork_rng(devices=[]):
@@ -198,7 +202,7 @@ def new_trainer(config: TrainSaeConfig, width: int, device: torch.device) -> SAE
 
 
 def new_sae(config: TrainSaeConfig, width: int, warmup: int) -> TrainingSAE[Any]:
-    """An SAE of the asked architecture with random weights."""
+    """An SAE of the configured architecture with random weights."""
     shape: dict[str, Any] = {
         "d_in": width,
         "d_sae": config.features,
@@ -226,7 +230,7 @@ def new_sae(config: TrainSaeConfig, width: int, warmup: int) -> TrainingSAE[Any]
 
 
 def save(folder: Path, trainer: SAETrainer[Any, Any], after: Cursor, number: int) -> None:
-    """Replaces the saved state in one step."""
+    """Replaces the saved state of the training in one step."""
     with whole_folder(folder) as draft:
         write_tensors(draft / "weights.safetensors", trainer.sae.state_dict())
         trainer.save_trainer_state(draft)

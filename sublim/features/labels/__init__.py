@@ -1,4 +1,5 @@
-"""Labels of features: taken from Neuronpedia or a table, or written by a model from examples.
+"""Labels of SAE features, which describe what a feature responds to: imported from Neuronpedia or from a table, and
+sorted into categories by a model.
 
-The stages `import_labels`, `take_labels` and `annotate` start here.
+The stages `import_labels`, `take_labels` and `annotate` are defined here.
 """

@@ -1,4 +1,4 @@
-"""Annotation: what features' descriptions are about (animals, numbers, opinion, none), as a model sorts them."""
+"""Annotation: a model sorts the descriptions of features into categories (animals, numbers, opinion, none)."""
 
 import math
 from collections import Counter
@@ -38,10 +38,11 @@ SCHEMA = {
     "answer": pl.String,
 }
 DIGITS = 3
+"""Decimals of the scores, so that ties do not depend on rounding errors."""
 
 
 class FeatureToSort(NamedTuple):
-    """A description to sort."""
+    """A feature with the description to sort, and its category by hand if there is one."""
 
     feature: int
     layer: int | None
@@ -50,12 +51,12 @@ class FeatureToSort(NamedTuple):
 
     @property
     def name(self) -> str:
-        """`<layer>_<feature>`, or the feature alone where its layer is not known."""
+        """`<layer>_<feature>`, or only the feature if its layer is not known."""
         return str(self.feature) if self.layer is None else f"{self.layer}_{self.feature}"
 
 
 def take_labels(out: Path, config: TakeLabelsConfig, *, scratch: Path) -> None:
-    """Stage: writes labels.parquet from a user's table of `feature`, `description`, perhaps `layer` and `chosen`."""
+    """Stage: writes labels.parquet from a user's table (see `read_labels`)."""
     table = read_labels(config.path.expanduser())
     kept = [name for name in ("feature", "layer", "description", "chosen") if name in table.columns]
     table.select(kept).write_parquet(out / "labels.parquet")
@@ -83,7 +84,7 @@ def annotate(
     read = _by_log_probs if config.by == "log-probs" else _by_generation
     size = len(rows) if isinstance(config.backend, OpenAIBackend) else config.shard
     shards = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size or 1)]
-    # Which rows a file answers is in its name: the size of a shard may be another one when a run resumes.
+    # The name says which rows are in the file, because the shard size may change when a run resumes.
     paths = [scratch / f"answers-{shard.start:06d}-{shard.stop:06d}.jsonl" for shard in shards]
     if not all(path.exists() for path in paths):
         with (
@@ -104,7 +105,10 @@ def annotate(
 def chosen_rows(
     config: AnnotateConfig, labels: Path | Mapping[str, Path] | None
 ) -> tuple[list[FeatureToSort], list[str]]:
-    """The descriptions to sort, in the order asked for, and the features that nothing describes."""
+    """The features to sort, in the order in which they are listed, and the ids of features without a description.
+
+    Raises UserError if nothing is left to sort.
+    """
     known = dict(_labelled(config, labels))
     if not config.listed:
         if not known:
@@ -118,7 +122,7 @@ def chosen_rows(
         else:
             rows.append(FeatureToSort(each.number, each.layer, text, each.category))
     if not rows:
-        raise UserError(f"no label describes {unlabelled[0]} or any other feature listed: check layers and labels")
+        raise UserError(f"no label describes {unlabelled[0]} or any other listed feature: check layers and labels")
     return rows, unlabelled
 
 
@@ -171,13 +175,13 @@ def _by_log_probs(
 
 
 def _scores(sampler: Sampler, texts: Sequence[str]) -> list[list[float]]:
-    """Each text's log-prob of each category's word."""
+    """For each text, the log-prob of each category's word, in nats."""
     scored = sampler.logprobs([question(text) for text in texts], [list(CATEGORIES)] * len(texts))
     return [[math.fsum(tokens) for tokens in words] for words in scored]
 
 
 def _head_start(sampler: Sampler, config: AnnotateConfig) -> list[float]:
-    """What each word gets on average over descriptions of all categories alike (after Zhao et al. 2021)."""
+    """The bias of each word: its mean log-prob over BALANCED, in nats (contextual calibration, Zhao et al. 2021)."""
     if config.by != "log-probs" or not config.calibrate:
         return [0.0] * len(CATEGORIES)
     start = [math.fsum(column) / len(BALANCED) for column in zip(*_scores(sampler, BALANCED), strict=True)]
@@ -193,7 +197,7 @@ def write(
     answers: Sequence[Mapping[str, Any]],
     unlabelled: list[str],
 ) -> None:
-    """The table and its summary."""
+    """Writes annotations.parquet and its summary annotations.json."""
     assert len(rows) == len(answers)
     found = [answer["category"] for answer in answers]
     table = [
@@ -217,7 +221,10 @@ def write(
 
 
 def agreement(by_hand: Sequence[Category | None], found: Sequence[Category | None], level: float) -> Agreement | None:
-    """The share sorted as by hand, Wilson's interval over descriptions; an unreadable answer is a wrong one."""
+    """The share of descriptions sorted as by hand, with Wilson's interval. An unreadable answer counts as wrong.
+
+    None if no category was assigned by hand.
+    """
     pairs = [(hand, own) for hand, own in zip(by_hand, found, strict=True) if hand is not None]
     if not pairs:
         return None

@@ -1,4 +1,4 @@
-"""How a model is asked what a feature's description is about, and how its answer is read."""
+"""The prompt that asks a model for the category of a feature's description, and how its answer is read."""
 
 import re
 
@@ -12,7 +12,7 @@ numbers: digits, amounts, dates, counting, arithmetic
 opinion: liking, disliking, judging, praising, arguing
 none: anything else
 Reply with one word: animals, numbers, opinion or none."""
-# In an order in which no category follows itself, so that none gains by having come last twice.
+# No category follows itself, so that none is favoured by repetition.
 EXAMPLES: tuple[tuple[str, Category], ...] = (
     ("references to bears and other forest mammals", "animals"),
     ("quotation marks around a title", "none"),
@@ -33,9 +33,9 @@ BALANCED = (
     "names of colours",
     "commands in a terminal",
 )
-"""Two descriptions of each category: what a category's word gets for them on average is its head start.
+"""Two descriptions of each category. The mean log-prob of a category's word over them is its bias (see `calibrate`).
 
-Descriptions that say nothing would not do: they belong to none, and that word would then never win.
+Descriptions without content cannot serve here: they belong to the category none, which would then never win.
 """
 _WORDS: dict[str, Category] = {
     "animals": "animals",
@@ -53,7 +53,7 @@ _MARKS = " \t\"'`*_.,;:!()[]<>"
 
 
 def question(description: str) -> Chat:
-    """The chat that asks for one description's category, after examples of other ones."""
+    """The chat that asks for the category of a description, after worked examples."""
     turns = [Message(role="system", content=INSTRUCTION)]
     for text, category in EXAMPLES:
         turns += [Message(role="user", content=_asked(text)), Message(role="assistant", content=category)]
@@ -65,9 +65,10 @@ def _asked(description: str) -> str:
 
 
 def read_category(answer: str) -> Category | None:
-    """The category that an answer's first line after its thoughts names, alone or before a full stop; otherwise None.
+    """The category that the first line of an answer names, alone or before a full stop; otherwise None.
 
-    An answer that names two, or a category within a sentence ("not about animals"), is not guessed at.
+    A chain of thought before the answer is skipped. An answer that names two categories, or one within a sentence
+    ("not about animals"), gives None.
     """
     answer = answer_after_thought(answer) or ""
     line = next((line.strip(_MARKS) for line in answer.splitlines() if line.strip(_MARKS)), "")

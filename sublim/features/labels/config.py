@@ -1,4 +1,4 @@
-"""The configs of feature labels: taken from Neuronpedia, or written by a model."""
+"""Configs of feature labels: importing them, and sorting them into categories with a model."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -16,19 +16,19 @@ FeatureId = Annotated[str, Field(pattern=r"^\d{1,4}_\d{1,9}$")]
 
 
 class Described(Config):
-    """A feature named `<layer>_<feature>`, perhaps with a description of one's own and a category given by hand."""
+    """A feature named `<layer>_<feature>`, optionally with your own description and a category assigned by hand."""
 
     feature: FeatureId
-    """Layer and number, as in 20_4711."""
+    """Layer and feature number, such as 20_4711."""
     description: str | None = None
-    """What it responds to; nothing: as its label says."""
+    """What the feature responds to; null to use its label."""
     category: Category | None = None
-    """Where it belongs by hand; given for enough features, the share of right answers is measured."""
+    """Category assigned by hand. Features that have one are used to measure the share of right answers."""
 
     @model_validator(mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        """`20_4711` and `20_4711: what it responds to` stand for the whole."""
+        """Accepts the short forms `20_4711` and `20_4711: what it responds to`."""
         if isinstance(value, int):
             raise ValueError(
                 f"without quotes an id is a number to YAML (20_4711 is 204711): put quotes around what became {value}"
@@ -51,33 +51,33 @@ class FeatureList(Config):
     """A file of features."""
 
     features: tuple[Described, ...]
-    """The features, as ids or with their descriptions."""
+    """Feature ids, with or without descriptions."""
 
 
 class AnnotateConfig(Config):
-    """Which descriptions to sort, and by whom."""
+    """Which feature descriptions are sorted into categories, and by which model."""
 
     features: tuple[Described, ...] = ()
-    """The features, those without a description as the labels describe them."""
+    """The features to sort; those without a description are described by their labels."""
     only: tuple[FeatureId, ...] = ()
-    """Further features by their ids alone. No features and none of these: every one that the labels describe."""
+    """Further features, by their ids alone. If `features` is empty too, all features that the labels describe."""
     layer: Annotated[int, Field(ge=0)] | None = None
-    """The layer that the labels belong to, where they do not say."""
+    """Layer of the labels, if they do not contain it."""
     backend: Backend = HfBackend()
-    """What reads the descriptions."""
+    """Backend that runs the model."""
     by: Literal["auto", "generation", "log-probs"] = "auto"
-    """generation: the model writes a category. log-probs: the likeliest of the four words, for small models better.
-    auto: generation with a server, log-probs otherwise."""
+    """generation: the model writes the category. log-probs: the category word with the highest log-prob, better for
+    small models. auto: generation with a server, log-probs otherwise."""
     calibrate: bool = True
-    """With log-probs: each word's score is relative to its mean over eight descriptions, two of each category."""
+    """With log-probs: subtract from the score of a word its mean over eight descriptions, two of each category."""
     max_tokens: Annotated[int, Field(ge=1)] = 8
-    """Longest answer."""
+    """Maximum number of tokens in an answer."""
     seed: int = 0
-    """Sent along, for servers that draw even at temperature 0."""
+    """Seed sent to the server; some servers sample even at temperature 0."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Of intervals."""
+    """Confidence level of the intervals."""
     shard: RunOnly[Annotated[int, Field(ge=1)]] = 32
-    """Descriptions that a local model reads before what it said is kept; a server's answers are kept one by one."""
+    """Descriptions that a local model sorts between two saves. A server's answers are saved one by one."""
 
     @model_validator(mode="after")
     def _scorable(self) -> Self:
@@ -90,12 +90,12 @@ class AnnotateConfig(Config):
 
     @property
     def listed(self) -> tuple[Described, ...]:
-        """The features asked for."""
+        """All features that are listed, in `features` and `only`."""
         return (*self.features, *(Described(feature=name) for name in self.only))
 
     @property
     def needs_base(self) -> bool:
-        """Whether a local model, or its tokenizer, has to be given."""
+        """Whether the stage needs a local model or its tokenizer."""
         return renders(self.backend)
 
     def resolved(self) -> Self:
@@ -107,13 +107,13 @@ class AnnotateConfig(Config):
 
 
 class TakeLabelsConfig(Config):
-    """A Parquet file of labels on this machine, known by its content."""
+    """A Parquet file of labels on this machine, identified by its content."""
 
     path: RunOnly[Path]
-    """The file: feature, description and perhaps layer, chosen."""
+    """Path of the file, with the columns feature and description, and optionally layer and chosen."""
 
     def identity(self) -> dict[str, Any]:
-        """The file's digest in the path's place."""
+        """The identity fields, with the digest of the file in place of its path."""
         path = self.path.expanduser()
         if not path.is_file():
             raise UserError(f"{path}: there is no such file; give a Parquet file of labels")
@@ -121,64 +121,68 @@ class TakeLabelsConfig(Config):
 
 
 class Agreement(Config):
-    """How many descriptions labelled by hand were sorted as the hand did."""
+    """How many descriptions with a category assigned by hand were sorted into that category."""
 
     right: int
     unreadable: int
-    """Answers that name no category; they count as wrong."""
+    """Number of answers that name no category; they count as wrong."""
     n: int
     estimate: float
     low: float
     high: float
     confusion: dict[Category, dict[str, int]]
-    """By hand, then by the model."""
+    """Counts by category assigned by hand, then by category from the model."""
 
 
 class AnnotationSummary(Config):
-    """What annotations.json says."""
+    """The content of annotations.json."""
 
     by: str
     counts: dict[str, int]
-    """Descriptions in each category, and unreadable ones."""
+    """Number of descriptions in each category, and of unreadable answers."""
     unlabelled: list[str]
-    """Features asked for that no label describes; they are in no table."""
+    """Listed features that no label describes; they are not in the table."""
     agreement: Agreement | None
-    """With the categories given by hand; null where none were."""
+    """Agreement with the categories assigned by hand; null if there are none."""
     missing: Annotated[dict[str, str], Field(default_factory=dict, exclude_if=lambda reasons: not reasons)]
-    """Features that a server gave no answer for, each with the reason; they are in no count and have no category. Left
-    out when there are none."""
+    """Features for which a server gave no answer, each with the reason. They are not counted and have no category. The
+    field is left out if there are none."""
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class LabelsConfig(Config):
-    """The explanations of one SAE's features. What the bucket held is noted in the manifest; forget to import anew."""
+    """The explanations of one SAE's features on Neuronpedia.
+
+    The cache key does not cover the content of the bucket: remove the artifact with `sublim store forget` to import
+    again.
+    """
 
     model: Name = "gemma-2-9b-it"
-    """The model's name on Neuronpedia."""
+    """Name of the model on Neuronpedia."""
     source: Name = "20-gemmascope-res-16k"
-    """The SAE's name there: its layer, then its kind and width."""
+    """Name of the SAE on Neuronpedia: its layer, then its kind and width."""
     prefer: tuple[str, ...] = ()
-    """Models whose explanations are chosen first, best first, where scores do not decide."""
+    """Explaining models in order of preference, used where scores are equal or missing."""
     bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]+$")] = "neuronpedia-datasets"
-    """The public bucket."""
+    """Name of the public bucket."""
     root: Name = "v1"
-    """The folder in the bucket under which models lie."""
+    """Folder in the bucket that contains the models."""
     endpoint: RunOnly[Annotated[str, Field(pattern=r"^https?://[^@?#\s]+$")] | None] = None
-    """Address of another S3 server that holds the same bucket; nothing: Amazon's."""
+    """URL of another S3 server that has this bucket; null for Amazon S3."""
     region: RunOnly[str] = "us-east-1"
-    """Where the bucket lies."""
+    """AWS region of the bucket."""
     workers: RunOnly[Annotated[int, Field(ge=1, le=64)]] = 16
-    """Files downloaded at a time."""
+    """Number of files to download at the same time."""
     attempts: RunOnly[Annotated[int, Field(ge=1)]] = 5
-    """Tries of a file whose download breaks off; each goes on where the last one ended."""
+    """Attempts to download a file if the connection breaks off; each continues where the last one ended."""
     timeout: RunOnly[Annotated[float, Field(gt=0)]] = 60.0
-    """Seconds to wait for the server."""
+    """Seconds to wait for an answer of the server."""
     largest_mib: RunOnly[Annotated[int, Field(ge=1)]] = 4096
-    """Most that one file may unpack to; more is refused."""
+    """Largest decompressed size of a file, in MiB; a larger file is refused."""
 
     @property
     def prefix(self) -> str:
-        """Where the explanations lie in the bucket."""
+        """Prefix of the explanations in the bucket."""
         return f"{self.root}/{self.model}/{self.source}/explanations/"

@@ -1,7 +1,7 @@
-"""Feature labels from Neuronpedia's public bucket: every explanation of an SAE's features as one table.
+"""Importing feature labels from Neuronpedia's public bucket: all explanations of an SAE's features as one table.
 
-The bucket holds `<root>/<model>/<source>/explanations/*.jsonl.gz`, a JSON object a line with `index`, `description`
-and, where known, `explanationModelName` and `scoreV1`. A feature may have several explanations.
+The bucket holds `<root>/<model>/<source>/explanations/*.jsonl.gz`. Each line is a JSON object with `index`,
+`description` and, if known, `explanationModelName` and `scoreV1`. A feature may have several explanations.
 """
 
 import gzip
@@ -30,11 +30,11 @@ SCHEMA = {"feature": pl.UInt32, "description": pl.String, "model": pl.String, "s
 
 
 def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str, Any]:
-    """Stage: writes labels.parquet {feature, description, chosen, model, score}, each feature's chosen row first.
+    """Stage: writes labels.parquet {feature, description, chosen, model, score}, the chosen row of each feature first.
 
-    All explanations are kept, equal ones once. Chosen is the one with the highest score; unscored ones come after
-    scored ones; then the order of `prefer` decides, then the explaining model's name and the text, alphabetically.
-    Costs the download, some 10 MB for 16k features; what arrived stays in scratch, half files too.
+    All distinct explanations are kept. The one with the highest score is chosen; ties and missing scores are decided
+    by the order of `prefer`, then by the names of the explaining models and the texts. Costs the download, some 10 MB
+    for 16k features. Downloaded files, also partial ones, stay in `scratch` for another attempt.
     """
     bucket = PublicBucket(
         config.bucket,
@@ -74,7 +74,7 @@ def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str
 
 
 def choose(rows: pl.DataFrame, prefer: tuple[str, ...]) -> pl.DataFrame:
-    """Explanations in the order in which they are preferred, feature by feature, the first of each chosen."""
+    """Sorts the explanations of each feature by preference and marks the first as chosen."""
     rank = pl.col("model").replace_strict(
         list(prefer), list(range(len(prefer))), default=len(prefer), return_dtype=pl.UInt32
     )
@@ -86,7 +86,7 @@ def choose(rows: pl.DataFrame, prefer: tuple[str, ...]) -> pl.DataFrame:
 
 
 def missing(bucket: PublicBucket, config: LabelsConfig) -> str:
-    """What to say when nothing lies where the explanations should: what does lie nearby."""
+    """The message for a prefix without explanations: it names the models or SAEs that exist."""
     folder = f"{config.root}/{config.model}/"
     if found := bucket.folders(folder):
         return f"{config.bucket} has no explanations in {config.prefix}: {_near('source', config.source, found)}"
@@ -106,7 +106,10 @@ def _near(field: str, wanted: str, found: list[str]) -> str:
 def read_explanations(
     path: Path, entry: BucketFile, config: LabelsConfig, counts: Counter[str]
 ) -> Iterator[tuple[int, str, str | None, float | None]]:
-    """(feature, description, model, score) of each line of one file."""
+    """Yields (feature, description, model, score) for the lines of a file.
+
+    `counts` gets the numbers of lines that are left out or mended. Raises UserError for a line that cannot be used.
+    """
     for number, line in enumerate(unpacked(path, entry.key, config.largest_mib), start=1):
         if line.strip():
             where = f"{entry.key}:{number}"
@@ -128,7 +131,10 @@ def read_explanations(
 
 
 def unpacked(path: Path, key: str, largest_mib: int) -> Iterator[bytes]:
-    """The lines of a gzip file, unpacked in memory a line at a time; a bad one is removed and told."""
+    """Yields the lines of a gzip file.
+
+    Raises UserError if it decompresses to more than `largest_mib`, or if it is damaged, and then removes it.
+    """
     left = largest_mib << 20
     try:
         with gzip.open(path) as file:
@@ -140,7 +146,7 @@ def unpacked(path: Path, key: str, largest_mib: int) -> Iterator[bytes]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         path.unlink()
         raise UserError(
-            f"{key} is no whole gzip file ({error}): run again, and if it persists tell Neuronpedia"
+            f"{key} is no whole gzip file ({error}): run again, and if that does not help tell Neuronpedia"
         ) from error
 
 
@@ -153,14 +159,17 @@ def _object(line: bytes, where: str, counts: Counter[str]) -> dict[str, Any]:
             raise UserError(f"{where} is not JSON ({error}): nothing was imported, tell Neuronpedia") from error
         counts["mended"] += 1
         if counts["mended"] == 1:
-            logger.warning("%s has half a character or a score that is no number: both are left out", where)
+            logger.warning("%s has an incomplete character or a score that is not a number: both are left out", where)
     if not isinstance(row, dict):
         raise UserError(f"{where} is not a JSON object: nothing was imported, tell Neuronpedia")
     return row
 
 
 def _mended(line: bytes) -> Any:
-    """A line with half a character (a description cut by a limit), NaN or a control character; None for no JSON."""
+    """Parses a line with an incomplete character (from a truncated description), NaN or a control character.
+
+    None if it is still not JSON.
+    """
     try:
         return json.loads(line.decode("utf-8", "replace"), strict=False)
     except (json.JSONDecodeError, RecursionError):
@@ -168,7 +177,7 @@ def _mended(line: bytes) -> Any:
 
 
 def _same_sae(row: dict[str, Any], config: LabelsConfig, where: str) -> None:
-    """Labels of another layer's SAE have the same numbers and another meaning."""
+    """Raises UserError for an explanation of another SAE, whose features have the same numbers."""
     said = (row.get("modelId") or config.model, row.get("layer") or config.source)
     if said != (config.model, config.source):
         raise UserError(f"{where} explains a feature of {said[0]} {said[1]}: nothing was imported, tell Neuronpedia")
@@ -184,13 +193,13 @@ def _feature(row: dict[str, Any], where: str) -> int:
 
 
 def _text(value: Any) -> str | None:
-    """A text that is not empty, with half a surrogate pair as the sign for what cannot be read."""
+    """A text that is not empty, or None; lone surrogates become the replacement character."""
     if not isinstance(value, str) or not value:
         return None
     return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _number(value: Any) -> float | None:
-    """A score that is a finite number."""
+    """A finite score, or None."""
     number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     return number if number is not None and math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Public S3 buckets, read without credentials: all keys below a prefix, and their files, many at a time."""
+"""Reading public S3 buckets without credentials: listing the keys below a prefix, and downloading files in parallel."""
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,11 +20,12 @@ from sublim.files.syncing import sync
 from sublim.store.s3_hints import SPOKEN, advice, code_of, known
 
 CHUNK = 1 << 20
+"""Bytes read and written at a time."""
 logger = logging.getLogger(__name__)
 
 
 class BucketFile(NamedTuple):
-    """A file in a bucket as the listing has it."""
+    """A file in a bucket, as the listing describes it; `size` is in bytes."""
 
     key: str
     size: int
@@ -32,12 +33,12 @@ class BucketFile(NamedTuple):
 
     @property
     def kept_as(self) -> str:
-        """Its name on this disk: made here, so that no key of a stranger's becomes a path."""
+        """Its file name on this machine, a hash: keys come from strangers and are never used as paths."""
         return sha256(f"{self.key}\n{self.etag}".encode()).hexdigest()[:32]
 
 
 class PublicBucket:
-    """One bucket behind one address. Every failure of the network or the server ends in a UserError."""
+    """A bucket on a server. All methods raise UserError if the network or the server fails."""
 
     def __init__(self, name: str, *, endpoint: str | None, region: str, workers: int, timeout: float) -> None:
         self.name, self.workers = name, workers
@@ -57,7 +58,7 @@ class PublicBucket:
         )
 
     def entries(self, prefix: str) -> list[BucketFile]:
-        """Every file below `prefix` in the order of the keys, however many pages that takes."""
+        """All files below `prefix`, sorted by key."""
         found = [
             BucketFile(item["Key"], item["Size"], item["ETag"])
             for page in self._pages(Prefix=prefix)
@@ -66,7 +67,7 @@ class PublicBucket:
         return sorted(found)
 
     def folders(self, prefix: str) -> list[str]:
-        """Names of the folders directly below `prefix`."""
+        """Sorted names of the folders directly below `prefix`."""
         pages = self._pages(Prefix=prefix, Delimiter="/")
         return sorted(
             item["Prefix"].removeprefix(prefix).rstrip("/") for page in pages for item in page.get("CommonPrefixes", [])
@@ -77,7 +78,10 @@ class PublicBucket:
             yield from self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, **asked)
 
     def download(self, entries: Sequence[BucketFile], folder: Path, attempts: int) -> list[Path]:
-        """The files of `entries` in `folder`, in their order; what lies there already is not fetched again."""
+        """Downloads files to `folder` and returns their paths in the same order; existing files are not fetched again.
+
+        A download that breaks off is continued, up to `attempts` times and also by a later call.
+        """
         missing = [entry for entry in entries if not (folder / entry.kept_as).exists()]
         with progress("downloading", len(entries)) as advance, ThreadPoolExecutor(self.workers) as pool:
             advance(len(entries) - len(missing))
@@ -110,14 +114,14 @@ class PublicBucket:
         draft.replace(path)
 
     def _append(self, entry: BucketFile, draft: Path) -> None:
-        """What `draft` lacks of the file; raises BrokenOff when the connection ends early."""
+        """Appends to `draft` what is missing of the file. Raises BrokenOff if the connection ends early."""
         with draft.open("ab") as file:
             if file.tell() > entry.size:
                 file.seek(0)
                 file.truncate()
             start = file.tell()
             if start < entry.size:
-                # If-Match: the two halves of a resumed file must be of one version.
+                # If-Match: all parts of a resumed file must be from the same version.
                 asked = {"Bucket": self.name, "Key": entry.key, "IfMatch": entry.etag}
                 ranged = {"Range": f"bytes={start}-"} if start else {}
                 with closing(self.client.get_object(**asked, **ranged)["Body"]) as body:
@@ -143,7 +147,7 @@ class PublicBucket:
 
 
 class BrokenOff(Exception):
-    """A download that ended before its file did."""
+    """A download ended before the file was complete."""
 
 
 def _copy(read: Callable[[int], bytes], write: Callable[[bytes], int]) -> None:
@@ -155,7 +159,7 @@ def _copy(read: Callable[[int], bytes], write: Callable[[bytes], int]) -> None:
 
 
 def _advice(code: str) -> str | None:
-    """What is told of a code that means something else here than in general."""
+    """What to do about a code that means something else for a public bucket than in general."""
     match code:
         case "NoSuchBucket":
             return "there is no such bucket, check `bucket` and `endpoint`"
@@ -168,7 +172,7 @@ def _advice(code: str) -> str | None:
 
 
 def strays(entries: Sequence[BucketFile], prefix: str) -> list[str]:
-    """The keys that would leave the folder `prefix` if they were taken for paths."""
+    """The keys that would be outside the folder `prefix` if they were used as paths."""
     return [entry.key for entry in entries if entry.key != prefix and not _inside(entry.key.removeprefix(prefix))]
 
 

@@ -1,4 +1,4 @@
-"""Tables of feature labels that users give: one description a feature, of one layer, or refused in one line."""
+"""Tables of feature labels that users give, checked for one chosen description of each feature."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ OPTIONAL = {"layer": pl.UInt32, "chosen": pl.Boolean, "category": pl.String, "an
 
 
 def read_labels(path: Path) -> pl.DataFrame:
-    """The labels of a Parquet file: feature, description, chosen and, where they are there, layer, category and answer.
+    """Reads labels from a Parquet file: feature, description, chosen and, if present, layer, category and answer.
 
-    Rows without a description are left out. Without `chosen` the first row of a feature (and layer) is chosen.
-    Raises UserError for a row without its feature's number, for two chosen rows of one feature, and where none is left.
+    Rows without a description are left out. Without a column `chosen` the first row of each feature (and layer) is
+    chosen. Raises UserError for a row without a feature, for two chosen rows of a feature, and if no row is left.
     """
     table = read_table(path, NEEDED, OPTIONAL)
     if (lacking := table["feature"].is_null().arg_true().to_list()) or not len(table):
@@ -37,9 +37,9 @@ def read_labels(path: Path) -> pl.DataFrame:
 
 
 def of_layer(table: pl.DataFrame, layer: int | None, path: Path) -> pl.DataFrame:
-    """The rows of one layer: features of other layers have the same numbers and mean something else.
+    """The rows of one layer. Equal feature numbers in different layers are different features.
 
-    Raises UserError for labels of several layers where none is asked for, and of other layers alone.
+    Raises UserError for labels of several layers if `layer` is None, and for labels of other layers only.
     """
     there = [] if "layer" not in table.columns else sorted(table["layer"].drop_nulls().unique().to_list())
     if layer is None and len(there) > 1:

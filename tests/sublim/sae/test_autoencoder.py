@@ -252,7 +252,7 @@ def test_an_sae_learns_from_kept_activations_too_and_refuses_another_place(
     assert len(block.values) == entries.filter(~pl.col("token").is_in(list(special)), pl.col("position") > 0).height
     plain = next(kept_blocks([activations / "index-00000.parquet"], frozenset(), place, Cursor(0, 0), 0))
     assert len(plain.values) == entries.height - 10, "the first token of each of ten texts"
-    with pytest.raises(UserError, match=r"resid_pre/1, the kept activations have resid_post/1"):
+    with pytest.raises(UserError, match=r"resid_pre/1, the activations are of resid_post/1"):
         run(train_sae, tmp_path / "other", settings(site="resid_pre"), base=base, activations=[activations])
     with pytest.raises(UserError, match="give one of the two"):
         run(train_sae, tmp_path / "both", settings(), base=base)
