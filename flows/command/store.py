@@ -66,9 +66,8 @@ def ls(options: argparse.Namespace) -> int:
 def _place(bucket: "SharedStore | None", manifest: Manifest) -> str:
     if bucket is None:
         return ""
-    from sublim.store.bucket_upkeep import place
 
-    return f"  {place(bucket, manifest.artifact)}"
+    return f"  {describe_place(bucket, manifest.artifact)}"
 
 
 def verify(options: argparse.Namespace) -> int:

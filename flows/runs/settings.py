@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from flows.runs.fields import configs_in, full_path, hint, kind_of, walk
 from sublim.core.config import Config
 from sublim.core.errors import UserError
-from sublim.files.text_files import parse_yaml, quotes
+from sublim.files.text_files import parse_yaml, quoting_advice
 from sublim.files.user_files import reading
 
 
@@ -174,7 +174,7 @@ def _explained(config: type[Config], tree: Tree, problem: Any) -> str:
         case _:
             message = str(problem["msg"]).removeprefix("Value error, ")
             shown = "" if isinstance(problem["input"], dict | list) else given
-            return f"{name or 'settings'}: {message[0].lower()}{message[1:]}{shown}{quotes(problem)}"
+            return f"{name or 'settings'}: {message[0].lower()}{message[1:]}{shown}{quoting_advice(problem)}"
 
 
 def _place(tree: Tree, problem: Any) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, assert_never, cast
 
 from sublim.backends.vllm.environment import settle
 from sublim.core.errors import UserError
-from sublim.core.quick_imports import deferred, uncollected, unsearched
+from sublim.core.quick_imports import deferred_imports, without_collection, without_search
 from sublim.inference.device import start_context
 from sublim.residual.edits import Steering
 from sublim.training.checkpoints import checkpoint
@@ -69,7 +69,7 @@ def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | 
     match backend:
         case HfBackend():
             start_context()
-            with uncollected(), deferred(), unsearched():
+            with without_collection(), deferred_imports(), without_search():
                 from sublim.backends.hf import open_hf
 
             with open_hf(backend.resolved(), base, weights) as sampler:

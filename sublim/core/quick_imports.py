@@ -25,7 +25,7 @@ modules.
 
 
 @contextmanager
-def uncollected() -> Generator[None]:
+def without_collection() -> Generator[None]:
     """Stops garbage collection during the block that first imports torch, where it takes a quarter of the time.
 
     What was imported is left out of all later collections too. Does nothing where torch is imported already: then
@@ -43,7 +43,7 @@ def uncollected() -> Generator[None]:
 
 
 @contextmanager
-def deferred(names: tuple[str, ...] = FUNCTIONS) -> Generator[None]:
+def deferred_imports(names: tuple[str, ...] = FUNCTIONS) -> Generator[None]:
     """Defers the import of these modules: a function imported from them in the block imports its module when called.
 
     Modules that are imported already are left alone. After the block, the modules are imported as usual.
@@ -82,7 +82,7 @@ LOOKS = "transformers.utils.import_utils"
 
 
 @contextmanager
-def unsearched() -> Generator[None]:
+def without_search() -> Generator[None]:
     """Lets transformers be imported without reading the file lists of all installed packages, or its files twice.
 
     It needs the file lists only for packages with another name than their module. What it finds is the same. Versions

@@ -81,7 +81,7 @@ def contrast_features(
 
     The columns are those of `contrast`, in the order of COLUMNS.
     """
-    sides = joined(row_features(target, config.sae), row_features(control, config.sae), pair=config.pair)
+    sides = sum_sides(row_features(target, config.sae), row_features(control, config.sae), pair=config.pair)
     table = contrast(sides, config)
     table.write_parquet(out / "contrast.parquet")
     found = significant(table, config.level)
@@ -97,7 +97,7 @@ def contrast_features(
     return notes
 
 
-def joined(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
+def sum_sides(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
     """Sums over the rows of two sides.
 
     Raises UserError for too few rows and, with `pair`, for ids that occur twice or on one side only.
@@ -105,7 +105,7 @@ def joined(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
     if not pair:
         if min(len(a.ids), len(b.ids)) < 2:
             raise UserError("each side needs at least two rows: give more")
-        table = one_side(a.values, "a").join(one_side(b.values, "b"), on="feature", how="full", coalesce=True)
+        table = sum_side(a.values, "a").join(sum_side(b.values, "b"), on="feature", how="full", coalesce=True)
         return Sides(table.fill_null(0).sort("feature"), len(a.ids), len(b.ids), False)
     if a.ids.n_unique() < len(a.ids) or b.ids.n_unique() < len(b.ids):
         raise UserError("an id occurs twice, so that rows cannot be paired: use pair=false")
@@ -120,12 +120,12 @@ def joined(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
         .group_by("feature")
         .agg((pl.col("value") * pl.col("value_b")).sum().alias("cross"))
     )
-    table = one_side(ours, "a").join(one_side(theirs, "b"), on="feature", how="full", coalesce=True)
+    table = sum_side(ours, "a").join(sum_side(theirs, "b"), on="feature", how="full", coalesce=True)
     table = table.join(cross, on="feature", how="left").fill_null(0).sort("feature")
     return Sides(table, len(both), len(both), True)
 
 
-def one_side(values: pl.DataFrame, side: str) -> pl.DataFrame:
+def sum_side(values: pl.DataFrame, side: str) -> pl.DataFrame:
     """For each feature: the number of rows in which it fires, the sum and the sum of squares."""
     return values.sort("feature", "id").group_by("feature", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias(f"rows_{side}"),
@@ -186,7 +186,7 @@ def significant(table: pl.DataFrame, level: float) -> pl.DataFrame:
     return table.filter(pl.col("q") <= level)
 
 
-def strongest(table: pl.DataFrame, level: float, size: int) -> list[int]:
+def feature_set(table: pl.DataFrame, level: float, size: int) -> list[int]:
     """The significant features that are larger on the target's side: at most `size`, the largest effects first."""
     return significant(table, level).filter(pl.col("effect") > 0).sort("rank").head(size)["feature"].to_list()
 
@@ -204,7 +204,7 @@ def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[
 
     Random features are matched in firing rate to one set, then to the other; the larger p-value of the two is used.
     """
-    sets = {name: strongest(tables[name], config.level, config.size) for name in sorted(tables)}
+    sets = {name: feature_set(tables[name], config.level, config.size) for name in sorted(tables)}
     classes = {name: rate_classes(tables[name], config.bins) for name in sets}
     rows: list[OverlapRow] = []
     names = sorted(tables)
@@ -212,7 +212,10 @@ def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[
         for second in names[place + 1 :]:
             one, other = sets[first], sets[second]
             shared = sorted({*one} & {*other})
-            ways = [chance(classes[first], one, other), chance(classes[second], other, one)]
+            ways = [
+                overlap_probabilities(classes[first], one, other),
+                overlap_probabilities(classes[second], other, one),
+            ]
             means = [float(way @ np.arange(len(way))) for way in ways]
             # Not summed where the sum is 1: rounding errors would decide which is larger.
             tails = [float(way[len(shared) :].sum()) if shared else 1.0 for way in ways]
@@ -247,7 +250,7 @@ def rate_classes(table: pl.DataFrame, bins: int) -> list[Int[ndarray, " m"]]:
     return [features[place == each] for each in range(bins)]
 
 
-def chance(
+def overlap_probabilities(
     classes: Sequence[Int[ndarray, " m"]], chosen: Sequence[int], other: Sequence[int]
 ) -> Float[ndarray, " shared"]:
     """Probabilities that a random set shares 0, 1, 2, … features with `other`.

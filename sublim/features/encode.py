@@ -30,7 +30,7 @@ from sublim.files.jsonl import read_jsonl
 from sublim.files.syncing import sync
 from sublim.memory.fitting import Fit
 from sublim.sae.autoencoder import LoadedSae, check_sae, load_sae, read_note
-from sublim.sae.stream import Opening, OwnTokens, opening, own_rows, streams
+from sublim.sae.stream import Opening, OwnTokens, find_opening, own_rows, streams
 from sublim.training.checkpoints import chosen_weights
 
 FEATURES = {"row": pl.UInt32, "position": pl.Int32, "feature": pl.UInt32, "value": pl.Float32}
@@ -103,7 +103,7 @@ def encode_features(
             with open_reader(reading, base, chosen_weights(weights, config.weights_update)) as opened:
                 device = opened.reader.network.device
                 loaded = {name: load_sae(payload, device) for name, payload in sorted(saes.items())}
-                skip, source = opening(opened.tokenizer), islice(read_jsonl(rows / "rows.jsonl"), config.rows)
+                skip, source = find_opening(opened.tokenizer), islice(read_jsonl(rows / "rows.jsonl"), config.rows)
                 for number in numbers:
                     part = list(islice(source, config.shard))
                     if not _done(scratch, number).exists():
@@ -124,7 +124,7 @@ def encode_part(
     skip: Opening,
 ) -> dict[str, tuple[pl.DataFrame, pl.DataFrame]]:
     """The tables of features and entries of some rows, by SAE; `first` is the number of the first row in its file."""
-    own = [wanted(each, config) for each in own_rows(opened.tokenizer, rows, skip)]
+    own = [tokens_to_encode(each, config) for each in own_rows(opened.tokenizer, rows, skip)]
     if empty := [row.get("id") for row, each in zip(rows, own, strict=True) if not each.places]:
         raise UserError(f"row {empty[0]} has no token to encode: filter such rows out")
     values = dict(streams(opened, own))
@@ -150,7 +150,7 @@ def encode_part(
     return made
 
 
-def wanted(row: OwnTokens, config: EncodeConfig) -> OwnTokens:
+def tokens_to_encode(row: OwnTokens, config: EncodeConfig) -> OwnTokens:
     """The row with only those of its own tokens that are to be encoded."""
     answered = row.marked.start < len(row.marked.ids)
     places = [at for at in row.places if at >= row.marked.start] if config.part == "answer" and answered else row.places
@@ -182,7 +182,7 @@ def _encoded(
 ) -> Iterator[SparseFeatures]:
     """`encode` in parts of about `room` tokens."""
     begun = 0
-    for group in groups(counts, len(stream), room):
+    for group in split_tokens(counts, len(stream), room):
         size = sum(group) if counts is not None else len(group)
         some = stream[begun : begun + size]
         features = sae.encode(some)
@@ -191,16 +191,15 @@ def _encoded(
         active = (features > 0).sum(1).float()
         if counts is not None:
             owner = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(group)).to(stream.device)
-            features, error, length, active = (pooled(each, owner, group) for each in (features, error, length, active))
-        yield sparse(features, active, error, length, config)
+            features, error, length, active = (
+                group_means(each, owner, group) for each in (features, error, length, active)
+            )
+        yield keep_features(features, active, error, length, config)
         begun += size
 
 
-def groups(counts: Sequence[int] | None, lines: int, room: int) -> Iterator[Sequence[int]]:
-    """Splits the tokens into parts of about `room` that are encoded together, without dividing groups.
-
-    Yields the sizes of the groups in each part or, without `counts`, the indices of the tokens.
-    """
+def split_tokens(counts: Sequence[int] | None, lines: int, room: int) -> Iterator[Sequence[int]]:
+    """Parts of about `room` tokens: the sizes of their undivided groups or, without `counts`, the tokens' indices."""
     if counts is None:
         for first in range(0, lines, room):
             yield range(first, min(first + room, lines))
@@ -214,14 +213,14 @@ def groups(counts: Sequence[int] | None, lines: int, room: int) -> Iterator[Sequ
     yield group
 
 
-def pooled(values: Tensor, owner: Int[Tensor, " n"], group: Sequence[int]) -> Tensor:
+def group_means(values: Tensor, owner: Int[Tensor, " n"], group: Sequence[int]) -> Tensor:
     """Means over groups of tokens; `owner` is the group of each token, `group` the size of each group."""
     sums = values.new_zeros(len(group), *values.shape[1:]).index_add_(0, owner, values)
     counts = torch.tensor(group, device=values.device, dtype=values.dtype)
     return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
 
 
-def sparse(
+def keep_features(
     features: Float[Tensor, "n f"],
     active: Float[Tensor, " n"],
     error: Float[Tensor, " n"],

@@ -76,7 +76,7 @@ def parse_yaml(text: str | bytes) -> Any:
         raise yaml.YAMLError(str(error)) from error
 
 
-def quotes(problem: ErrorDetails) -> str:
+def quoting_advice(problem: ErrorDetails) -> str:
     """The advice to quote a text that YAML reads as another type: `no` is false, 1984 a number, 2024-05-01 a date."""
     return ": put quotes around it, YAML reads it as no text" if problem["type"] == "string_type" else ""
 
@@ -94,7 +94,7 @@ def _one_line(errors: Sequence[ErrorDetails], kind: type[Config]) -> str:
         case "string_pattern_mismatch":
             line = f"field {field}: it is empty or blank, write a text"
         case _:
-            line = f"field {field}: {first['msg'].removeprefix('Value error, ')}{quotes(first)}"
+            line = f"field {field}: {first['msg'].removeprefix('Value error, ')}{quoting_advice(first)}"
     return line if len(errors) == 1 else f"{line} (and {len(errors) - 1} more)"
 
 

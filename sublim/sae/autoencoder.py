@@ -50,19 +50,19 @@ def import_sae(out: Path, config: ImportSaeConfig, *, scratch: Path) -> dict[str
     """Stage: writes a published SAE, which is downloaded, or one from a folder, in the format of this module."""
     match config.source:
         case PretrainedSae() as source:
-            sae, found = published(source)
-            note = note_of(sae, f"{source.release} {source.id}", source.other_model)
+            sae, found = download_sae(source)
+            note = note_from_config(sae, f"{source.release} {source.id}", source.other_model)
             note = note.model_copy(update={"neuronpedia": found.get("neuronpedia_id") or note.neuronpedia})
         case FolderSae() as source:
             sae = read_folder(source.path.expanduser())
-            note = note_of(sae, "folder", source.other_model)
+            note = note_from_config(sae, "folder", source.other_model)
         case _:
             assert_never(config.source)
     write_sae(out, sae, note)
     return note.model_dump(mode="json")
 
 
-def published(source: PretrainedSae) -> tuple[SAE[Any], dict[str, Any]]:
+def download_sae(source: PretrainedSae) -> tuple[SAE[Any], dict[str, Any]]:
     """Downloads an SAE and its config.
 
     Raises UserError for a release or id that SAELens does not list, and names the nearest ones.
@@ -106,7 +106,7 @@ def read_folder(folder: Path) -> SAE[Any]:
     return sae
 
 
-def note_of(sae: SAE[Any], source: str, other_model: bool = False) -> SaeNote:
+def note_from_config(sae: SAE[Any], source: str, other_model: bool = False) -> SaeNote:
     """The note for an SAE, from its own config. Raises UserError for a site that sublim cannot read."""
     about = sae.cfg.metadata
     hook = str(about.hook_name)
@@ -179,7 +179,7 @@ def check_sae(note: SaeNote, base: Path, place: Place | None = None) -> None:
             f"{base_identity(base)[:12]}: train one on this model"
         )
     named = note.base is None and known not in (None, "local", "merged") and not note.other_model
-    if named and note.model and not alike(name, note.model):
+    if named and note.model and not same_model(name, note.model):
         raise UserError(f"{what} is for {note.model}, the model is {name}: set other_model to use it all the same")
     if note.layer >= shape["num_hidden_layers"]:
         raise UserError(f"{what} is for layer {note.layer}, {name} has 0 to {shape['num_hidden_layers'] - 1}")
@@ -190,7 +190,7 @@ def check_sae(note: SaeNote, base: Path, place: Place | None = None) -> None:
         )
 
 
-def alike(name: str, other: str) -> bool:
+def same_model(name: str, other: str) -> bool:
     """Whether two names mean one model: `google/gemma-2-9b-it` and `gemma-2-9b-it`, `gpt2` and `gpt2-small`."""
     short = [each.rsplit("/", 1)[-1].lower().removesuffix("-small") for each in (name, other)]
     return short[0] == short[1]

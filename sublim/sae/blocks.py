@@ -39,7 +39,7 @@ Blocks = Callable[[Cursor, int], Iterator[TokenBlock]]
 """Yields blocks from a cursor on; the second argument is the number of blocks before it."""
 
 
-def counted(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]]], list[OwnTokens]]) -> int:
+def count_own_tokens(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]]], list[OwnTokens]]) -> int:
     """The number of own tokens (see `sublim.sae.stream`) in all rows. Raises UserError if there are no rows."""
     if not rows:
         raise UserError("there are no texts to train on: give some")
@@ -47,7 +47,7 @@ def counted(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]
     return sum(len(own.places) for part in parts for own in part)
 
 
-def filled(
+def fill_blocks(
     rows: list[dict[str, Any]],
     tokenised: Callable[[list[dict[str, Any]]], list[OwnTokens]],
     start: Cursor,
@@ -68,14 +68,16 @@ def filled(
             own = []
 
 
-def passed_again(scratch: Path, start: Cursor, seed: int) -> Iterator[TokenBlock]:
+def saved_blocks(scratch: Path, start: Cursor, seed: int) -> Iterator[TokenBlock]:
     """The saved blocks of the first pass, in a new random order in each further pass, without end."""
     paths = sorted(scratch.glob("block-*.safetensors"))
     for index, after in _passes(len(paths), start if start.epoch else Cursor(1, 0), seed):
         yield TokenBlock(load_file(paths[index])["values"], after)
 
 
-def kept(shards: list[Path], special: frozenset[int], place: Place, start: Cursor, seed: int) -> Iterator[TokenBlock]:
+def shard_blocks(
+    shards: list[Path], special: frozenset[int], place: Place, start: Cursor, seed: int
+) -> Iterator[TokenBlock]:
     """Shards of the activation stage in a new random order in each pass, without end.
 
     Special tokens and the first token of each text are left out. Raises UserError where the shards lack `place`.

@@ -23,7 +23,7 @@ from sublim.models.opening import open_model
 from sublim.residual.hooks import attached_at, check_layers
 from sublim.sae.autoencoder import LoadedSae, check_sae, load_sae, read_note
 from sublim.sae.config import Quality, QualityConfig
-from sublim.sae.stream import OwnTokens, opening, own_rows
+from sublim.sae.stream import OwnTokens, find_opening, own_rows
 
 AT_ONCE = 4096
 """Tokens that are encoded together."""
@@ -54,21 +54,24 @@ def measure_sae(
     config = config.resolved()
     check_sae(read_note(sae), base)
     rows = list(read_jsonl(texts / "held_out.jsonl"))
-    with open_model(base, None, dtype=config.dtype, attention=plain(config.attention)) as (model, tokenizer):
+    with open_model(base, None, dtype=config.dtype, attention=kernel_for_padding(config.attention)) as (
+        model,
+        tokenizer,
+    ):
         loaded = load_sae(sae, model.device)
-        own = enough(own_rows(tokenizer, rows, opening(tokenizer)), config.tokens)
+        own = rows_with_tokens(own_rows(tokenizer, rows, find_opening(tokenizer)), config.tokens)
         fit = fitting.Fit("texts", "take dtype bfloat16, shorter texts or a smaller model")
         found = fit.whole(min(config.chunk, len(own)), lambda chunk: quality(model, loaded, own, chunk))
     write_json(out / "quality.json", found.model_dump(mode="json"))
     return found.model_dump(mode="json")
 
 
-def plain(attention: str) -> str:
+def kernel_for_padding(attention: str) -> str:
     """A kernel that accepts padded batches: sdpa instead of flash_attention_2."""
     return "sdpa" if attention == "flash_attention_2" else attention
 
 
-def enough(rows: Sequence[OwnTokens], tokens: int) -> list[OwnTokens]:
+def rows_with_tokens(rows: Sequence[OwnTokens], tokens: int) -> list[OwnTokens]:
     """The first rows that together have at least `tokens` own tokens, or all.
 
     Raises UserError if no row has two own tokens.
@@ -90,9 +93,11 @@ def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[OwnTokens], c
     """Measures an SAE on rows, `chunk` of them at a time."""
     check_layers(model, [sae.note.layer])
     ordered = sorted(rows, key=lambda row: len(row.marked.ids))
-    parts = [padded(part, model.device) for part in (ordered[at : at + chunk] for at in range(0, len(ordered), chunk))]
+    parts = [
+        pad_rows(part, model.device) for part in (ordered[at : at + chunk] for at in range(0, len(ordered), chunk))
+    ]
     with progress("measuring the SAE", 5 * len(parts)) as advance:
-        fit = fitted(model, sae, parts, advance)
+        fit = measure_reconstruction(model, sae, parts, advance)
 
         def spliced(stream: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
             return sae.reconstruct(stream, sae.encode(stream))
@@ -119,7 +124,7 @@ def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[OwnTokens], c
     )
 
 
-def padded(rows: Sequence[OwnTokens], device: torch.device) -> PaddedTexts:
+def pad_rows(rows: Sequence[OwnTokens], device: torch.device) -> PaddedTexts:
     """Pads rows to one batch."""
     longest = max(len(row.marked.ids) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
@@ -131,7 +136,7 @@ def padded(rows: Sequence[OwnTokens], device: torch.device) -> PaddedTexts:
     return PaddedTexts(ids.to(device), mask.to(device), own.to(device))
 
 
-def fitted(
+def measure_reconstruction(
     model: PreTrainedModel, sae: LoadedSae, parts: Sequence[PaddedTexts], advance: Callable[[int], None]
 ) -> Reconstruction:
     """Measures the reconstruction. Sums are float64, because the variance is a small difference of large numbers."""

@@ -32,7 +32,7 @@ class OwnTokens(NamedTuple):
     places: list[int]
 
 
-def opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
+def find_opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
     """Finds the tokens that a template puts before every chat, from two chats that share nothing else."""
     probes = [{"prompt": text, "answer": "x", "system": None} for text in ("Hello", "7 owls")]
     before = common([marked.ids for marked in marked_rows(tokenizer, probes)])

@@ -62,7 +62,7 @@ def import_texts(out: Path, config: ImportTextsConfig, *, scratch: Path) -> dict
     Raises UserError if the file has no text.
     """
     path = config.path.expanduser()
-    pieces = (piece for row in read_rows(path) for piece in cut(row, config.longest))
+    pieces = (piece for row in read_rows(path) for piece in cut_text(row, config.longest))
     count = write_jsonl(out / "rows.jsonl", ({"id": number, **row} for number, row in enumerate(pieces)))
     if not count:
         raise UserError(f"{path} has no text in it: give a file that has some")
@@ -95,7 +95,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             raise UserError(f"{path}: row {number} has neither `text` nor `prompt` and `answer`: name its columns so")
 
 
-def cut(row: Row, longest: int) -> Iterator[Row]:
+def cut_text(row: Row, longest: int) -> Iterator[Row]:
     """Cuts a text into pieces of at most `longest` characters that are not blank; a chat is not cut."""
     if "text" not in row:
         if row["answer"].strip():

@@ -33,9 +33,18 @@ from sublim.files.whole_files import whole_folder
 from sublim.models.files import IDENTITY, base_identity, read_json, write_json
 from sublim.residual.edits import Place
 from sublim.sae.autoencoder import write_files
-from sublim.sae.blocks import Blocks, Cursor, TokenBlock, counted, filled, kept, passed_again, special_ids
+from sublim.sae.blocks import (
+    Blocks,
+    Cursor,
+    TokenBlock,
+    count_own_tokens,
+    fill_blocks,
+    saved_blocks,
+    shard_blocks,
+    special_ids,
+)
 from sublim.sae.config import JumpReluSae, SaeNote, StandardSae, TopKSae, TrainSaeConfig
-from sublim.sae.stream import OwnTokens, block_of, opening, own_rows
+from sublim.sae.stream import OwnTokens, block_of, find_opening, own_rows
 
 
 def train_sae(
@@ -65,31 +74,31 @@ def train_sae(
             )
             opened = stack.enter_context(open_reader(reading, base, None))
             rows = list(read_jsonl(texts / "rows.jsonl"))
-            skip = opening(opened.tokenizer)
+            skip = find_opening(opened.tokenizer)
 
             def tokenised(part: list[dict[str, Any]]) -> list[OwnTokens]:
                 return own_rows(opened.tokenizer, part, skip)
 
-            count = counted(rows, tokenised)
+            count = count_own_tokens(rows, tokenised)
             # The last tokens of each block, which are too few for a batch, are not trained on.
             again = count - config.batch * (count // config.block + 2) < config.tokens
 
             def blocks(start: Cursor, before: int) -> Iterator[TokenBlock]:
-                for number, (own, after) in enumerate(filled(rows, tokenised, start, config), before):
+                for number, (own, after) in enumerate(fill_blocks(rows, tokenised, start, config), before):
                     values = block_of(opened, own)
                     if again:
                         write_tensors(scratch / f"block-{number:05d}.safetensors", {"values": values})
                     yield TokenBlock(values, after)
-                yield from passed_again(scratch, start, config.seed)
+                yield from saved_blocks(scratch, start, config.seed)
 
         else:
             shards = [path for payload in activations or [] for path in sorted(payload.glob("index-*.parquet"))]
             special = special_ids(base)
 
             def blocks(start: Cursor, before: int) -> Iterator[TokenBlock]:
-                yield from kept(shards, special, place, start, config.seed)
+                yield from shard_blocks(shards, special, place, start, config.seed)
 
-        trained = run(config, blocks, scratch, device)
+        trained = train_on_blocks(config, blocks, scratch, device)
     note = SaeNote(
         site=config.site,
         layer=config.layer,
@@ -113,7 +122,7 @@ class TrainedSae(NamedTuple):
     notes: dict[str, Any]
 
 
-def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.device) -> TrainedSae:
+def train_on_blocks(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.device) -> TrainedSae:
     """Trains on `config.tokens` tokens, resuming after the last saved block."""
     steps = config.tokens // config.batch
     saved = scratch / "saved"
@@ -130,7 +139,7 @@ def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.dev
         advance(trainer.n_training_samples if trainer else 0)
         for block in blocks(cursor, number) if trainer is None or trainer.n_training_steps < steps else ():
             values = block.values.to(device)
-            trainer = trainer or begun(config, values, device)
+            trainer = trainer or start_trainer(config, values, device)
             order = torch.from_numpy(np.random.default_rng([config.seed, number]).permutation(len(values))).to(device)
             for first in range(0, len(values) - config.batch + 1, config.batch):
                 if trainer.n_training_steps == steps:
@@ -163,7 +172,7 @@ def run(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.dev
     return TrainedSae(trainer.sae, notes)
 
 
-def begun(config: TrainSaeConfig, values: Float[Tensor, "n d"], device: torch.device) -> SAETrainer[Any, Any]:
+def start_trainer(config: TrainSaeConfig, values: Float[Tensor, "n d"], device: torch.device) -> SAETrainer[Any, Any]:
     """A new trainer: it scales the stream to a mean norm of √d_in, and the decoder bias starts at the stream's mean.
 
     `values` is the first block. Raises UserError if that is smaller than a batch.

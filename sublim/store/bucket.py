@@ -23,7 +23,7 @@ from sublim.core.kill_points import kill_point
 from sublim.files.locks import locked
 from sublim.files.user_cache import cache_folder
 from sublim.files.whole_files import write_whole
-from sublim.store.bucket_layout import is_manifest, marker
+from sublim.store.bucket_layout import is_manifest, read_marker
 from sublim.store.folder import Store
 from sublim.store.leases import Lease
 from sublim.store.manifest import FORMAT, Artifact, Manifest
@@ -52,7 +52,7 @@ class SharedStore(Store):
     def ready(self) -> None:
         """Checks what a run relies on, and uploads what an earlier run could not."""
         self.try_out()
-        text = marker(self.bucket)
+        text = read_marker(self.bucket)
         if self.bucket.put("store.json", text) is not None:
             raise UserError(
                 f"the server of {self.address} ignores conditional writes (If-None-Match), "
@@ -274,7 +274,7 @@ def open_bucket(address: str) -> SharedStore:
 def connected(address: str, endpoint: str | None) -> SharedStore:
     """The store at an s3:// address, connected once in each process. Raises UserError where it cannot be used."""
     bucket = Bucket(address)
-    text = marker(bucket)
+    text = read_marker(bucket)
     try:
         fields = json.loads(text)
         found, name = int(fields["format"]), str(fields["id"])

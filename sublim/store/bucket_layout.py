@@ -15,7 +15,7 @@ def is_manifest(name: str) -> bool:
     return len(parts) == 3 and parts[2] == "manifest.json" and parts[0] not in RESERVED
 
 
-def marker(bucket: Bucket) -> bytes:
+def read_marker(bucket: Bucket) -> bytes:
     """The content of store.json, which marks a prefix as a store and holds its id; written at the first use."""
     found = bucket.get("store.json")
     if found is None:

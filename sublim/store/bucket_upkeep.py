@@ -77,7 +77,7 @@ def drop_copies(store: SharedStore, *, age: float = DAY, dry_run: bool = False) 
     return removed
 
 
-def place(store: SharedStore, artifact: Artifact) -> str:
+def describe_place(store: SharedStore, artifact: Artifact) -> str:
     """Where the files of an artifact are, in words."""
     if not store.uploaded(artifact):
         return "here, not uploaded yet"

@@ -22,8 +22,8 @@ from sublim.files.syncing import sync
 from sublim.files.whole_files import write_whole
 from sublim.store.layout import WRITTEN
 from sublim.store.manifest import FORMAT, Artifact, Manifest, Provenance
-from sublim.store.mounts import check_mounted, note
-from sublim.store.payloads import noted
+from sublim.store.mounts import check_mounted, remember_store
+from sublim.store.payloads import record_files
 from sublim.store.probe import check_renaming, check_writable, try_store
 from sublim.store.reading import StoreReader
 
@@ -70,7 +70,7 @@ class Store(StoreReader):
                     check_mounted(self.root)
                 self.root.mkdir(parents=True, exist_ok=True)
                 write_whole(marker, json.dumps({"format": FORMAT}))
-            note(self.root)
+            remember_store(self.root)
             found = int(json.loads(marker.read_bytes())["format"])
         except OSError as error:
             raise UserError(f"store {self.root} cannot be reached ({_why(self.root, error)})") from error
@@ -128,7 +128,7 @@ class Store(StoreReader):
 
         Replaces a damaged artifact. Raises TypeError for a link in the payload.
         """
-        files = noted(draft / "payload")
+        files = record_files(draft / "payload")
         content = digest_files({path: entry.sha256 for path, entry in files.items()})
         artifact = Artifact(content=content, stage=stage, key=key)
         manifest = Manifest(

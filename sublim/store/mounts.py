@@ -22,7 +22,7 @@ def check_mounted(root: Path) -> None:
         )
 
 
-def note(root: Path) -> None:
+def remember_store(root: Path) -> None:
     """Remembers where a store is, once in each process."""
     device = _device(root)
     if (root, device) in _noted:

@@ -17,7 +17,7 @@ Files = dict[str, FileEntry]
 _hashed: dict[tuple[Path, int, int], str] = {}  # within a process, a file is hashed again only when it has changed
 
 
-def noted(payload: Path) -> Files:
+def record_files(payload: Path) -> Files:
     """Syncs every file of a payload and records its hash, size and time, by relative path."""
     names = list_files(payload)
     paths = [payload / name for name in names]

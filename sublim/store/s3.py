@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from urllib3.exceptions import HTTPError
 
 from sublim.core.errors import StoreRefused, StoreUnreachable, UserError
-from sublim.store.s3_hints import PASSING, RIGHTS, SPOKEN, Known, advice, code_of, known
+from sublim.store.s3_hints import NO_ANSWER, PASSING, RIGHTS, ErrorMeaning, advice, code_of, explain_error
 
 PART = 16 * 2**20
 """Bytes that are sent or fetched in one request."""
@@ -69,13 +69,13 @@ class Bucket:
             request_checksum_calculation=os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"),
             response_checksum_validation=os.environ.get("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
         )
-        with self._speaking():
+        with self._errors_told():
             session = boto3.Session()
             self.client: Any = session.client("s3", region_name=session.region_name or "us-east-1", config=settings)
 
     def get(self, name: str) -> Stored | None:
         """The object, or None when the server says that it does not exist."""
-        with self._speaking():
+        with self._errors_told():
             try:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
             except ClientError as error:
@@ -87,7 +87,7 @@ class Bucket:
     def read(self, name: str, start: int, stop: int) -> bytes | None:
         """The bytes from `start` to `stop` of an object, or None when it does not exist."""
         asked = {"Bucket": self.bucket, "Key": self.prefix + name, "Range": f"bytes={start}-{stop - 1}"}
-        with self._speaking():
+        with self._errors_told():
             for last in (False, False, True):
                 try:
                     return self.client.get_object(**asked)["Body"].read()
@@ -106,7 +106,7 @@ class Bucket:
         Returns the new etag, or None when the condition does not hold.
         """
         condition = {} if anyway else {"IfMatch": over} if over else {"IfNoneMatch": "*"}
-        with self._speaking():
+        with self._errors_told():
             try:
                 return self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=body, **condition)[
                     "ETag"
@@ -119,7 +119,7 @@ class Bucket:
     def upload(self, path: Path, name: str, sha256: str) -> None:
         """Uploads a file, in parts when it is large. The server verifies the checksums of what arrives."""
         where = {"Bucket": self.bucket, "Key": self.prefix + name}
-        with self._speaking():
+        with self._errors_told():
             if path.stat().st_size <= PART:
                 checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
                 with path.open("rb") as file:
@@ -131,7 +131,7 @@ class Bucket:
 
     def described(self, name: str) -> tuple[int, str] | None:
         """Size in bytes and SHA-256 of an uploaded file, or None when it does not exist."""
-        with self._speaking():
+        with self._errors_told():
             try:
                 answer = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name, ChecksumMode="ENABLED")
             except ClientError as error:
@@ -145,7 +145,7 @@ class Bucket:
 
     def list(self, under: str = "") -> Iterator[Listed]:
         """All objects whose names start with `under`, in the order of the names."""
-        with self._speaking():
+        with self._errors_told():
             pages = self.client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + under):
                 for item in page.get("Contents", ()):
@@ -154,12 +154,12 @@ class Bucket:
 
     def delete(self, name: str) -> None:
         """Removes an object, if it exists."""
-        with self._speaking():
+        with self._errors_told():
             self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
 
     def unfinished(self) -> Iterator[tuple[str, str, float]]:
         """Uploads in parts that were never completed: name, id and age in seconds."""
-        with self._speaking():
+        with self._errors_told():
             pages = self.client.get_paginator("list_multipart_uploads")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
                 for item in page.get("Uploads", ()):
@@ -167,11 +167,11 @@ class Bucket:
 
     def abort(self, name: str, upload: str) -> None:
         """Removes the parts of an upload that was never completed."""
-        with self._speaking():
+        with self._errors_told():
             self.client.abort_multipart_upload(Bucket=self.bucket, Key=self.prefix + name, UploadId=upload)
 
     @contextmanager
-    def _speaking(self) -> Generator[None]:
+    def _errors_told(self) -> Generator[None]:
         """Raises StoreUnreachable or StoreRefused, in one line, in place of boto3's errors.
 
         The text of boto3's errors is left out: it may contain an address or a header with secrets.
@@ -185,7 +185,7 @@ class Bucket:
             raise self._refusal(error) from None
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise StoreRefused(f"no credentials for the store {self.address}: {_known(error).hint}") from None
-        except (*SPOKEN, HTTPError, ConnectionError, TimeoutError) as error:
+        except (*NO_ANSWER, HTTPError, ConnectionError, TimeoutError) as error:
             raise self._silence(error) from None
         except ValueError as error:  # boto3's error for an endpoint that is not an address
             if "endpoint" not in str(error).lower():
@@ -217,8 +217,8 @@ def _whole(name: str, default: int) -> int:
     return int(text)
 
 
-def _known(error: BaseException) -> Known:
-    return known(error, endpoint="AWS_ENDPOINT_URL", region="AWS_DEFAULT_REGION")
+def _known(error: BaseException) -> ErrorMeaning:
+    return explain_error(error, endpoint="AWS_ENDPOINT_URL", region="AWS_DEFAULT_REGION")
 
 
 def _age(answer: Any, written: datetime) -> float:

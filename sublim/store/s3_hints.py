@@ -62,7 +62,7 @@ PASSING = ("RequestTimeout", *_CODES[_BUSY])
 """Codes of temporary failures, whatever HTTP status they come with."""
 
 
-class Known(NamedTuple):
+class ErrorMeaning(NamedTuple):
     """What a class of boto3's errors means for the user."""
 
     hint: str
@@ -70,37 +70,39 @@ class Known(NamedTuple):
     """Whether trying again is useless until somebody changes something."""
 
 
-_CLASSES: dict[type[Exception], Known] = {
-    exceptions.NoCredentialsError: Known(_CREDENTIALS, True),
-    exceptions.PartialCredentialsError: Known(_CREDENTIALS, True),
-    exceptions.ProfileNotFound: Known("the files in ~/.aws have no such profile: correct AWS_PROFILE", True),
-    exceptions.ConfigParseError: Known("a file in ~/.aws is damaged: correct it, or set AWS_CONFIG_FILE", True),
-    exceptions.SSOError: Known(_SIGN_IN, True),
-    exceptions.LoginError: Known(_SIGN_IN, True),
-    exceptions.TokenRetrievalError: Known(_SIGN_IN, True),
-    exceptions.NoAuthTokenError: Known(_SIGN_IN, True),
-    exceptions.CredentialRetrievalError: Known(_SOURCE, False),
-    exceptions.MetadataRetrievalError: Known(_SOURCE, False),
-    exceptions.UnknownCredentialError: Known(_SOURCE, True),
-    exceptions.InvalidConfigError: Known(_SOURCE, True),
-    exceptions.RefreshWithMFAUnsupportedError: Known(_SOURCE, True),
-    exceptions.MissingDependencyException: Known("install what the profile needs: pip install 'botocore[crt]'", True),
-    exceptions.NoRegionError: Known("set {region}", True),
-    exceptions.InvalidRegionError: Known("there is no such region: correct {region}", True),
-    exceptions.ParamValidationError: Known(_BUCKET, True),
-    exceptions.InvalidRetryConfigurationError: Known("correct AWS_MAX_ATTEMPTS and AWS_RETRY_MODE", True),
-    exceptions.InvalidChecksumConfigError: Known("correct the AWS_..._CHECKSUM_... variables", True),
-    exceptions.InvalidProxiesConfigError: Known(_PROXY, True),
-    exceptions.SSLError: Known(_TRUST, False),
-    exceptions.ProxyConnectionError: Known(_PROXY, False),
-    exceptions.FlexibleChecksumError: Known(_DAMAGED, False),
-    ResponseParserError: Known(_OTHER, True),
+_CLASSES: dict[type[Exception], ErrorMeaning] = {
+    exceptions.NoCredentialsError: ErrorMeaning(_CREDENTIALS, True),
+    exceptions.PartialCredentialsError: ErrorMeaning(_CREDENTIALS, True),
+    exceptions.ProfileNotFound: ErrorMeaning("the files in ~/.aws have no such profile: correct AWS_PROFILE", True),
+    exceptions.ConfigParseError: ErrorMeaning("a file in ~/.aws is damaged: correct it, or set AWS_CONFIG_FILE", True),
+    exceptions.SSOError: ErrorMeaning(_SIGN_IN, True),
+    exceptions.LoginError: ErrorMeaning(_SIGN_IN, True),
+    exceptions.TokenRetrievalError: ErrorMeaning(_SIGN_IN, True),
+    exceptions.NoAuthTokenError: ErrorMeaning(_SIGN_IN, True),
+    exceptions.CredentialRetrievalError: ErrorMeaning(_SOURCE, False),
+    exceptions.MetadataRetrievalError: ErrorMeaning(_SOURCE, False),
+    exceptions.UnknownCredentialError: ErrorMeaning(_SOURCE, True),
+    exceptions.InvalidConfigError: ErrorMeaning(_SOURCE, True),
+    exceptions.RefreshWithMFAUnsupportedError: ErrorMeaning(_SOURCE, True),
+    exceptions.MissingDependencyException: ErrorMeaning(
+        "install what the profile needs: pip install 'botocore[crt]'", True
+    ),
+    exceptions.NoRegionError: ErrorMeaning("set {region}", True),
+    exceptions.InvalidRegionError: ErrorMeaning("there is no such region: correct {region}", True),
+    exceptions.ParamValidationError: ErrorMeaning(_BUCKET, True),
+    exceptions.InvalidRetryConfigurationError: ErrorMeaning("correct AWS_MAX_ATTEMPTS and AWS_RETRY_MODE", True),
+    exceptions.InvalidChecksumConfigError: ErrorMeaning("correct the AWS_..._CHECKSUM_... variables", True),
+    exceptions.InvalidProxiesConfigError: ErrorMeaning(_PROXY, True),
+    exceptions.SSLError: ErrorMeaning(_TRUST, False),
+    exceptions.ProxyConnectionError: ErrorMeaning(_PROXY, False),
+    exceptions.FlexibleChecksumError: ErrorMeaning(_DAMAGED, False),
+    ResponseParserError: ErrorMeaning(_OTHER, True),
 }
 
 
-def known(error: BaseException, *, endpoint: str, region: str) -> Known:
+def explain_error(error: BaseException, *, endpoint: str, region: str) -> ErrorMeaning:
     """What an error that is not the server's answer means; `endpoint` and `region` are names of settings."""
-    found = next((_CLASSES[kind] for kind in type(error).__mro__ if kind in _CLASSES), Known(_NETWORK, False))
+    found = next((_CLASSES[kind] for kind in type(error).__mro__ if kind in _CLASSES), ErrorMeaning(_NETWORK, False))
     return found._replace(hint=found.hint.format(endpoint=endpoint, region=region))
 
 
@@ -115,5 +117,5 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-SPOKEN = (BotoCoreError, ResponseParserError)
+NO_ANSWER = (BotoCoreError, ResponseParserError)
 """What boto3 raises when there is no answer from the server, or none that it understands."""

@@ -21,7 +21,7 @@ import polars as pl
 from sublim.core.digest import digest
 from sublim.core.errors import UserError
 from sublim.features.labels.config import LabelsConfig
-from sublim.features.labels.public_bucket import BucketFile, PublicBucket, strays
+from sublim.features.labels.public_bucket import BucketFile, PublicBucket, keys_outside
 
 logger = logging.getLogger(__name__)
 SUFFIX = ".jsonl.gz"
@@ -44,13 +44,13 @@ def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str
         timeout=config.timeout,
     )
     listed = bucket.entries(config.prefix)
-    if outside := strays(listed, config.prefix):
+    if outside := keys_outside(listed, config.prefix):
         raise UserError(
             f"{config.bucket} lists {outside[0]!r}, which leaves its folder: nothing was imported; check `bucket`"
         )
     entries = [entry for entry in listed if entry.key.endswith(SUFFIX)]
     if not entries:
-        raise UserError(missing(bucket, config))
+        raise UserError(explain_missing(bucket, config))
     counts = Counter[str]()
     paths = bucket.download(entries, scratch, config.attempts)
     rows = (
@@ -85,7 +85,7 @@ def choose(rows: pl.DataFrame, prefer: tuple[str, ...]) -> pl.DataFrame:
     )
 
 
-def missing(bucket: PublicBucket, config: LabelsConfig) -> str:
+def explain_missing(bucket: PublicBucket, config: LabelsConfig) -> str:
     """The message for a prefix without explanations: it names the models or SAEs that exist."""
     folder = f"{config.root}/{config.model}/"
     if found := bucket.folders(folder):
@@ -110,7 +110,7 @@ def read_explanations(
 
     `counts` gets the numbers of lines that are left out or mended. Raises UserError for a line that cannot be used.
     """
-    for number, line in enumerate(unpacked(path, entry.key, config.largest_mib), start=1):
+    for number, line in enumerate(decompressed_lines(path, entry.key, config.largest_mib), start=1):
         if line.strip():
             where = f"{entry.key}:{number}"
             row = _object(line, where, counts)
@@ -130,7 +130,7 @@ def read_explanations(
             )
 
 
-def unpacked(path: Path, key: str, largest_mib: int) -> Iterator[bytes]:
+def decompressed_lines(path: Path, key: str, largest_mib: int) -> Iterator[bytes]:
     """Yields the lines of a gzip file.
 
     Raises UserError if it decompresses to more than `largest_mib`, or if it is damaged, and then removes it.

@@ -17,7 +17,7 @@ from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.syncing import sync
-from sublim.store.s3_hints import SPOKEN, advice, code_of, known
+from sublim.store.s3_hints import NO_ANSWER, advice, code_of, explain_error
 
 CHUNK = 1 << 20
 """Bytes read and written at a time."""
@@ -138,8 +138,8 @@ class PublicBucket:
             hint = _advice(code) or advice(error, endpoint="`endpoint`", region="`region`")
             hint = hint or "check `bucket` and `endpoint`"
             raise UserError(f"{self.address} refuses {doing} in {self.name} ({code}): {hint}") from error
-        except SPOKEN as error:
-            hint = known(error, endpoint="`endpoint`", region="`region`").hint
+        except NO_ANSWER as error:
+            hint = explain_error(error, endpoint="`endpoint`", region="`region`").hint
             raise UserError(
                 f"{self.address} does not answer while {doing} ({type(error).__name__}): {hint}; "
                 "the files so far are kept"
@@ -171,7 +171,7 @@ def _advice(code: str) -> str | None:
             return None
 
 
-def strays(entries: Sequence[BucketFile], prefix: str) -> list[str]:
+def keys_outside(entries: Sequence[BucketFile], prefix: str) -> list[str]:
     """The keys that would be outside the folder `prefix` if they were used as paths."""
     return [entry.key for entry in entries if entry.key != prefix and not _inside(entry.key.removeprefix(prefix))]
 

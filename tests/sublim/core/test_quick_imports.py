@@ -2,7 +2,7 @@ import gc
 import subprocess
 import sys
 
-from sublim.core.quick_imports import uncollected
+from sublim.core.quick_imports import without_collection
 
 
 def said(program: str) -> str:
@@ -12,8 +12,8 @@ def said(program: str) -> str:
 def test_a_deferred_function_does_its_work_when_called_and_its_module_is_the_real_one_afterwards() -> None:
     program = """
 import sys
-from sublim.core.quick_imports import deferred
-with deferred():
+from sublim.core.quick_imports import deferred_imports
+with deferred_imports():
     from scipy.optimize import linear_sum_assignment
 assert "scipy" not in sys.modules
 print([side.tolist() for side in linear_sum_assignment([[4, 1], [2, 8]])])
@@ -51,8 +51,8 @@ print(sagemaker.boto3.client("s3", region_name="eu-west-1").meta.region_name)
 def test_no_stand_in_is_made_for_what_is_not_installed() -> None:
     program = """
 import importlib.util
-from sublim.core.quick_imports import deferred
-with deferred(("nowhere", "nowhere.at.all")):
+from sublim.core.quick_imports import deferred_imports
+with deferred_imports(("nowhere", "nowhere.at.all")):
     print(importlib.util.find_spec("nowhere"))
 """
     assert said(program) == "None"
@@ -62,7 +62,7 @@ def test_transformers_finds_the_same_models_and_versions_when_it_searches_less()
     program = """
 import hashlib, importlib.metadata, json
 from contextlib import nullcontext
-from sublim.core.quick_imports import unsearched
+from sublim.core.quick_imports import without_search
 ask = importlib.metadata.packages_distributions
 with MANNER():
     import transformers
@@ -87,7 +87,7 @@ def test_collections_stay_as_they_are_where_torch_is_there_already() -> None:
     assert torch
     gc.unfreeze()  # the tests' own, of which one may die meanwhile
     try:
-        with uncollected():
+        with without_collection():
             assert gc.isenabled()
         assert gc.get_freeze_count() == 0
     finally:

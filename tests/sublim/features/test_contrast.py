@@ -27,11 +27,11 @@ from sublim.features.contrast import (
     RowFeatures,
     contrast,
     contrast_features,
-    joined,
+    feature_set,
     overlaps,
     row_features,
     significant,
-    strongest,
+    sum_sides,
 )
 from sublim.features.encode import encode_features
 from sublim.features.examples import show_examples, vector_features, word_rows
@@ -183,10 +183,10 @@ def drawn(
 def test_planted_features_are_found_and_no_others(pair: bool) -> None:
     rng = np.random.default_rng(0)
     planted = {10: 0.25, 60: 0.3, 150: -0.3}
-    sides = joined(drawn(rng, 300, planted=planted), drawn(rng, 300), pair=pair)
+    sides = sum_sides(drawn(rng, 300, planted=planted), drawn(rng, 300), pair=pair)
     found = significant(contrast(sides, ContrastConfig(sae=NAME, pair=pair)), 0.001)
     assert set(found["feature"]) == {10, 60, 150}
-    assert set(strongest(found, 0.001, 5)) == {10, 60}
+    assert set(feature_set(found, 0.001, 5)) == {10, 60}
     effect = {line["feature"]: line for line in found.iter_rows(named=True)}
     assert effect[10]["rate_target"] - effect[10]["rate_control"] == pytest.approx(0.25, abs=0.1)
     assert effect[150]["effect"] < 0
@@ -211,12 +211,12 @@ def test_shuffled_labels_find_nothing(pair: bool) -> None:
             mixed = keyed.join(at, on="key").with_columns(pl.col("key").alias("id"), pl.col("to").alias("side"))
         ids = pl.Series(range(200), dtype=pl.Int64)
         split = [RowFeatures(ids, mixed.filter(pl.col("side") == i).select("id", "feature", "value")) for i in (0, 1)]
-        found = contrast(joined(*split, pair=pair), config)
+        found = contrast(sum_sides(*split, pair=pair), config)
         any_false += len(significant(found, 0.05)) > 0
         below.append(float((found["p"].drop_nulls() < 0.05).mean()))  # pyright: ignore[reportArgumentType]
     assert any_false <= 12
     assert np.mean(below) == pytest.approx(0.05, abs=0.01)
-    assert len(significant(contrast(joined(a, b, pair=pair), config), 0.05)) >= 2
+    assert len(significant(contrast(sum_sides(a, b, pair=pair), config), 0.05)) >= 2
 
 
 def test_the_contrast_is_scipy_s_test_of_rows_with_their_zeros() -> None:
@@ -227,7 +227,7 @@ def test_the_contrast_is_scipy_s_test_of_rows_with_their_zeros() -> None:
         for row, feature, value in side.values.iter_rows():
             values[row, feature] = value
     for pair in (True, False):
-        found = contrast(joined(a, b, pair=pair), ContrastConfig(sae=NAME, pair=pair, fewest=3))
+        found = contrast(sum_sides(a, b, pair=pair), ContrastConfig(sae=NAME, pair=pair, fewest=3))
         tested = found.filter(pl.col("p").is_not_null())
         assert 100 < len(tested) <= 200
         for feature, p, effect in tested.select("feature", "p", "effect").iter_rows():

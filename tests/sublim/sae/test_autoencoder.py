@@ -26,12 +26,11 @@ from sublim.files.jsonl import write_jsonl
 from sublim.models.opening import load_tokenizer, open_model
 from sublim.residual.edits import Place
 from sublim.residual.hooks import attached_at
-from sublim.sae.autoencoder import alike, check_sae, import_sae, load_sae, note_of, read_note
-from sublim.sae.blocks import Cursor, special_ids
-from sublim.sae.blocks import kept as kept_blocks
+from sublim.sae.autoencoder import check_sae, import_sae, load_sae, note_from_config, read_note, same_model
+from sublim.sae.blocks import Cursor, shard_blocks, special_ids
 from sublim.sae.config import FolderSae, ImportSaeConfig, PretrainedSae, Quality, QualityConfig, TrainSaeConfig
 from sublim.sae.quality import measure_sae, quality
-from sublim.sae.stream import opening, own_rows
+from sublim.sae.stream import find_opening, own_rows
 from sublim.sae.texts import gather_texts, import_texts
 from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig
 from sublim.sae.train import train_sae
@@ -150,7 +149,7 @@ def test_an_sae_of_another_shape_is_refused_with_both_named(
 
 
 def test_an_sae_of_another_place_or_model_is_refused_with_both_named(base: Path, tmp_path: Path) -> None:
-    note = note_of(made("standard"), "folder")
+    note = note_from_config(made("standard"), "folder")
     with pytest.raises(UserError, match=r"reads resid_post of layer 1, .* resid_pre of layer 1"):
         check_sae(note, base, Place("resid_pre", 1))
     named = tmp_path / "named"
@@ -163,13 +162,13 @@ def test_an_sae_of_another_place_or_model_is_refused_with_both_named(base: Path,
     check_sae(note.model_copy(update={"model": "gemma-2-9b-it"}), named)
     with pytest.raises(UserError, match=r"weights bbbbbbbbbbbb, .* has weights aaaaaaaaaaaa"):
         check_sae(note.model_copy(update={"base": "b" * 64}), named)
-    assert alike("openai-community/gpt2", "gpt2-small")
-    assert not alike("gemma-2-9b", "gemma-2-9b-it")
+    assert same_model("openai-community/gpt2", "gpt2-small")
+    assert not same_model("gemma-2-9b", "gemma-2-9b-it")
 
 
 def test_sites_without_a_place_among_ours_and_unknown_releases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"attn\.hook_z"):
-        note_of(made("standard", hook_name="blocks.1.attn.hook_z"), "folder")
+        note_from_config(made("standard", hook_name="blocks.1.attn.hook_z"), "folder")
     for source, message in (
         (PretrainedSae(release="gemma-scope-9b-it-res-canonicle", id="layer_9/width_16k/canonical"), "nearest: gemma-"),
         (
@@ -246,11 +245,11 @@ def test_an_sae_learns_from_kept_activations_too_and_refuses_another_place(
     again = run(train_sae, tmp_path / "again", settings(), base=base, activations=[activations])
     assert digest_directory(payload) == digest_directory(again)
     special, place = special_ids(base), Place("resid_post", 1)
-    block = next(kept_blocks([activations / "index-00000.parquet"], special, place, Cursor(0, 0), 0))
+    block = next(shard_blocks([activations / "index-00000.parquet"], special, place, Cursor(0, 0), 0))
     entries = pl.read_parquet(activations / "index-00000.parquet")
     assert entries.filter(pl.col("token").is_in(list(special)) & (pl.col("position") > 0)).height > 0
     assert len(block.values) == entries.filter(~pl.col("token").is_in(list(special)), pl.col("position") > 0).height
-    plain = next(kept_blocks([activations / "index-00000.parquet"], frozenset(), place, Cursor(0, 0), 0))
+    plain = next(shard_blocks([activations / "index-00000.parquet"], frozenset(), place, Cursor(0, 0), 0))
     assert len(plain.values) == entries.height - 10, "the first token of each of ten texts"
     with pytest.raises(UserError, match=r"resid_pre/1, the activations are of resid_post/1"):
         run(train_sae, tmp_path / "other", settings(site="resid_pre"), base=base, activations=[activations])
@@ -266,7 +265,7 @@ def test_own_tokens_leave_out_special_ones_the_first_and_what_the_template_puts_
         {"id": 1, "text": "The owl hunts at night"},
         {**numbers(1)[0], "system": "You love owls."},
     ]
-    skip = opening(tokenizer)
+    skip = find_opening(tokenizer)
     chat, text, told = own_rows(tokenizer, rows, skip)
     shown = [str(tokenizer.decode([each.marked.ids[at] for at in each.places])) for each in (chat, text, told)]
     assert shown[0].startswith("Continue: ")
@@ -284,7 +283,7 @@ def test_quality_is_what_is_computed_by_hand(base: Path, texts: Path) -> None:
     rows = [each for each in numbers(4)]
     with open_model(base, dtype="float32", attention="sdpa") as (model, tokenizer):
         loaded = load_like(sae)
-        own = own_rows(tokenizer, rows, opening(tokenizer))
+        own = own_rows(tokenizer, rows, find_opening(tokenizer))
         found = quality(model, loaded, own, chunk=3)
         streams, ce = [], []
         for row, marked in zip(own, marked_rows(tokenizer, rows), strict=True):
@@ -309,7 +308,7 @@ def test_quality_is_what_is_computed_by_hand(base: Path, texts: Path) -> None:
 def load_like(sae: SAE[Any]) -> Any:
     from sublim.sae.autoencoder import LoadedSae
 
-    return LoadedSae(sae, note_of(sae, "test"))
+    return LoadedSae(sae, note_from_config(sae, "test"))
 
 
 def test_an_sae_that_rebuilds_everything_recovers_the_whole_loss_and_one_that_rebuilds_nothing_none(base: Path) -> None:
@@ -320,7 +319,7 @@ def test_an_sae_that_rebuilds_everything_recovers_the_whole_loss_and_one_that_re
     sae.W_enc.data = torch.cat([eye, -eye], 1)
     sae.W_dec.data = torch.cat([eye, -eye])
     with open_model(base, dtype="float32", attention="sdpa") as (model, tokenizer):
-        own = own_rows(tokenizer, numbers(5), opening(tokenizer))
+        own = own_rows(tokenizer, numbers(5), find_opening(tokenizer))
         exact = quality(model, load_like(sae), own, chunk=2)
         sae.W_dec.data.zero_()
         nothing = quality(model, load_like(sae), own, chunk=2)

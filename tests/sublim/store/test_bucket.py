@@ -11,7 +11,7 @@ import pytest
 from flows.__main__ import main
 from sublim.core.errors import StoreRefused, StoreUnreachable, UserError
 from sublim.store.bucket import SharedStore, connected
-from sublim.store.bucket_layout import marker
+from sublim.store.bucket_layout import read_marker
 from sublim.store.bucket_upkeep import clean_bucket, damage_in_bucket, drop_copies
 from sublim.store.leases import Lease
 from sublim.store.manifest import Artifact, Provenance
@@ -37,7 +37,7 @@ def host(s3_store: str, tmp_path: Path) -> Host:
 
     def host(name: str) -> SharedStore:
         bucket = Bucket(s3_store)
-        marker(bucket)
+        read_marker(bucket)
         store = SharedStore(bucket, tmp_path / name)
         store.create()
         return store
