@@ -66,6 +66,7 @@ def ls(options: argparse.Namespace) -> int:
 def _place(bucket: "SharedStore | None", manifest: Manifest) -> str:
     if bucket is None:
         return ""
+    from sublim.store.bucket_upkeep import describe_place
 
     return f"  {describe_place(bucket, manifest.artifact)}"
 
