@@ -55,9 +55,9 @@ class SaeNote(Config):
     """Description of an SAE, stored beside its weights as sae.json."""
 
     site: Site
-    """Where it reads."""
+    """Site of the block that is read, such as resid_post (the residual stream after the block)."""
     layer: int
-    """The block, counted from 0."""
+    """Index of the block, counted from 0."""
     d_in: int
     """Width of the residual stream."""
     d_sae: int
@@ -98,6 +98,7 @@ class StreamConfig(Config):
     """Attention kernel. auto: flash_attention_2 if flash-attn is installed and the GPU supports it, otherwise sdpa."""
 
     def resolved(self) -> Self:
+        """The config with `auto` replaced by what this machine supports."""
         found = HfBackend(dtype=self.dtype, attention=self.attention).resolved()
         return self.model_copy(update={"dtype": found.dtype, "attention": found.attention})
 
@@ -134,9 +135,9 @@ class TrainSaeConfig(StreamConfig):
     """Training of an SAE on the residual stream of a model."""
 
     site: Site = "resid_post"
-    """Where it reads."""
+    """Site of the block that is read, such as resid_post (the residual stream after the block)."""
     layer: Annotated[int, Field(ge=0)]
-    """The block, counted from 0."""
+    """Index of the block, counted from 0."""
     features: Annotated[int, Field(ge=1)]
     """Number of features."""
     architecture: Annotated[StandardSae | TopKSae | JumpReluSae, Field(discriminator="kind")] = TopKSae()

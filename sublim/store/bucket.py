@@ -47,6 +47,7 @@ class SharedStore(Store):
 
     @property
     def address(self) -> str:
+        """The s3:// address of the store."""
         return self.bucket.address
 
     def ready(self) -> None:
@@ -69,6 +70,7 @@ class SharedStore(Store):
     def claimed(
         self, stage: str, key: str, version: int, *, deep: bool, tell: Callable[[str], None]
     ) -> Generator[Artifact | None]:
+        """As in a folder; waits while another machine holds the lease of the key."""
         found = self._settled(stage, key, deep=deep)
         record = self.record_name(stage, version, key)
         lease = Lease(self.bucket, f"locks/{record}.json")
@@ -134,6 +136,7 @@ class SharedStore(Store):
                 yield manifest
 
     def share(self, path: Path) -> None:
+        """Uploads a small file, or all files of a folder; only warns if the bucket cannot be reached."""
         try:
             for file in sorted(file for file in (path, *path.rglob("*")) if file.is_file()):
                 self.bucket.put(file.relative_to(self.root).as_posix(), file.read_bytes(), anyway=True)
@@ -141,6 +144,7 @@ class SharedStore(Store):
             log.warning("%s; %s is only on this machine", error, path)
 
     def refresh(self, pattern: str) -> None:
+        """Downloads matching files that are missing here or have another size."""
         for item in list(self.bucket.list(re.split(r"[*?\[]", pattern)[0])):
             path = self.root / item.name
             if fnmatch(item.name, pattern) and (not path.exists() or path.stat().st_size != item.size):

@@ -70,12 +70,12 @@ def annotate(
     base: Path | None = None,
     labels: Path | Mapping[str, Path] | None = None,
 ) -> dict[str, list[Context]]:
-    """Stage: writes annotations.parquet {feature, layer, description, category or null, answer} and annotations.json.
-    Where a server gave no answer, `answer` is null too and annotations.json has the reason.
+    """Stage: writes annotations.parquet {feature, layer, description, category, answer} and annotations.json.
 
-    `labels` is a payload with labels.parquet, or one for each layer by its number; `base` the local model that sorts.
-    `answer` is what the model wrote or, by log-probs, the score of each category. Greedy, so nothing depends on luck.
-    Costs one prompt of some 300 tokens a description; a killed run goes on from its last answer.
+    `labels` is a payload with labels.parquet, or one for each layer by its number; `base` is the local model that
+    sorts. `answer` is what the model wrote or, by log-probs, the scores of the categories. `category` is null if the
+    answer names none. If a server gives no answer, `answer` is null too, and annotations.json has the reason. Answers
+    are greedy. Costs a prompt of some 300 tokens for each description; a killed run resumes after its last answer.
     """
     config = config.resolved()
     rows, unlabelled = chosen_rows(config, labels)

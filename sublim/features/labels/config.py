@@ -40,15 +40,17 @@ class Described(Config):
 
     @property
     def layer(self) -> int:
+        """The layer in the id."""
         return int(self.feature.partition("_")[0])
 
     @property
     def number(self) -> int:
+        """The feature number in the id."""
         return int(self.feature.partition("_")[2])
 
 
 class FeatureList(Config):
-    """A file of features."""
+    """A file that lists features."""
 
     features: tuple[Described, ...]
     """Feature ids, with or without descriptions."""
@@ -99,6 +101,7 @@ class AnnotateConfig(Config):
         return renders(self.backend)
 
     def resolved(self) -> Self:
+        """The config with `by` chosen for the backend."""
         config = super().resolved()
         if config.by != "auto":
             return config
