@@ -55,7 +55,7 @@ class SaeNote(Config):
     """Description of an SAE, stored beside its weights as sae.json."""
 
     site: Site
-    """Site of the block that is read, such as resid_post (the residual stream after the block)."""
+    """Site in the block that is read, such as resid_post (the residual stream after the block)."""
     layer: int
     """Index of the block, counted from 0."""
     d_in: int
@@ -135,7 +135,7 @@ class TrainSaeConfig(StreamConfig):
     """Training of an SAE on the residual stream of a model."""
 
     site: Site = "resid_post"
-    """Site of the block that is read, such as resid_post (the residual stream after the block)."""
+    """Site in the block that is read, such as resid_post (the residual stream after the block)."""
     layer: Annotated[int, Field(ge=0)]
     """Index of the block, counted from 0."""
     features: Annotated[int, Field(ge=1)]
