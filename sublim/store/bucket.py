@@ -126,11 +126,9 @@ class SharedStore(Store):
         """All readable manifests in the bucket, and those that are not uploaded yet."""
         there = {str(Path(item.name).parent) for item in self.bucket.list() if is_manifest(item.name)}
         for name in there:
-            if not (self.root / name / "manifest.json").exists():
-                found = self.bucket.get(f"{name}/manifest.json")
-                manifest = found and parse_manifest(found.body, f"{self.address}/{name}")
-                if manifest:
-                    self._adopt(manifest)
+            here = (self.root / name / "manifest.json").exists()
+            if not here and (manifest := self._read_shared(f"{name}/manifest.json")):
+                self._adopt(manifest)
         for manifest in super().manifests():
             if manifest.artifact.name in there or not self.uploaded(manifest.artifact):
                 yield manifest
@@ -171,10 +169,12 @@ class SharedStore(Store):
 
     def shared_manifest(self, stage: str, key: str) -> Manifest | None:
         """The manifest that the bucket has under `key`; None when there is none or it is damaged."""
-        name = f"{stage}/{key[:12]}/manifest.json"
-        found = self.bucket.get(name)
-        manifest = found and parse_manifest(found.body, f"{self.address}/{name}")
+        manifest = self._read_shared(f"{stage}/{key[:12]}/manifest.json")
         return manifest if manifest and manifest.artifact.key == key else None
+
+    def _read_shared(self, name: str) -> Manifest | None:
+        found = self.bucket.get(name)
+        return found and parse_manifest(found.body, f"{self.address}/{name}")
 
     def push(self, manifest: Manifest) -> Artifact:
         """Uploads an artifact and returns the valid one: it, or the one that another machine committed before."""

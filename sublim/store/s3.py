@@ -2,7 +2,7 @@
 
 import base64
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -76,28 +76,20 @@ class Bucket:
     def get(self, name: str) -> Stored | None:
         """The object, or None when the server says that it does not exist."""
         with self._errors_told():
-            try:
-                answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + name)
-            except ClientError as error:
-                if code_of(error) == "NoSuchKey":
-                    return None
-                raise
-            return Stored(answer["Body"].read(), answer["ETag"], _age(answer, answer["LastModified"]))
+            answer = self._answer("get_object", name, ("NoSuchKey",))
+            return answer and Stored(answer["Body"].read(), answer["ETag"], _age(answer, answer["LastModified"]))
 
     def read(self, name: str, start: int, stop: int) -> bytes | None:
         """The bytes from `start` to `stop` of an object, or None when it does not exist."""
-        asked = {"Bucket": self.bucket, "Key": self.prefix + name, "Range": f"bytes={start}-{stop - 1}"}
+        absent, asked = ("NoSuchKey", "InvalidRange"), f"bytes={start}-{stop - 1}"
         with self._errors_told():
             for last in (False, False, True):
                 try:
-                    return self.client.get_object(**asked)["Body"].read()
+                    answer = self._answer("get_object", name, absent, Range=asked)
+                    return answer and answer["Body"].read()
                 except (HTTPError, BotoCoreError):  # an answer that broke off, which boto3 does not ask for again
                     if last:
                         raise
-                except ClientError as error:
-                    if code_of(error) in ("NoSuchKey", "InvalidRange"):
-                        return None
-                    raise
         raise AssertionError
 
     def put(self, name: str, body: bytes, *, over: str | None = None, anyway: bool = False) -> str | None:
@@ -107,14 +99,8 @@ class Bucket:
         """
         condition = {} if anyway else {"IfMatch": over} if over else {"IfNoneMatch": "*"}
         with self._errors_told():
-            try:
-                return self.client.put_object(Bucket=self.bucket, Key=self.prefix + name, Body=body, **condition)[
-                    "ETag"
-                ]
-            except ClientError as error:
-                if not anyway and code_of(error) in _OVERTAKEN:
-                    return None
-                raise
+            answer = self._answer("put_object", name, () if anyway else _OVERTAKEN, Body=body, **condition)
+            return answer and answer["ETag"]
 
     def upload(self, path: Path, name: str, sha256: str) -> None:
         """Uploads a file, in parts when it is large. The server verifies the checksums of what arrives."""
@@ -132,12 +118,9 @@ class Bucket:
     def described(self, name: str) -> tuple[int, str] | None:
         """Size in bytes and SHA-256 of an uploaded file, or None when it does not exist."""
         with self._errors_told():
-            try:
-                answer = self.client.head_object(Bucket=self.bucket, Key=self.prefix + name, ChecksumMode="ENABLED")
-            except ClientError as error:
-                if code_of(error) in ("404", "NoSuchKey"):
-                    return None
-                raise
+            answer = self._answer("head_object", name, ("404", "NoSuchKey"), ChecksumMode="ENABLED")
+        if answer is None:
+            return None
         size, known = answer["ContentLength"], answer.get("ChecksumSHA256", "")
         if known and size <= PART:  # the server computed it; for an upload in parts it would be a checksum of checksums
             return size, base64.b64decode(known).hex()
@@ -155,7 +138,7 @@ class Bucket:
     def delete(self, name: str) -> None:
         """Removes an object, if it exists."""
         with self._errors_told():
-            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + name)
+            self._answer("delete_object", name)
 
     def unfinished(self) -> Iterator[tuple[str, str, float]]:
         """Uploads in parts that were never completed: name, id and age in seconds."""
@@ -168,7 +151,16 @@ class Bucket:
     def abort(self, name: str, upload: str) -> None:
         """Removes the parts of an upload that was never completed."""
         with self._errors_told():
-            self.client.abort_multipart_upload(Bucket=self.bucket, Key=self.prefix + name, UploadId=upload)
+            self._answer("abort_multipart_upload", name, UploadId=upload)
+
+    def _answer(self, operation: str, name: str, absent: Collection[str] = (), **asked: Any) -> Any:
+        """The server's answer about an object, or None where it refuses with one of the codes in `absent`."""
+        try:
+            return getattr(self.client, operation)(Bucket=self.bucket, Key=self.prefix + name, **asked)
+        except ClientError as error:
+            if code_of(error) in absent:
+                return None
+            raise
 
     @contextmanager
     def _errors_told(self) -> Generator[None]:

@@ -88,10 +88,4 @@ def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
 
 def _in_parallel(work: Callable[[str], None], items: list[str]) -> None:
     with ThreadPoolExecutor(LANES) as pool:
-        waiting = [pool.submit(work, item) for item in items]
-        try:
-            for each in waiting:
-                each.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        list(pool.map(work, items))  # an error cancels what has not begun

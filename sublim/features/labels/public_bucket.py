@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -85,14 +85,9 @@ class PublicBucket:
         missing = [entry for entry in entries if not (folder / entry.kept_as).exists()]
         with progress("downloading", len(entries)) as advance, ThreadPoolExecutor(self.workers) as pool:
             advance(len(entries) - len(missing))
-            under_way = [pool.submit(self._fetch, entry, folder / entry.kept_as, attempts) for entry in missing]
-            try:
-                for done in as_completed(under_way):
-                    done.result()
-                    advance(1)
-                    kill_point("download:file")
-            finally:
-                pool.shutdown(cancel_futures=True)
+            for _ in pool.map(lambda entry: self._fetch(entry, folder / entry.kept_as, attempts), missing):
+                advance(1)
+                kill_point("download:file")
         return [folder / entry.kept_as for entry in entries]
 
     def _fetch(self, entry: BucketFile, path: Path, attempts: int) -> None:
