@@ -155,7 +155,7 @@ def test_store_that_goes_away_keeps_what_was_finished_and_stops_what_follows(
     with pytest.raises(StoreUnreachable, match=r"fails .503 SlowDown.: run again when it is back") as caught:
         in_flow(chain)
     assert states(caught.value.runs) == ["count Completed", "pick 2 Failed"]  # type: ignore[attr-defined]
-    assert "it is kept here and goes up with the next `sublim run`, or `sublim store push`" in messages(lines)
+    assert "it is kept here and is uploaded by the next `sublim run`, or `sublim store push`" in messages(lines)
     assert [record for record in lines if record.exc_info] == []
     assert [manifest.artifact.stage for manifest in shared().pending()] == ["count"]
     with pytest.raises(StoreUnreachable), recorded("sample", "none", "owl"):
