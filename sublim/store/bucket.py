@@ -199,7 +199,7 @@ class SharedStore(Store):
         try:
             return self.push(manifest)
         except StoreUnreachable as error:
-            again = "it is kept here and is uploaded by the next `sublim run`, or by `sublim store push`"
+            again = "it is kept here and is uploaded by the next `sublim run`, or `sublim store push`"
             log.warning("%s; %s %s: %s", error, manifest.artifact.stage, manifest.artifact.key[:12], again)
             return manifest.artifact
 

@@ -356,7 +356,7 @@ def test_fault_of_a_file_system_is_one_line_with_its_path_and_what_to_do(number:
 
 
 def test_fault_that_a_library_wraps_is_still_known_and_a_bug_is_not_taken_for_one(tmp_path: Path) -> None:
-    assert "lost or fails" in (file_fault(RuntimeError("polars: Stale file handle (os error 116)"), tmp_path) or "")
+    assert "share fails" in (file_fault(RuntimeError("polars: Stale file handle (os error 116)"), tmp_path) or "")
     for error in (ValueError("a bug"), FileNotFoundError(errno.ENOENT, "no"), ConnectionRefusedError(111, "refused")):
         assert file_fault(error, tmp_path) is None
 

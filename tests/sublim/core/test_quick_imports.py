@@ -73,11 +73,11 @@ names = [{name: sorted(module._object_missing_backend.get(name, [])) for name in
          (transformers, transformers.models)]
 versions = {name: import_utils._is_package_available(name, return_version=True) for name in (
     "torch", "accelerate", "peft", "numpy", "huggingface_hub", "PIL", "sklearn", "yaml", "nowhere", "triton")}
-assert (import_utils.create_import_structure_from_path.cache_info().hits > 0) == (MANNER is unsearched)
+assert (import_utils.create_import_structure_from_path.cache_info().hits > 0) == (MANNER is without_search)
 print(json.dumps([len(names[0]), hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest(), versions]))
 assert dict(import_utils.PACKAGE_DISTRIBUTION_MAPPING) == ask()
 """
-    quick, plain = (said(program.replace("MANNER", manner)) for manner in ("unsearched", "nullcontext"))
+    quick, plain = (said(program.replace("MANNER", manner)) for manner in ("without_search", "nullcontext"))
     assert quick == plain
 
 
