@@ -117,7 +117,7 @@ def check(config: LoraSearchConfig) -> None:
     if config.student.updates is not None:  # else the rows tell, once they are there
         check_rungs(config.pruning, config.student.updates)
     if config.study is not None or config.storage != Journal():  # otherwise it is a study of its own in the store
-        from sublim.search.study import check_stored
+        from sublim.search.opening import check_stored
 
         check_stored(study_config(config, updates=1))
 

@@ -24,8 +24,9 @@ from flows.runs.record import recorded
 from flows.runs.settings import build, load_preset, merge
 from sublim.models.config import PrepareModelConfig
 from sublim.search.config import SIGN, TrialRecord
+from sublim.search.opening import open_search
 from sublim.search.space import student_with
-from sublim.search.study import Search, Unmeasurable, open_search, work
+from sublim.search.study import Search, Unmeasurable, work
 from sublim.store.manifest import Artifact
 from sublim.training.config import TrainConfig
 from sublim.traits.questions import load_questions

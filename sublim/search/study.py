@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import optuna
@@ -20,14 +20,11 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
-from sublim.core.digest import canonical
-from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.owner import Owner
-from sublim.search.config import Journal, SamplerConfig, StudyConfig, TrialRecord, Value, direction
-from sublim.search.pruning import make_pruner
-from sublim.search.space import parameter, suggest
-from sublim.search.storage import Storage, asking, beating, check_place, open_storage, quiet
+from sublim.search.config import SamplerConfig, StudyConfig, TrialRecord, Value
+from sublim.search.space import suggest
+from sublim.search.storage import Storage, asking, beating, quiet
 
 log = logging.getLogger(__name__)
 STATES: dict[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
@@ -235,78 +232,6 @@ def make_sampler(config: SamplerConfig, slot: int) -> BaseSampler:
     return TPESampler(seed=seed, n_startup_trials=config.startup)
 
 
-def open_search(config: StudyConfig) -> Search:
-    """The study, made where it is not there; UserError for one that was made with other settings."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(config)
-    directions: list[Literal["maximize", "minimize"]] = [direction(name) for name in config.objectives]
-    with asking(storage, config.name), quiet():
-        names = optuna.get_all_study_names(storage)
-        if config.name in names:
-            study = optuna.load_study(study_name=config.name, storage=storage)
-            check_settings(study, config)
-        else:
-            study = optuna.create_study(study_name=config.name, storage=storage, directions=directions)
-        kill_point("search:created")
-        if not study.get_trials(deepcopy=False):
-            study.set_user_attr("settings", canonical(config.settings))
-            study.set_metric_names([str(name) for name in config.objectives])
-            if config.first is not None:
-                study.enqueue_trial(config.first, user_attrs={"slot": 0})
-        study.pruner = make_pruner(config.pruning, config.updates, study)
-    return Search(config, storage, study)
-
-
-def check_stored(config: StudyConfig) -> None:
-    """Raises UserError for a storage that cannot be reached or a stored study with other settings; makes no study."""
-    if isinstance(config.storage, Journal):
-        assert config.storage.path is not None
-        journal = config.storage.path.expanduser().absolute()
-        if not journal.exists():
-            check_place(journal)
-            return
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(config)
-    with asking(storage, config.name), quiet():
-        if config.name in optuna.get_all_study_names(storage):
-            check_settings(optuna.load_study(study_name=config.name, storage=storage), config)
-
-
-def check_settings(study: Study, config: StudyConfig) -> None:
-    """Raises UserError, naming what differs, for a study whose trials were made with other settings."""
-    wanted = [str(direction(name)) for name in config.objectives]
-    if (found := [each.name.lower() for each in study.directions]) != wanted:
-        raise UserError(
-            f"the stored study {config.name!r} is to {' and '.join(found)}, these objectives are to "
-            f"{' and '.join(wanted)}: give another name in `study`"
-        )
-    stored = study.user_attrs.get("settings")
-    if stored is None:
-        if study.get_trials(deepcopy=False):
-            raise UserError(f"the study {config.name!r} is not of our making: give another name in `study`")
-        return
-    before, now = (dict(flat(cast(Mapping[str, Any], tree))) for tree in (stored, canonical(config.settings)))
-    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    if differing:
-        name = differing[0]
-        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-        raise UserError(
-            f"the stored study {config.name!r} has {name} = {before.get(name, 'nothing')}, these settings have "
-            f"{now.get(name, 'nothing')}{more}: give another name in `study`, or the settings it was made with"
-        )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """A tree's leaves by dotted names."""
-    found: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found += flat(cast(Mapping[str, Any], value), f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", value))
-    return found
-
-
 def work(search: Search, measure: Measure, *, seconds: float | None = None, poll: float = 2.0) -> bool:
     """Makes trials until every one has its end, those of other workers included, or the time is over.
 
@@ -330,8 +255,3 @@ def shown(params: Mapping[str, Value]) -> str:
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )
-
-
-def names_of(config: StudyConfig) -> list[str]:
-    """The study's parameter names, in the order of the space."""
-    return [parameter(path, searched) for path, searched in config.space.items()]

@@ -13,8 +13,9 @@ from pathlib import Path
 import optuna
 
 from sublim.search.config import StudyConfig
+from sublim.search.opening import open_search
 from sublim.search.pruning import rungs
-from sublim.search.study import Asked, Measured, open_search, work
+from sublim.search.study import Asked, Measured, work
 
 
 def bowl(config: StudyConfig, asked: Asked) -> float:

@@ -23,8 +23,9 @@ from optuna.trial import TrialState
 
 from sublim.core.errors import StoreRefused, StoreUnreachable, UserError
 from sublim.search.config import FloatRange, Journal, Range, StudyConfig
+from sublim.search.opening import open_search
 from sublim.search.storage import open_storage
-from sublim.search.study import Asked, Measured, open_search, work
+from sublim.search.study import Asked, Measured, work
 from sublim.store.s3 import Bucket
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0a" * 32 + b"\nsize 75000000\n"

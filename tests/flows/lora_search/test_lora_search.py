@@ -20,8 +20,9 @@ from flows.pipeline.config import PipelineConfig
 from flows.runs.settings import assignments, build, load_preset, merge, presets
 from sublim.core.errors import UserError
 from sublim.search.config import KNOWN_SPACE, Multiple
+from sublim.search.opening import open_search
 from sublim.search.space import student_with
-from sublim.search.study import Measured, open_search, work
+from sublim.search.study import Measured, work
 from sublim.store.bucket import SharedStore
 from sublim.store.folder import Store
 from sublim.store.s3 import Bucket

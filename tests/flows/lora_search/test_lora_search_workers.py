@@ -19,8 +19,9 @@ from flows.pipeline.config import PipelineConfig
 from flows.runs.settings import assignments, build, load_preset, merge
 from sublim.core.owner import machine
 from sublim.search.config import Journal
+from sublim.search.opening import open_search
 from sublim.search.space import student_with
-from sublim.search.study import Measured, attempts_by_slot, open_search, work
+from sublim.search.study import Measured, attempts_by_slot, work
 from tests.flows.lora_search.test_lora_search import small
 from tests.postgres import running_postgres
 

@@ -30,8 +30,9 @@ from sublim.search.config import (
     StorageConfig,
     StudyConfig,
 )
+from sublim.search.opening import check_stored, open_search
 from sublim.search.storage import drop_torn_line
-from sublim.search.study import Asked, Measured, Search, Unmeasurable, check_stored, open_search, work
+from sublim.search.study import Asked, Measured, Search, Unmeasurable, work
 from tests.crash.searcher import bowl
 from tests.postgres import running_postgres
 

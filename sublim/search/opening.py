@@ -1,0 +1,87 @@
+"""Opens a study in its storage, and refuses one whose trials were made with other settings."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import optuna
+from optuna import Study
+
+from sublim.core.digest import canonical
+from sublim.core.errors import UserError
+from sublim.core.kill_points import kill_point
+from sublim.search.config import Journal, StudyConfig, direction
+from sublim.search.pruning import make_pruner
+from sublim.search.storage import asking, check_place, open_storage, quiet
+from sublim.search.study import Search
+
+
+def open_search(config: StudyConfig) -> Search:
+    """The study, made where it is not there; UserError for one that was made with other settings."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(config)
+    directions: list[Literal["maximize", "minimize"]] = [direction(name) for name in config.objectives]
+    with asking(storage, config.name), quiet():
+        names = optuna.get_all_study_names(storage)
+        if config.name in names:
+            study = optuna.load_study(study_name=config.name, storage=storage)
+            check_settings(study, config)
+        else:
+            study = optuna.create_study(study_name=config.name, storage=storage, directions=directions)
+        kill_point("search:created")
+        if not study.get_trials(deepcopy=False):
+            study.set_user_attr("settings", canonical(config.settings))
+            study.set_metric_names([str(name) for name in config.objectives])
+            if config.first is not None:
+                study.enqueue_trial(config.first, user_attrs={"slot": 0})
+        study.pruner = make_pruner(config.pruning, config.updates, study)
+    return Search(config, storage, study)
+
+
+def check_stored(config: StudyConfig) -> None:
+    """Raises UserError for a storage that cannot be reached or a stored study with other settings; makes no study."""
+    if isinstance(config.storage, Journal):
+        assert config.storage.path is not None
+        journal = config.storage.path.expanduser().absolute()
+        if not journal.exists():
+            check_place(journal)
+            return
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = open_storage(config)
+    with asking(storage, config.name), quiet():
+        if config.name in optuna.get_all_study_names(storage):
+            check_settings(optuna.load_study(study_name=config.name, storage=storage), config)
+
+
+def check_settings(study: Study, config: StudyConfig) -> None:
+    """Raises UserError, naming what differs, for a study whose trials were made with other settings."""
+    wanted = [str(direction(name)) for name in config.objectives]
+    if (found := [each.name.lower() for each in study.directions]) != wanted:
+        raise UserError(
+            f"the stored study {config.name!r} is to {' and '.join(found)}, these objectives are to "
+            f"{' and '.join(wanted)}: give another name in `study`"
+        )
+    stored = study.user_attrs.get("settings")
+    if stored is None:
+        if study.get_trials(deepcopy=False):
+            raise UserError(f"the study {config.name!r} is not of our making: give another name in `study`")
+        return
+    before, now = (dict(flat(cast(Mapping[str, Any], tree))) for tree in (stored, canonical(config.settings)))
+    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if differing:
+        name = differing[0]
+        more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise UserError(
+            f"the stored study {config.name!r} has {name} = {before.get(name, 'nothing')}, these settings have "
+            f"{now.get(name, 'nothing')}{more}: give another name in `study`, or the settings it was made with"
+        )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """A tree's leaves by dotted names."""
+    found: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found += flat(cast(Mapping[str, Any], value), f"{prefix}{name}.")
+        else:
+            found.append((f"{prefix}{name}", value))
+    return found
