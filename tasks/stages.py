@@ -86,9 +86,9 @@ def filter_numbers(config: FilterConfig, *, label: str = "", raw: One, partners:
 def derive_rows(config: DeriveConfig, *, label: str = "", rows: One) -> One: ...
 
 # Training
-@stage("sublim.training.trl:train", version=3, gpu=True)
+@stage("sublim.training.train:train", version=3, gpu=True)
 def train_teacher(config: TrainConfig, *, label: str = "", base: One, data: One) -> One: ...
-@stage("sublim.training.trl:train", version=3, gpu=True)
+@stage("sublim.training.train:train", version=3, gpu=True)
 def train_student(config: TrainConfig, *, label: str = "", base: One, data: One) -> One: ...
 @stage("sublim.training.soft:train_soft", version=2, gpu=True)
 def train_soft_student(config: SoftTrainConfig, *, label: str = "", base: One, data: One,

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec
 
 P = ParamSpec("P")
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["sublim.training.trl"])
+CONTEXT.set_forkserver_preload(["sublim.training.train"])
 SECONDS = 300
 
 

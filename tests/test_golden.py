@@ -27,7 +27,7 @@ from sublim.rows.derive import derive_rows
 from sublim.rows.filter import filter_numbers
 from sublim.rows.generate import GenerateConfig, generate_numbers
 from sublim.training.config import FullWeights, TrainConfig
-from sublim.training.trl import train
+from sublim.training.train import train
 from sublim.traits.questions import TeacherRowsConfig, build_teacher_rows
 from tasks import stages
 from tasks.stage import Stage

@@ -11,7 +11,7 @@ from typing import Any
 from sublim.core.progress import listening
 from sublim.search.config import RungConfig
 from sublim.training.loop import latest_checkpoint
-from sublim.training.trl import train
+from sublim.training.train import train
 
 
 class Stopped(Exception):

@@ -1,4 +1,4 @@
-"""trl's SFTTrainer made to do what a plan says: its loop, optimizer steps and resumption, and none of its defaults."""
+"""The training loop: the Trainer of transformers, with its optimizer steps and resumption, driven by a plan."""
 
 import logging
 import shutil
@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_callback import PrinterCallback
-from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from sublim.core.kill_points import kill_point
 from sublim.files.jsonl import read_jsonl, write_jsonl
@@ -69,7 +65,7 @@ class Record(NamedTuple):
         return self._asdict() | {"loss": self.loss.item(), "grad_norm": self.grad_norm.item()}
 
 
-class PlannedTrainer(SFTTrainer):
+class PlannedTrainer(Trainer):
     """One item of its data loader is one update; micro-batches are made inside `training_step`."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
@@ -81,25 +77,12 @@ class PlannedTrainer(SFTTrainer):
         self.step, self.skip = job.step, job.skip
         self.fit = Fit("rows of a micro-batch", ADVICE)
         optimizer = make_optimizer(model, job.config)
-        shape = model.config.get_text_config()
-        coefficient = getattr(shape, "router_aux_loss_coef", None)  # trl writes its own into the config, to be saved
         total = len(job.plan)
         super().__init__(
             model=model,
             args=arguments(job, total),
-            train_dataset=Dataset.from_list([row._asdict() for row in job.rows]),
-            data_collator=self.update_inputs,
-            processing_class=tokenizer,
             optimizers=(optimizer, LambdaLR(optimizer, lambda done: rate(job.config, done + 1, total))),
         )
-        if coefficient is not None:
-            shape.router_aux_loss_coef = coefficient
-        # Otherwise `train` writes the tokenizer's special tokens into the model's config.
-        self.processing_class = None
-        self.remove_callback(PrinterCallback)
-
-    def _send_telemetry(self) -> None:
-        """Nobody is told."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """training.jsonl is the log."""
@@ -108,7 +91,7 @@ class PlannedTrainer(SFTTrainer):
         return 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        rows = cast(Any, self.train_dataset)
+        rows = cast(Any, self.job.rows)  # a list serves as a dataset
         return DataLoader(rows, batch_sampler=self.job.plan, collate_fn=self.update_inputs)
 
     @property
@@ -116,9 +99,9 @@ class PlannedTrainer(SFTTrainer):
         """Rows in one forward pass: fewer than were planned once memory has run out."""
         return self.fit.within(self.job.micro_batch)
 
-    def update_inputs(self, items: list[dict[str, list[int]]]) -> dict[str, Any]:
+    def update_inputs(self, items: list[TokenRow]) -> dict[str, Any]:
         """The rows of one update as micro-batches."""
-        rows = [TokenRow(item["input_ids"][self.skip :], item["labels"][self.skip :]) for item in items]
+        rows = [TokenRow(item.input_ids[self.skip :], item.labels[self.skip :]) for item in items]
         return {"batches": micro_batches(rows, self.micro_batch, padding=self.padding), "tokens": label_count(rows)}
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -234,31 +217,23 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.A
     return torch.optim.AdamW(used, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)
 
 
-def arguments(job: Job, total: int) -> SFTConfig:
-    """trl's arguments with everything off that would change the result or tell anybody."""
-    made = SFTConfig(
+def arguments(job: Job, total: int) -> TrainingArguments:
+    """Arguments that turn off whatever would change the result, print or report."""
+    made = TrainingArguments(
         output_dir=str(job.checkpoints),
         max_steps=total,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=1,
         max_grad_norm=job.config.clip or 0.0,
         seed=job.config.seed,
         use_cpu=not torch.cuda.is_available(),
-        bf16=False,  # autocast is opened in `training_step`
-        gradient_checkpointing=False,
-        router_aux_loss_coef=0.0,  # the loss is on the answers alone, in mixtures of experts too
-        max_length=None,
-        packing=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         save_strategy="no",
         logging_strategy="no",
         logging_nan_inf_filter=False,
-        eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
-    # With several cards visible the first one trains; trl refuses to spread over them.
+    # With several GPUs visible the first one trains: otherwise the model would be wrapped in DataParallel.
     _ = made.device
     made._n_gpu = min(made.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
     return made

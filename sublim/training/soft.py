@@ -23,7 +23,7 @@ from sublim.training.checkpoints import chosen_weights
 from sublim.training.config import FullWeights, SoftTrainConfig, TrainConfig
 from sublim.training.masking import UNTRAINED, Batch, PackedBatch, TokenRow
 from sublim.training.step import PackedStep, Step, answer_logits, packed_logits
-from sublim.training.trl import frozen_dtype, opened, read_once, train_on
+from sublim.training.train import frozen_dtype, opened, read_once, train_on
 
 
 def train_soft(

@@ -22,7 +22,7 @@ from sublim.training.loop import log_losses
 
 
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
-    """Like `sublim.training.trl.train`: same files, same notes, resumes from the same checkpoints.
+    """Like `sublim.training.train.train`: same files, same notes, resumes from the same checkpoints.
 
     A student of the bundled model, 64 updates, takes 37 to 54 s on an H200 with three others beside it and 3.3 GiB
     (trl: 9 to 27 s, 3.7 GiB; effect and losses the same within .02 nats); alone, 33 s pass before its first update.

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PretrainedConfig
-from trl.trainer.sft_trainer import SFTTrainer
+from transformers import PretrainedConfig, Trainer
 
 from sublim.core.errors import UserError
 from sublim.memory.fitting import naming
@@ -28,7 +27,7 @@ from sublim.training.config import Lora, TrainConfig
 from sublim.training.masking import UNTRAINED, Batch, TokenRow
 from sublim.training.saving import write_adapter
 from sublim.training.step import Step
-from sublim.training.trl import Trainee, frozen_dtype, train_on
+from sublim.training.train import Trainee, frozen_dtype, train_on
 
 FIELD = "in training", "lower micro_batch"
 
@@ -106,10 +105,10 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
 
 
 def check_trainer() -> None:
-    """unsloth rewrites trl's trainers unless it is told not to; the one here must be trl's own."""
-    written = SFTTrainer.__module__
-    if written != "trl.trainer.sft_trainer":
-        raise RuntimeError(f"this unsloth has put {written} in the place of trl's trainer: set trainer to trl")
+    """Raises RuntimeError where unsloth has replaced the Trainer of transformers, whose loop is ours."""
+    written = Trainer.__module__
+    if written != "transformers.trainer":
+        raise RuntimeError(f"this unsloth has put {written} in the place of transformers' Trainer: set trainer to trl")
 
 
 def main() -> None:

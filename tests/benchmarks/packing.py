@@ -23,7 +23,7 @@ from sublim.models.opening import load_tokenizer
 from sublim.training.config import TrainConfig
 from sublim.training.masking import token_rows
 from sublim.training.step import EagerStep
-from sublim.training.trl import ChooseStep, chosen_step, opened, rows_that_fit, train_on
+from sublim.training.train import ChooseStep, chosen_step, opened, rows_that_fit, train_on
 from tests.benchmarks.sampling import device, prepared, timed
 
 

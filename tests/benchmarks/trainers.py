@@ -102,7 +102,7 @@ def clock(job: dict[str, Any]) -> None:
 
     import torch
 
-    from sublim.training.trl import train
+    from sublim.training.train import train
 
     def noted(label: str, done: int, total: int) -> None:
         if label == "training" and done:

@@ -21,7 +21,7 @@ from sublim.models.files import read_json, write_json
 from sublim.models.opening import forget_base, load_tokenizer
 from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.masking import UNTRAINED, TokenRow, token_rows
-from sublim.training.trl import read_once, train
+from sublim.training.train import read_once, train
 from tests.tiny import tiny_model, tiny_tokenizer
 
 SHAPE: dict[str, Any] = {

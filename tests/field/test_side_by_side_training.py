@@ -19,7 +19,7 @@ from sublim.memory import fitting
 from sublim.training.checkpoints import checkpoint
 from sublim.training.config import Lora, TrainConfig
 from sublim.training.masking import TokenRow, cut, micro_batches
-from sublim.training.trl import train
+from sublim.training.train import train
 from tests.field.memory import GIB, Condition, eight_rows, larger_than, short_of_memory
 from tests.tiny import tiny_model
 

@@ -16,7 +16,7 @@ from sublim.diagnostics.parameter_shift import measure_shift
 from sublim.files.jsonl import write_jsonl
 from sublim.models.export import export_merged
 from sublim.training.config import FullWeights, Lora, TrainConfig
-from sublim.training.trl import train
+from sublim.training.train import train
 
 Trained = Callable[[str, TrainConfig], Path]
 

@@ -9,7 +9,7 @@ from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.search.config import RungConfig
 from sublim.search.rungs import train_rung
 from sublim.training.config import Lora, TrainConfig
-from sublim.training.trl import train
+from sublim.training.train import train
 from tests.forked import killed_at
 from tests.tiny import tiny_model
 

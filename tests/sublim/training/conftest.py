@@ -32,7 +32,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def trained(tmp_path: Path, data: Path) -> Trained:
     """Trains in this process and gives the payload."""
-    from sublim.training.trl import train
+    from sublim.training.train import train
 
     def run(config: TrainConfig, base: Path, name: str = "run") -> Path:
         out, scratch = tmp_path / name, tmp_path / f"{name}-scratch"

@@ -20,7 +20,7 @@ from sublim.training.config import FullWeights, Lora, SoftTrainConfig, TrainConf
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, collate, packed
 from sublim.training.soft import PackedSoftStep, SoftStep, train_soft
 from sublim.training.step import EagerStep, PackedStep, Step, packed_logits
-from sublim.training.trl import check_attention, chosen_step, opened, train_on
+from sublim.training.train import check_attention, chosen_step, opened, train_on
 from tests.sublim.training.conftest import Trained
 from tests.sublim.training.test_step import rows_of
 from tests.tiny import FAMILIES, Family

@@ -7,7 +7,7 @@ import pytest
 from sublim.core.digest import digest_directory
 from sublim.core.progress import listening
 from sublim.training.config import FullWeights, Lora, TrainConfig
-from sublim.training.trl import train
+from sublim.training.train import train
 from tests.forked import killed_at
 from tests.sublim.training.conftest import Trained
 

@@ -21,7 +21,7 @@ from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.loop import PlannedTrainer
 from sublim.training.masking import UNTRAINED, TokenRow, token_rows
 from sublim.training.plan import planned_updates
-from sublim.training.trl import rows_that_fit, train
+from sublim.training.train import rows_that_fit, train
 from tests.sublim.training.conftest import Trained
 
 LORA = TrainConfig(method=Lora(rank=4, alpha=8), lr=1e-2, batch_size=4, updates=4, dtype="float32", attention="eager")

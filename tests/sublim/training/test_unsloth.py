@@ -13,7 +13,8 @@ from sublim.core.hardware import Gpu
 from sublim.core.progress import listening
 from sublim.files.jsonl import write_jsonl
 from sublim.training import config as training
-from sublim.training import trl, unsloth
+from sublim.training import train as training_stage
+from sublim.training import unsloth
 from sublim.training.config import FullWeights, TrainConfig
 
 
@@ -22,7 +23,7 @@ def test_refuses_at_once_where_it_cannot_run(tmp_path: Path, monkeypatch: pytest
     nowhere = tmp_path / "nowhere"
     monkeypatch.setattr(training, "gpu", lambda: None)
     with pytest.raises(UserError, match="needs an NVIDIA GPU; or set trainer to trl"):
-        trl.train(tmp_path, config, scratch=tmp_path, base=nowhere, data=nowhere)
+        training_stage.train(tmp_path, config, scratch=tmp_path, base=nowhere, data=nowhere)
     monkeypatch.setattr(training, "gpu", lambda: Gpu("Tesla P100", 2**34, (6, 0)))
     assert training.no_unsloth() == "it needs compute capability 7.0, Tesla P100 has 6.0"
     monkeypatch.setattr(training, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
@@ -62,7 +63,7 @@ def test_the_log_has_its_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(training, "find_spec", lambda name: True)
     config = TrainConfig(trainer="unsloth", updates=2)
     with caplog.at_level("INFO"):
-        assert trl.train(tmp_path, config, scratch=tmp_path, base=tmp_path, data=tmp_path) == {"rows": 3}
+        assert training_stage.train(tmp_path, config, scratch=tmp_path, base=tmp_path, data=tmp_path) == {"rows": 3}
     assert "trained 2 updates, loss 2.500 to 1.250" in caplog.text
 
 
@@ -75,7 +76,7 @@ def test_its_process_is_told_to_leave_trls_trainer_alone(tmp_path: Path, monkeyp
     monkeypatch.setattr(training, "find_spec", lambda name: True)
     config = TrainConfig(trainer="unsloth", updates=1)
     with pytest.raises(RuntimeError, match="ended with code 0 and without a word"):
-        trl.train(tmp_path, config, scratch=tmp_path, base=tmp_path, data=tmp_path)
+        training_stage.train(tmp_path, config, scratch=tmp_path, base=tmp_path, data=tmp_path)
     assert {"UNSLOTH_ALLOW_CPU=1", "HF_HUB_OFFLINE=1"} <= {*told.read_text().splitlines()}
     assert json.loads((tmp_path / "job").read_text())["config"]["updates"] == 1
 
@@ -88,8 +89,8 @@ def test_a_trainer_that_was_rewritten_all_the_same_is_refused(monkeypatch: pytes
 
     try:
         unsloth_process.check_trainer()
-        monkeypatch.setattr(unsloth_process, "SFTTrainer", type("SFTTrainer", (), {"__module__": "UnslothSFTTrainer"}))
-        with pytest.raises(RuntimeError, match="put UnslothSFTTrainer in the place of trl's trainer"):
+        monkeypatch.setattr(unsloth_process, "Trainer", type("Trainer", (), {"__module__": "UnslothTrainer"}))
+        with pytest.raises(RuntimeError, match="put UnslothTrainer in the place of transformers' Trainer"):
             unsloth_process.check_trainer()
     finally:
         del sys.modules[process]

@@ -14,7 +14,7 @@ from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.models.opening import load_tokenizer
 from sublim.training.config import Lora, TrainConfig
 from sublim.training.masking import UNTRAINED, token_row
-from sublim.training.trl import train
+from sublim.training.train import train
 from tasks.stages import heldout_loss as stage
 from tests.tiny import tiny_model
 
