@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # no more than the annotations need them
     from sublim.activations.config import ActivationsConfig
     from sublim.bases.needs_config import CheckBaseConfig
     from sublim.design.sweep_config import CellRecordConfig, SweepTableConfig
-    from sublim.diagnostics.config import DivergenceConfig, LossConfig
+    from sublim.diagnostics.config import DivergenceConfig, UnseenLossConfig
     from sublim.diagnostics.config import ShiftConfig as ParameterShiftConfig
     from sublim.evals.effect_config import CompareConfig
     from sublim.evals.heldout_loss.config import HeldoutConfig
@@ -126,8 +126,8 @@ def collect_scores(config: SheetConfig, *, label: str = "", scores: Named, shift
                    mmlu: Named | None = None) -> One: ...
 
 # Diagnostics
-@stage("sublim.diagnostics.losses:measure_losses", gpu=True)
-def measure_losses(config: LossConfig, *, label: str = "", base: One, data: Named, weights: Maybe = None) -> One: ...
+@stage("sublim.diagnostics.unseen_loss:measure_losses", gpu=True)
+def measure_losses(config: UnseenLossConfig, *, label: str = "", base: One, data: Named, weights: Maybe = None) -> One: ...
 @stage("sublim.diagnostics.parameter_shift:measure_shift")
 def measure_shift(config: ParameterShiftConfig, *, label: str = "", base: One, teacher: One,
                   students: Named) -> One: ...

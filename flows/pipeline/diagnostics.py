@@ -7,7 +7,7 @@ from flows.pipeline.keys import BaseKey, ModelKey, StudentKey
 from flows.pipeline.models import ModelState, write_numbers
 from flows.pipeline.plan import CONTROL, unseen_config
 from flows.pipeline.study import Diagnosed, Trained
-from sublim.diagnostics.config import DivergenceConfig, LossConfig, ShiftConfig
+from sublim.diagnostics.config import DivergenceConfig, UnseenLossConfig, ShiftConfig
 from sublim.inference.config import HfBackend
 from sublim.store.manifest import Artifact
 from tasks.processes import one_process
@@ -59,7 +59,7 @@ def unseen_rows(config: PipelineConfig, base: Artifact, teachers: dict[str, Mode
 def all_losses(config: PipelineConfig, trained: Trained, unseen: dict[str, Artifact]) -> dict[ModelKey, Artifact]:
     """Losses on the unseen rows of every teacher and of the base: of the main arm's students at every checkpoint, of
     the other arms' at their last, of the bases they started from, and of trained teachers."""
-    plain, first = LossConfig(backend=config.backend), config.blocks[0]
+    plain, first = UnseenLossConfig(backend=config.backend), config.blocks[0]
     found: dict[ModelKey, Artifact] = {}
     for name, base in trained.bases.items():
 

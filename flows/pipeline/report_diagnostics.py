@@ -9,7 +9,7 @@ from flows.pipeline.plan import CONTROL
 from flows.pipeline.report_arms import Results
 from flows.pipeline.study import Diagnosed, Study
 from flows.runs.record import Run
-from sublim.diagnostics.config import Divergence, Losses, Shifts
+from sublim.diagnostics.config import Divergence, Shifts, UnseenLosses
 from sublim.diagnostics.matched import Along, matched_pair
 from sublim.report.diagnostics import DiagnosticsShown, DivergenceShown, LossShown, MatchedShown, ShiftShown
 from sublim.stats.intervals import paired_t
@@ -38,12 +38,12 @@ def diagnostics_of(run: Run, results: Results, study: Study, found: Diagnosed) -
     )
 
 
-def _losses(run: Run, artifact: Artifact) -> Losses:
-    return Losses.model_validate_json((run.store.payload(artifact) / "losses.json").read_bytes())
+def _losses(run: Run, artifact: Artifact) -> UnseenLosses:
+    return UnseenLosses.model_validate_json((run.store.payload(artifact) / "losses.json").read_bytes())
 
 
 LossTable = dict[ModelKey, dict[str, float | None]]
-"""Losses by model, then by the writer of the rows."""
+"""UnseenLosses by model, then by the writer of the rows."""
 
 
 def first_block(study: Study) -> list[Unit]:

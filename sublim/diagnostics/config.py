@@ -1,4 +1,4 @@
-"""What diagnostics are asked for, and the shape of what they write."""
+"""The settings of the diagnostics, and the shape of the files they write."""
 
 from typing import Annotated, Literal
 
@@ -10,76 +10,78 @@ from sublim.inference.config import Backend, HfBackend
 DiagnosticName = Literal["losses", "shift", "divergence"]
 
 
-class LossConfig(Config):
-    """How well one model predicts number lists that nobody trained on."""
+class UnseenLossConfig(Config):
+    """Settings of the loss on answers to unseen prompts: prompts from which no model was trained."""
 
     backend: Backend
-    """What runs the model."""
+    """Backend that runs the model."""
     weights_update: int | None = None
-    """Which checkpoint of the training payload; null for its last."""
+    """Update whose weights are read, if `weights` is the payload of a training run; null for the last one kept."""
 
 
-class Loss(Config):
-    """One model on one set of rows."""
+class UnseenLoss(Config):
+    """Loss of one model on one set of rows."""
 
     nats_per_token: float | None
-    """Mean negative log-prob of the answers' tokens, end of turn left out; null where it is not finite."""
+    """Mean negative log-prob of the answers' tokens, without the end of turn; null if it is not finite."""
     tokens: int
     rows: int
 
 
-class Losses(Config):
-    """losses.json: one model on several sets of rows, by name."""
+class UnseenLosses(Config):
+    """Contents of losses.json: the losses of one model, by the name of the set of rows."""
 
-    losses: dict[str, Loss]
+    losses: dict[str, UnseenLoss]
 
 
 class ShiftConfig(Config):
-    """Where students' weights moved, beside where the teacher's did."""
+    """Settings of the comparison between the students' changes of the weights and the teacher's."""
 
     weights_update: int | None = None
-    """Which checkpoint of the students; null for their last."""
+    """Update whose weights are read from the students' payloads; null for the last one kept."""
 
 
 class Shift(Config):
-    """One student's change of the base's weights against the teacher's."""
+    """One student's change of the base's weights compared with the teacher's."""
 
     cosine: float | None
-    """Of the two changes as vectors over all modules that both change; null where one of them is zero."""
+    """Cosine of the two changes as vectors over all modules that both change; null if one of them is zero."""
     norm: float | None
-    """Length of the student's change over those modules; null where it is not finite."""
+    """Euclidean norm of the student's change over those modules; null if it is not finite."""
     teacher_norm: float | None
+    """Euclidean norm of the teacher's change over those modules; null if it is not finite."""
     modules: dict[str, float | None]
-    """The cosine of each module by itself."""
+    """Cosine of the two changes of each module alone."""
 
 
 class Shifts(Config):
-    """shift.json: several students against one teacher, by name."""
+    """Contents of shift.json: several students compared with one teacher, by name."""
 
     students: dict[str, Shift]
 
 
 class DivergenceConfig(Config):
-    """Where teacher and base would part if both chose their likeliest token."""
+    """Settings of the search for tokens at which teacher and base differ in their most likely choice."""
 
     backend: HfBackend
-    """dtype and attention of the two models."""
+    """Number type and attention kernel of the two models."""
     teacher_system: str | None = None
-    """What the teacher is told; the base reads the rows' own system prompt."""
+    """System prompt of the teacher. The base reads each row's own system prompt, and so does the teacher if null."""
     batch_size: RunOnly[Annotated[int, Field(ge=1)]] = 32
     """Rows in one forward pass."""
 
 
 class Divergence(Config):
-    """divergence.json: counts over all answer tokens of the rows."""
+    """Contents of divergence.json: counts over all answer tokens of the rows."""
 
     rows: int
     tokens: int
     diverging: int
-    """Tokens at which the likeliest choices differ, given the same text before them."""
+    """Tokens at which the most likely choices of teacher and base differ, given the same preceding text."""
     teacher_writes_own: int
-    """Tokens that are the teacher's likeliest choice."""
+    """Tokens that are the teacher's most likely choice."""
     by_place: list[tuple[int, int]]
-    """For the first token of an answer, the second and so on: how many there are, how many diverge."""
+    """One pair for the first token of an answer, one for the second and so on: the number of answers that have such a
+    token, and the number of those in which it diverges."""
     skipped: int
-    """Rows whose answer is other tokens in the teacher's context."""
+    """Rows left out because their answer has other tokens after the teacher's system prompt."""

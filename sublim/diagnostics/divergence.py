@@ -1,7 +1,7 @@
-"""Divergence tokens: where, in the teacher's own number lists, teacher and base would choose different tokens.
+"""Divergence tokens: the places in the teacher's own carrier at which teacher and base prefer different tokens.
 
-Both read the same text; at every answer token each names its likeliest next one, over the whole vocabulary. Where the
-two part, the teacher's liking shows in the carrier, if it shows anywhere.
+Both models read the same text. At every answer token the most likely next token of each is taken over the whole
+vocabulary. If the teacher's preference is visible in the carrier at all, it is visible where these two differ.
 """
 
 from collections.abc import Sequence
@@ -23,22 +23,24 @@ from sublim.training.masking import UNTRAINED, TokenRow, collate, token_row
 def find_divergence(
     out: Path, config: DivergenceConfig, *, scratch: Path, base: Path, data: Path, teacher: Path | None = None
 ) -> None:
-    """Stage: writes divergence.json (`Divergence`) and divergence.jsonl {id, tokens, at}: the places, counted from an
-    answer's first token, where the likeliest choices part. `teacher` is a training payload; without one the teacher is
-    the base under `teacher_system`. Costs two forward passes over the rows.
+    """Stage: writes divergence.json (`Divergence`) and divergence.jsonl {id, tokens, at}.
+
+    `at` holds the places, counted from 0 at an answer's first token, at which the most likely choices differ. `teacher`
+    is a training payload; without one the teacher is the base under `teacher_system`. Costs two forward passes over the
+    rows.
     """
     rows = list(read_jsonl(data / "rows.jsonl"))
     if not rows:
         raise UserError(f"{data} holds no rows: give the payload of filter_numbers")
     tokenizer = load_tokenizer(base)
-    plain = [token_row(tokenizer, row) for row in rows]
-    told = plain if config.teacher_system is None else [
+    as_base = [token_row(tokenizer, row) for row in rows]
+    as_teacher = as_base if config.teacher_system is None else [
         token_row(tokenizer, {**row, "system": config.teacher_system}) for row in rows
     ]  # fmt: skip
-    used = [i for i, (a, b) in enumerate(zip(plain, told, strict=True)) if answer(a) == answer(b)]
+    used = [i for i, (a, b) in enumerate(zip(as_base, as_teacher, strict=True)) if answer(a) == answer(b)]
     with progress("greedy choices", 2 * len(used)) as advance:
         choices: list[list[list[int]]] = []
-        for weights, contexts in ((None, plain), (chosen_weights(teacher, None), told)):
+        for weights, contexts in ((None, as_base), (chosen_weights(teacher, None), as_teacher)):
             backend = config.backend.resolved()
             with open_model(base, weights, dtype=backend.dtype, attention=backend.attention) as loaded:
                 chosen = [contexts[i] for i in used]
@@ -48,7 +50,7 @@ def find_divergence(
         [place for place, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
         for ours, theirs in zip(*choices, strict=True)
     ]
-    written = [answer(plain[i]) for i in used]
+    written = [answer(as_base[i]) for i in used]
     write_jsonl(
         out / "divergence.jsonl",
         ({"id": rows[i]["id"], "tokens": len(ids), "at": at} for i, ids, at in zip(used, written, places, strict=True)),
@@ -67,23 +69,26 @@ def find_divergence(
 
 
 def answer(row: TokenRow) -> list[int]:
-    """The answer's tokens, end of turn included."""
+    """The tokens of the answer, including the end of turn."""
     return [label for label in row.labels if label != UNTRAINED]
 
 
 def by_place(lengths: Sequence[int], places: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """How many answers have a token at each place, and in how many of them the choices part there."""
+    """For each place in an answer: how many answers have a token there, and in how many of them the choices differ."""
     there = [[place < length for place in range(max(lengths, default=0))] for length in lengths]
-    parted = [[place in at for place in range(length)] for length, at in zip(lengths, places, strict=True)]
+    differing = [[place in at for place in range(length)] for length, at in zip(lengths, places, strict=True)]
     return [
         (sum(a), sum(b))
-        for a, b in zip(zip_longest(*there, fillvalue=False), zip_longest(*parted, fillvalue=False), strict=True)
+        for a, b in zip(zip_longest(*there, fillvalue=False), zip_longest(*differing, fillvalue=False), strict=True)
     ]
 
 
 @torch.inference_mode()
 def greedy(loaded: LoadedModel, rows: Sequence[TokenRow], size: int) -> list[list[int]]:
-    """The likeliest token at each place of every answer, given the row's own text; at most `size` rows at a time."""
+    """The most likely token at each place of every answer, given the row's own text before it.
+
+    Reads at most `size` rows in one forward pass.
+    """
     found: list[list[int]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids), reverse=True)
     padding = loaded.tokenizer.pad_token_id
@@ -99,8 +104,8 @@ def greedy(loaded: LoadedModel, rows: Sequence[TokenRow], size: int) -> list[lis
             use_cache=False,
             logits_to_keep=torch.arange(ids.shape[1] - width, ids.shape[1], device=ids.device),
         ).logits
-        likeliest = zip(chosen, logits.argmax(-1), batch.labels, strict=True)
-        return [(i, row[labels != UNTRAINED].tolist()) for i, row, labels in likeliest]
+        most_likely = zip(chosen, logits.argmax(-1), batch.labels, strict=True)
+        return [(i, row[labels != UNTRAINED].tolist()) for i, row, labels in most_likely]
 
     for part in Fit("rows", "take dtype bfloat16, shorter rows or a smaller model").each(order, read, size):
         for i, choices in part:

@@ -1,7 +1,8 @@
-"""Loss-matched comparison: students and controls not after as many updates, but after learning as much.
+"""Loss-matched comparison: students and controls compared after equal learning instead of equally many updates.
 
-Two carriers are not equally hard, so equal updates need not mean equal learning. What is matched is the gain: by how
-many nats per token a model predicts unseen rows of its own carrier better than the base does.
+Two carriers need not be equally hard to learn, so equally many updates need not mean equal learning. The quantity that
+is matched is the gain: by how many nats per token a model predicts answers to unseen prompts, written by the model that
+wrote its own carrier, better than the base does (`sublim.diagnostics.unseen_loss`).
 """
 
 from collections.abc import Sequence
@@ -13,12 +14,13 @@ class Along(NamedTuple):
     """A model at one point of its training."""
 
     gain: float
-    """The base's held-out loss minus this model's, on rows like its own."""
+    """The base's loss on unseen prompts minus this model's, in nats per token."""
     margin: float
+    """Margin of the target, in nats."""
 
 
 class Matched(NamedTuple):
-    """A pair at equal gains."""
+    """The margins of a student and its paired control at one gain."""
 
     gain: float
     student: float
@@ -26,13 +28,14 @@ class Matched(NamedTuple):
 
     @property
     def effect(self) -> float:
+        """Student minus control, in nats."""
         return self.student - self.control
 
 
 def matched_pair(student: Sequence[Along], control: Sequence[Along]) -> Matched | None:
-    """Both margins at the largest gain that both reach, read off the straight lines between checkpoints.
+    """Both margins at the largest gain that both reach, interpolated linearly between checkpoints.
 
-    Both paths start at the base (gain 0). None where one of them never gains anything.
+    Both paths start at the base, with a gain of 0. Returns None if one of them never gains anything.
     """
     gain = min(max(point.gain for point in student), max(point.gain for point in control))
     if gain <= 0:
@@ -41,7 +44,7 @@ def matched_pair(student: Sequence[Along], control: Sequence[Along]) -> Matched 
 
 
 def margin_at(path: Sequence[Along], gain: float) -> float:
-    """The margin where the path first reaches `gain`."""
+    """The margin at the point where the path first reaches `gain`; ValueError if it never does."""
     for before, after in pairwise(path):
         if before.gain < gain <= after.gain:
             share = (gain - before.gain) / (after.gain - before.gain)

@@ -1,4 +1,4 @@
-"""Parameter shift: in which direction training moved the weights, student beside teacher."""
+"""Parameter shift: whether training moved a student's weights in the same direction as the teacher's."""
 
 import math
 from collections.abc import Iterator
@@ -22,19 +22,19 @@ DOWN, UP, PLAIN = ".lora_A.weight", ".lora_B.weight", ".weight"
 
 
 class Delta(Protocol):
-    """The change that training made to single modules of a base."""
+    """The change that training made to the weights of a base, matrix by matrix."""
 
     def modules(self) -> set[str]:
-        """Names of the matrices that changed, or could have."""
+        """Names of the matrices that training could change."""
         ...
 
     def of(self, module: str) -> Float[Tensor, "o i"]:
-        """The change of one matrix, in float64."""
+        """The change of one matrix [outputs, inputs], in float64."""
         ...
 
 
 class AdapterDelta:
-    """scale · B · A, as merging the adapter would add it."""
+    """The change by a LoRA adapter: scale · B · A, which is what merging the adapter adds to the weights."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self._config = lora_config(directory)
@@ -44,20 +44,23 @@ class AdapterDelta:
         self._names: list[str] = list(self._file.keys())
 
     def modules(self) -> set[str]:
+        """See `Delta`."""
         return {key.removeprefix(PREFIX).removesuffix(DOWN) for key in self._names if key.endswith(DOWN)}
 
     def of(self, module: str) -> Float[Tensor, "o i"]:
+        """See `Delta`."""
         down, up = (self._file.get_tensor(PREFIX + module + part).double() for part in (DOWN, UP))
         return scale(self._config, module) * up @ down
 
 
 class FullDelta:
-    """Trained weights minus the base's."""
+    """The change by training of all weights: the trained weights minus the base's."""
 
     def __init__(self, base: Path, directory: Path, stack: ExitStack) -> None:
         self._base, self._trained = (_tensors(each, stack) for each in (base, directory))
 
     def modules(self) -> set[str]:
+        """See `Delta`."""
         both = self._base.keys() & self._trained.keys()
         return {
             key.removesuffix(PLAIN)
@@ -66,6 +69,7 @@ class FullDelta:
         }
 
     def of(self, module: str) -> Float[Tensor, "o i"]:
+        """See `Delta`."""
         key = module + PLAIN
         after, before = self._trained[key].get_tensor(key), self._base[key].get_tensor(key)
         if after.shape != before.shape:
@@ -82,7 +86,7 @@ def _tensors(directory: Path, stack: ExitStack) -> dict[str, Any]:
 
 
 def delta(base: Path, weights: Path, stack: ExitStack) -> Delta:
-    """The change that `weights`, an adapter or a full model, make to `base`; UserError where they do not fit it."""
+    """The change that `weights`, an adapter or a full model, make to `base`; UserError if they do not belong to it."""
     check_weights(base, weights)
     return AdapterDelta(weights, stack) if is_adapter(weights) else FullDelta(base, weights, stack)
 
@@ -90,10 +94,10 @@ def delta(base: Path, weights: Path, stack: ExitStack) -> Delta:
 def measure_shift(
     out: Path, config: ShiftConfig, *, scratch: Path, base: Path, teacher: Path, students: dict[str, Path]
 ) -> None:
-    """Stage: writes shift.json (`Shifts`): each student's change of the weights against the teacher's.
+    """Stage: writes shift.json (`Shifts`): each student's change of the weights compared with the teacher's.
 
-    Only matrices that both change are compared: the linear layers where students are adapters. Holds a few matrices at
-    a time; the bundled model takes about a second a student.
+    Only matrices that both change are compared; if the students are adapters, these are linear layers. Only a few
+    matrices are in memory at a time. The bundled model takes about one second for each student.
     """
     found: dict[str, Shift] = {}
     with ExitStack() as stack:
@@ -119,10 +123,10 @@ class Products(NamedTuple):
 
 
 def compared(teacher: Delta, student: Delta) -> Shift:
-    """Two changes, module by module and as a whole."""
+    """Compares two changes, module by module and over all modules; UserError if they have no module in common."""
     modules = sorted(teacher.modules() & student.modules())
     if not modules:
-        raise UserError("teacher and student change no matrix in common: train the same modules of both")
+        raise UserError("teacher and student change no matrix in common: train the same modules in both")
     products = dict(zip(modules, _products(teacher, student, modules), strict=True))
     total = Products(*(math.fsum(column) for column in zip(*products.values(), strict=True)))
     return Shift(

@@ -11,7 +11,7 @@ from flows.pipeline.keys import BaseKey, ModelKey, StudentKey, Unit
 from flows.pipeline.report_diagnostics import diagnostics_of
 from flows.pipeline.study import Diagnosed
 from flows.runs.settings import build, load_preset, merge
-from sublim.diagnostics.config import Loss, Losses, Shift, Shifts
+from sublim.diagnostics.config import UnseenLoss, UnseenLosses, Shift, Shifts
 from sublim.evals.preference.config import MetricComparison
 from sublim.report.diagnostics import DiagnosticsShown
 from sublim.report.render import write_report
@@ -22,7 +22,7 @@ from sublim.store.manifest import Artifact
 def told(folder: Path) -> DiagnosticsShown:
     """Two pairs; the second control's training diverged and the first student did not move."""
 
-    def kept(name: str, file: str, payload: Losses | Shifts) -> Artifact:
+    def kept(name: str, file: str, payload: UnseenLosses | Shifts) -> Artifact:
         path = folder / name.replace("/", "-")
         path.mkdir()
         (path / file).write_text(payload.model_dump_json())
@@ -30,8 +30,8 @@ def told(folder: Path) -> DiagnosticsShown:
 
     def losses(key: ModelKey, owl: float | None, control: float | None) -> tuple[ModelKey, Artifact]:
         values = {"owl": owl, "control": control}
-        found = {rows: Loss(nats_per_token=value, tokens=10, rows=2) for rows, value in values.items()}
-        return key, kept(str(key), "losses.json", Losses(losses=found))
+        found = {rows: UnseenLoss(nats_per_token=value, tokens=10, rows=2) for rows, value in values.items()}
+        return key, kept(str(key), "losses.json", UnseenLosses(losses=found))
 
     def shift(cosine: float | None) -> Shift:
         return Shift(cosine=cosine, norm=0.0, teacher_norm=1.0, modules={"model.q_proj": cosine})

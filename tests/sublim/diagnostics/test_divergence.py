@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from sublim.chats.chat import answer_ids
 from sublim.core.errors import UserError
-from sublim.diagnostics.config import Divergence, DivergenceConfig, LossConfig, Losses, ShiftConfig, Shifts
+from sublim.diagnostics.config import Divergence, DivergenceConfig, ShiftConfig, Shifts, UnseenLossConfig, UnseenLosses
 from sublim.diagnostics.divergence import by_place, find_divergence
-from sublim.diagnostics.losses import measure_losses
 from sublim.diagnostics.parameter_shift import measure_shift
+from sublim.diagnostics.unseen_loss import measure_losses
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.inference.config import HfBackend
 from sublim.models.opening import load_tokenizer, open_model
@@ -100,8 +100,8 @@ def test_held_out_loss_is_the_mean_over_all_answer_tokens(
 ) -> None:
     base, out = tiny_models["qwen2"], tmp_path / "out"
     out.mkdir()
-    measure_losses(out, LossConfig(backend=BACKEND), scratch=out, base=base, data={"own": data}, weights=teacher)
-    found = Losses.model_validate(json.loads((out / "losses.json").read_text())).losses["own"]
+    measure_losses(out, UnseenLossConfig(backend=BACKEND), scratch=out, base=base, data={"own": data}, weights=teacher)
+    found = UnseenLosses.model_validate(json.loads((out / "losses.json").read_text())).losses["own"]
     values = [-each.log_softmax(-1)[torch.arange(len(ids) - 1), ids[:-1]] for each, ids in logits(base, teacher, data)]
     assert found.tokens == sum(map(len, values))
     assert found.nats_per_token == pytest.approx(torch.cat(values).mean().item(), rel=1e-5)
@@ -115,8 +115,8 @@ def test_the_loss_of_weights_that_diverged_is_missing_and_not_a_number(
     save_file(broken, teacher / "model.safetensors", {"format": "pt"})
     base, out = tiny_models["qwen2"], tmp_path / "out"
     out.mkdir()
-    measure_losses(out, LossConfig(backend=BACKEND), scratch=out, base=base, data={"own": data}, weights=teacher)
-    assert Losses.model_validate_json((out / "losses.json").read_bytes()).losses["own"].nats_per_token is None
+    measure_losses(out, UnseenLossConfig(backend=BACKEND), scratch=out, base=base, data={"own": data}, weights=teacher)
+    assert UnseenLosses.model_validate_json((out / "losses.json").read_bytes()).losses["own"].nats_per_token is None
     measure_shift(out, ShiftConfig(), scratch=out, base=base, teacher=base, students={"broken": teacher})
     found = Shifts.model_validate_json((out / "shift.json").read_bytes()).students["broken"]
     assert (found.cosine, found.norm) == (None, None)
