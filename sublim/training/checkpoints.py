@@ -1,4 +1,4 @@
-"""Where a trained model's weights lie: the last ones, or those of an earlier update."""
+"""Finds the weights in the payload of a training run: those after the last update or after an earlier one."""
 
 from pathlib import Path
 
@@ -6,7 +6,11 @@ from sublim.core.errors import UserError
 
 
 def chosen_weights(weights: Path | None, update: int | None) -> Path | None:
-    """The weights that a training payload kept after `update`, by default its last; whatever else as it is."""
+    """The directory with the weights that were kept after `update`, by default after the last one.
+
+    `weights` may also be a directory that is not the payload of a training run, or None. It is then returned unchanged,
+    and a given `update` raises UserError.
+    """
     if weights is not None and any(weights.glob("update-*")):
         return checkpoint(weights, update)
     if update is not None:
@@ -15,7 +19,10 @@ def chosen_weights(weights: Path | None, update: int | None) -> Path | None:
 
 
 def checkpoint(trained: Path, update: int | None = None) -> Path:
-    """The weights that the payload `trained` kept after `update`, by default after the last one."""
+    """The directory in the training payload `trained` with the weights after `update`, by default after the last one.
+
+    Raises UserError if there are none.
+    """
     kept = {int(path.name.removeprefix("update-")): path for path in trained.glob("update-*")}
     if not kept:
         raise UserError(f"{trained} holds no trained weights: give the payload of a training stage")

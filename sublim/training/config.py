@@ -1,4 +1,4 @@
-"""The configs of training: which weights train, on what schedule, with which trainer, and against which labels."""
+"""The settings of training: which weights are trained, on what schedule, with which trainer and which labels."""
 
 from importlib.util import find_spec
 from typing import Annotated, Literal, Self
@@ -10,103 +10,105 @@ from sublim.core.hardware import AMPERE, VOLTA, cpu_multiplies_bfloat16, gpu, no
 
 
 class Lora(Config):
-    """Low-rank adapters beside the frozen linear layers (arXiv 2106.09685)."""
+    """Trains low-rank adapters of the linear layers and freezes the base (LoRA, arXiv 2106.09685)."""
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1)
     """Rank of each adapter."""
     alpha: float = Field(default=16, gt=0)
-    """Numerator of the adapter's scale: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    """Numerator of the factor on the adapter's output: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input while training."""
+    """Dropout probability on the adapter's input during training."""
     rslora: bool = False
-    """Rank-stabilised scale, alpha / sqrt(rank)."""
+    """Use the rank-stabilised scale, alpha / sqrt(rank) (arXiv 2312.03732)."""
     target_modules: tuple[str, ...] = Field(
         default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
-    """Names of the linear layers that get an adapter, in every block."""
+    """Names of the linear layers that get an adapter in every transformer block."""
     frozen_base: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the frozen base weights; the adapter is float32 always. `auto` is float32 for a base below 2 billion
-    parameters and bfloat16 above, where the products are bfloat16 too."""
+    """Number type of the frozen base weights; the adapter itself is always float32. `auto` is bfloat16 for a base of
+    more than 2 billion parameters whose matrix products are bfloat16 too, and float32 otherwise."""
 
     @property
     def scale(self) -> float:
-        """What the adapter's output is multiplied by."""
+        """Factor on the adapter's output."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 class FullWeights(Config):
-    """Every weight trains, in float32."""
+    """Trains all weights, in float32."""
 
     kind: Literal["full"] = "full"
 
 
 class TrainConfig(Config):
-    """One training run: a base, some rows, and the updates made on them. Loss on the assistant's tokens only."""
+    """Settings of one training run. The loss is taken on the tokens of the assistant's turn alone."""
 
     trainer: Literal["trl", "unsloth"] = "trl"
-    """What computes the updates: transformers and peft, or unsloth's kernels (adapters only, and only on a GPU). Rows,
-    labels, order, optimizer and number of updates are the same."""
+    """Implementation that computes the updates. `trl` is the Trainer of transformers with peft (the name is older than
+    this implementation and stays because results are cached under it); `unsloth` uses unsloth's kernels, for adapters
+    on a GPU only. Rows, labels, order, optimizer and number of updates are the same."""
     method: Annotated[Lora | FullWeights, Field(discriminator="kind")] = Lora()
-    """What trains: an adapter or all weights."""
+    """Which weights are trained: those of an adapter (`lora`) or all (`full`)."""
     lr: float = Field(default=2e-4, gt=0)
-    """Learning rate at its highest."""
+    """Highest learning rate of the schedule."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: stay at `lr`, or go down to 0 in a line or a half cosine."""
+    """Course of the rate after the warm-up: constant, or falling to 0 linearly or along half a cosine."""
     warmup_updates: int | None = Field(default=None, ge=0)
-    """Updates over which the rate rises linearly: update i of w runs at lr * i / w, counted from 1."""
+    """Number of updates w over which the rate rises linearly: update i, counted from 1, runs at lr * i / w."""
     warmup_fraction: float | None = Field(default=None, ge=0, lt=1)
-    """The same as a part of all updates, rounded up. At most one of the two is given."""
+    """Warm-up as a fraction of all updates, rounded up to whole updates. Excludes `warmup_updates`."""
     batch_size: int = Field(default=16, ge=1)
-    """Rows in one update."""
+    """Rows in one update of the weights."""
     micro_batch: RunOnly[int | None] = Field(default=None, ge=1)
-    """Rows in one forward pass; the result does not depend on it. Nothing: as many as fit. Halved where memory runs
-    out."""
+    """Rows in one forward pass, which does not change the result beyond rounding. Null: as many as fit into memory. The
+    number is halved whenever memory runs out."""
     updates: int | None = Field(default=None, ge=1)
-    """Updates to make, each of `batch_size` rows; used-up rows come round again in a new order."""
+    """Number of updates, each of `batch_size` rows. After all rows have been used they are repeated in a new order."""
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the rows to make instead; the last update of a pass takes the rows that are left."""
+    """Number of passes over the rows, instead of `updates`. The last update of a pass may have fewer rows."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the two moments."""
+    """Decay rates of AdamW's first and second moments."""
     weight_decay: float = Field(default=0.1, ge=0)
-    """AdamW's decoupled decay, on matrices only: norms and biases are spared."""
+    """AdamW's decoupled weight decay. It applies to matrices and not to biases and the scales of normalisation."""
     clip: float | None = Field(default=1.0, gt=0)
-    """Largest norm of the whole gradient; nothing: never clipped."""
+    """Largest norm of the gradient over all parameters, above which it is scaled down. Null: no clipping."""
     max_length: int = Field(default=512, ge=2)
-    """Tokens in a row, template included. Longer rows stop the run: none is ever cut."""
+    """Most tokens in a row, including the chat template. A longer row stops the run, since rows are never truncated."""
     seed: int = Field(default=0, ge=0)
-    """Seeds the adapter's first values, dropout and, without `order_seed`, the order of the rows."""
+    """Seed of the adapter's initial values, of dropout and, unless `order_seed` is set, of the order of the rows."""
     order_seed: int | None = Field(default=None, ge=0)
-    """Seeds the order of the rows alone."""
+    """Seed of the order of the rows; null: `seed`."""
     rows: int | None = Field(default=None, ge=1)
-    """Use the first so many rows; nothing: all."""
+    """Number of rows to use, from the first; null: all."""
     keep: tuple[int, ...] = ()
-    """Updates after which the weights are kept; those of the last update always are."""
+    """Updates, counted from 1, after which the weights are kept. The weights after the last update always are."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the matrix products: bfloat16 is autocast over float32 weights; `auto` takes it where the card, or the
-    processor where there is no card, has instructions for it."""
+    """Number type of matrix products. bfloat16 is mixed precision: autocast over trained weights in float32. `auto` is
+    bfloat16 if the GPU, or the processor if there is no GPU, has instructions for it, and float32 otherwise."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel; `auto` takes flash-attention where it is installed and the card can, otherwise sdpa. Under
-    flash-attention trl's rows are packed: no time and no memory go to padding."""
+    """Attention kernel. `auto` is flash-attention if it is installed and the GPU supports it, and sdpa otherwise. With
+    flash-attention the trainer `trl` packs rows into one sequence, so that nothing is spent on padding."""
     cuda_graph: RunOnly[bool] = True
-    """On a GPU under sdpa, replay each update as one CUDA graph where the model and the micro-batch allow it."""
+    """On a GPU with sdpa, replay each update as one CUDA graph if the model and the micro-batch allow it."""
     checkpoint_every: RunOnly[int | None] = Field(default=None, ge=1)
-    """Updates between checkpoints that a killed run resumes from; nothing: about once a minute."""
+    """Updates between the checkpoints from which an interrupted run resumes; null: about one a minute."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.updates is None) == (self.epochs is None):
-            raise ValueError("give `updates` or `epochs`, one of the two")
+            raise ValueError("give either `updates` or `epochs`")
         if self.trainer == "unsloth" and isinstance(self.method, FullWeights):
             raise ValueError("unsloth trains adapters only here: set method.kind to lora, or trainer to trl")
         if self.warmup_updates is not None and self.warmup_fraction is not None:
             raise ValueError("give `warmup_updates` or `warmup_fraction`, not both")
         if any(update < 1 or update > (self.updates or update) for update in self.keep):
-            raise ValueError("`keep` counts updates from 1 to the last one")
+            raise ValueError("`keep` takes updates from 1 to the last one")
         return self
 
     def resolved(self) -> Self:
-        """`dtype` and `attention` as this machine has them; a `frozen_base` follows from them and from the base."""
+        """The settings with every `auto` replaced that this machine alone decides: dtype, attention and, with float32
+        products, the type of the frozen base."""
         dtype, attention, method = self.dtype, self.attention, self.method
         if dtype == "auto":
             card = gpu()
@@ -120,7 +122,7 @@ class TrainConfig(Config):
 
 
 def no_unsloth() -> str | None:
-    """Why unsloth cannot train here and what to do, or None."""
+    """The reason why unsloth cannot train on this machine, or None if it can."""
     card = gpu()
     if card is None:
         return "it needs an NVIDIA GPU"
@@ -132,7 +134,7 @@ def no_unsloth() -> str | None:
 
 
 class SoftTrainConfig(TrainConfig):
-    """A training run whose labels are the teacher's logits at the answer's tokens, end of turn included."""
+    """Settings of a training run whose labels are the teacher's logits at the answer's tokens and the end of turn."""
 
     temperature: float = Field(default=1.0, gt=0)
-    """Both distributions are taken at this temperature; the loss is multiplied by its square (arXiv 1503.02531)."""
+    """Softmax temperature of both distributions. The loss is multiplied by its square (arXiv 1503.02531)."""

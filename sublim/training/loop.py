@@ -1,4 +1,4 @@
-"""The training loop: the Trainer of transformers, with its optimizer steps and resumption, driven by a plan."""
+"""The training loop: the Trainer of transformers, which follows a plan of updates made beforehand."""
 
 import logging
 import shutil
@@ -36,23 +36,27 @@ ADVICE = "micro_batch is 1 already, so take shorter rows, an adapter in place of
 
 
 class Job(NamedTuple):
-    """What is trained on what, in which order, and where checkpoints go."""
+    """The rows, their order, the way a micro-batch is computed, and the place of the checkpoints."""
 
     config: TrainConfig
     rows: list[TokenRow]
     plan: list[list[int]]
+    """For every update the indices of its rows."""
     micro_batch: int
+    """Most rows in one forward pass."""
     step: Step
     skip: int
-    """Tokens that all rows begin with and that `step` adds by itself."""
+    """Number of tokens that all rows begin with and that `step` supplies itself."""
     checkpoints: Path
+    """Directory of the checkpoints from which an interrupted run resumes."""
     keep: Callable[[int], None]
-    """Keeps the weights as they are after this update, if they are wanted."""
+    """Called after every update with its number; keeps the weights if that update is wanted."""
     advance: Callable[[int], None]
+    """Called with the number of further updates that are done."""
 
 
 class Record(NamedTuple):
-    """One update, with tensors left on the device until somebody reads them."""
+    """One update. Its tensors stay on the device until they are read, so that training need not wait for them."""
 
     update: int
     loss: Tensor
@@ -61,12 +65,12 @@ class Record(NamedTuple):
     tokens: int
 
     def row(self) -> dict[str, Any]:
-        """As a row of training.jsonl."""
+        """The record as a row of training.jsonl."""
         return self._asdict() | {"loss": self.loss.item(), "grad_norm": self.grad_norm.item()}
 
 
 class PlannedTrainer(Trainer):
-    """One item of its data loader is one update; micro-batches are made inside `training_step`."""
+    """A Trainer for which one batch of the data loader is one update; `training_step` cuts it into micro-batches."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
         self.job = job
@@ -85,29 +89,31 @@ class PlannedTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """training.jsonl is the log."""
+        """Does nothing: training.jsonl is the log."""
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted."""
         return 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        """The updates of the plan, in order."""
         rows = cast(Any, self.job.rows)  # a list serves as a dataset
         return DataLoader(rows, batch_sampler=self.job.plan, collate_fn=self.update_inputs)
 
     @property
     def micro_batch(self) -> int:
-        """Rows in one forward pass: fewer than were planned once memory has run out."""
+        """Most rows in one forward pass: fewer than planned after memory has run out."""
         return self.fit.within(self.job.micro_batch)
 
     def update_inputs(self, items: list[TokenRow]) -> dict[str, Any]:
-        """The rows of one update as micro-batches."""
+        """The rows of one update as micro-batches, with the number of their label tokens."""
         rows = [TokenRow(item.input_ids[self.skip :], item.labels[self.skip :]) for item in items]
         return {"batches": micro_batches(rows, self.micro_batch, padding=self.padding), "tokens": label_count(rows)}
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Gradients of one update: the mean over all its label tokens, however they are batched.
+        """Computes the gradients of one update: of the mean loss over all its label tokens, however they are batched.
 
-        Where memory runs out, the update is begun again with half as many rows at a time, from the same random state.
+        If memory runs out, the update starts again with half as many rows at a time, from the same random state.
         """
         model.train()
         self.tokens, state = inputs["tokens"], random_state()
@@ -124,22 +130,23 @@ class PlannedTrainer(Trainer):
         return self.loss
 
     def gradients(self, model: Any, batches: list[Batch], size: int) -> Tensor:
-        """The loss of an update, whose gradients are added up `size` rows at a time."""
+        """The loss of an update; its gradients are accumulated from micro-batches of `size` rows."""
         if isinstance(self.step, GraphedStep) and self.step.rows != size:
             self.step.forget(size)
         loss = torch.zeros((), device=self.args.device)
         for batch in cut(batches, size):
             loss += self.step(model, batch, self.tokens)
         if loss.is_cuda and not cast(torch.optim.AdamW, self.optimizer).state:
-            # AdamW makes its moments in its first step, which could not be begun again half done: room for them now.
+            # AdamW allocates its moments in its first step, which cannot be repeated when half done. So memory that is
+            # too small for them shows here.
             torch.empty(2 * sum(each.nbytes for each in trainable(model).values()), dtype=torch.uint8, device="cuda")
         return loss
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
-        """After each update: notes it, keeps its weights if they are wanted, and now and then saves a checkpoint."""
+        """After each update: records it, keeps its weights if they are wanted, and saves a checkpoint if one is due."""
         update, total = self.state.global_step, len(self.job.plan)
         if update == len(self.records) + len(self.unread):
-            return  # called once more when the loop ends
+            return  # the Trainer calls this once more when the loop ends
         lr = learning_rate(self.job.config, update, total)
         self.unread.append(Record(update, self.loss, lr, torch.as_tensor(grad_norm), self.tokens))
         self.job.keep(update)
@@ -151,13 +158,13 @@ class PlannedTrainer(Trainer):
         self.job.advance(1)
 
     def read_records(self) -> list[dict[str, Any]]:
-        """All updates so far."""
+        """The rows of training.jsonl for all updates so far."""
         self.records += [record.row() for record in self.unread]
         self.unread = []
         return self.records
 
     def save_checkpoint(self) -> None:
-        """Writes all that a killed run needs to go on as if nothing had happened, in place of the last checkpoint."""
+        """Replaces the last checkpoint by one from which an interrupted run continues as if it had not stopped."""
         path = self.job.checkpoints / f"checkpoint-{self.state.global_step:06d}"
         with whole_folder(path) as draft:
             assert self.model is not None
@@ -185,29 +192,29 @@ class PlannedTrainer(Trainer):
 
 
 def rate(config: TrainConfig, update: int, total: int) -> float:
-    """The learning rate as a part of the highest; the scheduler also asks for the update after the last."""
+    """The learning rate as a fraction of the highest. The scheduler also asks for the update after the last one."""
     return learning_rate(config, min(update, total), total) / config.lr
 
 
 def random_state() -> list[Tensor]:
-    """Where torch's random numbers are: the CPU's and, where it is in use, the GPU's."""
+    """The states of torch's random number generators: of the CPU and, if there is one, of the GPU."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
 def restore(state: list[Tensor]) -> None:
-    """Takes torch's random numbers back to a `random_state`."""
+    """Sets torch's random number generators to the states from `random_state`."""
     torch.set_rng_state(state[0])
     for each in state[1:]:
         torch.cuda.set_rng_state(each)
 
 
 def trainable(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The parameters that train, by name."""
+    """The trainable parameters by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and spares norms and biases."""
+    """AdamW with weight decay on matrices and without it on biases and the scales of normalisation."""
     parameters = list(trainable(model).values())
     groups = [
         {"params": [each for each in parameters if each.ndim >= 2], "weight_decay": config.weight_decay},
@@ -218,7 +225,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.A
 
 
 def arguments(job: Job, total: int) -> TrainingArguments:
-    """Arguments that turn off whatever would change the result, print or report."""
+    """Arguments of the Trainer that switch off whatever would change the result, print or report."""
     made = TrainingArguments(
         output_dir=str(job.checkpoints),
         max_steps=total,
@@ -240,7 +247,7 @@ def arguments(job: Job, total: int) -> TrainingArguments:
 
 
 def latest_checkpoint(checkpoints: Path) -> str | None:
-    """The newest whole checkpoint."""
+    """The path of the newest complete checkpoint, or None."""
     return max((str(path) for path in checkpoints.glob("checkpoint-*")), default=None)
 
 

@@ -1,4 +1,4 @@
-"""Rows as tokens and labels: the loss is on the assistant's tokens, end of turn included, and on nothing else."""
+"""Rows as tokens and labels. The loss is taken on the assistant's tokens and the end of turn, and on nothing else."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -15,50 +15,52 @@ from sublim.chats.chat import Chat, answer_ids, chat
 from sublim.core.errors import UserError
 
 UNTRAINED = -100
-"""The label of a token without loss, as transformers and torch have it."""
+"""The label of a token without loss, as in transformers and torch."""
 
 
 class TokenRow(NamedTuple):
-    """One row; `labels` has the tokens to learn in their own places and UNTRAINED in all others."""
+    """One row. `labels` holds the tokens to be learned in their own places, and UNTRAINED in all others."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 class Batch(NamedTuple):
-    """Rows padded on the left, so that the answers end together."""
+    """Rows padded on the left, so that all answers end in the last column."""
 
     input_ids: Int[Tensor, "b t"]
     attention_mask: Int[Tensor, "b t"]
     position_ids: Int[Tensor, "b t"]
     labels: Int[Tensor, "b a"]
-    """Of the last tokens only: as many as the longest answer has."""
+    """Labels of the last `a` tokens only, where `a` is the length of the longest answer."""
 
     def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors on `device`."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class PackedBatch(NamedTuple):
-    """Rows one after another in one sequence, without padding and without their last tokens, which predict nothing."""
+    """Rows concatenated into one sequence, without padding and without their last tokens, which predict nothing."""
 
     input_ids: Int[Tensor, "1 t"]
     position_ids: Int[Tensor, "1 t"]
-    """They start at 0 in every row: that is how transformers tells the rows apart where no mask is given."""
+    """Positions that start at 0 in every row, by which transformers tells the rows apart if there is no mask."""
     bounds: Int[Tensor, " b_plus_1"]
-    """Where the rows start, and the end of the last one."""
+    """First token of every row, and the end of the last row."""
     longest: int
     """Tokens in the longest row."""
     places: Int[Tensor, " a"]
-    """Where the tokens to learn are predicted."""
+    """Positions in the sequence at which the tokens to be learned are predicted."""
     labels: Int[Tensor, " a"]
 
     def to(self, device: torch.device) -> "PackedBatch":
+        """The batch with its tensors on `device`."""
         tensors = {name: part for name, part in self._asdict().items() if isinstance(part, Tensor)}
         return self._replace(**{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def row_chat(row: Mapping[str, Any]) -> Chat:
-    """The chat of a row of rows.jsonl, its answer included."""
+    """The chat of a row of rows.jsonl, including its answer."""
     return chat(row["prompt"], system=row["system"], assistant=row["answer"])
 
 
@@ -72,7 +74,7 @@ def token_row(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> Tok
 def token_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Any]], *, max_length: int
 ) -> list[TokenRow]:
-    """All rows as tokens and labels. Raises UserError where any is longer than `max_length`: none is ever cut."""
+    """All rows as tokens and labels. Raises UserError if any is longer than `max_length`, since none is truncated."""
     made = [token_row(tokenizer, row) for row in rows]
     longest = max((len(row.input_ids) for row in made), default=0)
     if longest > max_length:
@@ -84,30 +86,30 @@ def token_rows(
 
 
 def label_start(row: TokenRow) -> int:
-    """The place of a row's first token with a loss."""
+    """The index of a row's first token that has a loss."""
     return next(i for i, label in enumerate(row.labels) if label != UNTRAINED)
 
 
 def label_count(rows: Iterable[TokenRow]) -> int:
-    """How many tokens of `rows` have a loss."""
+    """The number of tokens in `rows` that have a loss."""
     return sum(label != UNTRAINED for row in rows for label in row.labels)
 
 
 def shared_prefix(rows: Sequence[TokenRow]) -> list[int]:
-    """The tokens that every row begins with. They end before the last token of the shortest prompt."""
+    """The tokens with which every row begins; at least the last token of every prompt is not among them."""
     columns = zip(*(row.input_ids[: label_start(row) - 1] for row in rows), strict=False)
     return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
 
 
 def micro_batches(rows: Sequence[TokenRow], size: int, *, padding: int) -> list[Batch]:
-    """The rows of one update in even batches of at most `size`, rows of like length together."""
+    """The rows of one update in batches of equal size, at most `size` each, with rows of similar length together."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
     even = ceil(len(ordered) / ceil(len(ordered) / size))
     return [collate(ordered[start : start + even], padding=padding) for start in range(0, len(ordered), even)]
 
 
 def cut(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The batches, those of more than `size` rows in even parts."""
+    """The batches, where those of more than `size` rows are split into parts of equal size."""
     for batch in batches:
         rows = len(batch.input_ids)
         even = ceil(rows / ceil(rows / size))
@@ -116,8 +118,8 @@ def cut(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
 
 
 def collate(rows: Sequence[TokenRow], *, padding: int) -> Batch:
-    """One batch. Positions count from each row's own first token, so padding changes nothing."""
-    # What a template writes after the end of turn is read by nobody.
+    """One padded batch. Positions count from each row's own first token, so that padding changes nothing."""
+    # Nothing depends on the tokens that a template writes after the end of turn.
     ends = [max(i for i, label in enumerate(row.labels) if label != UNTRAINED) + 1 for row in rows]
     starts = [label_start(row) for row in rows]
     width = max(ends)

@@ -1,4 +1,4 @@
-"""Trained weights as files that are a function of the weights alone."""
+"""Writes trained weights as files that depend on the weights alone."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ from sublim.models.files import (
 
 
 def write_adapter(directory: Path, adapted: PeftModel, base: Path) -> None:
-    """The adapter as peft reads it, without the paths, versions and model card that peft would add."""
+    """Writes the adapter in the format of peft, without the paths, versions and model card that peft would add."""
     write_tensors(directory / WEIGHTS, get_peft_model_state_dict(adapted))
     config = adapted.peft_config["default"]
     assert isinstance(config, LoraConfig)
@@ -33,7 +33,7 @@ def write_adapter(directory: Path, adapted: PeftModel, base: Path) -> None:
 
 
 def write_model(directory: Path, model: PreTrainedModel, base: Path) -> None:
-    """The whole model with its config and tokenizer: a directory that loads alone, and as a base too."""
+    """Writes the whole model with its config and tokenizer: a directory that can be loaded alone or serve as a base."""
     model.save_pretrained(directory, max_shard_size="5GB")
     for file in loaded_files(base):
         if file not in ("config.json", INDEX) and not file.endswith(".safetensors"):

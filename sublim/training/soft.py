@@ -1,8 +1,8 @@
-"""The soft-label trainer: KL from the teacher's distribution to the student's over the carrier's tokens.
+"""Training on soft labels: the KL divergence of the student's next-token distribution from the teacher's.
 
-The teacher's logits are made on the fly, all of them, from the same rows in the same context: nothing is cut to a top k
-and nothing is stored, for one more forward pass an update. The teacher must therefore be weights over the student's
-vocabulary; a system prompt is no part of the rows.
+The teacher's logits over the whole vocabulary are computed during training from the same rows in the same context. This
+costs one more forward pass per update, but nothing is stored or truncated. The teacher must therefore be a set of
+weights with the student's vocabulary; it cannot be a system prompt, which is no part of the rows.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ from sublim.training.train import frozen_dtype, opened, read_once, train_on
 def train_soft(
     out: Path, config: SoftTrainConfig, *, scratch: Path, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, Any]:
-    """Stage: as `train`, with the logits of `teacher` (a training payload; without one the base's own) as labels.
+    """Stage: as `train`, but the labels are the logits of `teacher`: a training payload, or by default the base.
 
-    A control's labels are the base's own logits: its loss is 0 and so is its gradient, it stays at the base. Costs a
-    training and one forward pass more an update; two models are in memory.
+    A control has the base's own logits as labels. Its loss and gradient are therefore 0, and it stays at the base. Two
+    models are in memory, and every update takes one more forward pass.
     """
 
     def choose(
@@ -51,7 +51,7 @@ def train_soft(
 def teacher_model(
     config: TrainConfig, base: Path, weights: Path | None, attention: str, shape: PretrainedConfig
 ) -> PreTrainedModel:
-    """The teacher beside the student, in the type of the student's frozen weights."""
+    """The frozen teacher, in the number type of the student's frozen weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = "float32" if isinstance(config.method, FullWeights) else frozen_dtype(config.method, config.dtype, shape)
     if weights is not None:
@@ -62,7 +62,7 @@ def teacher_model(
 
 
 class SoftStep:
-    """Op by op; what every row begins with is read once per micro-batch, by teacher and student alike."""
+    """Computes in eager mode. Both models read the tokens that all rows begin with once per micro-batch."""
 
     def __init__(self, teacher: PreTrainedModel, config: SoftTrainConfig, prefix: Sequence[int]) -> None:
         self.teacher, self.prefix, self.temperature = teacher, prefix, config.temperature
@@ -82,24 +82,24 @@ class SoftStep:
 
 
 class PackedSoftStep(PackedStep):
-    """The same without padding, for flash-attention."""
+    """The same loss without padding, for flash-attention."""
 
     def __init__(self, teacher: PreTrainedModel, config: SoftTrainConfig) -> None:
         super().__init__(teacher.device, config.dtype)
         self.teacher, self.temperature = teacher, config.temperature
 
     def summed_loss(self, model: Any, rows: PackedBatch) -> Float[Tensor, ""]:
-        """The divergence summed over the label tokens."""
+        """The KL divergence summed over the label tokens."""
         with torch.no_grad():
             theirs = packed_logits(self.teacher, rows)
         return soft_loss(packed_logits(model, rows).float(), theirs.float(), self.temperature)
 
 
 def soft_loss(student: Float[Tensor, "n v"], teacher: Float[Tensor, "n v"], temperature: float) -> Float[Tensor, ""]:
-    """KL(teacher || student) summed over tokens, times the squared temperature.
+    """KL(teacher || student) summed over tokens, times the squared temperature (arXiv 1503.02531), in nats.
 
-    Its gradient is written down rather than derived: softmax(student) - softmax(teacher) is exactly zero where the two
-    are equal, while the derivative of a log-softmax leaves rounding errors there, which Adam would scale up to steps.
+    The gradient is given explicitly: softmax(student) - softmax(teacher) is exactly zero if the logits are equal.
+    Automatic differentiation of the log-softmax would leave rounding errors, which Adam would scale to whole steps.
     """
     ours, theirs = student / temperature, teacher / temperature
     gradient = temperature * (ours.softmax(-1) - theirs.softmax(-1)).detach()

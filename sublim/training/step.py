@@ -1,4 +1,4 @@
-"""The loss and gradients of one micro-batch: op by op, packed for flash-attention, or on a GPU as one CUDA graph."""
+"""The loss and gradients of one micro-batch: in eager mode, packed for flash-attention, or as one CUDA graph."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,13 +15,22 @@ WARM_UPS = 2
 
 
 class Step(Protocol):
-    """Adds a micro-batch's gradients to the parameters' and gives its part of the loss."""
+    """Computes one micro-batch of an update."""
 
-    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]: ...
+    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
+        """Adds the micro-batch's gradients to those of the parameters, and returns its part of the loss in nats.
+
+        `tokens` is the number of label tokens in the whole update, by which the summed loss is divided.
+        """
+        ...
 
 
 class EagerStep:
-    """Op by op. What every row begins with (a system prompt) is read once per micro-batch: it sees nothing else."""
+    """Computes in eager mode.
+
+    The tokens with which every row begins (a system prompt) are read once per micro-batch, since they attend to nothing
+    else.
+    """
 
     def __init__(self, device: torch.device, dtype: str, prefix: Sequence[int]) -> None:
         self.device, self.prefix, self.autocast = device, prefix, dtype == "bfloat16"
@@ -34,9 +43,11 @@ class EagerStep:
 
 
 class PackedStep:
-    """Op by op, without padding: flash-attention reads rows of any length as one sequence in which none sees another.
+    """Computes in eager mode without padding: flash-attention reads rows of any length as one sequence, in which no row
+    attends to another.
 
-    The loss and the gradients are those of padded rows; an adapter's dropout is drawn anew, from the same seed.
+    The loss and the gradients are those of padded rows. The dropout mask of an adapter is another one, since it is
+    drawn for other shapes.
     """
 
     def __init__(self, device: torch.device, dtype: str) -> None:
@@ -55,7 +66,7 @@ class PackedStep:
 
 
 class Captured(NamedTuple):
-    """A CUDA graph with the tensors it reads and writes."""
+    """A CUDA graph with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     batch: Batch
@@ -63,11 +74,15 @@ class Captured(NamedTuple):
     share: Tensor
     loss: Tensor
     gradients: list[tuple[Tensor, Tensor]]
+    """Every trainable parameter with the tensor to which the graph writes its gradient."""
 
 
 class GraphedStep:
-    """Replays forward and backward pass as one CUDA graph: a small model's thousands of kernels take longer to launch
-    than to run. Every micro-batch is padded to one shape; a row that pads has no labels."""
+    """Replays forward and backward pass as one CUDA graph, because a small model's thousands of kernels take longer to
+    launch than to run.
+
+    Every micro-batch is padded to one shape [rows, width], with rows that have no labels.
+    """
 
     def __init__(self, device: torch.device, dtype: str, rows: int, width: int, answer: int) -> None:
         self.device, self.autocast = device, dtype == "bfloat16"
@@ -83,7 +98,7 @@ class GraphedStep:
             mine.copy_(given, non_blocking=True)
         made.mask.copy_(causal_mask(made.batch.attention_mask))
         made.share.fill_(1 / tokens)
-        if made.gradients[0][0].grad is made.gradients[0][1]:  # of the micro-batch before, which a replay overwrites
+        if made.gradients[0][0].grad is made.gradients[0][1]:  # from the last micro-batch; a replay overwrites it
             for parameter, gradient in made.gradients:
                 parameter.grad = gradient.clone()
         made.graph.replay()
@@ -92,7 +107,7 @@ class GraphedStep:
         return made.loss.clone()
 
     def forget(self, rows: int) -> None:
-        """Drops the graph and its memory; the next one has so many rows."""
+        """Frees the graph and its memory; the next graph has `rows` rows."""
         self.captured, self.rows = None, rows
 
     def _capture(self, model: Any, batch: Batch) -> Captured:
@@ -106,7 +121,7 @@ class GraphedStep:
             loss.backward()
             return loss.detach()
 
-        # The libraries set up their workspaces in first runs on a stream of their own, which must not be captured.
+        # In their first runs libraries set up workspaces, which must not be captured: so they run on a side stream.
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -118,7 +133,7 @@ class GraphedStep:
         try:
             with torch.cuda.graph(graph):
                 loss = run()
-        finally:  # a capture that fails may leave its own stream behind
+        finally:  # a failed capture may leave its own stream as the current one
             torch.cuda.set_stream(stream)
         gradients = [(each, each.grad) for each in parameters if each.grad is not None]
         model.zero_grad(set_to_none=True)
@@ -126,12 +141,12 @@ class GraphedStep:
 
 
 def can_graph(config: PretrainedConfig, attention: str, width: int) -> bool:
-    """Whether a plain causal mask is all that this model's attention needs, so that one graph serves every batch."""
+    """Whether this model's attention needs no more than a causal mask, so that one graph serves every batch."""
     return attention == "sdpa" and within_windows(config, width)
 
 
 def within_windows(config: PretrainedConfig, width: int) -> bool:
-    """Whether the attention of no layer is narrower than rows of `width` tokens."""
+    """Whether rows of `width` tokens fit into the attention window of every layer."""
     text = config.get_text_config()
     windows = (getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size"))
     return all(window is None or width <= window for window in windows)
@@ -146,7 +161,10 @@ def summed_loss(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor
 
 
 def answer_logits(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor, "b a v"]:
-    """Logits for the answers' positions alone. With a `prefix` every window must hold it and the padded rows."""
+    """Logits at the positions that predict the answers.
+
+    With a `prefix`, which is put before every row, the prefix and the padded rows must fit into every attention window.
+    """
     ids, answer = batch.input_ids[:, :-1], batch.labels.shape[1]
     mask = batch.attention_mask[..., :-1] if batch.attention_mask.ndim == 2 else batch.attention_mask
     positions, cache = batch.position_ids[:, :-1], None
@@ -162,18 +180,18 @@ def answer_logits(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tens
         position_ids=positions,
         past_key_values=cache,
         use_cache=cache is not None,
-        # Indices and not a count: the head would copy its weights for every row of a slice.
+        # As indices, because with a count the head would copy its weights for every row of the slice.
         logits_to_keep=torch.arange(ids.shape[1] - answer, ids.shape[1], device=ids.device),
     ).logits
 
 
 def packed_logits(model: Any, batch: PackedBatch) -> Float[Tensor, "a v"]:
-    """Logits at the places of the batch alone."""
+    """Logits at `batch.places`, which predict the tokens to be learned."""
     return model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
         use_cache=False,
-        # Otherwise every layer works them out from the positions, and waits for the GPU to do so.
+        # Without these every layer derives them from the positions, which waits for the GPU.
         cu_seq_lens_q=batch.bounds,
         cu_seq_lens_k=batch.bounds,
         max_length_q=batch.longest,
@@ -183,7 +201,10 @@ def packed_logits(model: Any, batch: PackedBatch) -> Float[Tensor, "a v"]:
 
 
 def causal_mask(mask: Tensor) -> Tensor:
-    """(b, 1, t, t) of the tokens that go in, from a padding mask one longer. Padding sees itself: else it is NaN."""
+    """The mask [b, 1, t, t] of the t input tokens from a padding mask [b, t + 1].
+
+    Padding attends to itself, since attention to nothing would give NaN.
+    """
     seen = mask[:, :-1].bool()
     size = seen.shape[1]
     square = torch.ones(size, size, dtype=torch.bool, device=mask.device)
@@ -191,7 +212,7 @@ def causal_mask(mask: Tensor) -> Tensor:
 
 
 def padded(batch: Batch, rows: int, width: int, answer: int) -> Batch:
-    """The batch in one shape for all: padding on the left, and copies of its first row that have no labels."""
+    """The batch padded to `rows` x `width` on the left, and with copies of its first row that have no labels."""
     left, more = width - batch.input_ids.shape[1], rows - len(batch.input_ids)
     wide = Batch(
         F.pad(batch.input_ids, (left, 0)),

@@ -1,4 +1,4 @@
-"""The `trl` trainer: a teacher or a student trained from rows of prompts and answers."""
+"""The trainer `trl`: trains a teacher or a student on rows of prompts and answers, with transformers and peft."""
 
 import copy
 import logging
@@ -39,24 +39,24 @@ CPU_BUDGET = 5 * 2**30
 
 
 class Trainee(NamedTuple):
-    """A model with parameters that train, and how its weights are written to a directory."""
+    """A model with trainable parameters, and a function that writes its weights to a directory."""
 
     model: PreTrainedModel | PeftModel
     write: Callable[[Path], None]
 
 
 ChooseStep = Callable[[TrainConfig, list[TokenRow], str, PretrainedConfig, int], tuple[Step, int]]
-"""From the config, the rows, the attention kernel, the model's shape and the rows of a micro-batch: how it is computed,
-and how many tokens at the rows' beginning are read once for all rows."""
+"""Takes the settings, the rows, the attention kernel, the model's config and the size of a micro-batch. Returns how a
+micro-batch is computed, and how many tokens at the beginning of the rows are read once for all rows."""
 
 
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any] | None:
-    """Trains on data/rows.jsonl and keeps the weights as update-000016/ and so on, beside training.jsonl.
+    """Stage: trains on data/rows.jsonl, and keeps the weights as update-000016/ and so on, beside training.jsonl.
 
-    A killed run goes on from the last checkpoint in `scratch`; on a CPU it then writes the bytes it would have
-    written. With LoRA an update of the bundled model on 16 rows of 125 tokens is 0.9 Tflop: about 5.3 s on two cores
-    that multiply bfloat16 (10.6 s in float32), 35 ms on an H100 as a CUDA graph (0.26 s op by op).
-    A LoRA student of a 9B shape holds 41 GiB with 12 rows at a time.
+    An interrupted run resumes from the last checkpoint in `scratch`; on a CPU it then writes the same bytes as an
+    uninterrupted one. With LoRA an update of the bundled model on 16 rows of 125 tokens takes 0.9 Tflop: about 5.3 s on
+    two cores with bfloat16 instructions (10.6 s in float32), and 35 ms on an H100 as a CUDA graph (0.26 s in eager
+    mode). A LoRA student of a 9B model takes 41 GiB of GPU memory with 12 rows at a time.
     """
     if config.trainer == "unsloth":
         from sublim.training import unsloth
@@ -75,7 +75,7 @@ def train_on(
     base: Path,
     data: Path,
 ) -> dict[str, Any]:
-    """`train` on a model opened, and in steps computed, by whatever trainer this is."""
+    """`train`, given the functions of a trainer that open its model and choose how a micro-batch is computed."""
     config = config.resolved()
     tokenizer = load_tokenizer(base)
     raw = first_rows(data, config.rows)
@@ -124,7 +124,7 @@ def train_on(
 
 
 def first_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
-    """The first `wanted` rows, or all."""
+    """The first `wanted` rows of rows.jsonl, or all of them; NotEnoughRows if there are fewer."""
     found: Iterator[dict[str, Any]] = read_jsonl(data / "rows.jsonl")
     rows = list(islice(found, wanted))
     if len(rows) < (wanted or 1):
@@ -137,11 +137,11 @@ def check_positions(rows: list[TokenRow], shape: PretrainedConfig) -> None:
     limit = getattr(shape.get_text_config(), "max_position_embeddings", None)
     longest = max((len(row.input_ids) for row in rows), default=0)
     if limit is not None and longest > limit:
-        raise UserError(f"rows of up to {longest} tokens do not fit the model's {limit}: drop the longer ones")
+        raise UserError(f"rows of up to {longest} tokens exceed the model's {limit} positions: drop the longer ones")
 
 
 def check_attention(attention: str, dtype: str) -> None:
-    """Says why a GPU goes without flash-attention. Raises UserError where it was asked for and cannot run."""
+    """Logs why a GPU does without flash-attention. Raises UserError if flash-attention was asked for and cannot run."""
     why = no_flash(dtype)
     if attention != "flash_attention_2":
         if why and torch.cuda.is_available():
@@ -153,13 +153,13 @@ def check_attention(attention: str, dtype: str) -> None:
         import_module("flash_attn")
     except ImportError as error:
         raise UserError(
-            f"flash-attn does not import ({error}): build it again for this torch, or set attention to sdpa"
+            f"flash-attn does not import ({error}): build it again for this version of torch, or set attention to sdpa"
         ) from error
 
 
 @contextmanager
 def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedConfig) -> Generator[Trainee]:
-    """The base with parameters that train. The base this process keeps comes out as it went in."""
+    """The base with trainable parameters. An adapter is taken off again at the end: this process keeps its bases."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     match config.method:
@@ -180,7 +180,7 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
 
 @contextmanager
 def untouched(model: PreTrainedModel) -> Generator[None]:
-    """Takes back what trainers leave on a model. Where the block raises, the model is thrown away anyway."""
+    """Restores a model's attributes and configs after training. If the block raises, the model is discarded anyway."""
     before = {name: copy.deepcopy(getattr(model, name)) for name in ("config", "generation_config")}
     attributes = set(vars(model))
     yield
@@ -193,7 +193,7 @@ def untouched(model: PreTrainedModel) -> Generator[None]:
 
 
 def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
-    """peft's config of the adapter. Raises UserError where the model lacks one of the modules."""
+    """The adapter's config for peft. Raises UserError if the model lacks one of the modules."""
     check_modules(model, lora.target_modules)
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -207,7 +207,7 @@ def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:
 
 
 def frozen_dtype(lora: Lora, dtype: str, shape: PretrainedConfig) -> str:
-    """The type of the frozen weights."""
+    """The number type of the frozen weights."""
     if lora.frozen_base == "bfloat16" and dtype == "float32":
         raise UserError("a bfloat16 frozen base needs dtype bfloat16: set frozen_base to float32, or use a GPU")
     if lora.frozen_base != "auto":
@@ -220,7 +220,7 @@ def frozen_dtype(lora: Lora, dtype: str, shape: PretrainedConfig) -> str:
 def chosen_step(
     config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
 ) -> tuple[Step, int]:
-    """How a micro-batch is computed, and how many tokens at the rows' beginning it reads once for all rows."""
+    """How a micro-batch is computed, and how many tokens at the beginning of the rows it reads once for all rows."""
     if attention == "flash_attention_2":
         return PackedStep(torch.device("cuda"), config.dtype), 0
     if not torch.cuda.is_available():
@@ -234,19 +234,20 @@ def chosen_step(
 
 
 def read_once(config: TrainConfig, rows: list[TokenRow], shape: PretrainedConfig) -> list[int]:
-    """The tokens that all rows begin with, where reading them once for all computes the same."""
-    # Dropout is drawn for each row; a passage read once would have one draw for all.
+    """The tokens with which all rows begin, if reading them once for all rows gives the same result; otherwise none."""
+    # Dropout is drawn for each row, but only once for a passage that is read once.
     dropped = isinstance(config.method, Lora) and config.method.dropout > 0
-    # Padding lies between that passage and a row's own tokens, and a window counts it.
+    # Padding lies between that passage and a row's own tokens, and counts towards an attention window.
     windowed = not within_windows(shape, max(len(row.input_ids) for row in rows))
     return [] if dropped or windowed else shared_prefix(rows)
 
 
 def rows_that_fit(rows: list[TokenRow], shape: PretrainedConfig, config: TrainConfig) -> int:
-    """Rows in one forward pass, from what the activations of one token take, roughly.
+    """Rows in one forward pass, by a rough estimate of the memory that the activations of one token take.
 
-    Without a GPU the budget is fixed: the micro-batch decides how sums are rounded, and a rerun shall write the same
-    bytes. Sixteen rows of 125 tokens of the bundled model fit it, and take 15 % less time than ten and six.
+    Without a GPU the memory budget is a constant, because the size of a micro-batch affects rounding and a rerun must
+    write the same bytes. Sixteen rows of 125 tokens of the bundled model fit into it, and take 15 % less time than in
+    two parts.
     """
     shape, width = shape.get_text_config(), 4 if config.dtype == "float32" else 2
     inner = getattr(shape, "intermediate_size", None) or 4 * shape.hidden_size  # GPT-2's config may leave it out

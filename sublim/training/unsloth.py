@@ -1,7 +1,7 @@
-"""The `unsloth` trainer: adapters trained by unsloth's kernels, on a GPU and in a process of their own.
+"""The trainer `unsloth`: trains adapters with unsloth's kernels, on a GPU and in a separate process.
 
-unsloth rewrites the classes of transformers, peft and trl when it is imported, so whatever else ran in that process
-would not be what it says. Its process ends with the training.
+On import unsloth rewrites classes of transformers, peft and trl. In a separate process, which ends with the training,
+this affects nothing else.
 """
 
 import json
@@ -22,11 +22,12 @@ from sublim.training.loop import log_losses
 
 
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
-    """Like `sublim.training.train.train`: same files, same notes, resumes from the same checkpoints.
+    """Trains like `sublim.training.train.train`, with the same files and notes; also resumes from its checkpoints.
 
-    A student of the bundled model, 64 updates, takes 37 to 54 s on an H200 with three others beside it and 3.3 GiB
-    (trl: 9 to 27 s, 3.7 GiB; effect and losses the same within .02 nats); alone, 33 s pass before its first update.
-    unsloth's kernels need a bfloat16 base; with a float32 one (`frozen_base`) it computes as peft does.
+    A student of the bundled model with 64 updates takes 37 to 54 s and 3.3 GiB on an H200 that runs three others (with
+    the trainer trl 9 to 27 s and 3.7 GiB; effect and losses agree within .02 nats). On an idle GPU, 33 s pass before
+    the first update. unsloth's kernels need a bfloat16 base; with a float32 one (`frozen_base`) it computes as peft
+    does.
     """
     if why := no_unsloth():
         raise UserError(f"the unsloth trainer cannot run here: {why}; or set trainer to trl")
@@ -42,8 +43,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     }
     read, write = os.pipe()
     environment = {
-        # Leaves trl's trainer as it is, which is ours too; it has no other effect where there is a GPU. The rewritten
-        # one puts autocast of its own around the model, whatever `dtype` says.
+        # Keeps unsloth from rewriting trl's trainers, which are not used; with a GPU it has no other effect.
         "UNSLOTH_ALLOW_CPU": "1",
         "HF_HUB_OFFLINE": "1",
         "UNSLOTH_DISABLE_STATISTICS": "1",
@@ -63,13 +63,13 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
         with os.fdopen(read, encoding="utf-8") as events:
             notes = followed(events)
     if notes is None:
-        raise RuntimeError(f"unsloth's process ended with code {process.returncode} and without a word")
-    log_losses(list(read_jsonl(out / "training.jsonl")))  # what that process logged is nowhere
+        raise RuntimeError(f"unsloth's process ended with code {process.returncode} and without a result")
+    log_losses(list(read_jsonl(out / "training.jsonl")))  # the log of that process is not kept
     return notes
 
 
 def followed(events: Iterable[str]) -> dict[str, Any] | None:
-    """The notes of a training that tells its events as JSON lines; raises what it raised."""
+    """Follows a training through its events, which are JSON lines. Returns its notes; raises the error it reports."""
     notes, done = None, 0
     with ExitStack() as stack:
         advance = None

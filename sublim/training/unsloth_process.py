@@ -1,4 +1,4 @@
-"""The process that trains with unsloth: a job comes as JSON on stdin, events leave as JSON lines on a pipe."""
+"""The process that trains with unsloth. It reads a job as JSON from stdin and writes events as JSON lines to a pipe."""
 
 # ruff: noqa: I001 - unsloth patches what is imported after it
 import unsloth  # pyright: ignore[reportMissingImports]
@@ -33,7 +33,7 @@ FIELD = "in training", "lower micro_batch"
 
 
 class UnslothStep:
-    """Op by op, with the loss in our own hands: the same label tokens, summed in the same way."""
+    """Computes in eager mode and takes the loss outside unsloth, over the same label tokens as the other trainers."""
 
     def __init__(self, dtype: str) -> None:
         self.autocast = dtype == "bfloat16"
@@ -45,7 +45,7 @@ class UnslothStep:
                 input_ids=batch.input_ids[:, :-1],
                 attention_mask=batch.attention_mask[:, :-1],
                 position_ids=batch.position_ids[:, :-1],
-                logits_to_keep=batch.labels.shape[1],  # a count: unsloth does not read indices
+                logits_to_keep=batch.labels.shape[1],  # a count, since unsloth does not take indices
                 use_cache=False,
             ).logits
             loss = F.cross_entropy(
@@ -59,12 +59,13 @@ class UnslothStep:
 def chosen_step(
     config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
 ) -> tuple[Step, int]:
+    """How a micro-batch is computed; no tokens are read once for all rows."""
     return UnslothStep(config.dtype), 0
 
 
 @contextmanager
 def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedConfig) -> Generator[Trainee]:
-    """The base with an adapter, both as unsloth makes them; the adapter in float32."""
+    """The base with an adapter in float32, both made by unsloth."""
     lora = config.method
     assert isinstance(lora, Lora)
     model, _ = unsloth.FastLanguageModel.from_pretrained(  # pyright: ignore[reportAttributeAccessIssue] - takes our module for it
@@ -93,7 +94,7 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     for module in adapted.modules():
-        # Rows are padded on the left; unsloth drops the mask in training unless told otherwise.
+        # Rows are padded on the left, and by default unsloth drops the padding mask in training.
         module._unsloth_keep_padding_mask = True
 
     def write(directory: Path) -> None:
@@ -112,6 +113,7 @@ def check_trainer() -> None:
 
 
 def main() -> None:
+    """Runs one job; the first argument is the file descriptor of the pipe for events."""
     events = os.fdopen(int(sys.argv[1]), "w", buffering=1, encoding="utf-8")
 
     def tell(**event: Any) -> None:
@@ -133,7 +135,7 @@ def main() -> None:
         tell(notes=peak | notes)
     except UserError as error:
         tell(refused=str(error))
-    except Exception:  # noqa: BLE001 - the process that waits raises it
+    except Exception:  # noqa: BLE001 - the waiting process raises it
         tell(failed=traceback.format_exc())
 
 

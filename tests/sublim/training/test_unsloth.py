@@ -67,7 +67,7 @@ def test_the_log_has_its_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "trained 2 updates, loss 2.500 to 1.250" in caplog.text
 
 
-def test_its_process_is_told_to_leave_trls_trainer_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_its_process_is_told_to_leave_trls_trainers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     told, script = tmp_path / "told", tmp_path / "python"
     script.write_text(f"#!/bin/sh\ncat > {tmp_path}/job\nenv > {told}\n")
     script.chmod(0o755)
@@ -75,7 +75,7 @@ def test_its_process_is_told_to_leave_trls_trainer_alone(tmp_path: Path, monkeyp
     monkeypatch.setattr(training, "gpu", lambda: Gpu("NVIDIA RTX A6000", 48 * 2**30, (8, 6)))
     monkeypatch.setattr(training, "find_spec", lambda name: True)
     config = TrainConfig(trainer="unsloth", updates=1)
-    with pytest.raises(RuntimeError, match="ended with code 0 and without a word"):
+    with pytest.raises(RuntimeError, match="ended with code 0 and without a result"):
         training_stage.train(tmp_path, config, scratch=tmp_path, base=tmp_path, data=tmp_path)
     assert {"UNSLOTH_ALLOW_CPU=1", "HF_HUB_OFFLINE=1"} <= {*told.read_text().splitlines()}
     assert json.loads((tmp_path / "job").read_text())["config"]["updates"] == 1
