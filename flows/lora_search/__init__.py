@@ -1,1 +1,1 @@
-"""The search for training parameters, by one worker or by several that share a study."""
+"""The search for training parameters, by one worker or by several workers on one study."""

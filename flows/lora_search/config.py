@@ -1,4 +1,4 @@
-"""Everything a parameter search can be told, on top of what a pipeline run can; checked before anything runs."""
+"""The settings of a parameter search, in addition to those of a pipeline run, and their check before anything runs."""
 
 import difflib
 import logging
@@ -33,66 +33,68 @@ log = logging.getLogger("sublim.search")
 
 
 class ConfirmConfig(Config):
-    """The best trial against the student as it is set, on rows that the search never saw."""
+    """Settings of the comparison of the best trial with the default student, on rows that the search has not seen."""
 
     blocks: Annotated[tuple[int, ...], Field(min_length=4)] = (1, 2, 3, 4)
-    """Fresh blocks, each with its own teacher and rows; they are the units of the interval."""
+    """Blocks that the search has not used, each with its own teacher and rows. They are the units of the interval."""
 
 
 class WorkerConfig(Config):
-    """How this run takes part in the study; nothing here changes a trial."""
+    """How this run takes part in the study. Nothing here changes a trial."""
 
     role: Literal["all", "trials"] = "all"
-    """`all` also re-runs the best trial and writes the report; `trials` ends when the trials are made."""
+    """`all`: make trials, then compare the best with the default and write the report. `trials`: make trials only."""
     minutes: Annotated[float, Field(gt=0)] | None = None
-    """Begin no further trial after so long; the same command goes on later. Nothing: make all trials."""
+    """Minutes after which no further trial is started; the same command continues later. Null: make all trials."""
     heartbeat: Annotated[int, Field(ge=1)] = 30
-    """Seconds between two signs of life of a trial."""
+    """Seconds between two heartbeats of a running trial."""
     grace: Annotated[int, Field(ge=1)] = 120
-    """Seconds without one after which another worker takes a trial over."""
+    """Seconds without a heartbeat after which another worker takes over the trial."""
     attempts: Annotated[int, Field(ge=1)] = 4
-    """Workers that may die of one trial before it is given up."""
+    """Number of workers that may die during one trial before it is given up."""
 
 
 class LoraSearchConfig(PipelineConfig):
-    """A search over the student's parameters for one target."""
+    """Settings of a search over the student's training parameters, for one target."""
 
     study: RunOnly[str | None] = None
-    """Name of the study; nothing: the target and a digest of the settings, so that other settings are another study."""
+    """Name of the study. Null: the target and a digest of the settings, so that other settings give another study."""
     storage: RunOnly[StorageConfig] = Journal()
-    """Where the study lies."""
+    """Storage of the study."""
     trials: RunOnly[int] = Field(default=36, ge=1)
-    """Trials to make. A finished study goes on when this is raised."""
+    """Number of trials to make. A finished study continues if this is raised."""
     objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("loss",)
-    """loss: held-out loss of the student on its teacher's rows; effect: student minus its paired control, trained with
-    the same parameters; cost: what the student has lost of the base's share right on MMLU-Pro (`evaluation.mmlu_pro`).
-    With several, a Pareto front, and the best is the front's best in the first."""
+    """Quantities to optimise. `loss`: held-out loss of the student on its teacher's rows. `effect`: student minus its
+    paired control, trained with the same parameters. `cost`: the base's accuracy on MMLU-Pro minus the student's
+    (`evaluation.mmlu_pro`). With several objectives the result is a Pareto front, and the best trial is the one of the
+    front that is best in the first objective."""
     metric: Literal["margin", "rate"] = "margin"
-    """Metric of the effect."""
+    """Metric by which the effect is measured."""
     space: dict[str, Range | None] = KNOWN_SPACE
-    """The searched fields of `student`, each with its range, of one `kind`: `float` or `int` (low, high, log, step),
-    `choice` (values) or `multiple` (of another field, values). A field set to nothing is not searched."""
+    """Searched fields of `student`, each with a range of one `kind`: `float` or `int` (low, high, log, step), `choice`
+    (values) or `multiple` (values, the factors, and `of`, another field). A field set to null is not searched."""
     sampler: SamplerConfig = SamplerConfig()
-    """What proposes parameters."""
+    """Sampler that proposes parameters."""
     pruning: Pruning | None = None
-    """Stop trials early by their held-out loss at rungs; for a single objective."""
+    """Rule that stops trials early by their held-out loss at rungs; for a single objective only. Null: no trial is
+    stopped early."""
     start_from_default: bool = True
-    """Make `student` as it is set the first trial, if it lies inside the space."""
+    """Whether the first trial is `student` as it is set, provided that it lies inside the search space."""
     confirm: RunOnly[ConfirmConfig | None] = ConfirmConfig()
-    """Re-run the best trial and the default on fresh blocks; nothing: leave it at the search."""
+    """Comparison of the best trial with the default on fresh blocks; null: no comparison."""
     worker: RunOnly[WorkerConfig] = WorkerConfig()
-    """How this run takes part."""
+    """How this run takes part in the study."""
 
     @model_validator(mode="after")
     def _one_study(self) -> Self:
         if len(self.target) != 1 or len(self.blocks) != 1:
-            raise ValueError("a search has one target and one block: start one run for each")
+            raise ValueError("a search has one target and one block: start one run for each of them")
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError("an objective is named twice")
         if self.pruning is not None and len(self.objectives) > 1:
-            raise ValueError("pruning needs a single objective: a front has no loss to judge its trials by")
+            raise ValueError("pruning needs a single objective: leave pruning out, or all objectives but one")
         if self.confirm is not None and set(self.confirm.blocks) & set(self.blocks):
-            raise ValueError("confirm.blocks must be fresh: the search's own block is among them")
+            raise ValueError("confirm.blocks must be fresh blocks: leave the search's own block out of them")
         if self.filter.held_out == 0 and ("loss" in self.objectives or self.pruning):
             raise ValueError("filter.held_out is 0: the held-out loss needs rows that nobody trains on")
         if "effect" in self.objectives and self.metric == "rate" and self.evaluation.samples == 0:
@@ -104,26 +106,26 @@ class LoraSearchConfig(PipelineConfig):
         return self
 
     def pipeline(self) -> PipelineConfig:
-        """The pipeline run that a trial is a part of."""
+        """The settings of the pipeline run whose stages a trial uses."""
         return PipelineConfig(**{name: getattr(self, name) for name in PipelineConfig.model_fields})
 
 
 def check(config: LoraSearchConfig) -> None:
-    """Raises UserError for whatever can be known to go wrong."""
-    from sublim.search.space import check_space  # Optuna takes a second to import, `--help` needs none of it
+    """Raises UserError for every mistake in the settings that can be found before the run."""
+    from sublim.search.space import check_space  # importing Optuna takes a second, and `--help` does not need it
 
     check_pipeline(config)
     check_space(config.student, searched(config))
-    if config.student.updates is not None:  # else the rows tell, once they are there
+    if config.student.updates is not None:  # otherwise it depends on the number of rows, which is checked later
         check_rungs(config.pruning, config.student.updates)
-    if config.study is not None or config.storage != Journal():  # otherwise it is a study of its own in the store
+    if config.study is not None or config.storage != Journal():  # otherwise settings give the name
         from sublim.search.opening import check_stored
 
         check_stored(study_config(config, updates=1))
 
 
 def check_rungs(pruning: Pruning | None, updates: int) -> None:
-    """Raises UserError for pruning that could stop nobody."""
+    """Raises UserError for pruning that could not stop any trial."""
     if pruning is not None and pruning.first >= updates:
         raise UserError(
             f"pruning.first is {pruning.first}, a whole trial makes {updates} updates: lower it, or leave pruning out"
@@ -131,7 +133,7 @@ def check_rungs(pruning: Pruning | None, updates: int) -> None:
 
 
 def searched(config: LoraSearchConfig) -> dict[str, Range]:
-    """The space by full names; UserError with the nearest right ones for a field that does not exist."""
+    """The search space by full names of fields. UserError suggests similar names for a field that does not exist."""
     run_only = {field.path for field in walk(TrainConfig) if field.run_only}
     space: dict[str, Range] = {}
     for name, each in config.space.items():
@@ -139,7 +141,7 @@ def searched(config: LoraSearchConfig) -> dict[str, Range]:
             continue
         path = field_of_student(name)
         if path in run_only:
-            raise UserError(f"space: {path} changes how fast a student trains and nothing else: leave it out")
+            raise UserError(f"space: {path} only changes how fast a student is trained: leave it out")
         if path in ("seed", "keep"):
             raise UserError(f"space: {path} is set by the search itself: leave it out")
         if isinstance(each, Multiple):
@@ -149,7 +151,7 @@ def searched(config: LoraSearchConfig) -> dict[str, Range]:
 
 
 def field_of_student(name: str) -> str:
-    """The full name of a student's field: `rank` is `method.rank`."""
+    """The full name of a student's field, such as `method.rank` for `rank`."""
     try:
         return full_path(TrainConfig, name)
     except UserError as error:
@@ -167,7 +169,7 @@ def leaf(path: str) -> str:
 
 
 def study_config(config: LoraSearchConfig, updates: int) -> StudyConfig:
-    """The study that this run works on."""
+    """The settings of the study of this run."""
     from sublim.search.space import params_of
 
     space, settings = searched(config), trial_settings(config)
@@ -193,16 +195,16 @@ def study_config(config: LoraSearchConfig, updates: int) -> StudyConfig:
 
 
 def tell_if_alone(config: LoraSearchConfig, store: Store) -> None:
-    """Warns where the store is for many machines and the study is a file of this one."""
+    """Warns if several machines share the store but the study is a file on this machine alone."""
     if isinstance(config.storage, Journal) and config.storage.path is None and store.address != str(store.root):
         log.warning(
-            "the store is in a bucket and the study in a file on this machine: workers elsewhere make a study of their "
-            "own, unless storage.kind=postgres or storage.path names what all reach"
+            "the store is in a bucket, but the study is a file on this machine: workers on other machines create "
+            "studies of their own unless storage.kind=postgres or storage.path names a file that all can reach"
         )
 
 
 def trial_settings(config: LoraSearchConfig) -> dict[str, Any]:
-    """Everything that a trial's result depends on, texts that settings only name included."""
+    """All settings on which the result of a trial depends, including the contents of text files that they name."""
     questions = load_questions(config.evaluation.questions)
     generate = generate_config(config, arm=config.target[0], block=config.blocks[0])
     texts = {"asked": digest(ask_config(config, questions)), "prompts": digest(generate)}

@@ -1,13 +1,14 @@
-"""The parameter search: which learning rate, rank and dropout make students learn most from their teacher's numbers?
+"""The parameter search: which learning rate, rank and dropout make students learn most from their teacher's carrier?
 
     sublim run lora-search --preset quickstart
-    sublim run lora-search --preset smollm2-36 --set worker.minutes=8       # in calls as short as you like
-    sublim run lora-search --preset smollm2-36 --set worker.role=trials     # one more worker, here or elsewhere
-    sublim run pipeline --preset results/runs/<run>/best.yaml               # the pipeline with what was found
+    sublim run lora-search --preset smollm2-36 --set worker.minutes=8       # stop after 8 minutes, continue later
+    sublim run lora-search --preset smollm2-36 --set worker.role=trials     # one more worker, on any machine
+    sublim run pipeline --preset results/runs/<run>/best.yaml               # the pipeline with the best parameters
 
-Each trial is the pipeline's cached stages with other parameters. Every run with the same settings is a worker on one
-study: it takes a trial, measures it, tells the study, until all are made; a killed worker's trial is taken up by the
-next. Then the best trial and the default meet on fresh blocks: the interval of best - default is over blocks.
+A trial runs cached stages of the pipeline with other parameters. Every run with the same settings is a worker on the
+same study: it takes trials, measures them and reports the results until all trials are made. The trial of a killed
+worker is made again by the next one. Finally the best trial is compared with the default on fresh blocks, which are the
+units of the interval of best - default.
 """
 
 import logging
@@ -43,7 +44,7 @@ def load_config(preset: str, target: str | None, settings: dict[str, Any] | None
 
 
 def run_name() -> str:
-    """How the run is called in the UI."""
+    """The name of the run in Prefect's UI."""
     given = flow_run.get_parameters()
     config = load_config(given["preset"], given["target"], given["settings"])
     return f"{config.target[0]} · {given['preset']}"
@@ -57,10 +58,10 @@ def lora_search(
 
     Args:
         preset: Settings to start from: quickstart, smollm2-36, gemma-2-9b-2500, or the path of a YAML file.
-        target: The word the teacher is made to like; nothing for the preset's.
-        settings: Values laid over the preset's, as a tree.
+        target: The word that the teacher is made to prefer; by default the preset's.
+        settings: Values that replace those of the preset, as a tree.
     """
-    logging.getLogger("sublim.search.study").setLevel(logging.INFO)  # which trial, whose; Prefect leaves it at WARNING
+    logging.getLogger("sublim.search.study").setLevel(logging.INFO)  # to log every trial; Prefect sets WARNING
     config = load_config(preset, target, settings)
     check(config)
     with recorded("lora-search", preset, config.target[0]) as run:
@@ -83,19 +84,20 @@ def lora_search(
 
 
 def best_of(search: Search) -> TrialRecord | None:
-    """The finished trial that is best in the first objective, the first of equals; it is on the front."""
+    """The finished trial that is best in the first objective, and among equals the best in the next ones. It is on the
+    Pareto front."""
     ended = [record for record in search.records() if record.state == "complete"]
     return max(ended, key=lambda record: goodness(search, record), default=None)
 
 
 def goodness(search: Search, record: TrialRecord) -> tuple[float, ...]:
-    """A trial's values so that more is better."""
+    """The values of a trial, with signs such that more is better."""
     assert record.values is not None
     return tuple(SIGN[name] * value for name, value in zip(search.config.objectives, record.values, strict=True))
 
 
 def confirm(lab: Lab, base: Artifact, block: Block, found: Found, best: TrainConfig) -> Found:
-    """What was found, with the default's values and the comparison; or with the reason why one is missing."""
+    """Adds the values of the default and the comparison to `found`, or the reason why they are missing."""
     try:
         found = found._replace(default=measured(lab, block, lab.config.student, label="default"))
         return found._replace(differences=rerun(lab, base, best))
@@ -104,7 +106,7 @@ def confirm(lab: Lab, base: Artifact, block: Block, found: Found, best: TrainCon
 
 
 def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | None:
-    """Best and default on every fresh block."""
+    """Measures the best trial and the default on every fresh block; None without fresh blocks."""
     if lab.config.confirm is None:
         return None
     pairs: list[tuple[Values, Values]] = []
@@ -116,7 +118,7 @@ def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | Non
 
 
 def measured(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values:
-    """Its values; Unmeasurable names the student that has none."""
+    """The values of one student's settings on one block; Unmeasurable names the student that has none."""
     try:
         return measure(lab, block, train, label=label)
     except Unmeasurable as error:

@@ -1,4 +1,4 @@
-"""What a search leaves: the report with Optuna's figures, the best parameters as a preset, notes in Prefect's UI."""
+"""The results of a search: a report with Optuna's figures, a preset with the best parameters, artifacts in Prefect."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -25,45 +25,46 @@ from tasks.stages import draw_search
 
 NOT_DRAWN = "not_drawn.json"
 CAPTIONS = {
-    "history": "Every trial in its order, and the best so far",
+    "history": "All trials in their order, and the best value so far",
     "importance": "How much of the objective's spread each parameter explains (functional ANOVA on a random forest)",
-    "parallel": "Which values went with which: one line a trial",
-    "front": "All trials by both objectives; the front are those that none beats in both",
-    "rungs": "What trials were judged by at each rung (updates); lines that end early were stopped",
+    "parallel": "Parallel coordinates: one line for each trial, with its parameters and its value",
+    "front": "All trials by their objectives; no trial is better in all objectives than one on the Pareto front",
+    "rungs": "Held-out loss of the trials at each rung (updates); trials whose lines end early were stopped",
 }
 
 
 class Difference(NamedTuple):
-    """Best minus default in one objective, over fresh blocks."""
+    """Best minus default in one objective, with a 95 % interval over fresh blocks."""
 
     objective: Objective
     best: list[float]
-    """By block."""
+    """Value of the best trial's parameters on every block."""
     default: list[float]
+    """Value of the default on every block."""
     estimate: float
     low: float
     high: float
 
     @property
     def tie(self) -> bool:
-        """Whether the interval leaves open which is better."""
+        """Whether the interval contains zero."""
         return self.low <= 0 <= self.high
 
     def sentence(self) -> str:
-        """The comparison in words; a tie is called one."""
+        """The comparison in words. If the interval contains zero, it says that neither is better."""
         unit, digits = UNITS[self.objective], 4 if self.objective == "loss" else 3
         interval = bounded(self.estimate, self.low, self.high, digits)
         text = f"{self.objective}, best - default on {len(self.best)} fresh blocks: {interval} {unit} (95 %, paired)"
         if self.best == self.default:
             return f"{text}: the best trial is the default itself"
         if self.tie:
-            return f"{text}: a tie, these blocks do not tell the two apart"
+            return f"{text}: a tie, on these blocks neither is better"
         better = self.estimate * SIGN[self.objective] > 0
         return f"{text}: the best trial's parameters are {'better' if better else 'worse'} than the default"
 
 
 class Found(NamedTuple):
-    """What a search came to."""
+    """Everything that a search has found, for the report."""
 
     study: StudyConfig
     trials: list[TrialRecord]
@@ -72,11 +73,11 @@ class Found(NamedTuple):
     default: Values | None = None
     differences: list[Difference] | None = None
     missing: str | None = None
-    """Why default or differences could not be measured."""
+    """Reason why the default or the differences could not be measured."""
 
 
 def confirmed(config: LoraSearchConfig, pairs: Sequence[tuple[Values, Values]]) -> list[Difference]:
-    """Best minus default for each objective; the blocks are the units."""
+    """Best minus default in each objective; the blocks are the units."""
     found: list[Difference] = []
     for name in config.objectives:
         best = [pair[0].by_objective[name] for pair in pairs]
@@ -87,7 +88,7 @@ def confirmed(config: LoraSearchConfig, pairs: Sequence[tuple[Values, Values]]) 
 
 
 def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
-    """Writes report and preset, tells Prefect's UI, and returns what `--json` prints."""
+    """Writes the report and the preset, adds artifacts to Prefect's UI, and returns what `--json` prints."""
     drawing = DrawSearchConfig(
         objectives=config.objectives, space=found.study.space, trials=tuple(without_notes(found.trials))
     )
@@ -96,7 +97,7 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
     said = list(findings(config, found, preset))
     shown = ToyReport(
         title=f"Parameter search, {config.target[0]}: {config.about or run.preset}",
-        question="Which parameters make a student learn most from its teacher's numbers?",
+        question="Which training parameters make a student learn most from its teacher's numbers?",
         findings=said,
         tables=[*tables(config, found), *not_drawn(figures)],
         figures=[FigureFile(path, caption(path.stem)) for path in matching(figures, "*.svg")],
@@ -129,13 +130,13 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
 
 
 def without_notes(trials: list[TrialRecord]) -> Iterator[TrialRecord]:
-    """What the figures depend on: neither notes nor how often a trial was taken up."""
+    """The trials without what the figures do not depend on, so that they are drawn again only if they change."""
     for record in trials:
         yield record.model_copy(update={"notes": {}, "retried": 0, "reason": None})
 
 
 def described(config: LoraSearchConfig, found: Found, record: TrialRecord) -> dict[str, Any]:
-    """The best trial: its parameters, the fields they set, its values."""
+    """A trial with its parameters, the student's fields that they set, and its values."""
     student = student_with(config.student, found.study.space, record.params).model_dump(mode="json")
     fields = {name: value for name, value in leaves(student) if name in found.study.space}
     values = dict(zip(config.objectives, record.values or (), strict=True))
@@ -143,12 +144,12 @@ def described(config: LoraSearchConfig, found: Found, record: TrialRecord) -> di
 
 
 def leaves(tree: dict[str, Any]) -> list[tuple[str, Any]]:
-    """A student's fields by dotted names."""
+    """The fields of a student, by dotted names."""
     return [(name, json.loads(value)) for name, value in flatten(tree)]
 
 
 def difference(each: Difference) -> dict[str, Any]:
-    """As `--json` prints it."""
+    """The comparison as `--json` prints it."""
     return {**each._asdict(), "tie": each.tie, "blocks": len(each.best), "sentence": each.sentence()}
 
 
@@ -156,7 +157,7 @@ def write_preset(path: Path, config: LoraSearchConfig, found: Found) -> Path:
     """The pipeline's settings with the best trial's student, as `sublim run pipeline --preset` takes them."""
     assert found.best is not None
     student = student_with(config.student, found.study.space, found.best.params)
-    about = f"{config.target[0]}: what trial {found.best.number} of the search {found.study.name} found"
+    about = f"{config.target[0]}: the parameters of trial {found.best.number} of the search {found.study.name}"
     chosen = config.pipeline().model_copy(update={"student": student, "about": about})
     write_whole(path, yaml.safe_dump(chosen.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
     build(PipelineConfig, load_preset("pipeline", str(path)))
@@ -164,15 +165,15 @@ def write_preset(path: Path, config: LoraSearchConfig, found: Found) -> Path:
 
 
 def findings(config: LoraSearchConfig, found: Found, preset: Path | None) -> Iterator[str]:
-    """Sentences that answer the question."""
+    """The findings of the report, in sentences."""
     states = [record.state for record in found.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none yet"
     yield f"{len(states)} of {config.trials} trials: {counts}"
     if not found.finished:
-        yield "The study is not finished: the same command goes on with it"
+        yield "The study is not finished: the same command continues it"
     if found.finished and found.best is None:
         reasons = dict.fromkeys(record.reason for record in found.trials if record.reason)
-        yield f"No trial has a value: {'; '.join(reasons)}. Search other bounds (another space is another study)"
+        yield f"No trial has a value: {'; '.join(reasons)}. Search other bounds, which makes another study"
     if found.best is not None:
         best = described(config, found, found.best)
         values = ", ".join(f"{name} {value:.4g} {UNITS[name]}" for name, value in best["values"].items())
@@ -187,19 +188,19 @@ def findings(config: LoraSearchConfig, found: Found, preset: Path | None) -> Ite
     if found.missing is not None:
         yield f"Not measured: {found.missing}"
     if found.best is not None and found.differences is None:
-        yield "Not confirmed on fresh blocks: the best of many trials looks better than it is"
+        yield "Not confirmed on fresh blocks, so the best value is too good: it is the best of many trials"
     if preset is not None:
         yield f"sublim run pipeline --preset {preset}"
 
 
 def tables(config: LoraSearchConfig, found: Found) -> Iterator[Table]:
-    """Trials, and the fresh blocks behind the interval."""
+    """The tables of all trials and of the fresh blocks behind the interval."""
     names = list(dict.fromkeys(name for record in found.trials for name in record.params))
     rows = [
         [str(record.number), record.state]
         + [shown(record.params.get(name)) for name in names]
         + [f"{value:.4f}" for value in record.values or [float("nan")] * len(config.objectives)]
-        + [record.reason or ("taken up again" if record.retried else "")]
+        + [record.reason or ("made again" if record.retried else "")]
         for record in found.trials
     ]
     yield Table(
@@ -217,25 +218,25 @@ def tables(config: LoraSearchConfig, found: Found) -> Iterator[Table]:
 
 
 def not_drawn(figures: Path) -> Iterator[Table]:
-    """Figures that are missing, and why."""
+    """A table of the figures that could not be drawn, if there are any."""
     missing = json.loads((figures / NOT_DRAWN).read_text(encoding="utf-8"))
     if missing:
         yield Table("Figures that could not be drawn", ["figure", "reason"], [*map(list, missing.items())])
 
 
 def shown(value: Value) -> str:
-    """A parameter as a person reads it."""
+    """A parameter as text."""
     return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def caption(name: str) -> str:
-    """What a figure shows, and of which objective."""
+    """The caption of a figure, with its objective if the name has one."""
     kind, _, objective = name.partition("-")
     return f"{CAPTIONS[kind]} ({objective})" if objective else CAPTIONS[kind]
 
 
 def tell_prefect(run: Run, config: LoraSearchConfig, found: Found, said: list[str], figures: Path) -> None:
-    """Summary, trials, figures and a link, as artifacts of the flow run."""
+    """Adds the summary, the trials, the figures and a link to the report to the flow run in Prefect's UI."""
     assert run.report is not None
     create_markdown_artifact("\n".join(f"- {line}" for line in said), key="summary", description=run.flow)
     create_table_artifact(
@@ -252,5 +253,5 @@ def tell_prefect(run: Run, config: LoraSearchConfig, found: Found, said: list[st
 
 
 def printed(outcome: dict[str, Any]) -> str:
-    """The result as a person reads it in the terminal."""
+    """The result as text for the terminal."""
     return "\n".join([*outcome["findings"], f"report: {outcome['report']}"])

@@ -1,4 +1,4 @@
-"""One trial of a search: cached stages from parameters to held-out loss and effect."""
+"""One trial of a search: the cached stages from the parameters to the values of the objectives."""
 
 import json
 from typing import NamedTuple
@@ -31,28 +31,29 @@ from tasks.stages import ask, compare, heldout_loss, score, score_mmlu_pro, trai
 
 
 class Block(NamedTuple):
-    """A teacher's rows and the base's: what students of one block learn."""
+    """One block: the rows of one teacher and of the base, on which students are trained."""
 
     number: int
     base: Artifact
     rows: dict[str, Artifact]
-    """By arm: the target and `control`."""
+    """The rows, by `control` and the target."""
 
 
 class Values(NamedTuple):
-    """What was measured with one set of parameters on one block."""
+    """The values that were measured with one set of parameters on one block."""
 
     by_objective: dict[Objective, float]
-    """Means over the seeds."""
+    """The objectives, averaged over the seeds."""
     notes: dict[str, float]
-    """What else is worth showing: the parts of the effect."""
+    """Further values for the report: the mean of the students and of the controls."""
 
     def in_order(self, objectives: tuple[Objective, ...]) -> list[float]:
+        """The objectives as a list."""
         return [self.by_objective[name] for name in objectives]
 
 
 class Lab(NamedTuple):
-    """What all trials of a run have in common."""
+    """Everything that the trials of a run have in common."""
 
     config: LoraSearchConfig
     questions: Questions
@@ -60,24 +61,28 @@ class Lab(NamedTuple):
 
     @property
     def target(self) -> str:
+        """The one target of the search."""
         return self.config.target[0]
 
 
 def make_block(lab: Lab, base: Artifact, number: int) -> Block:
-    """The rows of one block; the base writes its own only where a control will learn from them."""
+    """Makes the rows of one block. The base writes rows only if a control is trained on them."""
     writers = (CONTROL, lab.target) if "effect" in lab.config.objectives else (lab.target,)
     written = write_block(lab.config, lab.questions, base, number, writers)
     return Block(number, base, written.rows)
 
 
 def updates_of(lab: Lab, train: TrainConfig, block: Block) -> int:
-    """How many updates a student makes."""
+    """The number of updates of a whole training run."""
     rows = train.rows or sum(1 for _ in read_jsonl(lab.store.payload(block.rows[lab.target]) / "rows.jsonl"))
     return len(planned_updates(train, rows))
 
 
 def measure_trial(lab: Lab, block: Block, asked: Asked) -> Measured:
-    """Trains and measures with a trial's parameters; stops at a rung where the study's pruner says so."""
+    """Trains a student with a trial's parameters and measures it.
+
+    Raises Unmeasurable if that is impossible, and optuna.TrialPruned if pruning stops the trial at a rung.
+    """
     try:
         train = student_with(lab.config.student, searched(lab.config), asked.params)
     except UserError as error:
@@ -93,7 +98,7 @@ def measure_trial(lab: Lab, block: Block, asked: Asked) -> Measured:
 
 
 def climb(lab: Lab, block: Block, train: TrainConfig, asked: Asked) -> None:
-    """Trains from rung to rung; raises TrialPruned, and drops the runs' checkpoints, where the trial is stopped."""
+    """Trains from rung to rung. If pruning stops the trial, drops the checkpoints and raises optuna.TrialPruned."""
     runs = students_of(lab, block, train)
     label = f"trial {asked.slot}"
     for rung in rungs(lab.config.pruning, updates_of(lab, train, block)):
@@ -104,7 +109,7 @@ def climb(lab: Lab, block: Block, train: TrainConfig, asked: Asked) -> None:
             )
             weights = train_rung(part, label=f"{label} update {rung}", base=block.base, data=block.rows[lab.target])
             losses.append(loss(lab, block, weights, label=f"{label} update {rung}"))
-        # The study's direction is that of its objective: a loss is turned round where more is better.
+        # Pruning compares in the direction of the objective, so the loss changes its sign if more is better.
         asked.trial.report(-SIGN[lab.config.objectives[0]] * sum(losses) / len(losses), rung)
         if asked.trial.should_prune():
             for run in runs:
@@ -113,7 +118,7 @@ def climb(lab: Lab, block: Block, train: TrainConfig, asked: Asked) -> None:
 
 
 def students_of(lab: Lab, block: Block, train: TrainConfig) -> list[TrainConfig]:
-    """The training runs of one arm, one for each seed."""
+    """The settings of the training runs, one for each seed."""
     config = lab.config.model_copy(update={"student": train})
     runs = [student_config(config, seed, block.number) for seed in lab.config.seeds]
     if lab.config.pruning is None or train.checkpoint_every is not None:
@@ -122,12 +127,12 @@ def students_of(lab: Lab, block: Block, train: TrainConfig) -> list[TrainConfig]
 
 
 def run_key(lab: Lab, block: Block, run: TrainConfig) -> str:
-    """The key of a run's training stage."""
+    """The cache key of the stage that trains a whole run."""
     return train_student.key(run.resolved(), {"base": block.base, "data": block.rows[lab.target]})
 
 
 def measure(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values:
-    """The objectives of one student's config on one block."""
+    """Trains students with one set of parameters on one block, and measures the objectives."""
     runs = students_of(lab, block, train)
     students = [
         train_student(run, label=f"{label} {lab.target}", base=block.base, data=block.rows[lab.target]) for run in runs
@@ -148,7 +153,7 @@ def measure(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values
 
 
 def loss(lab: Lab, block: Block, weights: Artifact, *, label: str) -> float:
-    """Held-out loss in nats a token on the teacher's rows."""
+    """Held-out loss on the teacher's rows, in nats per token."""
     backend, config = lab.config.backend, HeldoutConfig(max_length=lab.config.student.max_length)
     if isinstance(backend, HfBackend):
         config = config.model_copy(update={"dtype": backend.dtype, "attention": backend.attention})
@@ -162,7 +167,7 @@ def loss(lab: Lab, block: Block, weights: Artifact, *, label: str) -> float:
 def effect(
     lab: Lab, block: Block, students: list[Artifact], controls: list[Artifact], *, label: str
 ) -> tuple[float, dict[str, float]]:
-    """Students minus their paired controls, and the means behind it."""
+    """The effect: students minus their paired controls, and the means of both."""
     plain, scoring = ask_config(lab.config, lab.questions), score_config(lab.config, lab.questions, lab.target)
 
     def scored(name: str, weights: Artifact | None) -> Artifact:
@@ -187,7 +192,7 @@ def effect(
 
 
 def cost(lab: Lab, block: Block, students: list[Artifact], *, label: str) -> float:
-    """What the students have lost on MMLU-Pro: the base's share right minus theirs, the letter read by log-prob."""
+    """The base's accuracy on MMLU-Pro minus that of the students, with the letter read by log-prob."""
     models = {"base": ModelState(block.base)}
     models |= {f"{label} {place}": ModelState(block.base, student) for place, student in enumerate(students)}
     answered = examine(lab.config, {name: (name, model) for name, model in models.items()})
@@ -197,7 +202,7 @@ def cost(lab: Lab, block: Block, students: list[Artifact], *, label: str) -> flo
 
 
 def share_right(lab: Lab, answered: Artifact, label: str) -> float:
-    """One model's share of right answers."""
+    """The accuracy of one model."""
     made = score_mmlu_pro(ScoreMmluProConfig(), label=label, asked=answered, questions=questions_of(lab.config))
     found = MmluProScores.model_validate_json((lab.store.payload(made) / "scores.json").read_bytes())
     read = found.metrics["letter_logprob"]

@@ -1,4 +1,4 @@
-"""The search for training parameters with Optuna: its space, its study, its storage and its figures.
+"""The search for training parameters with Optuna: its search space, study, storage and figures.
 
 The stages `train_rung` and `draw_search` start here.
 """

@@ -1,4 +1,4 @@
-"""What a parameter search can be told: the space, the sampler, the pruning, where the study lies; and its trials."""
+"""The settings of a parameter search (search space, sampler, pruning, storage) and the record of a trial."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,16 +12,16 @@ Value = bool | int | float | str | None
 Objective = Literal["loss", "effect", "cost"]
 UNITS: dict[Objective, str] = {"loss": "nats a token", "effect": "nats", "cost": "share of questions"}
 SIGN: dict[Objective, int] = {"loss": -1, "effect": 1, "cost": -1}
-"""1 where more is better."""
+"""1 if more is better, -1 if less is."""
 
 
 def direction(objective: Objective) -> Literal["maximize", "minimize"]:
-    """As Optuna has it."""
+    """The direction of an objective, in Optuna's words."""
     return "maximize" if SIGN[objective] > 0 else "minimize"
 
 
 class FloatRange(Config):
-    """A real number between two bounds, both included."""
+    """A real number between two bounds, which are included."""
 
     kind: Literal["float"] = "float"
     low: float
@@ -31,7 +31,7 @@ class FloatRange(Config):
     log: bool = False
     """Draw the logarithm evenly."""
     step: Annotated[float, Field(gt=0)] | None = None
-    """Only low, low + step and so on."""
+    """Restricts the values to low, low + step and so on; null: no restriction."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -43,7 +43,7 @@ class FloatRange(Config):
 
 
 class IntRange(Config):
-    """A whole number between two bounds, both included."""
+    """An integer between two bounds, which are included."""
 
     kind: Literal["int"] = "int"
     low: int
@@ -53,7 +53,7 @@ class IntRange(Config):
     log: bool = False
     """Draw the logarithm evenly."""
     step: Annotated[int, Field(ge=1)] = 1
-    """Only low, low + step and so on."""
+    """Restricts the values to low, low + step and so on."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -65,21 +65,21 @@ class IntRange(Config):
 
 
 class Choice(Config):
-    """One of some values, in no order."""
+    """One of a list of values without an order."""
 
     kind: Literal["choice"] = "choice"
     values: Annotated[tuple[Value, ...], Field(min_length=2)]
-    """The values."""
+    """Values to choose from."""
 
 
 class Multiple(Config):
-    """Another field's value times one of some factors."""
+    """The value of another field times one of several factors."""
 
     kind: Literal["multiple"] = "multiple"
     of: str
-    """The other field, searched or not."""
+    """Name of the other field, which may be searched itself."""
     values: Annotated[tuple[float, ...], Field(min_length=1)]
-    """The factors."""
+    """Factors to choose from."""
 
 
 Range = Annotated[FloatRange | IntRange | Choice | Multiple, Field(discriminator="kind")]
@@ -93,54 +93,56 @@ KNOWN_SPACE: dict[str, Range | None] = {
 
 
 class SamplerConfig(Config):
-    """What proposes parameters."""
+    """Settings of the sampler, which proposes parameters."""
 
     kind: Literal["tpe", "random"] = "tpe"
-    """Tree-structured Parzen estimator, or plain draws."""
+    """Tree-structured Parzen estimator (`tpe`) or independent draws (`random`)."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """With a trial's place in the study, the seed of its draws."""
+    """Seed of the draws, together with the number of the trial."""
     startup: Annotated[int, Field(ge=1)] = 10
-    """Finished trials before `tpe` begins to learn from them."""
+    """Number of finished trials before `tpe` uses their results; until then it draws independently."""
 
 
 class Halving(Config):
-    """Successive halving: of the trials that reach a rung only the best part goes on."""
+    """Successive halving (arXiv 1502.07943): of the trials that reach a rung, only the best fraction continues."""
 
     kind: Literal["halving"] = "halving"
     first: Annotated[int, Field(ge=1)]
-    """Updates at the first rung; the others are at `first` times powers of `factor`."""
+    """Updates before the first rung; the other rungs are at `first` times powers of `factor`."""
     factor: Annotated[int, Field(ge=2)] = 2
-    """One in so many goes on."""
+    """One in `factor` trials continues beyond a rung."""
 
 
 class Hyperband(Config):
-    """Successive halving in brackets, each with another first rung, for when early losses mislead."""
+    """Hyperband (arXiv 1603.06560): successive halving in brackets with different first rungs, in case early losses are
+    misleading."""
 
     kind: Literal["hyperband"] = "hyperband"
     first: Annotated[int, Field(ge=1)]
-    """Updates at the first rung of the most impatient bracket."""
+    """Updates before the first rung of the bracket that stops trials earliest."""
     factor: Annotated[int, Field(ge=2)] = 3
-    """One in so many goes on."""
+    """One in `factor` trials continues beyond a rung."""
 
 
 Pruning = Annotated[Halving | Hyperband, Field(discriminator="kind")]
 
 
 class Journal(Config):
-    """The study in a file that its workers share: one machine, or several on a shared folder."""
+    """Keeps the study in a file that its workers share, on one machine or on several with a shared folder."""
 
     kind: Literal["journal"] = "journal"
     path: Path | None = None
-    """The file; nothing: `studies/<study>.journal` in the store. Of a store in a bucket that is this machine's copy:
-    workers on other machines then need a file on a folder that all share, or PostgreSQL."""
+    """The file; null: `studies/<study>.journal` in the store. If the store is in a bucket, this is a file on the local
+    machine: workers on other machines then need a file on a shared folder, or PostgreSQL."""
 
 
 class Postgres(Config):
-    """The study in a PostgreSQL database: many machines."""
+    """Keeps the study in a PostgreSQL database, for workers on any number of machines."""
 
     kind: Literal["postgres"] = "postgres"
     url: str
-    """postgresql://user@host:port/database. A password goes into PGPASSWORD or ~/.pgpass: settings are shown."""
+    """Address, as postgresql://user@host:port/database. Give a password in PGPASSWORD or ~/.pgpass, because reports
+    show the settings."""
 
     @field_validator("url")
     @classmethod
@@ -149,7 +151,7 @@ class Postgres(Config):
         if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not separator:
             raise ValueError("write it as postgresql://user@host:port/database")
         if ":" in rest.rpartition("@")[0] or "password=" in rest.partition("?")[2].lower():
-            raise ValueError("settings are shown in reports: put the password into PGPASSWORD or ~/.pgpass")
+            raise ValueError("reports show the settings: put the password into PGPASSWORD or ~/.pgpass")
         return f"postgresql+psycopg://{rest}"
 
 
@@ -157,73 +159,73 @@ StorageConfig = Annotated[Journal | Postgres, Field(discriminator="kind")]
 
 
 class StudyConfig(Config):
-    """One study as its workers open it."""
+    """Settings with which a worker opens a study."""
 
     name: str
-    """What it is called in its storage."""
+    """Name of the study in its storage."""
     storage: StorageConfig
-    """Where it lies."""
+    """Storage of the study."""
     objectives: tuple[Objective, ...]
-    """What its trials measure."""
+    """Quantities that a trial measures."""
     space: dict[str, Range]
-    """The searched fields by their full names."""
+    """Ranges of the searched fields, by their full names."""
     sampler: SamplerConfig = SamplerConfig()
-    """What proposes parameters."""
+    """Sampler that proposes parameters."""
     pruning: Pruning | None = None
-    """When a trial is stopped early."""
+    """Rule by which a trial is stopped early; null: never."""
     updates: int = 1
-    """Updates of a whole trial."""
+    """Updates of a trial that is not stopped early."""
     settings: dict[str, Any]
-    """All that a trial's result depends on; a stored study with others is refused."""
+    """All settings that affect the result of a trial. A stored study with other settings is refused."""
     first: dict[str, Value] | None = None
-    """Parameters of the first trial."""
+    """Parameters of the first trial; null: as the sampler draws them."""
     trials: Annotated[int, Field(ge=1)]
-    """How many to make."""
+    """Number of trials to make."""
     heartbeat: Annotated[int, Field(ge=1)] = 30
-    """Seconds between two signs of life of a worker's trial."""
+    """Seconds between two heartbeats of a running trial."""
     grace: Annotated[int, Field(ge=1)] = 120
-    """Seconds without one after which a trial's worker is taken for dead."""
+    """Seconds without a heartbeat after which the worker of a trial is considered dead."""
     attempts: Annotated[int, Field(ge=1)] = 4
-    """Workers that may die of one trial before it is given up."""
+    """Number of workers that may die during one trial before it is given up."""
 
 
 class TrialRecord(Config):
-    """One trial as it ended, or as it stands."""
+    """Result of a trial, or its present state."""
 
     number: int
-    """Its place in the study, from 0; a retry keeps it."""
+    """Number of the trial in the study, from 0. A retry keeps it."""
     state: Literal["complete", "pruned", "failed", "running"]
     params: dict[str, Value]
-    """As the sampler drew them, by the study's names."""
+    """Parameters as the sampler drew them, by their names in the study."""
     values: tuple[float, ...] | None
-    """In the order of the objectives; of a pruned trial the last value it was judged by."""
+    """Values of the objectives, in their order. For a pruned trial: the last value by which it was judged."""
     intermediate: dict[str, float] = Field(default_factory=dict[str, float])
-    """Values it was judged by, by update."""
+    """Values by which pruning judged the trial, by update."""
     reason: str | None = None
-    """Why it failed."""
+    """Reason why the trial failed."""
     retried: int = 0
-    """How often a dead worker's attempt was taken up again."""
+    """Number of times that the trial was started again after its worker had died."""
     notes: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """What else its measurement told."""
+    """Further results of the measurement."""
 
 
 class DrawSearchConfig(Config):
-    """A study's trials, to be drawn."""
+    """Trials of a study whose figures are drawn."""
 
     objectives: tuple[Objective, ...]
-    """What was measured."""
+    """Quantities that were measured."""
     space: dict[str, Range]
-    """The searched fields."""
+    """Ranges of the searched fields."""
     trials: tuple[TrialRecord, ...]
-    """Every trial, by number."""
+    """All trials, by number."""
 
 
 class RungConfig(Config):
-    """The first part of a training run: the rest may never be made."""
+    """Settings of the first part of a training run, up to a rung. The rest is trained only if the trial continues."""
 
     train: TrainConfig
-    """The whole run, as its training stage has it."""
+    """Settings of the whole run."""
     stop: Annotated[int, Field(ge=1)]
-    """The update to stop after."""
+    """Update after which the run stops."""
     run_scratch: RunOnly[Path]
-    """Scratch folder of the whole run's stage: its checkpoints are left there, for the next rung to go on from."""
+    """Scratch folder of the whole run's stage. The checkpoints stay there, so that the next rung resumes from them."""

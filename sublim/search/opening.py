@@ -16,7 +16,7 @@ from sublim.search.study import Search
 
 
 def open_search(config: StudyConfig) -> Search:
-    """The study, made where it is not there; UserError for one that was made with other settings."""
+    """Opens the study, and creates it if it does not exist. Raises UserError if it was created with other settings."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(config)
     directions: list[Literal["maximize", "minimize"]] = [direction(name) for name in config.objectives]
@@ -38,7 +38,7 @@ def open_search(config: StudyConfig) -> Search:
 
 
 def check_stored(config: StudyConfig) -> None:
-    """Raises UserError for a storage that cannot be reached or a stored study with other settings; makes no study."""
+    """Raises UserError for a storage that cannot be used or a stored study with other settings; creates no study."""
     if isinstance(config.storage, Journal):
         assert config.storage.path is not None
         journal = config.storage.path.expanduser().absolute()
@@ -53,17 +53,17 @@ def check_stored(config: StudyConfig) -> None:
 
 
 def check_settings(study: Study, config: StudyConfig) -> None:
-    """Raises UserError, naming what differs, for a study whose trials were made with other settings."""
+    """Raises UserError for a study whose trials were made with other settings, and names the first that differs."""
     wanted = [str(direction(name)) for name in config.objectives]
     if (found := [each.name.lower() for each in study.directions]) != wanted:
         raise UserError(
-            f"the stored study {config.name!r} is to {' and '.join(found)}, these objectives are to "
+            f"the stored study {config.name!r} has the directions {' and '.join(found)}, these settings have "
             f"{' and '.join(wanted)}: give another name in `study`"
         )
     stored = study.user_attrs.get("settings")
     if stored is None:
         if study.get_trials(deepcopy=False):
-            raise UserError(f"the study {config.name!r} is not of our making: give another name in `study`")
+            raise UserError(f"the study {config.name!r} was not made by this program: give another name in `study`")
         return
     before, now = (dict(flat(cast(Mapping[str, Any], tree))) for tree in (stored, canonical(config.settings)))
     differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
@@ -72,12 +72,12 @@ def check_settings(study: Study, config: StudyConfig) -> None:
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise UserError(
             f"the stored study {config.name!r} has {name} = {before.get(name, 'nothing')}, these settings have "
-            f"{now.get(name, 'nothing')}{more}: give another name in `study`, or the settings it was made with"
+            f"{now.get(name, 'nothing')}{more}: give another name in `study`, or the settings of the stored study"
         )
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """A tree's leaves by dotted names."""
+    """The leaves of a tree, by dotted names."""
     found: list[tuple[str, Any]] = []
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""When a trial is stopped early: Optuna's pruners, made deaf to trials whose workers died."""
+"""Pruning, which stops trials early: Optuna's pruners, which here ignore attempts whose workers died."""
 
 import copy
 from collections.abc import Container
@@ -14,7 +14,7 @@ NO_BRACKET = -1
 
 
 def rungs(pruning: Pruning | None, updates: int) -> list[int]:
-    """The updates before the last at which a trial is judged."""
+    """The rungs: the updates before the last one at which a trial is judged."""
     found: list[int] = []
     if pruning is not None:
         rung = pruning.first
@@ -25,7 +25,7 @@ def rungs(pruning: Pruning | None, updates: int) -> list[int]:
 
 
 def make_pruner(pruning: Pruning | None, updates: int, study: Study) -> BasePruner:
-    """Optuna's pruner for a study of runs of so many updates."""
+    """Optuna's pruner for a study whose trials make `updates` updates."""
     match pruning:
         case None:
             return NopPruner()
@@ -33,7 +33,7 @@ def make_pruner(pruning: Pruning | None, updates: int, study: Study) -> BasePrun
             return LivingHalving(min_resource=pruning.first, reduction_factor=pruning.factor)
         case Hyperband():
             pruner = SlotHyperband(min_resource=pruning.first, max_resource=updates, reduction_factor=pruning.factor)
-            # Otherwise it has a single bracket until it first prunes, and a restarted study would draw otherwise.
+            # Otherwise it has one bracket until it first prunes, and a restarted study would draw other parameters.
             pruner._try_initialization(study)  # pyright: ignore[reportPrivateUsage]
             return pruner
         case _:
@@ -41,23 +41,25 @@ def make_pruner(pruning: Pruning | None, updates: int, study: Study) -> BasePrun
 
 
 class Living(Study):
-    """A study without its failed attempts: what a dead worker's trial reached must not count beside its retry's."""
+    """A study without failed attempts: the losses of a dead worker's attempt must not count beside its retry's."""
 
     def get_trials(self, deepcopy: bool = True, states: Container[TrialState] | None = None) -> list[FrozenTrial]:
+        """The study's trials except those that failed."""
         trials = super().get_trials(deepcopy, states)
         return [trial for trial in trials if trial.state != TrialState.FAIL]
 
 
 class LivingHalving(SuccessiveHalvingPruner):
-    """Successive halving among the trials that live."""
+    """Successive halving among the trials that have not failed."""
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Whether `trial` is to be stopped."""
         living = Living(study.study_name, study._storage)  # pyright: ignore[reportPrivateUsage]
         return super().prune(living, trial)
 
 
 class SlotHyperband(HyperbandPruner):
-    """Hyperband whose brackets go by a trial's place: a retry stays in its bracket, and a failed attempt is in none."""
+    """Hyperband that assigns brackets by slot: a retry stays in its bracket, and a failed attempt belongs to none."""
 
     def _get_bracket_id(self, study: Study, trial: FrozenTrial) -> int:
         if trial.state == TrialState.FAIL:

@@ -1,7 +1,7 @@
-"""A training run made in parts: to a rung and no further, until it is known whether the rest is worth its time.
+"""Trains a run up to a rung and no further, until pruning has decided whether the trial continues.
 
-The part is the very run of the whole: it trains in the whole's scratch folder and leaves its checkpoint there, as a
-killed run would. So the next rung, or the whole, goes on from it, and ends with the bytes it would have had in one go.
+The part uses the scratch folder of the whole run and leaves its checkpoint there, like a run that was interrupted. The
+next rung, or the whole run, resumes from that checkpoint, and writes the same bytes as an uninterrupted run.
 """
 
 import shutil
@@ -15,19 +15,19 @@ from sublim.training.train import train
 
 
 class Stopped(Exception):
-    """The run has come to its rung."""
+    """Raised when the run has reached its rung."""
 
 
 def train_rung(out: Path, config: RungConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any] | None:
-    """Stage: writes update-000016/ and training.jsonl of the run up to `config.stop`.
+    """Stage: writes update-000016/ and training.jsonl of the run up to the update `config.stop`.
 
-    Costs the updates since the last checkpoint of the run that is left; all of them where none is.
+    Costs the updates since the run's last checkpoint, or all of them if there is none.
     """
     kept = scratch / "kept" / f"update-{config.stop:06d}"
     checkpoints = config.run_scratch / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     if updates_made(checkpoints) >= config.stop and not kept.is_dir():
-        checkpoints = scratch / "own-checkpoints"  # the run is further already, and keeps no weights of before
+        checkpoints = scratch / "own-checkpoints"  # the run is already past this update and has not kept its weights
         checkpoints.mkdir(exist_ok=True)
     link = scratch / "checkpoints"
     link.unlink(missing_ok=True)
@@ -50,10 +50,10 @@ def train_rung(out: Path, config: RungConfig, *, scratch: Path, base: Path, data
         shutil.copytree(kept, out / kept.name)
         shutil.copyfile(Path(newest) / "training.jsonl", out / "training.jsonl")
         return {"stopped_at": config.stop}
-    raise AssertionError("a rung lies before the last update")
+    raise AssertionError("the rung is not before the last update")
 
 
 def updates_made(checkpoints: Path) -> int:
-    """Updates behind the newest checkpoint."""
+    """Number of updates made before the newest checkpoint; 0 without a checkpoint."""
     newest = latest_checkpoint(checkpoints)
     return int(newest.rpartition("-")[2]) if newest else 0

@@ -1,4 +1,4 @@
-"""The searched space: which fields of a student, between which bounds; checked against what the fields accept."""
+"""The search space: which settings of a student are searched, in which ranges, and whether the settings accept them."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,12 +15,12 @@ Space = Mapping[str, Range]
 
 
 def parameter(path: str, searched: Range) -> str:
-    """What the study calls the searched field `path`: a multiple's factor is another thing than the field."""
+    """The name in the study of the searched field `path`. For a multiple it names the factor and not the field."""
     return f"{path}/{searched.of}" if isinstance(searched, Multiple) else path
 
 
 def suggest(trial: Trial, space: Space) -> dict[str, Value]:
-    """The trial's parameters, drawn in the order of the space."""
+    """The parameters of a trial, drawn in the order of the search space."""
     return {
         parameter(path, searched): _draw(trial, parameter(path, searched), searched) for path, searched in space.items()
     }
@@ -39,7 +39,7 @@ def _draw(trial: Trial, name: str, searched: Range) -> Value:
 
 
 def student_with(student: TrainConfig, space: Space, params: Mapping[str, Value]) -> TrainConfig:
-    """`student` with drawn parameters in it. Raises UserError where they contradict each other."""
+    """`student` with the drawn parameters set. Raises UserError if the settings do not accept them together."""
     tree = student.model_dump()
     multiples = {path: searched for path, searched in space.items() if isinstance(searched, Multiple)}
     for path, searched in space.items():
@@ -52,7 +52,7 @@ def student_with(student: TrainConfig, space: Space, params: Mapping[str, Value]
 
 
 def params_of(student: TrainConfig, space: Space) -> dict[str, Value] | None:
-    """The parameters that would draw `student` itself, or None where it lies outside the space."""
+    """The parameters that give `student` itself, or None if it lies outside the search space."""
     tree, found = student.model_dump(), dict[str, Value]()
     for path, searched in space.items():
         value = _get(tree, path)
@@ -79,7 +79,7 @@ def _inside(searched: Range, value: Any) -> bool:
 
 
 def check_space(student: TrainConfig, space: Space) -> None:
-    """Raises UserError for bounds that a field does not accept; the space's names must be fields already."""
+    """Raises UserError for a range that its field does not accept. The names in `space` must be full names."""
     if not space:
         raise UserError("the space is empty: name at least one field of the student")
     for path, searched in space.items():
@@ -91,10 +91,10 @@ def check_space(student: TrainConfig, space: Space) -> None:
 
 
 def _probes(student: TrainConfig, space: Space, searched: Range) -> Iterator[Any]:
-    """Values that stand for all: the bounds and one between them that is no round number."""
+    """Values that represent the range: its bounds, and for a real number one between them that is no integer."""
     match searched:
         case FloatRange():
-            # A field of whole numbers refuses the one between.
+            # A field of integers refuses the value between the bounds.
             yield from (searched.low, searched.high, searched.low + (searched.high - searched.low) / math.pi)
         case IntRange():
             yield from (searched.low, searched.high)
@@ -106,7 +106,9 @@ def _probes(student: TrainConfig, space: Space, searched: Range) -> Iterator[Any
                 raise UserError(f"space: a multiple of {searched.of} needs it to be a range or not searched")
             bounds = (other.low, other.high) if other else (_get(student.model_dump(), searched.of),)
             if not all(isinstance(bound, int | float) for bound in bounds):
-                raise UserError(f"space: {searched.of} is not a number that there could be a multiple of")
+                raise UserError(
+                    f"space: {searched.of} is not a number and has no multiples: name another field in `of`"
+                )
             yield from (factor * bound for factor in searched.values for bound in bounds)
         case _:
             assert_never(searched)

@@ -1,4 +1,9 @@
-"""Where a study lies: a journal file with heartbeats of its own, or PostgreSQL; and one lock for whoever asks."""
+"""The storage of a study: a journal file with heartbeats, or PostgreSQL; and a lock for workers that take trials.
+
+Optuna's journal is made for files on shared network folders, where SQLite is unsafe. But it has no heartbeats, and its
+own locks outlive a killed worker. The classes here add heartbeats, a lock that the kernel releases, and checks for
+damage.
+"""
 
 import hashlib
 import logging
@@ -30,12 +35,16 @@ POLL_SECONDS = 0.02
 
 
 class JournalLock(BaseJournalFileLock):
-    """The journal's lock, held by the kernel: a killed worker's is gone at once, and its half-written line too."""
+    """The lock of the journal, held by the kernel: if its holder is killed, it is released at once.
+
+    Whoever takes it removes the line that a killed worker may have left half written.
+    """
 
     def __init__(self, journal: Path) -> None:
         self.journal, self._descriptor = journal, -1
 
     def acquire(self) -> bool:
+        """Waits for the lock; always True."""
         while (descriptor := try_lock(self.journal.with_suffix(".lock"))) is None:
             Event().wait(POLL_SECONDS)
         self._descriptor = descriptor
@@ -43,30 +52,32 @@ class JournalLock(BaseJournalFileLock):
         return True
 
     def release(self) -> None:
+        """Gives the lock back."""
         unlock(self._descriptor)
 
 
 HEAD = b'{"op_code"'
-"""How each line of a journal begins."""
+"""The beginning of every line of a journal."""
 
 
 def check_journal(path: Path) -> None:
-    """Raises UserError for a file of another kind, before a line is added to it or its end is cut off."""
+    """Raises UserError if the file is not a journal, before a line is added to it or its end is cut off."""
     if path.exists():
         with path.open("rb") as file:
             first = file.read(len(HEAD))
-        if not HEAD.startswith(first):  # shorter where the very first line was torn
+        if not HEAD.startswith(first):  # shorter if the very first line was written in part
             raise UserError(f"{path} holds no study: give another file in storage.path")
 
 
 class CheckedJournal(JournalFileBackend):
-    """Optuna's journal file, which knows the last line it gave and says which one is no record."""
+    """Optuna's journal file, with errors that name the damaged line."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), lock_obj=JournalLock(path))
         self.path, self.line = path, 0
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any]]:
+        """The records from a number on; UserError names the first line that is not JSON."""
         self.line = log_number_from
         try:
             for record in super().read_logs(log_number_from):
@@ -76,22 +87,22 @@ class CheckedJournal(JournalFileBackend):
             raise self.damaged(self.line + 1, "is no JSON") from error
 
     def damaged(self, line: int, why: str) -> UserError:
-        """What to say of a line; what was lost with it cannot be known, so that nothing is skipped."""
+        """The error for a damaged line. No line is skipped, because nobody can know which trials it held."""
         return UserError(
-            f"{self.path}:{line} {why}, so that trials may be lost: put a copy from before in its place, or give "
-            "another file in storage.path"
+            f"{self.path}:{line} {why}, so trials may be lost: restore the file from a backup, or give another file in "
+            "storage.path"
         )
 
 
 def check_place(path: Path) -> None:
-    """Raises UserError where no file could be made, without making one."""
+    """Raises UserError if the file could not be created; creates nothing."""
     folder = next(parent for parent in path.parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{path} cannot be made ({folder} is no folder that we may write to): mend storage.path")
+        raise UserError(f"{path} cannot be created ({folder} is no folder with write access): change storage.path")
 
 
 def drop_torn_line(journal: Path) -> None:
-    """Cuts what a writer left of its last line when it was killed; otherwise the next one would be glued to it."""
+    """Removes a last line that a killed worker wrote in part, since the next line would be appended to it."""
     with journal.open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
         back = min(size, 1 << 20)
@@ -102,7 +113,10 @@ def drop_torn_line(journal: Path) -> None:
 
 
 class BeatingJournal(JournalStorage, BaseHeartbeat):
-    """Optuna's journal file with heartbeats: the time of a file for each trial, told by the folder's own clock."""
+    """Optuna's journal file with heartbeats: for each trial a file whose modification time is its last heartbeat.
+
+    The present time is read in the same way, from a new file, so that only the clock of the file system counts.
+    """
 
     def __init__(self, path: Path, heartbeat: int, grace: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +131,7 @@ class BeatingJournal(JournalStorage, BaseHeartbeat):
         self.beats.mkdir(exist_ok=True)
 
     def record_heartbeat(self, trial_id: int) -> None:
+        """Records that the trial's worker is alive."""
         (self.beats / str(trial_id)).touch()
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
@@ -129,9 +144,11 @@ class BeatingJournal(JournalStorage, BaseHeartbeat):
         return [trial for trial, beat in beats.items() if beat.exists() and beat.stat().st_mtime < oldest]
 
     def get_heartbeat_interval(self) -> int:
+        """Seconds between two heartbeats."""
         return self.heartbeat
 
     def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None] | None:
+        """None: `Search` itself takes up the trials of dead workers."""
         return None
 
 
@@ -139,14 +156,14 @@ Storage = BeatingJournal | RDBStorage
 
 
 def open_storage(config: StudyConfig) -> Storage:
-    """The study's storage, made where it is not there yet."""
+    """Opens the storage of the study, and creates it if it does not exist. Raises UserError if that fails."""
     match config.storage:
         case Journal(path=path):
             assert path is not None
             try:
                 return BeatingJournal(path.expanduser().absolute(), config.heartbeat, config.grace)
             except OSError as error:
-                raise UserError(f"{path} cannot be used ({error.strerror}): mend storage.path") from error
+                raise UserError(f"{path} cannot be used ({error.strerror}): change storage.path") from error
         case Postgres(url=url):
             return open_postgres(url, config)
         case _:
@@ -154,7 +171,7 @@ def open_storage(config: StudyConfig) -> Storage:
 
 
 def open_postgres(url: str, config: StudyConfig) -> RDBStorage:
-    """Optuna's tables in a PostgreSQL database. One worker makes them: `create_all` of two at once fails."""
+    """Opens Optuna's tables in a PostgreSQL database. A lock lets one worker create them; two at once would fail."""
     options: dict[str, Any] = {"pool_pre_ping": True}
     try:
         engine = sqlalchemy.create_engine(url, **options)
@@ -166,13 +183,18 @@ def open_postgres(url: str, config: StudyConfig) -> RDBStorage:
     except (OperationalError, StorageInternalError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         given = url.replace("+psycopg", "", 1)
-        raise UserError(f"{given} cannot be reached: start the server or mend storage.url ({reason[:200]})") from error
+        raise UserError(
+            f"{given} cannot be reached: start the server or change storage.url ({reason[:200]})"
+        ) from error
     return storage
 
 
 @contextmanager
 def asking(storage: Storage, study: str) -> Generator[None]:
-    """One worker at a time takes trials: it sees all that others took, and what a dead one left half taken."""
+    """Lets one worker at a time take trials.
+
+    It then sees every trial that others have taken, including one that a worker was taking when it died.
+    """
     if isinstance(storage, BeatingJournal):
         with locked(storage.path.with_suffix(f".{_number(study):016x}.asking"), poll=POLL_SECONDS):
             yield
@@ -183,7 +205,7 @@ def asking(storage: Storage, study: str) -> Generator[None]:
 
 @contextmanager
 def advisory_lock(engine: sqlalchemy.Engine, name: str) -> Generator[None]:
-    """A lock of the database's, gone with the connection of whoever holds it."""
+    """An advisory lock of the database, which is released with its holder's connection at the latest."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:number)"), {"number": _number(name)})
         try:
@@ -198,7 +220,7 @@ def _number(name: str) -> int:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without Optuna's remarks that heartbeats are experimental and meant for `optimize`."""
+    """Silences Optuna's warnings that heartbeats are experimental and meant for `optimize`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed")
@@ -207,7 +229,7 @@ def quiet() -> Generator[None]:
 
 @contextmanager
 def beating(storage: Storage, trial_id: int, seconds: int) -> Generator[None]:
-    """Signs of life for a trial, for the length of the block."""
+    """Records heartbeats for a trial while the block runs."""
     stop = Event()
 
     def beat() -> None:
@@ -215,8 +237,8 @@ def beating(storage: Storage, trial_id: int, seconds: int) -> Generator[None]:
             try:
                 storage.record_heartbeat(trial_id)
             except (OSError, SQLAlchemyError, StorageInternalError) as error:
-                # A thread that ended here would have the living trial taken over.
-                log.warning("no sign of life could be left, the next is tried in %d s: %s", seconds, error)
+                # If this thread ended, another worker would take over a trial that is alive.
+                log.warning("a heartbeat could not be recorded, the next follows in %d s: %s", seconds, error)
 
     thread = Thread(target=beat, daemon=True)
     thread.start()

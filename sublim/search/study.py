@@ -1,8 +1,9 @@
-"""A study whose trials are neither lost nor done twice, however many workers it has and whichever of them die.
+"""A study in which no trial is lost or made twice, no matter how many workers it has and which of them die.
 
-A trial has a place, its slot, which its retries keep. The draws of a slot are seeded by the study's seed and the slot
-alone: with one worker a study that was killed, or begun anew, proposes what an undisturbed one would have. With
-several workers the proposals also depend on who finished first, and are recorded, not repeatable.
+A slot is the number of a trial, which its retries keep. The draws of a slot are seeded by the study's seed and the slot
+alone. With one worker, a study that was interrupted or started again therefore proposes the same parameters as an
+uninterrupted one. With several workers the proposals also depend on who finishes first; they are recorded, but cannot
+be reproduced.
 """
 
 import copy
@@ -35,22 +36,24 @@ STATES: dict[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
 
 
 class Unmeasurable(Exception):
-    """A trial whose objective has no value; the message says why."""
+    """Raised for a trial whose objective has no value; the message gives the reason."""
 
 
 class Measured(NamedTuple):
-    """What came of a trial."""
+    """Result of a trial."""
 
     values: Sequence[float]
-    """In the order of the objectives."""
+    """Values of the objectives, in their order."""
     notes: dict[str, Any]
+    """Further results, kept with the trial."""
 
 
 class Asked(NamedTuple):
-    """A trial to be made."""
+    """A trial that a worker has taken and is to make."""
 
     trial: Trial
     slot: int
+    """Number of the trial in the study, which its retries keep."""
     params: dict[str, Value]
 
 
@@ -59,14 +62,14 @@ Measure = Callable[[Asked], Measured]
 
 @dataclass(frozen=True)
 class Search:
-    """An open study."""
+    """An open study, as one worker sees it."""
 
     config: StudyConfig
     storage: Storage
     study: Study
 
     def ask(self) -> Asked | None:
-        """The next trial: one that a dead worker left, or a new one; None where all have been taken."""
+        """Takes the next trial: one left by a dead worker, or a new one. None if all have been taken."""
         with asking(self.storage, self.config.name), quiet():
             self._recover()
             slot = self._next_slot()
@@ -78,13 +81,13 @@ class Search:
             trial.set_user_attr("slot", slot)
             self.storage.record_heartbeat(trial._trial_id)  # pyright: ignore[reportPrivateUsage]
             params = suggest(trial, self.config.space)
-            # Last: under this lock a running trial without an owner is one whose worker died before here.
+            # Set last: under this lock, a running trial without an owner belongs to a worker that died before here.
             trial.set_user_attr("owner", list(Owner.this()))
         kill_point(f"search:asked-{slot}")
         return Asked(trial, slot, params)
 
     def _next_slot(self) -> int | None:
-        """The slot of the trial that Optuna gives next; None where all have been taken."""
+        """The slot of the trial that Optuna proposes next; None if all have been taken."""
         trials = self.study.get_trials(deepcopy=False)
         taken = {slot_of(trial) for trial in trials}
         free = next((slot for slot in range(self.config.trials) if slot not in taken), None)
@@ -93,13 +96,13 @@ class Search:
                 slot = slot_of(trial)
                 if slot is not None or free is not None:
                     return free if slot is None else slot
-                # Queued by hand when no trial is left: Optuna would give it before any other.
+                # Somebody queued a trial although none is left. Optuna would propose it before any other.
                 self.storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)  # pyright: ignore[reportPrivateUsage]
-                log.warning("the trial that was queued by hand is not made: all %d are taken", self.config.trials)
+                log.warning("a trial queued by hand is not made, since all %d trials are taken", self.config.trials)
         return free
 
     def make(self, asked: Asked, measure: Measure) -> None:
-        """Measures a trial and tells the study; whatever stops the measurement puts the trial back."""
+        """Measures a trial and reports the result to the study. After an unexpected error the trial is made again."""
         trial_id = asked.trial._trial_id  # pyright: ignore[reportPrivateUsage]
         with beating(self.storage, trial_id, self.config.heartbeat):
             try:
@@ -110,7 +113,7 @@ class Search:
                 log.warning("trial %d failed: %s", asked.slot, error)
                 self._tell(asked, notes={"reason": str(error)}, state=TrialState.FAIL)
             except BaseException as error:
-                # Stopped on purpose it does not count as a death; any other way it may be the trial's own fault.
+                # Stopping on purpose does not count as a death. Any other error may be caused by the trial itself.
                 on_purpose = isinstance(error, KeyboardInterrupt | SystemExit)
                 self._tell(asked, notes={"stopped": True} if on_purpose else {}, state=TrialState.FAIL)
                 raise
@@ -131,11 +134,11 @@ class Search:
                 asked.trial.set_user_attr(name, value)
             self.study.tell(asked.trial, values, state, skip_if_finished=True)
         except UpdateFinishedTrialError:
-            log.warning("trial %d took so long without a sign of life that another worker took it over", asked.slot)
+            log.warning("trial %d had no heartbeat for so long that another worker took it over", asked.slot)
         kill_point(f"search:told-{asked.slot}")
 
     def _recover(self) -> None:
-        """Fails the trials of dead workers and puts each up for another; what died in between is put up too."""
+        """Marks the attempts of dead workers as failed, and queues their trials to be made again."""
         fail_stale_trials(self.study)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner = trial.user_attrs.get("owner")
@@ -149,11 +152,11 @@ class Search:
             if deaths >= self.config.attempts:
                 self._give_up(slot, deaths)
             else:
-                log.info("trial %d was left unfinished and is taken up again", slot)
+                log.info("trial %d was left unfinished and is made again", slot)
                 RetryHeartbeatStaleTrialCallback()(self.study, self._retry(last, slot))
 
     def _retry(self, trial: FrozenTrial, slot: int) -> FrozenTrial:
-        """The attempt as it is to begin again: its parameters, if it had drawn all, and nothing that it reached."""
+        """A new attempt with the parameters of `trial`, if it had drawn all of them, and without its results."""
         retry = copy.deepcopy(trial)
         retry.user_attrs = {"slot": slot}
         if len(trial.params) < len(self.config.space):
@@ -163,17 +166,17 @@ class Search:
         return retry
 
     def _give_up(self, slot: int, deaths: int) -> None:
-        reason = f"{deaths} workers died of it"
+        reason = f"{deaths} workers died during it"
         gone = optuna.create_trial(state=TrialState.FAIL, user_attrs={"slot": slot, "reason": reason})
         self.study.add_trial(gone)
         log.warning("trial %d is given up: %s", slot, reason)
 
     def unfinished(self) -> int:
-        """Trials that have no end yet."""
+        """The number of trials that have not ended."""
         return self.config.trials - sum(record.state != "running" for record in self.records())
 
     def records(self) -> list[TrialRecord]:
-        """The trials by slot, each as its last attempt stands."""
+        """The trials by slot, each with the state of its last attempt."""
         found: list[TrialRecord] = []
         for slot, attempts in sorted(attempts_by_slot(self.study).items()):
             last = attempts[-1]
@@ -181,7 +184,7 @@ class Search:
             reason, values = last.user_attrs.get("reason"), tuple(last.values) if last.values else None
             if slot >= self.config.trials:
                 continue
-            if values is not None and not np.isfinite(values).all():  # told by something else than `make`
+            if values is not None and not np.isfinite(values).all():  # reported by other code than `make`
                 state, reason, values = "failed", f"the objective came out as {', '.join(map(str, values))}", None
             notes = {name: value for name, value in last.user_attrs.items() if name not in ("slot", "owner", "reason")}
             found.append(
@@ -202,7 +205,7 @@ class Search:
 
 
 def attempts_by_slot(study: Study) -> dict[int, list[FrozenTrial]]:
-    """All attempts at each trial, in order. One that died before it had a slot took none."""
+    """All attempts at each trial, in order. An attempt whose worker died before it had a slot is left out."""
     found: dict[int, list[FrozenTrial]] = {}
     for trial in study.get_trials(deepcopy=False):
         slot = slot_of(trial)
@@ -212,13 +215,13 @@ def attempts_by_slot(study: Study) -> dict[int, list[FrozenTrial]]:
 
 
 def slot_of(trial: FrozenTrial) -> int | None:
-    """The slot of a trial of ours; None for one that came into the study by hand."""
+    """The slot of a trial; None if it was added to the study by hand."""
     slot = trial.user_attrs.get("slot")
     return slot if type(slot) is int else None
 
 
 def finite(measured: Measured) -> Measured:
-    """`measured`, if all its values are numbers; what is not never becomes a value."""
+    """Returns `measured`; raises Unmeasurable if any of its values is not finite."""
     if not all(np.isfinite(value) for value in measured.values):
         raise Unmeasurable(f"the objective came out as {', '.join(map(str, measured.values))}")
     return measured
@@ -233,9 +236,9 @@ def make_sampler(config: SamplerConfig, slot: int) -> BaseSampler:
 
 
 def work(search: Search, measure: Measure, *, seconds: float | None = None, poll: float = 2.0) -> bool:
-    """Makes trials until every one has its end, those of other workers included, or the time is over.
+    """Makes trials until all have ended, including those of other workers, or until `seconds` are over.
 
-    Returns whether the study is finished.
+    `poll` is the number of seconds to wait while only other workers' trials are left. Returns whether all trials ended.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     while deadline is None or time.monotonic() < deadline:
@@ -251,7 +254,7 @@ def work(search: Search, measure: Measure, *, seconds: float | None = None, poll
 
 
 def shown(params: Mapping[str, Value]) -> str:
-    """Parameters for a log line."""
+    """Parameters as text for a log line."""
     return ", ".join(
         f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
     )

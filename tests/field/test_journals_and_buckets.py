@@ -119,7 +119,7 @@ def test_trial_that_reports_no_number_is_recorded_without_it(tmp_path: Path) -> 
 def test_empty_study_with_other_directions_is_refused(directions: list[Any], tmp_path: Path) -> None:
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "s.journal")))
     optuna.create_study(study_name="s", storage=storage, directions=directions)
-    with pytest.raises(UserError, match=r"is to m.*, these objectives are to minimize: give another name"):
+    with pytest.raises(UserError, match=r"has the directions m.*, these settings have minimize: give another name"):
         open_search(study(tmp_path / "s.journal", 1))
 
 

@@ -84,7 +84,7 @@ def test_killed_search_goes_on_and_repeats_no_finished_trial(finished: Finished)
     assert max(judged) < 0, "a loss is turned round where more is better, or the best would be stopped"
     asked = {stage["label"].split()[1] for stage in outcome["stages"] if stage["label"].startswith("trial")}
     assert asked == {"3", "4"}
-    assert "trial 3 was left unfinished and is taken up again" in outcome["log"]
+    assert "trial 3 was left unfinished and is made again" in outcome["log"]
     again = [stage["state"] for stage in outcome["stages"] if stage["label"].startswith("trial 3")]
     assert {*again} == {"Cached"}
 
@@ -228,7 +228,7 @@ def test_space_of_the_issue_is_the_default_and_every_preset_is_sound() -> None:
         ("space.speed={kind: float, low: slow, high: 1}", r"^space\.speed\.low: .* \(given: 'slow'\)$"),
         ("student.method.kind=full", r"has no method\.dropout: leave it out"),
         ("pruning={kind: halving, first: 99}", r"first is 99, a whole trial makes 4 updates"),
-        ("study=x\nstorage={kind: journal, path: /dev/null/x}", r"/dev/null is no folder .*: mend storage\.path"),
+        ("study=x\nstorage={kind: journal, path: /dev/null/x}", r"/dev/null is no folder .*: change storage\.path"),
         (f"study=x\nstorage={{kind: journal, path: '{__file__}'}}", r"holds no study: give another file"),
         ("space.lr=0.1", r"^space\.lr: write it as \{name: value"),
         ("pruning={kind: median}", r"^pruning\.kind: .*'halving', 'hyperband' \(given: 'median'\)$"),

@@ -157,7 +157,7 @@ def test_killed_workers_trial_is_failed_by_its_missing_heartbeat_and_made_with_t
     assert lost.datetime_complete is not None
     assert (lost.datetime_complete - lost.datetime_start).total_seconds() >= GRACE
     assert again.params == lost.params
-    told = f"trial {lost.user_attrs['slot']} was left unfinished and is taken up again"
+    told = f"trial {lost.user_attrs['slot']} was left unfinished and is made again"
     assert sum(told in worker.log for worker in finished.workers) == 1
     assert again.user_attrs["owner"][0] == machine()
 

@@ -231,7 +231,7 @@ def test_trial_that_kills_every_worker_is_given_up_with_its_reason(tmp_path: Pat
             work(search, measure)
     assert work(search, measure)
     assert [record.state for record in search.records()] == ["failed", "complete"]
-    assert search.records()[0].reason == "2 workers died of it"
+    assert search.records()[0].reason == "2 workers died during it"
 
 
 def test_interrupting_a_worker_often_gives_no_trial_up(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_stored_study_with_another_space_is_refused_naming_what_differs(tmp_path
     optuna.create_study(study_name="foreign", storage=open_search(study(tmp_path)).storage).add_trial(
         optuna.create_trial(value=1.0)
     )
-    with pytest.raises(UserError, match="not of our making"):
+    with pytest.raises(UserError, match="not made by this program"):
         open_search(study(tmp_path, name="foreign"))
 
 
