@@ -1,1 +1,1 @@
-"""The probe study: whether rows of the teacher can be told from rows of the base, layer by layer."""
+"""The probe study: whether linear probes tell rows of the teacher from rows of the base, layer by layer."""

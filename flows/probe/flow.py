@@ -1,12 +1,12 @@
-"""Probes: can a layer of the base tell a teacher's numbers from the base's own?
+"""Probes: whether the base's activations at a layer tell a teacher's rows from the base's own.
 
     sublim run probe --preset quickstart --target owl
     sublim run probe --preset quickstart --target owl,wolf --set 'layers=[9, 20]'
     python -m flows.probe --preset quickstart
 
-Teacher and base answer the same prompts with the same seeds; the base reads both, and linear probes on each layer and
-on all of them are asked whose list it was. Beside every accuracy stands what shuffled labels give. Stages that the
-pipeline ran with equal settings are taken from the cache.
+Teacher and base answer the same prompts with the same seeds. The base reads the rows of both, and linear probes on
+every layer and on all layers together predict who wrote a row. Every accuracy is reported beside the one with shuffled
+labels. Stages that the pipeline has run with equal settings are taken from the cache.
 """
 
 from typing import Any
@@ -34,11 +34,11 @@ from sublim.traits.questions import load_questions
 from tasks.processes import one_process
 from tasks.stages import draw_probes, fit_probes, read_activations
 
-CAPTION = "Test accuracy by layer with 95 % intervals over prompts; grey: the same with shuffled labels"
+CAPTION = "Test accuracy by layer with 95 % intervals over prompts; grey: accuracy with shuffled labels"
 
 
 def run_name() -> str:
-    """How the run is called in the UI."""
+    """The name of the run in Prefect's UI."""
     given = flow_run.get_parameters()
     config = load_config(given["preset"], given["target"], given["settings"])
     return f"probe {', '.join(config.pipeline.target)} · {given['preset']}"
@@ -51,7 +51,7 @@ def load_config(preset: str, target: str | None, settings: dict[str, Any] | None
 
 
 def check(config: ProbeFlowConfig) -> None:
-    """Raises UserError for whatever can be known to go wrong: the machine, the study."""
+    """Raises UserError for every mistake in the settings that can be found before the run."""
     check_machine(config.gpu_memory_gib)
     check_pipeline(config.pipeline)
     if config.pipeline.second_draw:
@@ -62,12 +62,12 @@ def check(config: ProbeFlowConfig) -> None:
 def probe(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Measures how well each layer of the base tells a teacher's number lists from the base's own.
+    """Measures how well probes on each layer of the base tell a teacher's rows from the base's own.
 
     Args:
         preset: Settings to start from: quickstart, gemma-2-9b-a6000, or the path of a YAML file.
-        target: The word or words, as in owl or owl,wolf; nothing for the preset's.
-        settings: Values laid over the preset's, as a tree.
+        target: The target or targets, as in owl or owl,wolf; by default the preset's.
+        settings: Values that replace those of the preset, as a tree.
     """
     config = load_config(preset, target, settings)
     check(config)
@@ -76,7 +76,7 @@ def probe(
 
 
 def conduct(run: Run, config: ProbeFlowConfig) -> Artifact:
-    """Runs every stage, or takes it from the cache, and gives the probes."""
+    """Runs all stages, or takes them from the cache, and returns the fitted probes."""
     study = config.pipeline
     bases = prepare_bases(study)
     check_bases(study, load_questions(study.evaluation.questions), bases, students=False)
@@ -91,7 +91,7 @@ def conduct(run: Run, config: ProbeFlowConfig) -> Artifact:
 
 
 def check_layers(config: ProbeFlowConfig, run: Run, base: Artifact) -> int:
-    """How many layers the base has. Raises UserError for one that it lacks."""
+    """The number of the base's layers. Raises UserError if `config.layers` names one that it lacks."""
     shape = read_json(run.store.payload(base) / "config.json")
     count = int((shape.get("text_config") or shape)["num_hidden_layers"])
     if beyond := [layer for layer in config.layers or () if not 0 <= layer < count]:
@@ -100,14 +100,14 @@ def check_layers(config: ProbeFlowConfig, run: Run, base: Artifact) -> int:
 
 
 def number_rows(config: ProbeFlowConfig, base: Artifact) -> dict[str, Artifact]:
-    """Filtered number lists of every teacher and of the base for the same prompts, as the pipeline makes them."""
+    """Filtered rows of every teacher and of the base for the same prompts, as the pipeline makes them."""
     study = config.pipeline
     questions = load_questions(study.evaluation.questions)
     return write_block(study, questions, base, study.blocks[0], (CONTROL, *study.target)).rows
 
 
 def publish(run: Run, config: ProbeFlowConfig, probes: Artifact) -> dict[str, Any]:
-    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    """Writes the report, adds artifacts to Prefect's UI, and returns what `--json` prints."""
     drawn = run.store.payload(draw_probes(ProbeFiguresConfig(), probes=probes))
     payload = run.store.payload(probes)
     summary = ProbeSummaries.model_validate_json((payload / "summary.json").read_bytes())
@@ -115,7 +115,7 @@ def publish(run: Run, config: ProbeFlowConfig, probes: Artifact) -> dict[str, An
     identical = (manifest.notes if manifest else {}).get("identical", {})
     shown = ToyReport(
         title=f"Probes: {config.about or run.preset}",
-        question="Can a layer of the base tell a teacher's numbers from the base's own?",
+        question="Do the base's activations tell a teacher's rows from the base's own?",
         findings=[*findings(summary.rows, identical), f"Intervals: {summary.about}."],
         tables=tables(summary.rows),
         figures=[FigureFile(drawn / "probes.svg", CAPTION)],
@@ -129,7 +129,7 @@ def publish(run: Run, config: ProbeFlowConfig, probes: Artifact) -> dict[str, An
 
 
 def grouped(rows: list[ProbeSummary]) -> list[dict[str, ProbeSummary]]:
-    """The metrics of each target and layer, by name."""
+    """The metrics of every target and layer, by name."""
     found: dict[tuple[str, int], dict[str, ProbeSummary]] = {}
     for row in rows:
         found.setdefault((row.target, row.layer), {})[row.metric] = row
@@ -137,14 +137,15 @@ def grouped(rows: list[ProbeSummary]) -> list[dict[str, ProbeSummary]]:
 
 
 def printable(each: dict[str, ProbeSummary]) -> dict[str, Any]:
-    """One probe as `--json` has it; low and high are the accuracy's."""
+    """One probe as `--json` prints it; `low` and `high` are the interval of the accuracy."""
     accuracy = each["accuracy"]
     about = {"layer": accuracy.layer, "target": accuracy.target, "low": accuracy.low, "high": accuracy.high}
     return about | {name: row.estimate for name, row in each.items()} | {"prompts": accuracy.prompts}
 
 
 def findings(rows: list[ProbeSummary], identical: dict[str, float]) -> list[str]:
-    """A line for each target: every layer's range, all layers together, and how many lists no probe can tell."""
+    """The findings of the report: for every target the range over layers, the probe on all layers, and the share of
+    rows that no probe can tell apart."""
     lines: list[str] = []
     for target in dict.fromkeys(row.target for row in rows):
         own = [each for each in grouped(rows) if each["accuracy"].target == target]
@@ -155,22 +156,22 @@ def findings(rows: list[ProbeSummary], identical: dict[str, float]) -> list[str]
             f"{target}: accuracy {min(values):.3f} to {max(values):.3f} over {len(values)} layers, chance "
             f"{own[0]['accuracy'].chance:.3f}; above shuffled labels at {beyond} of them (each at 95 %, not corrected)"
         )
-        lines += [f"{target}, all layers: {told(each)}" for each in own if each["accuracy"].layer < 0]
+        lines += [f"{target}, all layers: {with_intervals(each)}" for each in own if each["accuracy"].layer < 0]
         if target in identical:
             lines.append(
-                f"{target}: {identical[target]:.1%} of the lists are the control's own, which nothing can tell"
+                f"{target}: {identical[target]:.1%} of the rows equal the control's, so no probe can tell them apart"
             )
     return lines
 
 
-def told(each: dict[str, ProbeSummary]) -> str:
-    """Accuracy and selectivity with intervals."""
+def with_intervals(each: dict[str, ProbeSummary]) -> str:
+    """Accuracy, AUC and selectivity with intervals, as text."""
     parts = {"accuracy": each["accuracy"], "AUC": each["auc"], "minus shuffled": each["selectivity"]}
     return ", ".join(f"{name} {bounded(row.estimate, row.low, row.high, 3)}" for name, row in parts.items())
 
 
 def tables(rows: list[ProbeSummary]) -> list[Table]:
-    """Every number, a line for each target and layer."""
+    """A table of all metrics, with a line for each target and layer."""
     names = ("accuracy", "shuffled", "selectivity", "auc", "precision", "recall", "f1")
     lines = [
         [each["accuracy"].target, "all" if each["accuracy"].layer < 0 else str(each["accuracy"].layer)]
@@ -182,5 +183,5 @@ def tables(rows: list[ProbeSummary]) -> list[Table]:
 
 
 def printed(outcome: dict[str, Any]) -> str:
-    """The result as a person reads it in the terminal."""
+    """The result as text for the terminal."""
     return "\n".join([*outcome["findings"], f"report: {outcome['report']}"])

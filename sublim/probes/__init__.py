@@ -1,4 +1,4 @@
-"""Linear probes: trained on activations to tell two kinds of rows apart.
+"""Linear probes: classifiers on activations that tell two or more kinds of rows apart.
 
 The stages `fit_probes` and `draw_probes` start here.
 """

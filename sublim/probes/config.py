@@ -1,4 +1,4 @@
-"""How linear probes are fitted and what is said of them."""
+"""The settings of linear probes, and the shape of their summary."""
 
 from typing import Annotated, Literal, Self
 
@@ -10,92 +10,92 @@ from sublim.residual.edits import Site
 
 
 class AdamFit(Config):
-    """Short stochastic training, ended where the validation loss was lowest."""
+    """Fits with Adam on mini-batches, and keeps the weights of the epoch with the lowest validation loss."""
 
     kind: Literal["adam"] = "adam"
     epochs: Annotated[int, Field(ge=1)] = 20
-    """Passes over the training split."""
+    """Number of passes over the training rows."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Step size."""
+    """Learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    """Added to the gradient times the weight, as torch's Adam has it."""
+    """L2 penalty: this number times the weights is added to the gradient, as in torch's Adam."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Rows in a step."""
+    """Rows in one step."""
 
 
 class FullFit(Config):
-    """The minimum of mean loss + l2/2 ‖w‖² (the intercept free) by L-BFGS on the whole training split."""
+    """Minimises mean loss + l2/2 ‖w‖² on all training rows with L-BFGS; the intercept is not penalised."""
 
     kind: Literal["full"] = "full"
     l2: Annotated[float, Field(gt=0)] = 1e-2
-    """Penalty; scikit-learn's C is 1 / (l2 · rows)."""
+    """Strength of the L2 penalty; scikit-learn's C is 1 / (l2 · rows)."""
     updates: Annotated[int, Field(ge=1)] = 500
-    """Most iterations."""
+    """Largest number of iterations."""
 
 
 class ProbesConfig(Config):
-    """Probes on every layer that was read and on all of them together."""
+    """Settings of the probes on every layer and on all layers together."""
 
     site: Site = "resid_post"
-    """Which site's activations."""
+    """Site in the model whose activations are used."""
     read_at: ReadAt = "mean_answer"
-    """Which tokens' activations."""
+    """Tokens whose activations are used."""
     together: bool = True
-    """Also one probe on all layers, side by side."""
+    """Whether to add one probe on the concatenated activations of all layers."""
     multiclass: bool = True
-    """With several targets, also one probe that tells control and all targets apart."""
+    """Whether, with several targets, to add one probe that tells the control and all targets apart."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """Each splits anew."""
+    """Seeds, each with its own split of the prompts."""
     fit: Annotated[AdamFit | FullFit, Field(discriminator="kind")] = AdamFit()
-    """How weights are found."""
+    """Method by which the weights are fitted."""
     train: Annotated[float, Field(gt=0, lt=1)] = 0.6
-    """Share of the prompts to train on."""
+    """Share of the prompts for training."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of the prompts that choose the epoch; the rest is the test."""
+    """Share of the prompts for choosing the epoch. The remaining prompts are the test split."""
     answers: Annotated[int, Field(ge=1)] = 1
-    """Answers to each prompt: row ids count answers, so that the prompt is id // answers."""
+    """Answers to each prompt. Row ids count answers, so that id // answers is the prompt."""
     draws: Annotated[int, Field(ge=100)] = 1_000
-    """Bootstrap draws behind the intervals."""
+    """Bootstrap draws for the intervals."""
     memory_gib: RunOnly[Annotated[float, Field(gt=0)]] = 1.0
-    """What the probes fitted at once may take."""
+    """Memory for the probes that are fitted at the same time, in GiB."""
 
     @model_validator(mode="after")
     def _test_is_left(self) -> Self:
         if self.train + self.validation >= 0.999:
-            raise ValueError("train and validation leave nothing to test on")
+            raise ValueError("train and validation leave no prompts for the test: lower one of them")
         if self.read_at == "all":
-            raise ValueError("a probe takes one vector a row: read means or last tokens")
+            raise ValueError("a probe takes one vector per row: set read_at to a mean or a last token")
         return self
 
 
 class ProbeSummary(Config):
-    """One number over all seeds."""
+    """One metric of one probe, over all seeds."""
 
     layer: int
-    """-1 for all layers together."""
+    """Layer, counted from 0; -1 for all layers together."""
     target: str
     metric: Literal["accuracy", "auc", "precision", "recall", "f1", "shuffled", "selectivity"]
-    """shuffled: accuracy with labels that were shuffled; selectivity: accuracy minus that."""
+    """`shuffled` is the accuracy with shuffled labels; `selectivity` is the accuracy minus that (arXiv 1909.03368)."""
     estimate: float
     low: float
     high: float
     prompts: int
-    """Prompts that were in some seed's test split: the interval's units."""
+    """Prompts that were in the test split of at least one seed. They are the units of the interval."""
     seeds: int
     chance: float
-    """Accuracy of always naming the commonest class."""
+    """Accuracy of always predicting the most frequent class."""
 
 
 class ProbeSummaries(Config):
-    """summary.json of `fit_probes`."""
+    """Contents of summary.json, which `fit_probes` writes."""
 
     about: str
-    """What the intervals cover."""
+    """Statement of what the intervals cover."""
     rows: list[ProbeSummary]
 
 
 class ProbeFiguresConfig(Config):
-    """The figure of a run."""
+    """Settings of the figure of a run."""
 
     width: Annotated[float, Field(gt=0)] = 4.0
-    """Of one target's panel, in inches."""
+    """Width of one target's panel, in inches."""

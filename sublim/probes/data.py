@@ -1,4 +1,4 @@
-"""Rows for probes: activations of two or more classes, and splits that keep all answers to a prompt together."""
+"""The data of probes: activations of two or more classes, and splits that keep all answers to a prompt together."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +16,11 @@ from sublim.core.errors import UserError
 from sublim.probes.config import ProbesConfig
 
 ALL = -1
-"""The layer number of the probe on all layers."""
+"""The layer number that stands for the probe on all layers."""
 
 
 class Class(NamedTuple):
-    """One payload's rows."""
+    """The activations of one class, read from one payload."""
 
     values: Float[Tensor, "l n d"]
     prompts: Int[ndarray, " n"]
@@ -28,22 +28,22 @@ class Class(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What one question (this target or the control? which of them all?) is answered from."""
+    """The data of one classification: one target against the control, or all classes."""
 
     target: str
     classes: int
     values: Float[Tensor, "l m d"]
-    """Rows of every question, which share their control."""
+    """Activations by layer and row, for all classifications together, since they share the control."""
     places: Int[ndarray, " n"]
-    """Of this question's rows, among `values`."""
+    """Positions in `values` of the rows of this classification."""
     labels: Int[ndarray, " n"]
-    """0 is the control."""
+    """Class of every row; 0 is the control."""
     prompts: Int[ndarray, " n"]
     layers: list[int]
 
 
 class Split(NamedTuple):
-    """Row numbers within one question."""
+    """Row numbers within one classification."""
 
     train: Int[ndarray, " a"]
     validation: Int[ndarray, " b"]
@@ -51,7 +51,7 @@ class Split(NamedTuple):
 
 
 def read_class(payload: Path, config: ProbesConfig) -> Class:
-    """The activations of a payload at the site and tokens asked for, by layer."""
+    """Reads the activations of a payload at the site and tokens in `config`. Raises UserError if there are none."""
     tables, found = list[pl.DataFrame](), dict[int, list[Tensor]]()
     for shard in read_shards(payload):
         entries = shard.entries.filter(pl.col("read_at") == config.read_at)
@@ -62,18 +62,21 @@ def read_class(payload: Path, config: ProbesConfig) -> Class:
             if site == config.site:
                 found.setdefault(int(layer), []).append(tensor[places].float())
     if not found or not sum(len(table) for table in tables):
-        raise UserError(f"no {config.site} was read at {config.read_at}: read it, or set site and read_at to what was")
+        raise UserError(f"no {config.site} was read at {config.read_at}: read it, or change site and read_at")
     index, layers = pl.concat(tables), sorted(found)
     if index["id"].null_count():
-        raise UserError("the rows have no ids, so nothing says which answers share a prompt: number them")
+        raise UserError("the rows have no ids, which tell the answers that share a prompt: give rows with ids")
     prompts = index["id"].to_numpy() // config.answers
     return Class(torch.stack([torch.cat(found[layer]) for layer in layers]), prompts, layers)
 
 
 def together(classes: list[Class], questions: Mapping[str, Sequence[int]]) -> list[Rows]:
-    """Questions by name, each about some of the classes, by number and control first, over one stack of values."""
+    """The data of every classification, over one tensor of values.
+
+    `questions` gives for each name the numbers of its classes, the control first.
+    """
     if any(one.layers != classes[0].layers for one in classes):
-        raise UserError("target and control were read at different layers: read them alike")
+        raise UserError("target and control were read at different layers: read both at the same layers")
     values = torch.cat([one.values for one in classes], 1)
     ends = np.cumsum([len(one.prompts) for one in classes])
     places = [np.arange(end - len(one.prompts), end) for one, end in zip(classes, ends, strict=True)]
@@ -92,7 +95,10 @@ def together(classes: list[Class], questions: Mapping[str, Sequence[int]]) -> li
 
 
 def split(rows: Rows, config: ProbesConfig, rng: np.random.Generator) -> Split:
-    """60/20/20 of the prompts, alike for prompts that the same classes answered; a prompt is on one side only."""
+    """Splits the prompts, and with each prompt all its answers, into training, validation and test.
+
+    The split is stratified by the set of classes that answered a prompt. Raises UserError if a part lacks a class.
+    """
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
     answered: dict[int, set[int]] = {}
     for prompt, label in zip(rows.prompts.tolist(), rows.labels.tolist(), strict=True):
@@ -112,7 +118,7 @@ def split(rows: Rows, config: ProbesConfig, rng: np.random.Generator) -> Split:
 
 
 def shuffled(labels: Int[ndarray, " n"], parts: Split, rng: np.random.Generator) -> Int[ndarray, " n"]:
-    """Labels shuffled within each part, so that the classes stay as common as they were."""
+    """Labels shuffled within each part of the split, so that the class frequencies stay the same."""
     mixed = labels.copy()
     for part in parts:
         mixed[part] = rng.permutation(labels[part])

@@ -1,4 +1,8 @@
-"""Many linear probes fitted as one batch: a matrix product over probes, and losses that do not meet."""
+"""Fits many linear probes (logistic regressions) as one batch, with independent losses.
+
+scikit-learn's LogisticRegression has no equivalent of `AdamFit`. With `FullFit`, 900 probes on 600 rows of 576 features
+take about 52 s here and 20 s there for two classes, 73 s here and 814 s there for four (two cores).
+"""
 
 from typing import NamedTuple, assert_never
 
@@ -11,21 +15,23 @@ from sublim.probes.config import AdamFit, FullFit
 
 
 class Problems(NamedTuple):
-    """Probes of one width and of splits of one size; `x[source[p]]` are the rows of probe p."""
+    """The data of p probes with the same number of features and the same sizes of splits."""
 
     x: Float[Tensor, "l n d"]
     source: Int[Tensor, " p"]
+    """For every probe the index in `x` of its layer."""
     labels: Int[Tensor, "p n"]
     train: Int[Tensor, "p a"]
     validation: Int[Tensor, "p b"]
     test: Int[Tensor, "p c"]
     orders: Int[Tensor, "p e a"]
-    """Each epoch's order of the training rows."""
+    """The order of the training rows in every epoch."""
     classes: int
 
 
 class Fitted(NamedTuple):
-    """Weights on standardised inputs, and what made them so. One column where there are two classes."""
+    """Fitted weights on standardised inputs, with their means and scales. With two classes k is 1, otherwise the number
+    of classes."""
 
     weight: Float[Tensor, "p d k"]
     bias: Float[Tensor, "p k"]
@@ -34,9 +40,10 @@ class Fitted(NamedTuple):
 
 
 def fit(problems: Problems, how: AdamFit | FullFit) -> Fitted:
-    """All probes at once; each ends as it would alone, since Adam is elementwise and the loss a plain sum.
+    """Fits all probes at once.
 
-    L-BFGS takes one step for all, so that there it is as near as `tolerance_grad` says.
+    With Adam each probe ends as it would alone, since Adam is elementwise and the loss is a sum over probes. L-BFGS has
+    one step size for all probes, so each ends at its minimum to within the tolerance on the gradient.
     """
     mean, scale = standards(problems)
     count, width = len(problems.source), problems.x.shape[2]
@@ -54,7 +61,7 @@ def fit(problems: Problems, how: AdamFit | FullFit) -> Fitted:
 
 
 def standards(problems: Problems) -> tuple[Float[Tensor, "p d"], Float[Tensor, "p d"]]:
-    """Mean and spread of each feature over the training rows alone."""
+    """Mean and standard deviation of every feature over the training rows; 1 where the deviation is 0."""
     found = [problems.x[source][rows] for source, rows in zip(problems.source.tolist(), problems.train, strict=True)]
     mean = torch.stack([rows.mean(0) for rows in found])
     spread = torch.stack([rows.std(0, correction=0) for rows in found])
@@ -62,22 +69,22 @@ def standards(problems: Problems) -> tuple[Float[Tensor, "p d"], Float[Tensor, "
 
 
 def scores(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, "p b k"]:
-    """Logits of rows."""
+    """The logits of rows."""
     return torch.baddbmm(fitted.bias[:, None], inputs(problems, fitted, rows), fitted.weight)
 
 
 def inputs(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, "p b d"]:
-    """Rows, standardised."""
+    """The standardised activations of rows."""
     return (problems.x[problems.source[:, None], rows] - fitted.mean[:, None]) / fitted.scale[:, None]
 
 
 def losses(problems: Problems, fitted: Fitted, rows: Int[Tensor, "p b"]) -> Float[Tensor, " p"]:
-    """Mean cross-entropy of each probe."""
+    """Mean cross-entropy of every probe on its rows, in nats."""
     return entropies(scores(problems, fitted, rows), problems.labels.gather(1, rows))
 
 
 def entropies(logits: Float[Tensor, "p b k"], labels: Int[Tensor, "p b"]) -> Float[Tensor, " p"]:
-    """Mean cross-entropy of each probe's logits."""
+    """Mean cross-entropy of every probe's logits, in nats."""
     if logits.shape[2] == 1:
         return F.binary_cross_entropy_with_logits(logits[..., 0], labels.to(logits.dtype), reduction="none").mean(1)
     return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
@@ -121,7 +128,7 @@ def _full(problems: Problems, how: FullFit, start: Fitted) -> Fitted:
         line_search_fn="strong_wolfe",
     )
 
-    # The rows are the same at every step, and standardising them costs more than the step itself.
+    # The rows are the same at every step, and standardising them would cost more than the step itself.
     x, labels = inputs(problems, start, problems.train), problems.labels.gather(1, problems.train)
 
     def closure() -> float:

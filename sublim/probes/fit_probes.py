@@ -1,13 +1,13 @@
-"""Linear probes: can a layer tell a teacher's numbers from the base's, and better than it tells shuffled labels?
+"""Linear probes: whether a layer tells a teacher's rows from the base's, and better than it tells shuffled labels.
 
     probes.parquet    layer (-1: all), target, seed, shuffled, accuracy, auc, precision, recall, f1, n
     summary.json      the same over seeds, with intervals and selectivity (`ProbeSummaries`)
 
-Both answers to a prompt are on one side of a split, since they share their prompt; standardisation comes from the
-training rows alone; no layer, epoch or setting is chosen by the test rows.
+All answers to a prompt are in the same part of a split. Means and scales for standardisation come from the training
+rows alone, and no layer, epoch or setting is chosen with test rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ SCHEMA = {
 
 
 class Trial(NamedTuple):
-    """One probe to be fitted."""
+    """One probe: its classification, layer and seed, and whether its labels are shuffled."""
 
     target: str
     layer: int
@@ -44,9 +44,9 @@ class Trial(NamedTuple):
 def fit_probes(
     out: Path, config: ProbesConfig, *, scratch: Path, target: Path | Mapping[str, Path], control: Path
 ) -> dict[str, Any]:
-    """Stage: writes the files of this module's head; `target` is one activation payload, or several by name.
+    """Stage: writes the files that the head of this module lists, from activation payloads of one or more targets.
 
-    Costs seconds; all layers, targets, seeds and labellings are one batch for each shape of problem (see `probed`).
+    All layers, targets, seeds and labellings of one shape are fitted as one batch (see `probed`), mostly in seconds.
     """
     named = {"target": target} if isinstance(target, Path) else dict(target)
     classes = [read_class(path, config) for path in (control, *named.values())]
@@ -73,7 +73,10 @@ def fit_probes(
 
 
 def identical(rows: Rows) -> float:
-    """Share of the targets' rows with the very same activations as the control's to that prompt: none can tell them."""
+    """Share of the targets' rows whose activations equal those of the control's row for the same prompt.
+
+    No probe can tell such rows apart.
+    """
     of_control = rows.labels == 0
     control = dict(zip(rows.prompts[of_control].tolist(), rows.places[of_control].tolist(), strict=True))
     others = np.flatnonzero(~of_control).tolist()
@@ -86,7 +89,7 @@ def identical(rows: Rows) -> float:
 
 
 def trials(rows: Rows, config: ProbesConfig) -> list[Trial]:
-    """Every probe of one question."""
+    """Every probe of one classification."""
     layers = [*rows.layers, *([ALL] if config.together and len(rows.layers) > 1 else [])]
     return [
         Trial(rows.target, layer, seed, mixed) for layer in layers for seed in config.seeds for mixed in (False, True)
@@ -94,10 +97,11 @@ def trials(rows: Rows, config: ProbesConfig) -> list[Trial]:
 
 
 def probed(questions: Sequence[Rows], config: ProbesConfig) -> dict[Trial, Judged]:
-    """Every probe of every question on its test split, in their order.
+    """Fits every probe and tests it on its test split. Returns the results in the order of `questions` and `trials`.
 
-    Fitted as one batch is what has one shape: single layers of all targets, then all layers side by side, and the same
-    of several classes. Targets whose lists were filtered alone have splits of other sizes, and batches of their own.
+    Probes of the same shape are one batch: those on single layers of all targets, those on all layers together, and the
+    same for several classes. Targets whose rows were filtered separately have splits of other sizes and so batches of
+    their own.
     """
     splits = {
         (rows.target, seed): split(rows, config, np.random.default_rng([seed, 0]))
@@ -117,55 +121,48 @@ def probed(questions: Sequence[Rows], config: ProbesConfig) -> dict[Trial, Judge
         for (beside, _, sizes), batch in batches.items():
             x = values.transpose(0, 1).flatten(1)[None] if beside else values
             size = at_once(x.shape[2], asked[batch[0].target].classes, sizes[0], config)
-            for part in room.each(batch, partial(_fitted, x, asked, config, splits), size):
+            for part in room.each(batch, partial(judged, Shared(x, asked, config, splits)), size):
                 found |= part
                 advance(len(part))
     return {trial: found[trial] for rows in questions for trial in trials(rows, config)}
 
 
 def at_once(width: int, classes: int, rows: int, config: ProbesConfig) -> int:
-    """How many probes fit into the memory that may be taken."""
-    # Weights, their best, gradient and Adam's two moments, and the rows of a step, of the validation or of the test.
+    """The number of probes that fit into `memory_gib` at the same time."""
+    # The weights, the best weights, the gradient and Adam's two moments; and the rows of a step or of a split.
     floats = width * (5 * classes + 2 + 3 * rows)
     return max(1, int(config.memory_gib * 2**30 / (4 * floats)))
 
 
-def _fitted(
-    x: torch.Tensor,
-    asked: Mapping[str, Rows],
-    config: ProbesConfig,
-    splits: Mapping[tuple[str, int], Split],
-    batch: Sequence[Trial],
-) -> dict[Trial, Judged]:
-    return dict(zip(batch, judged(x, asked, config, splits, batch), strict=True))
+class Shared(NamedTuple):
+    """What all probes of one batch share."""
+
+    x: torch.Tensor
+    """Activations [layers, rows, features]; for probes on all layers [1, rows, layers x features]."""
+    asked: Mapping[str, Rows]
+    """Every classification, by name."""
+    config: ProbesConfig
+    splits: Mapping[tuple[str, int], Split]
+    """The split of every classification and seed."""
 
 
-def judged(
-    x: torch.Tensor,
-    asked: Mapping[str, Rows],
-    config: ProbesConfig,
-    splits: Mapping[tuple[str, int], Split],
-    batch: Sequence[Trial],
-) -> Iterator[Judged]:
-    """One batch, fitted and tested."""
-    problems = _problems(x, asked, config, splits, batch)
-    fitted = fit(problems, config.fit)
+def judged(shared: Shared, batch: Sequence[Trial]) -> dict[Trial, Judged]:
+    """Fits one batch of probes and tests each on its test split."""
+    problems = _problems(shared, batch)
+    fitted = fit(problems, shared.config.fit)
     with torch.no_grad():
         logits = scores(problems, fitted, problems.test).double().cpu().numpy()
     if problems.classes == 2:
         logits = np.concatenate([np.zeros_like(logits), logits], 2)
     labels = problems.labels.gather(1, problems.test).cpu().numpy()
-    for trial, own, true in zip(batch, logits, labels, strict=True):
-        yield Judged(own, true, asked[trial.target].prompts[splits[trial.target, trial.seed].test])
+    return {
+        trial: Judged(own, true, shared.asked[trial.target].prompts[shared.splits[trial.target, trial.seed].test])
+        for trial, own, true in zip(batch, logits, labels, strict=True)
+    }
 
 
-def _problems(
-    x: torch.Tensor,
-    asked: Mapping[str, Rows],
-    config: ProbesConfig,
-    splits: Mapping[tuple[str, int], Split],
-    batch: Sequence[Trial],
-) -> Problems:
+def _problems(shared: Shared, batch: Sequence[Trial]) -> Problems:
+    x, asked, config, splits = shared
     device, first = x.device, asked[batch[0].target]
     layers = {layer: place for place, layer in enumerate(first.layers)}
     epochs = config.fit.epochs if isinstance(config.fit, AdamFit) else 0

@@ -1,4 +1,4 @@
-"""What a probe's scores on its test split are worth, for one weighting of the rows or for many at once."""
+"""Metrics of a probe on its test split, for one weighting of the rows or for many at once."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ METRICS = ("accuracy", "auc", "precision", "recall", "f1")
 
 
 class Judged(NamedTuple):
-    """A probe on its test split; one column of scores for each class."""
+    """The results of a probe on its test split, with one column of scores for each class."""
 
     scores: Float[ndarray, "c k"]
     labels: Int[ndarray, " c"]
@@ -18,14 +18,15 @@ class Judged(NamedTuple):
 
     @property
     def right(self) -> Float[ndarray, " c"]:
-        """1 where the likeliest class is the true one."""
+        """1 for rows whose class with the highest score is the true one, otherwise 0."""
         return (self.scores.argmax(1) == self.labels).astype(float)
 
 
 def metrics(tested: Judged, weights: Float[ndarray, "w c"] | None = None) -> dict[str, Float[ndarray, " w"]]:
-    """Every metric under each weighting. Two classes: of class 1; more: the plain mean over classes, one against rest.
+    """Every metric under each weighting of the rows; without `weights`, one weighting with equal weights.
 
-    Precision is 0 where the class is never named, as is F1 where precision and recall are.
+    With two classes the metrics are those of class 1; with more, the unweighted mean over classes, each against the
+    rest. Precision is 0 if the class is never predicted, and F1 is 0 if precision and recall are.
     """
     w = np.ones((1, len(tested.labels))) if weights is None else weights
     named, classes = tested.scores.argmax(1), tested.scores.shape[1]
@@ -46,7 +47,10 @@ def metrics(tested: Judged, weights: Float[ndarray, "w c"] | None = None) -> dic
 def auc(
     scores: Float[ndarray, " c"], true: Float[ndarray, " c"], weights: Float[ndarray, "w c"]
 ) -> Float[ndarray, " w"]:
-    """Share of (true, other) pairs in which the true one scores higher, ties counted half."""
+    """Area under the ROC curve: the share of (positive, negative) pairs in which the positive row scores higher.
+
+    Ties count one half; without such a pair the value is 0.5.
+    """
     _, groups = np.unique(scores, return_inverse=True)
     member = np.zeros((len(scores), groups.max() + 1))
     member[np.arange(len(scores)), groups] = 1.0

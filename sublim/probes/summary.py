@@ -1,4 +1,4 @@
-"""Probes over seeds: means whose intervals have tested prompts as units, and selectivity against shuffled labels."""
+"""Summarises probes over seeds: means with intervals over the tested prompts, and selectivity."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +17,7 @@ ABOUT = (
 
 
 def summarise(grouped: Mapping[tuple[str, int], Mapping[bool, list[Judged]]], config: ProbesConfig) -> ProbeSummaries:
-    """Every metric of every (target, layer), in their order."""
+    """Every metric of every target and layer."""
     rows = list[ProbeSummary]()
     for (target, layer), by_labels in sorted(grouped.items()):
         rows += _rows(target, layer, by_labels[False], by_labels[True], config)
@@ -31,7 +31,7 @@ def _rows(target: str, layer: int, true: list[Judged], mixed: list[Judged], conf
     common = {"layer": layer, "target": target, "prompts": len(right), "seeds": len(true), "chance": chance}
     found: dict[str, tuple[float, float, float]] = {}
     for name, values in (("accuracy", true), ("shuffled", mixed)):
-        # One mean for all tested rows; a share by prompt keeps both answers of a prompt one unit.
+        # The mean is over all tested rows; the number of units is that of prompts, since answers to one share it.
         share = float(np.concatenate([one.right for one in values]).mean())
         interval = clustered_share(share, len(right))
         found[name] = (interval.estimate, interval.low, interval.high)
@@ -47,7 +47,7 @@ def _rows(target: str, layer: int, true: list[Judged], mixed: list[Judged], conf
 
 
 def per_prompt(tested: Sequence[Judged]) -> dict[int, float]:
-    """Share of right answers to each prompt, over its rows and the seeds that tested it."""
+    """Share of correctly classified rows of each prompt, over the seeds that tested it."""
     prompts = np.concatenate([one.prompts for one in tested])
     right = np.concatenate([one.right for one in tested])
     known, places = np.unique(prompts, return_inverse=True)
@@ -56,7 +56,7 @@ def per_prompt(tested: Sequence[Judged]) -> dict[int, float]:
 
 
 def bootstrapped(tested: Sequence[Judged], draws: int) -> dict[str, tuple[float, float, float]]:
-    """AUC, precision, recall and F1: the mean over seeds, prompts resampled once for all seeds."""
+    """AUC, precision, recall and F1 as (mean, low, high): means over seeds; prompts are resampled for all alike."""
     known = np.unique(np.concatenate([one.prompts for one in tested]))
     rng = np.random.default_rng(0)
     counts = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=draws).astype(float)
