@@ -58,7 +58,7 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
     """The plan as `--json` prints it."""
     from sublim.design.pilot import read_pilot  # scipy and polars take a second to import
     from sublim.stats.intervals import power as power_of
-    from sublim.stats.power import chance, nested_spread, plan_units, spread_of
+    from sublim.stats.power import crossed_power, nested_spread, plan_units, spread_of
 
     _check(options)
     if options.sd is not None:
@@ -87,7 +87,7 @@ def plan(options: argparse.Namespace) -> dict[str, Any]:
         {
             "units": n,
             "these_questions": power_of(n, options.effect, sd, options.level),
-            "questions_too": chance(spread, options.effect, n, questions, options.level)
+            "questions_too": crossed_power(spread, options.effect, n, questions, options.level)
             if spread and questions
             else None,
         }

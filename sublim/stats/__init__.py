@@ -1,5 +1,4 @@
-"""Statistics: intervals over units and questions, and the power of a design.
+"""Statistics: intervals over units and questions, tests, and the power of a design.
 
-No stage starts here. Import `intervals` for the bootstrap and `power` for the smallest effect that a design can
-detect.
+No stage starts here. Import `intervals` for intervals and tests, and `power` to plan how many units an effect needs.
 """

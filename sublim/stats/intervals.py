@@ -1,7 +1,8 @@
-"""Statistics of paired effects: intervals over units and questions, sign-flip test, corrections, units to plan for.
+"""Statistics of paired effects: intervals over units and questions, the sign-flip test, corrections, and power.
 
-Every student answers every question, so units and questions are crossed: an effect is a matrix [units, questions] of
-paired differences. `paired_t` speaks of these questions, `crossed_bootstrap` of questions like these as well.
+Every student answers every question, so units and questions are crossed, and an effect is a matrix [units, questions]
+of paired differences. The interval of `paired_t` holds for the given questions; that of `crossed_bootstrap` also
+generalises to other questions of the same kind.
 """
 
 from collections.abc import Sequence
@@ -16,18 +17,18 @@ from sublim.core.errors import UserError
 
 
 class Interval(NamedTuple):
-    """An estimate between two bounds that cover the truth in a share `level` of repetitions."""
+    """An estimate with a confidence interval, which covers the true value in a share `level` of repetitions."""
 
     estimate: float
     low: float
     high: float
     level: float
     n: int
-    """Independent units behind it."""
+    """Number of independent units."""
 
 
 def paired_t(differences: Float[ndarray, " s"] | Sequence[float], level: float = 0.95) -> Interval:
-    """Student's t interval of the mean of paired differences, one per unit. At least two units."""
+    """Student's t interval of the mean of paired differences, one for each of at least two units."""
     values = np.asarray(differences, dtype=float)
     assert values.ndim == 1
     assert len(values) >= 2
@@ -37,7 +38,7 @@ def paired_t(differences: Float[ndarray, " s"] | Sequence[float], level: float =
 
 
 def paired_t_p(differences: Float[ndarray, " s"] | Sequence[float]) -> float:
-    """Two-sided p of the paired t test that the mean difference is zero. At least two units."""
+    """Two-sided p of the paired t test that the mean difference is zero, for at least two units."""
     values = np.asarray(differences, dtype=float)
     if values.std(ddof=1) == 0:
         return 1.0 if values[0] == 0 else 0.0
@@ -46,16 +47,16 @@ def paired_t_p(differences: Float[ndarray, " s"] | Sequence[float]) -> float:
 
 
 class Components(NamedTuple):
-    """What the mean of a crossed matrix varies by, were units and questions drawn anew."""
+    """Variance of the mean of a crossed matrix if units and questions were drawn again."""
 
     variance: float
-    """Of the grand mean: units/n + questions/m + residual/(nm), no component below zero."""
+    """Variance of the grand mean: units/n + questions/m + residual/(nm), with no component below zero."""
     df: float
-    """Degrees of freedom of `variance` (Satterthwaite 1946), at least those of the shorter side."""
+    """Degrees of freedom of `variance` (Satterthwaite 1946), at least min(n, m) - 1."""
 
 
 def crossed_components(matrix: Float[ndarray, "s q"]) -> Components:
-    """Two-way random-effects variance of the grand mean of `matrix`, by mean squares (one value a cell)."""
+    """Two-way random-effects variance of the grand mean, from mean squares with one value per cell."""
     n, m = matrix.shape
     rows, columns = matrix.mean(axis=1), matrix.mean(axis=0)
     residual = matrix - rows[:, None] - columns[None, :] + matrix.mean()
@@ -70,12 +71,13 @@ def crossed_components(matrix: Float[ndarray, "s q"]) -> Components:
 def crossed_bootstrap(
     matrix: Float[ndarray, "s q"], rng: np.random.Generator, *, draws: int = 10_000, level: float = 0.95
 ) -> Interval:
-    """Percentile interval of the grand mean, units and questions resampled independently. At least two of each.
+    """Percentile interval of the grand mean from resampling units and questions independently, at least two of each.
 
-    The plain crossed bootstrap (Owen 2007, "The pigeonhole bootstrap") counts the residual three times, and with few
-    units its percentiles are those of a normal where a t is due (Hesterberg 2015, section 4: at 10 units that act
-    alone it covers 88 %). Both are mended by widening or narrowing the draws about the estimate: to the unbiased
-    variance of `crossed_components`, then from normal to t quantiles at its degrees of freedom. Their skew stays.
+    The plain crossed bootstrap (Owen 2007, "The pigeonhole bootstrap") counts the residual variance three times. With
+    few units its percentiles are also normal quantiles where t quantiles are due (Hesterberg 2015, section 4: with 10
+    units and no variation between questions it covers 88 %). Both are corrected by rescaling the draws about the
+    estimate: to the unbiased variance of `crossed_components`, and from normal to t quantiles with its degrees of
+    freedom. The skewness of the draws is kept.
     """
     n, m = matrix.shape
     assert min(n, m) >= 2
@@ -92,19 +94,22 @@ def crossed_bootstrap(
 
 
 class SignFlip(NamedTuple):
-    """A sign-flip test: its p beside the smallest p that so many units can give."""
+    """Result of a sign-flip test, with the smallest p that the number of units allows."""
 
     p: float
     smallest: float
-    """2 / 2**units: below six units no result at all reaches .05."""
+    """Smallest possible p, 2 / 2**units: with fewer than six units no result reaches .05."""
     exact: bool
-    """All flips were tried; otherwise `p` is from a sample of them."""
+    """Whether all sign flips were evaluated. Otherwise `p` comes from a sample of them."""
 
 
 def sign_flip_test(
     differences: Float[ndarray, " s"] | Sequence[float], *, draws: int = 100_000, seed: int = 0
 ) -> SignFlip:
-    """Two-sided test of "no effect" for differences symmetric about zero: exact while 2**n flips <= draws."""
+    """Two-sided permutation test of the hypothesis that the differences are symmetric about zero.
+
+    It is exact if all 2**n sign flips are at most `draws`.
+    """
     values = np.asarray(differences, dtype=float)
     test = stats.permutation_test(
         (values,),
@@ -119,7 +124,7 @@ def sign_flip_test(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p adjusted for as many tests as there are, so that the chance of any false positive holds (Holm 1979)."""
+    """p values adjusted so that the probability of any false positive is controlled (Holm 1979)."""
     values = np.asarray(p, dtype=float)
     order = np.argsort(values, kind="stable")
     steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
@@ -129,31 +134,31 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """p adjusted so that the expected share of false ones among those called positive holds (BH 1995)."""
+    """p values adjusted so that the false discovery rate is controlled (Benjamini and Hochberg 1995)."""
     return stats.false_discovery_control(p, method="bh").tolist() if len(p) else []
 
 
 def power(units: int, effect: float, sd: float, level: float = 0.95) -> float:
-    """Chance that a two-sided paired t test over `units` sees a true `effect`; sd is that of one unit's difference."""
+    """Power of a two-sided paired t test over `units`; `sd` is the standard deviation of one unit's difference."""
     return two_sided_power(units - 1, effect / sd * float(np.sqrt(units)), level)
 
 
 def two_sided_power(df: float, shift: float, level: float = 0.95) -> float:
-    """Chance that |t| passes its critical value when t is noncentral by `shift`, with `df` degrees of freedom."""
+    """Power of a two-sided t test with `df` degrees of freedom and noncentrality `shift`."""
     critical = float(stats.t.ppf((1 + level) / 2, df))
     found = float(stats.nct.sf(critical, df, shift) + stats.nct.cdf(-critical, df, shift))
     if np.isfinite(found):
         return found
-    # scipy gives NaN for few degrees of freedom and a large shift: then the mean over the variance's quantiles.
+    # For few degrees of freedom and a large shift scipy returns NaN. Then average over quantiles of the variance.
     spread = np.sqrt(stats.chi2.ppf((np.arange(20_000) + 0.5) / 20_000, df) / df)
     return float((stats.norm.sf(critical * spread - shift) + stats.norm.cdf(-critical * spread - shift)).mean())
 
 
 def units_needed(effect: float, sd: float, *, wanted: float = 0.8, level: float = 0.95, most: int = 10_000) -> int:
-    """The fewest units whose paired t test sees a true `effect` with power `wanted`."""
+    """The smallest number of units with which the paired t test has power `wanted`; UserError above `most`."""
     if effect == 0 or sd <= 0:
-        raise UserError("power needs an effect that is not zero and a spread above zero: give both")
-    # Upwards and not by bisection: scipy's noncentral t loses its digits far above the answer.
+        raise UserError("power needs an effect other than zero and a spread above zero: give both")
+    # By counting up instead of bisection, because scipy's noncentral t is inaccurate far above the answer.
     for units in range(2, most + 1):
         if power(units, effect, sd, level) >= wanted:
             return units
@@ -161,17 +166,19 @@ def units_needed(effect: float, sd: float, *, wanted: float = 0.8, level: float 
 
 
 def wilson(count: int, n: int, level: float = 0.95) -> Interval:
-    """Wilson's interval of a share. Only where the n trials are independent: one answer to each of n questions drawn
-    from a population, never several samples of the same questions."""
+    """Wilson's interval of a share of n independent trials (Wilson 1927).
+
+    Use it for one answer to each of n questions from a population, and not for several answers to the same questions.
+    """
     bounds = stats.binomtest(count, n).proportion_ci(level, method="wilson")
     return Interval(count / n, float(bounds.low), float(bounds.high), level, n)
 
 
 def clustered_share(share: float, clusters: int, level: float = 0.95) -> Interval:
-    """Wilson's interval of a mean of shares, each question counting as one trial however many answers it has.
+    """Wilson's interval of a mean of shares, where each question counts as one trial regardless of its answers.
 
-    The variance of a question's share is at most that of one yes or no, so this is at least wide enough; it stays
-    within 0 and 1, and has a width where every share is 0.
+    The variance of a question's share is at most that of a single yes or no, so the interval is conservative. It stays
+    between 0 and 1, and its width is not zero even if every share is 0.
     """
     z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
     center = (share + z2 / (2 * clusters)) / (1 + z2 / clusters)
@@ -180,7 +187,7 @@ def clustered_share(share: float, clusters: int, level: float = 0.95) -> Interva
 
 
 class PairedShares(NamedTuple):
-    """Two yes-or-no outcomes of each of n questions, and the difference of their shares (first minus second)."""
+    """Difference of two paired shares (first minus second), from two yes-or-no outcomes of each of n questions."""
 
     difference: Interval
     gained: int
@@ -188,12 +195,14 @@ class PairedShares(NamedTuple):
     lost: int
     """Questions that only the second got right."""
     p: float
-    """McNemar's exact two-sided p: given how many differ, are gains and losses alike?"""
+    """Exact two-sided p of McNemar's test that gains and losses are equally likely."""
 
 
 def paired_shares(first: Bool[ndarray, " q"], second: Bool[ndarray, " q"], level: float = 0.95) -> PairedShares:
-    """Difference of two paired shares with Newcombe's interval (1998, method 10), which has a width even where no
-    question differs. For independent questions, each answered once by both."""
+    """Difference of two paired shares with Newcombe's interval (1998, method 10), for independent questions.
+
+    The interval has a width even if no question differs.
+    """
     n = len(first)
     assert n == len(second) > 0
     both, gained = int((first & second).sum()), int((first & ~second).sum())
@@ -202,7 +211,7 @@ def paired_shares(first: Bool[ndarray, " q"], second: Bool[ndarray, " q"], level
     one, other = wilson(both + gained, n, level), wilson(both + lost, n, level)
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     product = both * neither - gained * lost
-    # The continuity correction that the method makes where the outcomes agree more often than not.
+    # The method's continuity correction, for outcomes that are positively correlated.
     correlation = (max(product - n / 2, 0) if product > 0 else product) / np.sqrt(margins) if margins else 0.0
 
     def distance(a: float, b: float) -> float:

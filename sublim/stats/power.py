@@ -1,7 +1,7 @@
-"""Planning: how many units (seeds or blocks) show an effect of a given size, from the spread that a pilot had.
+"""Planning: how many units (seeds or blocks) are needed to show an effect of a given size, from a pilot's variance.
 
-A pilot is a matrix [units, questions] of paired differences. `spread_of` parts it into what units, questions and
-single cells vary by; `chance` is the power of the two named intervals for any number of units and questions.
+A pilot is a matrix [units, questions] of paired differences. `spread_of` estimates the variances between units, between
+questions and of single cells. `crossed_power` is the power of the interval over units and questions.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ MOST = 10_000
 
 
 class Spread(NamedTuple):
-    """Variances of a paired difference: between units, between questions, and of single cells besides."""
+    """Variance components of a paired difference: of units, of questions, and the residual of single cells."""
 
     unit: float
     question: float
     residual: float
 
     def of_unit(self, questions: int) -> float:
-        """Standard deviation of a unit's mean over `questions` fixed questions."""
+        """Standard deviation of a unit's mean over `questions` given questions."""
         return float(np.sqrt(self.unit + self.residual / questions))
 
 
 def spread_of(matrix: Float[ndarray, "s q"]) -> Spread:
-    """Unbiased two-way components of a pilot of at least two units and two questions; none below zero."""
+    """Two-way variance components of a pilot, each at least zero. UserError with fewer than two units or questions."""
     n, m = matrix.shape
     if min(n, m) < 2:
         raise UserError(f"a pilot of {n} units and {m} questions has no spread to plan with: give two or more of each")
@@ -46,33 +46,35 @@ def spread_of(matrix: Float[ndarray, "s q"]) -> Spread:
 
 
 class Nested(NamedTuple):
-    """Variances of a pair's effect: between blocks, and between the seeds of one block."""
+    """Variance components of a pair's effect: between blocks, and between the seeds of one block."""
 
     block: float
     seed: float
 
     def of_block(self, seeds: int) -> float:
-        """Standard deviation of the mean of one block with so many seeds."""
+        """Standard deviation of the mean of one block with `seeds` seeds."""
         return float(np.sqrt(self.block + self.seed / seeds))
 
 
 def nested_spread(effects: Sequence[float], blocks: Sequence[int]) -> Nested:
-    """Components of a pilot with two or more blocks of equally many seeds, at least two each."""
+    """Variance components of a pilot with at least two blocks, each with the same number of seeds, at least two."""
     values, labels = np.asarray(effects, dtype=float), np.asarray(blocks)
     names, counts = np.unique(labels, return_counts=True)
     if len(names) < 2 or counts.min() < 2 or counts.min() < counts.max():
-        raise UserError("blocks and seeds can be told apart only in two or more blocks of equally many seeds, each 2+")
+        raise UserError(
+            "variances of blocks and seeds need two or more blocks with equally many seeds, at least two each"
+        )
     table = np.stack([values[labels == name] for name in names])
     within = float(table.var(axis=1, ddof=1).mean())
     between = float(table.mean(axis=1).var(ddof=1)) - within / table.shape[1]
     return Nested(max(between, 0.0), within)
 
 
-def chance(spread: Spread, effect: float, units: int, questions: int, level: float = 0.95) -> float:
-    """Power of the interval over questions too: that it leaves zero out, when the true mean is `effect`.
+def crossed_power(spread: Spread, effect: float, units: int, questions: int, level: float = 0.95) -> float:
+    """Power of the interval over units and questions: the probability that it excludes zero if the mean is `effect`.
 
-    The variance of a crossed mean is estimated with the degrees of freedom of Satterthwaite (1946), as
-    `stats.crossed_components` does on data; here they are taken at the mean squares' expectations.
+    The degrees of freedom are those of Satterthwaite (1946), as in `intervals.crossed_components`, at the expectations
+    of the mean squares.
     """
     within = spread.residual / (units * questions)
     by_unit, by_question = spread.unit / units + within, spread.question / questions + within
@@ -85,16 +87,16 @@ def chance(spread: Spread, effect: float, units: int, questions: int, level: flo
 
 
 class Plan(NamedTuple):
-    """How many units an effect takes, and what that number rests on."""
+    """How many units an effect needs, under different assumptions."""
 
     these_questions: int
-    """Units for the paired t interval to leave zero out with the wanted power."""
+    """Units with which the paired t interval excludes zero with the wanted power."""
     these_questions_high: int | None
-    """The same at the upper end of the pilot's standard deviation (80 % one-sided); None without a pilot."""
+    """The same at the upper 80 % confidence limit of the pilot's standard deviation; None without a pilot."""
     questions_too: int | None
-    """Units for the interval over questions too; None where no number of units is enough, or without a pilot."""
+    """The same for the interval over units and questions; None if no number of units is enough, or without a pilot."""
     sign_flips: int
-    """Units below which a sign-flip test cannot reach 1 - level, whatever the data."""
+    """Smallest number of units with which a sign-flip test can reach a p of 1 - level."""
 
 
 def plan_units(
@@ -107,12 +109,12 @@ def plan_units(
     wanted: float = 0.8,
     level: float = 0.95,
 ) -> Plan:
-    """Units needed for `effect`, from one unit's standard deviation `sd`, or beside it the components of a pilot."""
+    """Units needed for `effect`, given one unit's standard deviation `sd` and, if there is a pilot, its components."""
     least = int(np.ceil(np.log2(2 / (1 - level)) - 1e-9))
     needed = units_needed(effect, sd, wanted=wanted, level=level, most=MOST)
     high = None
     if pilot_units is not None and pilot_units > 1:
-        # A pilot of few units may have shown too little spread by chance.
+        # A pilot with few units may underestimate the spread by chance.
         df = pilot_units - 1
         upper = sd * float(np.sqrt(df / stats.chi2.ppf(0.2, df)))
         high = units_needed(effect, upper, wanted=wanted, level=level, most=MOST)
@@ -122,21 +124,21 @@ def plan_units(
 
 def _crossed_units(spread: Spread, effect: float, questions: int, wanted: float, level: float) -> int | None:
     units = 2
-    while units <= MOST:  # questions alone may bar the way: then more units never help
-        if chance(spread, effect, units, questions, level) >= wanted:
+    while units <= MOST:  # the variance between questions may make the power too low for any number of units
+        if crossed_power(spread, effect, units, questions, level) >= wanted:
             return units
         units += max(1, units // 20)
     return None
 
 
 def detectable(units: int, sd: float, *, wanted: float = 0.8, level: float = 0.95) -> float | None:
-    """The smallest true effect that so many units show with power `wanted`; None where there is no spread to tell."""
+    """The smallest effect that `units` units show with power `wanted`; None with fewer than two units or no spread."""
     return None if units < 2 or sd <= 0 else sd * _detectable(units, wanted, level)
 
 
 @cache
 def _detectable(units: int, wanted: float, level: float) -> float:
-    """At a spread of one: a tenth of a second for few units, and a comparison asks it again for each of its words."""
+    """The same for a standard deviation of 1. Cached: it takes a tenth of a second and is needed for every word."""
 
     def lacking(size: float) -> float:
         return power(units, size, 1.0, level) - wanted

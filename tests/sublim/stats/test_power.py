@@ -6,7 +6,7 @@ from scipy import stats
 
 from sublim.core.errors import UserError
 from sublim.stats.intervals import crossed_components, power
-from sublim.stats.power import Nested, Spread, chance, detectable, nested_spread, plan_units, spread_of
+from sublim.stats.power import Nested, Spread, crossed_power, detectable, nested_spread, plan_units, spread_of
 
 
 def studies(rng: np.random.Generator, spread: Spread, effect: float, units: int, questions: int, count: int):
@@ -30,7 +30,7 @@ def test_chance_is_how_often_simulated_intervals_leave_zero_out(units: int, spre
     for matrix in simulated:
         parts = crossed_components(matrix)
         found += abs(matrix.mean()) > stats.t.ppf(0.975, parts.df) * np.sqrt(parts.variance)
-    assert chance(spread, 0.5, units, 30) == pytest.approx(found / len(simulated), abs=0.04)
+    assert crossed_power(spread, 0.5, units, 30) == pytest.approx(found / len(simulated), abs=0.04)
 
 
 def test_planned_units_give_the_wanted_power_on_these_questions() -> None:
@@ -49,7 +49,7 @@ def test_questions_that_vary_too_much_bar_the_way_for_any_number_of_units() -> N
     assert plan_units(0.1, 1.0, spread=Spread(0.1, 4.0, 0.5), questions=50).questions_too is None
     enough = plan_units(0.5, 1.0, spread=Spread(0.4, 0.5, 0.5), questions=50).questions_too
     assert enough is not None
-    assert chance(Spread(0.4, 0.5, 0.5), 0.5, enough, 50) >= 0.8
+    assert crossed_power(Spread(0.4, 0.5, 0.5), 0.5, enough, 50) >= 0.8
 
 
 def test_sign_flips_need_six_units() -> None:
@@ -73,7 +73,7 @@ def test_a_pilot_without_spread_is_refused() -> None:
     with pytest.raises(UserError, match="equally many seeds"):
         nested_spread([1.0, 2.0, 3.0], [0, 0, 1])
     with pytest.raises(UserError, match="spread above zero"):
-        chance(spread_of(np.ones((3, 4))), 0.1, 4, 4)
+        crossed_power(spread_of(np.ones((3, 4))), 0.1, 4, 4)
 
 
 def test_a_detectable_effect_is_the_one_that_needs_so_many_units() -> None:
