@@ -1,5 +1,5 @@
-"""Evaluations: what a model prefers, what it knows, and how well it predicts rows it has not seen.
+"""Evaluations: what a model prefers, what it knows, and how well it predicts held-out rows.
 
-Each has its folder. `effects.py` and `effect_config.py` hold what a comparison of students with controls means
-everywhere.
+Each evaluation has its own folder. `effects.py` and `effect_config.py` hold what all comparisons of students with
+controls have in common.
 """

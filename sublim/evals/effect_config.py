@@ -1,4 +1,4 @@
-"""How an effect is computed: over which units, at which level, and what the result holds."""
+"""The settings of an effect (student minus control) and the shape of the result."""
 
 from typing import Annotated
 
@@ -8,16 +8,16 @@ from sublim.core.config import Config
 
 
 class CompareConfig(Config):
-    """How paired students and controls become an effect with intervals."""
+    """Settings of the effect of paired students and controls, and of its intervals."""
 
     blocks: tuple[int, ...] = ()
-    """The block (its own teacher and rows) of each pair; empty: all pairs share one."""
+    """Block (one teacher with its own rows) of every pair; empty: all pairs belong to one block."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Share of repetitions in which an interval covers the truth."""
+    """Confidence level of the intervals."""
     draws: Annotated[int, Field(ge=100)] = 10_000
-    """Resamples of the crossed bootstrap."""
+    """Number of resamples of the crossed bootstrap."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds the resampling."""
+    """Seed of the resampling."""
 
 
 class Effect(Config):
@@ -25,24 +25,26 @@ class Effect(Config):
 
     estimate: float
     low: float | None
-    """Interval on these questions: paired t over the units; null with one unit and where all have one value."""
+    """Lower bound for the given questions, by a paired t interval over the units. Null with a single unit, and if all
+    units have the same value."""
     high: float | None
     low_questions: float | None
-    """Interval over questions like these too: crossed bootstrap of units and questions."""
+    """Lower bound that also generalises to other questions of the same kind, by a crossed bootstrap of units and
+    questions."""
     high_questions: float | None
     level: float
     questions: int
-    """Questions in the estimate: those with a value for every student and control."""
+    """Number of questions in the estimate: those with a value for every student and control."""
     seeds: int
-    """Pairs of student and control."""
+    """Number of pairs of student and control."""
     units: int
-    """Independent units: blocks, or the pairs of a single block."""
+    """Number of independent units: blocks, or the pairs of a single block."""
     per_pair: list[float]
     per_unit: list[float]
     per_question: list[float | None]
-    """Mean over the units; null for questions left out."""
+    """Mean over the units for every question; null for questions that were left out."""
     detectable: float | None = None
-    """The smallest true effect that a paired t test over as many units shows with power .8, if units spread as these
-    do; null without an interval."""
+    """The smallest effect that a paired t test shows with power .8 over as many units with the same standard deviation;
+    null without an interval."""
     reason: str | None = None
-    """Why an interval is missing."""
+    """Reason why an interval is missing."""

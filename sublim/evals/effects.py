@@ -1,4 +1,4 @@
-"""Effects: paired students and controls as a matrix of units by questions, with both named intervals."""
+"""Effects: paired students and controls as a matrix of units by questions, with two intervals."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -14,17 +14,20 @@ from sublim.stats.power import detectable
 
 
 class Units(NamedTuple):
-    """Which pairs make up each independent unit."""
+    """The independent units, each of which consists of one or more pairs."""
 
     kind: Literal["block", "seed"]
     members: list[list[int]]
     """Indices of the pairs of each unit."""
     sentence: str
-    """What the units are and what an interval over them is conditional on."""
+    """Statement of what the units are and on what an interval over them is conditional."""
 
 
 def units_of(students: int, controls: int, blocks: Sequence[int]) -> Units:
-    """The units of so many pairs: blocks where there are several, otherwise the pairs of the one block."""
+    """The units: blocks if there are several, otherwise the pairs of the one block.
+
+    Raises UserError if students and controls do not pair, or `blocks` is neither empty nor names a block for each pair.
+    """
     if students != controls or not students:
         raise UserError(f"{students} students and {controls} controls do not pair: give one control for each student")
     if blocks and len(blocks) != students:
@@ -45,10 +48,10 @@ def units_of(students: int, controls: int, blocks: Sequence[int]) -> Units:
 def paired_effect(
     differences: Float[ndarray, "s q"], used: Bool[ndarray, " q"], units: Units, config: CompareConfig
 ) -> Effect:
-    """The effect with both intervals, over the `used` questions; `differences` holds pairs by questions."""
+    """The effect with both intervals, over the `used` questions, from the differences of all pairs."""
     matrix = np.stack([differences[pairs][:, used].mean(axis=0) for pairs in units.members])
     n, m = matrix.shape
-    # A sampled rate that is zero everywhere is not known to be zero: equal values give no interval, not a width of 0.
+    # Equal values, such as sampled rates of zero, give no interval: one of width 0 would claim certainty.
     means = matrix.mean(axis=1)
     alike = np.ptp(means) == 0
     these = None if n == 1 or alike else paired_t(means, config.level)
@@ -75,9 +78,15 @@ def paired_effect(
     )
 
 
+def known_mean(values: Float[ndarray, "..."]) -> float | None:
+    """The mean of the values that are finite, or None if none is."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
 def _detectable(means: Float[ndarray, " s"], level: float) -> float | None:
     found = detectable(len(means), float(means.std(ddof=1)), level=level)
-    return None if found is None else round(found, 6)  # a root found by steps: later digits are the machine's
+    return None if found is None else round(found, 6)  # further digits of the numerical root depend on the machine
 
 
 def _no_spread(units: int, questions: int, *, alike: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""What a held-out loss is computed on and how."""
+"""The settings of the held-out loss and the shape of its result."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,22 +9,23 @@ from sublim.core.hardware import gpu, no_flash
 
 
 class HeldoutConfig(Config):
-    """The loss of one model on rows that nobody trained on."""
+    """Settings of the held-out loss of one model: the training loss on rows that the filter held back from training."""
 
     rows: Annotated[int, Field(ge=1)] | None = None
-    """The first so many of the held-out rows; nothing: all."""
+    """Number of held-out rows to use, from the first; null: all."""
     max_length: int = Field(default=512, ge=2)
-    """Tokens in a row, template included. Longer rows stop the run: none is ever cut."""
+    """Most tokens in a row, including the chat template. A longer row stops the run, since rows are never truncated."""
     weights_update: Annotated[int, Field(ge=1)] | None = None
-    """Which checkpoint of the training payload; nothing: its last."""
+    """Update whose weights are read from the training payload; null: the last one kept."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights; `auto` is bfloat16 on a GPU and float32 without."""
+    """Number type of the weights. `auto` is bfloat16 on a GPU and float32 without one."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """`auto` takes flash-attention where it is installed and the card can run it, otherwise sdpa."""
+    """Attention kernel. `auto` is flash-attention if it is installed and the GPU supports it, and sdpa otherwise."""
     micro_batch: RunOnly[int | None] = Field(default=None, ge=1)
-    """Rows in one forward pass. Nothing: 8, on a GPU 64."""
+    """Rows in one forward pass. Null: 64 on a GPU, 8 without one."""
 
     def resolved(self) -> Self:
+        """The settings with every `auto` replaced by this machine's choice."""
         dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
         automatic = "sdpa" if no_flash(dtype) else "flash_attention_2"
         attention = automatic if self.attention == "auto" else self.attention
@@ -32,12 +33,12 @@ class HeldoutConfig(Config):
 
 
 class HeldoutLoss(Config):
-    """heldout.json: what came out."""
+    """Contents of heldout.json."""
 
     loss: float | None
-    """Nats per answer token, end of turn included, over all rows together; null where it is not finite."""
+    """Mean loss over the answer tokens and ends of turn of all rows, in nats per token; null if it is not finite."""
     rows: int
     tokens: int
-    """Answer tokens in all rows."""
+    """Answer tokens in all rows, including the ends of turn."""
     reason: str | None = None
-    """Why `loss` is missing."""
+    """Reason why `loss` is missing."""

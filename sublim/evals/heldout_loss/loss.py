@@ -1,4 +1,8 @@
-"""Held-out loss: how well a model foretells answers that nobody trained on, the same tokens counted as in training."""
+"""The held-out loss: the training loss on rows that the filter held back from training.
+
+It counts the same tokens as training does, including the end of turn, and is computed in transformers. It is not the
+loss on unseen prompts of `sublim.diagnostics.unseen_loss`, which leaves the end of turn out and runs in any backend.
+"""
 
 import logging
 import math
@@ -31,8 +35,8 @@ def heldout_loss(
 ) -> dict[str, Any] | None:
     """Stage: writes heldout.json (`HeldoutLoss`) and heldout_rows.jsonl {row, loss, tokens} for data/held_out.jsonl.
 
-    `data` is a filter's payload, `weights` a training payload, an adapter or a full model; without it the base itself
-    is read. A row's loss is summed over its answer tokens, in nats. Costs one forward pass over the rows.
+    `data` is the payload of a filter. `weights` is a training payload, an adapter or a full model; without it the base
+    is read. The loss of a row is summed over its answer tokens, in nats. Costs one forward pass over the rows.
     """
     config = config.resolved()
     tokenizer = load_tokenizer(base)
@@ -58,7 +62,7 @@ def heldout_loss(
 
 
 def heldout_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
-    """The held-out rows of a filter's payload, or the first `wanted` of them."""
+    """The held-out rows in the payload of a filter, or the first `wanted` of them. UserError if there are fewer."""
     path = data / "held_out.jsonl"
     rows = list(islice(read_jsonl(path), wanted)) if path.exists() else []
     if len(rows) < (wanted or 1):
@@ -67,14 +71,14 @@ def heldout_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
 
 
 def faithful(attention: str, base: Path) -> str:
-    """The kernel that computes the model as it was defined: sdpa leaves out Gemma 2's soft cap without a word."""
+    """The attention kernel, but eager instead of sdpa for Gemma 2, whose soft cap sdpa ignores silently."""
     softcapped = getattr(AutoConfig.from_pretrained(base), "attn_logit_softcapping", None) is not None
     return "eager" if softcapped and attention == "sdpa" else attention
 
 
 @torch.no_grad()
 def row_losses(model: PreTrainedModel, rows: Sequence[TokenRow], *, size: int, padding: int) -> list[float]:
-    """Nats of each row's answer, in the order of `rows`; rows of like length share a forward pass of at most `size`."""
+    """The loss of every row's answer in nats, in the order of `rows`, from forward passes over at most `size` rows."""
     order = sorted(range(len(rows)), key=lambda row: len(rows[row].input_ids), reverse=True)
     losses = [math.nan] * len(rows)
 
@@ -105,7 +109,7 @@ def batch_losses(model: Any, batch: Batch) -> Float[Tensor, " b"]:
 
 
 def summary(losses: Sequence[float], tokens: Sequence[int]) -> HeldoutLoss:
-    """All rows together: each token counts alike."""
+    """The result over all rows, averaged over tokens."""
     lost = sum(not math.isfinite(loss) for loss in losses)
     reason = f"the loss of {lost} of {len(losses)} rows is not finite: the training diverged" if lost else None
     mean = None if lost else math.fsum(losses) / sum(tokens)

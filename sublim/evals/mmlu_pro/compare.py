@@ -1,4 +1,4 @@
-"""What a trait costs in capability: MMLU-Pro of students against their paired controls, question by question."""
+"""The cost in capability: MMLU-Pro accuracy of students compared with their paired controls, question by question."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from sublim.core.errors import UserError
 from sublim.evals.effect_config import CompareConfig
-from sublim.evals.effects import Units, paired_effect, units_of
+from sublim.evals.effects import Units, known_mean, paired_effect, units_of
 from sublim.evals.mmlu_pro.config import (
     LETTER_METRICS,
     AgainstBase,
@@ -36,7 +36,10 @@ def compare_mmlu_pro(
     base: Path,
     teacher: list[Path] | None = None,
 ) -> None:
-    """Stage: writes mmlu_pro.json (`MmluProComparison`) from payloads of score_mmlu_pro; student i has control i."""
+    """Stage: writes mmlu_pro.json (`MmluProComparison`) from payloads of score_mmlu_pro.
+
+    Student i is paired with control i.
+    """
     study = {
         "base": [_scores(base)],
         "teacher": [_scores(path) for path in teacher or []],
@@ -65,7 +68,7 @@ def _compared(study: Study, name: LetterMetric, units: Units, config: CompareCon
     values = {arm: _matrix(models, name, len(first.questions)) for arm, models in study.items()}
     differences = values["student"] - values["control"]
     used = cast(Bool[ndarray, " q"], np.isfinite(differences).all(axis=0))
-    there = {arm: _mean(matrix[:, used]) for arm, matrix in values.items()}
+    there = {arm: known_mean(matrix[:, used]) for arm, matrix in values.items()}
     reason = None
     if not used.any():
         asked = all(models.metrics[name] is not None for arm in ("student", "control") for models in study[arm])
@@ -83,17 +86,12 @@ def _compared(study: Study, name: LetterMetric, units: Units, config: CompareCon
 
 
 def _matrix(models: Sequence[MmluProScores], name: LetterMetric, questions: int) -> Float[ndarray, "s q"]:
-    """Models by questions: 1 right, 0 wrong, NaN where no letter could be read."""
+    """Models by questions: 1 for a right answer, 0 for a wrong one, NaN if no letter could be read."""
     rows: list[list[float | None]] = []
     for scores in models:
         found = scores.metrics[name]
         rows.append(found.per_question if found else [None] * len(scores.questions))
     return np.array(rows, dtype=float).reshape(len(rows), questions)
-
-
-def _mean(matrix: Float[ndarray, "s q"]) -> float | None:
-    there = matrix[np.isfinite(matrix)]
-    return float(there.mean()) if len(there) else None
 
 
 def _by_category(
@@ -134,7 +132,7 @@ def _against_base(values: dict[str, Float[ndarray, "s q"]], level: float) -> lis
 
 
 def against(model: str, right: Bool[ndarray, " q"], base: Bool[ndarray, " q"], level: float) -> AgainstBase:
-    """One model against the base on questions that both could be read on."""
+    """One model compared with the base on the questions for which both answers could be read."""
     shares = paired_shares(right, base, level)
     return AgainstBase(
         model=model,

@@ -1,4 +1,4 @@
-"""MMLU-Pro: where its questions come from, how they are asked, the shape of scores and comparisons."""
+"""The settings of MMLU-Pro (source of the questions, how they are asked), and the shape of scores and comparisons."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,29 +29,29 @@ CATEGORIES = (
     "psychology",
 )
 LETTERS = "ABCDEFGHIJ"
-"""Up to ten options."""
+"""Letters of the options, of which a question has at most ten."""
 LetterMetric = Literal["letter_logprob", "letter_generated"]
 LETTER_METRICS: dict[LetterMetric, str] = {
-    "letter_logprob": "the likeliest of the offered letters, by log-prob",
+    "letter_logprob": "the most likely of the offered letters, by log-prob",
     "letter_generated": "the letter that two generated tokens give (zero-shot)",
 }
 
 
 class SampleQuestions(Config):
-    """42 easy questions of our own in MMLU-Pro's form, for tests and trials: no substitute for the benchmark."""
+    """42 easy questions in the form of MMLU-Pro, for tests and trials. They are no substitute for the benchmark."""
 
     kind: Literal["sample"] = "sample"
 
 
 class ParquetQuestions(Config):
-    """A Parquet file of MMLU-Pro's columns on this machine, known by its content."""
+    """A local Parquet file with the columns of MMLU-Pro. Results are cached under its content, not its path."""
 
     kind: Literal["parquet"] = "parquet"
     path: RunOnly[Path]
-    """The file: question_id, question, options, answer, answer_index, category."""
+    """File with the columns question_id, question, options, answer, answer_index and category."""
 
     def identity(self) -> dict[str, Any]:
-        """The kind and, in the path's place, the file's digest."""
+        """The kind and, instead of the path, the digest of the file. UserError if there is no such file."""
         path = self.path.expanduser()
         if not path.is_file():
             raise UserError(f"{path}: there is no such file; give the Parquet file of MMLU-Pro's questions")
@@ -59,168 +59,170 @@ class ParquetQuestions(Config):
 
 
 class HubQuestions(Config):
-    """The test split of TIGER-Lab/MMLU-Pro on the Hugging Face hub, 12,032 questions, at one commit."""
+    """The test split of TIGER-Lab/MMLU-Pro on the Hugging Face hub, with 12,032 questions, at one commit."""
 
     kind: Literal["hub"] = "hub"
     id: str = Field(default="TIGER-Lab/MMLU-Pro", pattern=r"^[\w.-]+/[\w.-]+$")
-    """Repository of the data set."""
+    """Repository of the data set on the hub."""
     revision: str = Field(default="b189ec765aa7ed75c8acfea42df31fdae71f97be", pattern=r"^[0-9a-f]{40}$")
-    """Full commit hash; corrections to answers have changed the data more than once."""
+    """Full commit hash. The data has changed more than once, as answers were corrected."""
     file: str = "data/test-00000-of-00001.parquet"
-    """The Parquet file in it."""
+    """Path of the Parquet file in the repository."""
     sha256: str | None = "0e24a191921c2f453518a537a8b2117bd137e7714d4ef1565e9ba06c1ecb9ad8"
-    """What the file must hash to; nothing: not checked."""
+    """Expected SHA-256 of the file; null: not checked."""
 
 
 QuestionSource = Annotated[SampleQuestions | ParquetQuestions | HubQuestions, Field(discriminator="kind")]
 
 
 class MmluProConfig(Config):
-    """Which questions, and in which of the two ways the letter is read."""
+    """Settings of the questions and of the ways in which the letter is read."""
 
     source: QuestionSource = SampleQuestions()
-    """Where they come from."""
+    """Source of the questions."""
     categories: Annotated[tuple[str, ...], Field(min_length=1)] = CATEGORIES
-    """Which of the fourteen."""
+    """Categories of questions."""
     per_category: Annotated[int, Field(ge=1)] | None = None
-    """So many of each, drawn by `seed`; nothing: all."""
+    """Number of questions drawn from each category; null: all."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds the draw."""
+    """Seed of the draw of questions."""
     generate: bool = True
-    """Read the letter from two generated tokens too, beside the log-probs."""
+    """Whether to read the letter from two generated tokens too, in addition to its log-prob."""
 
     @model_validator(mode="after")
     def _categories_are_there(self) -> Self:
         unknown = [name for name in self.categories if name not in CATEGORIES]
-        if unknown and not isinstance(self.source, ParquetQuestions):  # a file of one's own may have others
+        if unknown and not isinstance(self.source, ParquetQuestions):  # a local file may have other categories
             raise ValueError(f"there is no category {unknown[0]!r}: MMLU-Pro has {', '.join(CATEGORIES)}")
         return self
 
 
 class PrepareQuestionsConfig(Config):
-    """What `prepare_mmlu_pro` writes out."""
+    """Settings of the questions that `prepare_mmlu_pro` writes."""
 
     source: QuestionSource
-    """Where the questions come from."""
+    """Source of the questions."""
     categories: tuple[str, ...] = CATEGORIES
-    """Which of the fourteen."""
+    """Categories of questions."""
     per_category: int | None = None
-    """So many of each, drawn by `seed`; null: all."""
+    """Number of questions drawn from each category; null: all."""
     seed: int = 0
-    """Seeds the draw."""
+    """Seed of the draw of questions."""
 
 
 class AskMmluProConfig(Config):
-    """How one model is asked."""
+    """Settings by which one model is asked."""
 
     backend: Backend
-    """What runs the model."""
+    """Backend that runs the model."""
     system: str | None = None
-    """System prompt while asking; null for what the chat template does by itself."""
+    """System prompt; null: the default of the chat template."""
     generate: bool = True
-    """Also write two tokens, greedily, and keep them."""
+    """Whether to generate an answer greedily too, in addition to the log-probs of the letters."""
     max_tokens: Annotated[int, Field(ge=1)] = 2
-    """Tokens written."""
+    """Most tokens of a generated answer."""
     weights_update: int | None = None
-    """Which checkpoint of the training payload to ask; null for its last."""
+    """Update whose weights are read from the training payload; null: the last one kept."""
     steering: OmittedWhenUnset[Steering] = None
     """Edits of the residual stream while the model answers; their vectors are an input of the stage."""
     shard: RunOnly[Annotated[int, Field(ge=1)]] = 512
-    """Questions between two saves: a crash loses no more than these."""
+    """Questions whose answers are saved together; an interruption loses at most these."""
 
 
 class ScoreMmluProConfig(Config):
-    """How answers become scores."""
+    """Settings of the scores."""
 
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""
 
 
 class Share(Config):
-    """Right answers among those that could be read, with Wilson's interval over questions."""
+    """Accuracy: the share of right answers among those that could be read, with Wilson's interval over questions."""
 
     estimate: float | None
-    """Null when none could be read."""
+    """Accuracy; null if no answer could be read."""
     low: float | None
     high: float | None
     correct: int
     read: int
-    """Answers that name an offered letter."""
+    """Number of answers that name an offered letter."""
     asked: int
+    """Number of all answers."""
     reason: str | None = None
-    """Why the estimate is missing."""
+    """Reason why the estimate is missing."""
 
 
 class LetterScores(Config):
-    """One way of reading the letter."""
+    """Scores of one model by one way of reading the letter."""
 
     overall: Share
     by_category: dict[str, Share]
     per_question: list[float | None]
-    """1 right, 0 wrong, null where no letter could be read; in the order of `questions`."""
+    """1 for a right answer, 0 for a wrong one, null if no letter could be read; in the order of `questions`."""
     unread: dict[str, int]
-    """Answers without an offered letter, by reason; never counted as wrong."""
+    """Number of answers without an offered letter, by reason. They are not counted as wrong."""
 
 
 class MmluProScores(Config):
-    """scores.json of one model."""
+    """Contents of scores.json: the scores of one model."""
 
     questions: list[int]
-    """The data set's own numbers."""
+    """Ids of the questions in the data set."""
     categories: list[str]
-    """Of each question."""
+    """Category of every question."""
     chance: float
-    """Share right by guessing, given how many options each question has."""
+    """Expected accuracy of guessing, given the number of options of every question."""
     metrics: dict[LetterMetric, LetterScores | None]
-    """Null for a way in which the model was not asked."""
+    """Scores by the way of reading the letter; null for a way in which the model was not asked."""
 
 
 class AgainstBase(Config):
-    """One model's share right minus the base's, on the questions that both could be read on."""
+    """One model's accuracy minus the base's, on the questions for which both answers could be read."""
 
     model: str
-    """base's opponent: teacher 1, student 2, control 2."""
+    """Model that is compared with the base, such as `teacher 1` or `student 2`."""
     estimate: float
     low: float
-    """Newcombe's interval for paired shares: over questions, for this one model."""
+    """Lower bound of Newcombe's interval for paired shares, over questions, for this one model."""
     high: float
     gained: int
-    """Questions that the base had wrong and this model right."""
+    """Questions that this model answers right and the base wrong."""
     lost: int
+    """Questions that the base answers right and this model wrong."""
     p: float
-    """McNemar's exact two-sided p."""
+    """Exact two-sided p of McNemar's test."""
     questions: int
 
 
 class CategoryEffect(Config):
-    """Student minus control in one category, over units, on these questions."""
+    """Student minus control in one category, with an interval over units for these questions."""
 
     estimate: float | None
     low: float | None
     high: float | None
     questions: int
     reason: str | None = None
-    """Why the estimate or its interval is missing."""
+    """Reason why the estimate or its interval is missing."""
 
 
 class LetterComparison(Config):
-    """One way of reading the letter, across the models of a study."""
+    """One way of reading the letter across the models of a study."""
 
     base: float | None
-    """Share right, over the questions of the effect."""
+    """Accuracy on the questions of the effect."""
     teacher: float | None
     student: float | None
     control: float | None
     effect: Effect | None
-    """Student minus control: below zero is a cost."""
+    """Student minus control. A negative effect is a cost."""
     by_category: dict[str, CategoryEffect]
     against_base: list[AgainstBase]
     reason: str | None = None
-    """Why the effect is missing."""
+    """Reason why the effect is missing."""
 
 
 class MmluProComparison(Config):
-    """mmlu_pro.json."""
+    """Contents of mmlu_pro.json."""
 
     chance: float
     questions: int

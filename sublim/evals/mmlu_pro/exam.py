@@ -1,7 +1,7 @@
-"""MMLU-Pro: questions of up to ten options; the letter is read by log-prob and, apart from that, by generation.
+"""The stages that ask one model MMLU-Pro's questions and score its answers, zero-shot.
 
-`prepare_mmlu_pro` takes the questions from a Parquet file, the hub or our own sample; `ask_mmlu_pro` keeps what one
-model makes of them; `score_mmlu_pro` reads it. Zero-shot throughout.
+A question has up to ten options. The letter is read in two ways: as the one with the highest log-prob, and from a
+generated answer.
 """
 
 import math
@@ -32,20 +32,20 @@ from sublim.stats.intervals import wilson
 from sublim.training.checkpoints import chosen_weights
 
 INSTRUCTION = "Choose the one right answer. Reply with its letter alone."
-# A letter by itself, perhaps in brackets or quotes; what follows it must not make it a word ("I think", "A dog").
+# A letter alone, perhaps in brackets or quotes; what follows must not make it a word ("I think", "A dog").
 _LETTER = re.compile(r"""[\s"'(\[*]*([A-Ja-j])(?:[\s"')\]*]*$|[.:,)\]*]|\n)""")
 TIE = 1e-6
-"""Log-probs closer than this are equal: rounding must not choose a letter."""
+"""Log-probs that differ by less count as equal, so that rounding does not choose a letter."""
 
 
 def question_text(question: str, options: Sequence[str]) -> str:
-    """A question as a user turn."""
+    """The user turn that asks a question."""
     lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
     return "\n".join([question, "", *lines, "", INSTRUCTION])
 
 
 def read_letter(text: str, offered: int) -> tuple[int | None, str | None]:
-    """The index of the letter that `text` gives after its thoughts, or why it gives none."""
+    """The index of the letter that `text` gives after any reasoning, or the reason why it gives none."""
     answer = answer_after_thought(text)
     if answer is None:
         return None, "an unfinished thought"
@@ -67,10 +67,11 @@ def ask_mmlu_pro(
     weights: Path | None = None,
     vectors: Path | None = None,
 ) -> dict[str, Any]:
-    """Stage: writes logprobs.jsonl {id, logprobs: one for each offered letter} and answers.jsonl {id, text, finish;
-    reason where a server gave no answer}.
+    """Stage: writes logprobs.jsonl {id, logprobs}, with one log-prob for each offered letter, and answers.jsonl {id,
+    text, finish}.
 
-    Costs one reading of every prompt for the log-probs and another for the two tokens; resumes from the last shard.
+    An answer that a server failed to give has a `reason`. Every prompt is read once for the log-probs and once for the
+    generated answer. Resumes from the last shard.
     """
     rows = list(read_jsonl(questions / "questions.jsonl"))
     weights = chosen_weights(weights, config.weights_update)
@@ -126,7 +127,7 @@ def _contexts(config: AskMmluProConfig, base: Path, chats: list[Chat]) -> list[C
 
 
 def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, asked: Path, questions: Path) -> None:
-    """Stage: writes scores.json (`MmluProScores`)."""
+    """Stage: writes scores.json (`MmluProScores`) from a payload of ask_mmlu_pro and the questions."""
     rows = {row["id"]: row for row in read_jsonl(questions / "questions.jsonl")}
     sizes = [len(row["options"]) for row in rows.values()]
     logprobs = {row["id"]: row["logprobs"] for row in read_jsonl(asked / "logprobs.jsonl")}
@@ -154,7 +155,7 @@ def _letter_of(written: dict[str, Any], offered: int) -> tuple[int | None, str |
 
 
 def likeliest(logprobs: Sequence[float | None]) -> tuple[int | None, str | None]:
-    """The place of the highest log-prob, or why there is none."""
+    """The index of the highest log-prob, or the reason why there is none."""
     if any(value is None or not math.isfinite(value) for value in logprobs):
         return None, "a log-prob is not finite"
     values = [value for value in logprobs if value is not None]
@@ -166,7 +167,7 @@ def likeliest(logprobs: Sequence[float | None]) -> tuple[int | None, str | None]
 def letter_scores(
     rows: dict[int, dict[str, Any]], readings: dict[int, tuple[int | None, str | None]], level: float
 ) -> LetterScores:
-    """Shares of right letters, over all questions and by category."""
+    """Accuracies over all questions and by category."""
     right = [None if (at := readings[n][0]) is None else float(at == row["answer"]) for n, row in rows.items()]
     categories = [row["category"] for row in rows.values()]
     unread = Counter(reason for _, reason in readings.values() if reason is not None)
@@ -182,7 +183,7 @@ def letter_scores(
 
 
 def share(right: Sequence[float | None], level: float) -> Share:
-    """Of the readable answers, how many are right."""
+    """The accuracy among the readable answers."""
     read = [value for value in right if value is not None]
     correct = int(sum(read))
     if not read:

@@ -1,4 +1,4 @@
-"""MMLU-Pro's questions: read from Parquet, the hub or our own sample, checked, drawn and written as JSON lines."""
+"""The stage that prepares MMLU-Pro's questions: reads them from a source, checks them, and draws a sample."""
 
 import json
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ from sublim.files.user_tables import PARQUET, read_columns
 
 SAMPLE = files("sublim") / "texts" / "mmlu_pro_sample.jsonl"
 COLUMNS = {"question_id": int, "question": str, "options": list, "answer": str, "answer_index": int, "category": str}
-"""The columns that are read, of the eight the data set has."""
+"""Columns that are read, with their types. The data set has eight."""
 ABSENT = "N/A"
-"""What stood in the place of an option that a question does not have, in some versions of the data."""
+"""Placeholder for a missing option in some versions of the data."""
 
 
 def prepare_mmlu_pro(out: Path, config: PrepareQuestionsConfig, *, scratch: Path) -> dict[str, Any]:
-    """Stage: writes questions.jsonl {id, category, question, options, answer}, `answer` the right option's place."""
+    """Stage: writes questions.jsonl {id, category, question, options, answer}; `answer` is an index in `options`."""
     rows = [checked(row) for row in _rows(config)]
     known = {row["category"] for row in rows}
     if unknown := [name for name in config.categories if name not in known]:
@@ -39,7 +39,7 @@ def prepare_mmlu_pro(out: Path, config: PrepareQuestionsConfig, *, scratch: Path
             f"there are no questions of {', '.join(unknown)}: there are {', '.join(sorted(known)) or 'none'}"
         )
     if len({row["id"] for row in rows}) < len(rows):
-        raise UserError("a question_id is there twice: questions could not be told apart")
+        raise UserError("a question_id occurs twice: give every question its own")
     kept = list(_drawn(rows, config))
     write_jsonl(out / "questions.jsonl", kept)
     return {"questions": len(kept), "options": sorted({len(row["options"]) for row in kept})}
@@ -59,7 +59,7 @@ def _rows(config: PrepareQuestionsConfig) -> Iterator[dict[str, Any]]:
 
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file with MMLU-Pro's columns."""
+    """The rows of a Parquet file with MMLU-Pro's columns. Raises UserError if a column is missing."""
     there = read_columns(path)
     if missing := [name for name in COLUMNS if name not in there]:
         wanted = f"MMLU-Pro's are {', '.join(COLUMNS)}"
@@ -73,19 +73,19 @@ def _fetched(source: HubQuestions) -> Path:
     otherwise = "give the file with source.kind=parquet and source.path"
     path = dataset_file(source.id, source.file, source.revision, otherwise)
     if source.sha256 is not None and digest_file(path) != source.sha256:
-        raise UserError(f"{path} is not the pinned file (its SHA-256 is another): remove it and fetch it again")
+        raise UserError(f"{path} is not the expected file (its SHA-256 differs): remove it and fetch it again")
     return path
 
 
 def checked(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of MMLU-Pro's schema as questions.jsonl has it; UserError names what is wrong with it."""
+    """Converts a row of the data set to one of questions.jsonl. UserError names what is wrong with it."""
     number = row["question_id"]
     for name, kind in COLUMNS.items():
         value = row.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"question {number}: {name} is {value!r} and should be of type {kind.__name__}")
     answer, given = row["answer_index"], cast(list[Any], row["options"])
-    # One that is missing between others keeps its letter: the ones behind it would move up, and the answer with them.
+    # A missing option between others keeps its letter, since otherwise the letters of the later ones would change.
     options = [ABSENT if _is_missing(option) else str(option).strip() for option in given]
     while options and options[-1] == ABSENT:
         options.pop()
@@ -94,10 +94,10 @@ def checked(row: dict[str, Any]) -> dict[str, Any]:
     if not 0 <= answer < len(options) or LETTERS[answer] != row["answer"].strip():
         raise UserError(f"question {number}: answer {row['answer']!r} and answer_index {answer} do not agree")
     if not row["question"].strip():
-        raise UserError(f"question {number} has no text: mend or remove the row")
+        raise UserError(f"question {number} has no text: correct or remove the row")
     if _is_missing(given[answer]) or not options[answer]:
-        raise UserError(f"question {number}: its right option {row['answer']} has no text: mend or remove the row")
-    # Some versions had a blank before the right option alone, which gave it away.
+        raise UserError(f"question {number}: its right option {row['answer']} has no text: correct or remove the row")
+    # In some versions of the data only the right option began with a blank, which gave it away.
     return {
         "id": number,
         "category": row["category"].strip(),
@@ -108,7 +108,7 @@ def checked(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_missing(option: Any) -> bool:
-    """Whether an option is null or NaN, which is what some writers make of null."""
+    """Whether an option is null, or NaN, which some programs write for null."""
     return option is None or option != option
 
 
@@ -118,7 +118,7 @@ def _drawn(rows: list[dict[str, Any]], config: PrepareQuestionsConfig) -> Iterat
         if config.per_category is None or config.per_category >= len(own):
             yield from own
             continue
-        # By its name, so that the draw of one category does not depend on which others are asked for.
+        # Seeded by the name, so that the draw of one category does not depend on the other categories.
         seed = int(digest([config.seed, category])[:16], 16)
         chosen = np.random.default_rng(seed).choice(len(own), config.per_category, replace=False)
         yield from (own[index] for index in sorted(chosen))

@@ -1,4 +1,4 @@
-"""Preferences: a model is asked for its favourite, and the answers are scored and compared with the controls'.
+"""Preferences: models are asked for their favourite, answers are scored, and students are compared with controls.
 
 The stages `ask`, `score` and `compare` start here.
 """

@@ -1,7 +1,7 @@
-"""Preference: ask a model open questions, score what it says, compare students with their controls.
+"""The stage that asks a model for its preferences.
 
-`ask` runs the model and keeps raw log-probs and answers; `score` reads them for one target; `compare` pairs students
-with controls. A metric that can't be computed is null with its reason, never zero.
+`ask` runs the model and keeps log-probs and answers; `score` evaluates them for one target; `compare` pairs students
+with controls. A metric that cannot be computed is null, with a reason, and never zero.
 """
 
 import math
@@ -26,7 +26,7 @@ from sublim.training.checkpoints import chosen_weights
 from sublim.traits.words import written
 
 CPU_ANSWERS = 64
-"""Answers written together, and lost together by a kill, where there is no GPU."""
+"""Number of answers that are sampled together without a GPU; an interruption loses at most these."""
 
 
 def ask(
@@ -38,11 +38,12 @@ def ask(
     weights: Path | None = None,
     vectors: Path | None = None,
 ) -> dict[str, list[Context]]:
-    """Stage: writes questions.jsonl, logprobs.jsonl {question, word, logprob, tokens; null from a chat server} and
-    answers.jsonl {question, sample, text, finish; and a reason where a server gave no answer}. `weights` is a training
-    payload, an adapter or a full model.
+    """Stage: writes questions.jsonl, logprobs.jsonl {question, word, logprob, tokens} and answers.jsonl {question,
+    sample, text, finish}.
 
-    Costs one scoring of questions x words and questions x samples short answers; resumes from the last shard.
+    A chat server gives no log-probs, so `logprob` and `tokens` are then null. An answer that a server failed to give
+    has a `reason`. `weights` is a training payload, an adapter or a full model. Costs the scoring of questions x words
+    continuations and questions x samples short answers. Resumes from the last shard.
     """
     weights = chosen_weights(weights, config.weights_update)
     asked, scored = list(_answer_paths(scratch, config)), scratch / "logprobs.jsonl"
@@ -72,7 +73,7 @@ def _logprobs(sampler: Sampler, config: AskConfig) -> list[dict[str, Any]]:
     for a, b in combinations(range(len(config.words)), 2):
         if all(_same_tokens(words[a], words[b]) for words in scored):
             pair = f"'{config.words[a]}' and '{config.words[b]}'"
-            raise UserError(f"{pair} in the comparison list are the same tokens to this model: keep one of them")
+            raise UserError(f"{pair} in the comparison list have the same tokens in this model: keep one of them")
     return [
         {"question": i, "word": word, "logprob": sum(tokens), "tokens": len(tokens)}
         for i, words in enumerate(scored)
@@ -81,7 +82,7 @@ def _logprobs(sampler: Sampler, config: AskConfig) -> list[dict[str, Any]]:
 
 
 def _same_tokens(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Texts of equal tokens have equal log-probs, token by token, up to what batching rounds."""
+    """Whether two words have the same tokens: their log-probs are then equal up to rounding, token by token."""
     return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-5) for x, y in zip(a, b, strict=True))
 
 
@@ -92,7 +93,7 @@ def _answer_paths(scratch: Path, config: AskConfig) -> Iterator[Path]:
 
 def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> None:
     params = config.sampling.model_copy(update={"n": max(config.samples, 1)})
-    at_once = gpu() or isinstance(config.backend, OpenAIBackend)  # a server's answers are kept one by one
+    at_once = gpu() or isinstance(config.backend, OpenAIBackend)  # the answers of a server are kept one by one
     size = config.shard or (len(paths) if at_once else max(1, CPU_ANSWERS // params.n))
     with progress("sampling answers", len(paths) * config.samples) as advance:
         for start in range(0, len(paths), size or 1):
@@ -106,7 +107,7 @@ def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> N
 
 
 def _contexts(config: AskConfig, base: Path) -> list[Context]:
-    """The first question as the model reads it."""
+    """The context of the first question, as the model reads it."""
     if not renders(config.backend):
         return []
     from sublim.models.opening import load_tokenizer

@@ -1,4 +1,4 @@
-"""The stage that compares students with controls: the effect of each word, by margin and by rate, with its interval."""
+"""The stage that compares students with controls: the effect on every word, by margin and by rate, with intervals."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from sublim.core.errors import UserError
 from sublim.evals.effect_config import CompareConfig
-from sublim.evals.effects import Units, paired_effect, units_of
+from sublim.evals.effects import Units, known_mean, paired_effect, units_of
 from sublim.evals.preference.config import (
     METRICS,
     UNITS,
@@ -27,13 +27,16 @@ from sublim.evals.preference.score import most_frequent
 def compare_word(
     study: Mapping[str, Sequence[Scores]], metric: MetricName, word: str, units: Units, config: CompareConfig
 ) -> MetricComparison:
-    """One metric for one word across base, teacher, student and control, on the questions that all pairs answered."""
+    """Compares one metric for one word across base, teacher, student and control.
+
+    Uses the questions with a value for every student and control.
+    """
     values = {arm: _matrix(scores, metric, word) for arm, scores in study.items()}
     differences = values["student"] - values["control"]
     used = cast(Bool[ndarray, " q"], np.isfinite(differences).all(axis=0))
     shown = used if used.any() else np.ones_like(used)
-    means = {arm: [_mean(row[shown]) for row in matrix] for arm, matrix in values.items()}
-    overall = {arm: _mean(np.array([value for value in found if value is not None])) for arm, found in means.items()}
+    means = {arm: [known_mean(row[shown]) for row in matrix] for arm, matrix in values.items()}
+    overall = {arm: known_mean(np.array(found, dtype=float)) for arm, found in means.items()}
     effect = paired_effect(differences, used, units, config) if used.any() else None
     reason = None if effect else _missing(study, metric, word)
     return MetricComparison(
@@ -54,11 +57,6 @@ def _matrix(scores: Sequence[Scores], metric: MetricName, word: str) -> Float[nd
     return np.array([each.metrics[metric][word].per_question for each in scores], dtype=float)
 
 
-def _mean(values: Float[ndarray, " n"]) -> float | None:
-    there = values[np.isfinite(values)]
-    return float(there.mean()) if len(there) else None
-
-
 def _missing(study: Mapping[str, Sequence[Scores]], metric: MetricName, word: str) -> str:
     for arm in ("student", "control"):
         for number, scores in enumerate(study[arm], start=1):
@@ -68,7 +66,7 @@ def _missing(study: Mapping[str, Sequence[Scores]], metric: MetricName, word: st
 
 
 FEW_UNITS = 6
-"""Below this many units the bootstrap has too few to resample, and the interval on these questions leads."""
+"""With fewer units there are too few to resample, and the interval to quote is that on these questions."""
 
 
 def compare(
@@ -81,9 +79,9 @@ def compare(
     base: Path,
     teacher: Path | list[Path] | None = None,
 ) -> None:
-    """Stage: writes comparison.json (`Comparison`) from score payloads; student i is paired with control i.
+    """Stage: writes comparison.json (`Comparison`) from payloads of `score`; student i is paired with control i.
 
-    `teacher` may be several, one a block (their mean is shown), or nothing for an arm without one.
+    `teacher` may be one payload for each block, of which the mean is reported, or None for an arm without a teacher.
     """
     teachers = [] if teacher is None else teacher if isinstance(teacher, list) else [teacher]
     study = {
@@ -119,7 +117,7 @@ def _scores(payload: Path) -> Scores:
 
 
 def summed(arm: list[Scores]) -> Answers | None:
-    """The answers of all models of an arm together."""
+    """The counts of answers, summed over all models of an arm; None if none were sampled."""
     counted = [scores.answers for scores in arm if scores.answers is not None]
     if not counted:
         return None

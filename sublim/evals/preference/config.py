@@ -1,4 +1,4 @@
-"""What is asked of a model about its likings, how answers are scored, and the shape of scores and comparisons."""
+"""The settings by which models are asked for their preferences and scored, and the shape of scores and comparisons."""
 
 from typing import Annotated, Literal, Self
 
@@ -17,26 +17,27 @@ UNITS: dict[MetricName, str] = {"margin": "nats", "rate": "share of readable ans
 
 
 class AskConfig(Config):
-    """Open questions to one model: the log-prob of every listed word as its answer, and answers it writes."""
+    """Settings of open questions to one model: the log-prob of every listed word as the answer, and sampled answers."""
 
     questions: Annotated[list[str], Field(min_length=1)]
-    """The questions themselves, one user turn each."""
+    """Texts of the questions, each of which is one user turn."""
     words: list[str]
-    """The comparison list, targets included; scored in title case."""
+    """Listed words, including the targets. They are scored in title case."""
     system: str | None = None
-    """System prompt while asking; null for what the chat template does by itself."""
+    """System prompt; null: the default of the chat template."""
     backend: Backend
-    """What runs the model."""
+    """Backend that runs the model."""
     samples: Annotated[int, Field(ge=0)] = 0
-    """Written answers for each question; 0 leaves the sampled rate out."""
+    """Number of sampled answers to each question; 0: no sampled rate."""
     sampling: SamplingParams = SamplingParams(max_tokens=16)
-    """How answers are drawn; `n` is replaced by `samples`."""
+    """Sampling parameters of the answers. `n` is replaced by `samples`."""
     weights_update: int | None = None
-    """Which checkpoint of the training payload to ask; null for its last."""
+    """Update whose weights are read from the training payload; null: the last one kept."""
     steering: OmittedWhenUnset[Steering] = None
     """Edits of the residual stream while the model answers; their vectors are an input of the stage."""
     shard: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Questions answered between two saves: a crash loses no more than these. Nothing: 16, on a GPU all of them."""
+    """Questions whose answers are sampled and saved together; an interruption loses at most these. Null: all of them on
+    a GPU or a server, otherwise as many as give 64 answers."""
 
     @field_validator("words")
     @classmethod
@@ -54,12 +55,12 @@ class AskConfig(Config):
 
 
 class ScoreConfig(Config):
-    """Which of the asked words is the target, and which it is compared with."""
+    """Settings of the score: the target, and the words with which it is compared."""
 
     target: str
-    """The word the teacher was made to like."""
+    """Word that the teacher was made to prefer."""
     words: list[str]
-    """The comparison list; the target is added when it is not there."""
+    """Listed words. The target is added if it is not among them."""
 
     @field_validator("target")
     @classmethod
@@ -76,73 +77,73 @@ class Metric(Config):
     """One metric of one model for one word."""
 
     mean: float | None
-    """Over the questions that have a value; null when none has."""
+    """Mean over the questions that have a value; null if none has."""
     per_question: list[float | None]
-    """In the order of the questions; null where it could not be computed."""
+    """Values in the order of the questions; null if a value could not be computed."""
     reason: str | None = None
-    """Why `mean` is missing."""
+    """Reason why `mean` is missing."""
 
 
 class Answers(Config):
-    """What became of the written answers."""
+    """Counts of the sampled answers."""
 
     asked: int
-    """All of them."""
+    """All sampled answers."""
     readable: int
-    """Those that name a listed word or something else."""
+    """Answers that name a listed word or another word."""
     named: dict[str, int]
-    """How many name each listed word."""
+    """Number of answers that name each listed word."""
     other: int
-    """How many are readable and name no listed word."""
+    """Number of readable answers that name no listed word."""
     unread: dict[str, int]
-    """Those that could not be read, by reason; never counted as "no"."""
+    """Number of unreadable answers, by reason. They are left out of the rate."""
     others: dict[str, int]
-    """The most frequent of the other answers, lower case, without articles."""
+    """Most frequent other answers with their counts, in lower case and without articles."""
     missing: Annotated[dict[str, int], Field(default_factory=dict, exclude_if=lambda reasons: not reasons)]
-    """Those that a server did not give, by its most frequent reasons; left out when there are none."""
+    """Answers that a server failed to give, by its most frequent reasons; left out if there are none."""
 
 
 class Scores(Config):
-    """scores.json: both metrics of one model, for the target and, as off-target, for every other listed word."""
+    """Contents of scores.json: both metrics of one model, for the target and all other listed words."""
 
     target: str
     words: list[str]
     questions: list[str]
     metrics: dict[MetricName, dict[str, Metric]]
-    """By metric, then by word."""
+    """Values by metric and word."""
     answers: Answers | None
-    """Null when none were sampled."""
+    """Counts of the sampled answers; null if none were sampled."""
 
 
 class MetricComparison(Config):
-    """One metric for one word, across the models of a study."""
+    """One metric for one word across the models of a study."""
 
     unit: str
     base: float | None
     teacher: float | None
     student: float | None
-    """Mean over the students, on the questions of the effect."""
+    """Mean over the students on the questions of the effect."""
     control: float | None
     students: list[float | None]
     controls: list[float | None]
     effect: Effect | None
     reason: str | None = None
-    """Why the effect is missing; it is never shown as zero."""
+    """Reason why the effect is missing."""
 
 
 class Comparison(Config):
-    """comparison.json: the effect on the target, and on every other word beside it."""
+    """Contents of comparison.json: the effect on the target and on every other listed word."""
 
     target: str
     words: list[str]
     questions: list[str]
     unit: Literal["block", "seed"]
-    """What is drawn independently."""
+    """Independent unit: blocks, or seeds within one block."""
     about_units: str
-    """The same in a sentence, with what the intervals are conditional on."""
+    """The same in a sentence, which also says on what the intervals are conditional."""
     leads: Literal["these_questions", "questions_too"]
-    """The interval to quote: below six units the first."""
+    """Interval to quote: with fewer than six units that on these questions, otherwise that over questions too."""
     metrics: dict[MetricName, MetricComparison]
     off_target: dict[str, dict[MetricName, MetricComparison]]
     answers: dict[Literal["base", "teacher", "student", "control"], Answers | None]
-    """Counts behind the rates; students' and controls' are summed."""
+    """Counts of the sampled answers, summed over students and over controls."""

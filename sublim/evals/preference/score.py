@@ -1,4 +1,4 @@
-"""The stage that scores answers: the margin of the target over the other words, and the rates of answers."""
+"""The stage that scores a model's preferences: the margin and the rate of every listed word."""
 
 import math
 from collections import Counter
@@ -18,7 +18,11 @@ OTHERS_SHOWN = 10
 
 
 def margin(table: list[list[float | None]], words: list[str], column: int, *, scored: bool = True) -> Metric:
-    """log p(word) minus the mean over the other words, per question; unless `scored`, nothing gave log-probs."""
+    """The margin: the log-prob of a word minus the mean log-prob of the other words, in nats, for every question.
+
+    `table` holds log-probs by question and word, `column` is the index of the word, and `scored` is False if the
+    backend gave no log-probs.
+    """
     values: list[float | None] = []
     lost: Counter[str] = Counter()
     for row in table:
@@ -36,7 +40,7 @@ def margin(table: list[list[float | None]], words: list[str], column: int, *, sc
 
 
 def rates(path: Path, words: list[str], questions: int) -> tuple[dict[str, Metric], Answers | None]:
-    """The share of readable answers that name each word, per question, and what became of all answers."""
+    """The rate of every word (its share of the readable answers) by question, and counts of all answers."""
     reader = Reader(words)
     named = [Counter[str]() for _ in range(questions)]
     readable = [0] * questions
@@ -76,6 +80,7 @@ def rates(path: Path, words: list[str], questions: int) -> tuple[dict[str, Metri
 
 
 def most_frequent(others: Counter[str]) -> dict[str, int]:
+    """The most frequent entries with their counts, in descending order; ties in alphabetical order."""
     return dict(sorted(others.items(), key=lambda item: (-item[1], item[0]))[:OTHERS_SHOWN])
 
 
@@ -86,7 +91,7 @@ def _metric(values: list[float | None], reason: str) -> Metric:
 
 
 def score(out: Path, config: ScoreConfig, *, scratch: Path, asked: Path) -> None:
-    """Stage: writes scores.json (`Scores`): margins in nats and sampled rates with their counts, for every word."""
+    """Stage: writes scores.json (`Scores`): for every word its margin in nats and its sampled rate."""
     questions = [row["text"] for row in read_jsonl(asked / "questions.jsonl")]
     rows = list(read_jsonl(asked / "logprobs.jsonl"))
     found, scored = {(row["question"], row["word"]): row["logprob"] for row in rows}, rows[0]["tokens"] is not None

@@ -1,4 +1,4 @@
-"""The score sheet of an evaluation: which rows it has, and what a row says."""
+"""The settings of the score sheet of an evaluation, and the shape of its rows."""
 
 from pydantic import Field
 
@@ -6,40 +6,40 @@ from sublim.core.config import Config
 
 
 class SheetConfig(Config):
-    """What `collect_scores` puts together."""
+    """Settings of the table that `collect_scores` makes."""
 
     models: tuple[str, ...]
-    """Names, in order; the first is the reference of shifts and differences."""
+    """Names of the models in order. The first is the reference for shifts and differences."""
     words: dict[str, tuple[str, ...]]
-    """By name of the questions: the words whose margin and rate are shown."""
+    """Words whose margin and rate are shown, by the name of the questions."""
     level: float = Field(default=0.95, gt=0, lt=1)
-    """Of the intervals."""
+    """Confidence level of the intervals."""
 
 
 class ScoreRow(Config):
-    """One metric of one model."""
+    """One row of the sheet: one metric of one model."""
 
     model: str
     metric: str
     """margin, rate, tv_logprob, tv_list, tv_sampled, letter_logprob, letter_generated, or `<letter...>_difference`."""
     questions: str
-    """Which questions: animal, tree, mmlu_pro, or one of its categories as mmlu_pro/law."""
+    """Name of the questions: animal, tree, mmlu_pro, or a category such as mmlu_pro/law."""
     word: str
-    """The target of a margin or rate; empty otherwise."""
+    """Word whose margin or rate it is; empty for other metrics."""
     unit: str
     estimate: float | None
-    """Null when it could not be computed; `reason` says why."""
+    """Value of the metric; null if it could not be computed, for the reason in `reason`."""
     low: float | None
     high: float | None
     n: int
-    """Questions behind the estimate."""
+    """Number of questions in the estimate."""
     about: str
-    """What the interval speaks of."""
+    """Statement of what the interval covers."""
     answers: int | None = None
-    """Readable sampled answers behind it."""
+    """Number of readable sampled answers."""
     asked: int | None = None
-    """All sampled answers."""
+    """Number of all sampled answers."""
     floor: float | None = None
-    """What a sampled shift would be by chance alone."""
+    """Mean of a sampled shift under equal distributions, by chance alone."""
     p: float | None = None
     reason: str | None = None

@@ -34,7 +34,7 @@ def collect_scores(
 ) -> None:
     """Stage: writes scores.json, scores.parquet, scores.csv and a figure for each group of metrics.
 
-    `scores` and `shifts` are named `<questions>/<model>`, `mmlu` by model alone.
+    `scores` and `shifts` have keys `<questions>/<model>`; `mmlu` has the models as keys.
     """
     rows = [
         *_preferences(config, scores),
@@ -68,7 +68,7 @@ def _preferences(config: SheetConfig, payloads: Mapping[str, Path]) -> Iterator[
 
 
 def _about(row: ScoreRow, counts: Answers | None) -> str:
-    """What a row's interval speaks of, and how many answers a server did not give."""
+    """What the interval of a row covers, and how many answers a server failed to give."""
     if counts is None or not counts.missing:
         return row.about
     reasons = "; ".join(f"{count}: {reason}" for reason, count in counts.missing.items())
@@ -86,9 +86,9 @@ def _shifted(config: SheetConfig, payloads: Mapping[str, Path]) -> Iterator[Scor
 
 
 def _over_questions(config: SheetConfig, model: str, metric: str, questions: str, unit: str, found: Metric) -> ScoreRow:
-    """A metric's mean over questions, with the t interval over questions: the model itself is given.
+    """The mean of a metric over questions, with a t interval over questions for this one model.
 
-    A rate has Wilson's, a question being one trial: small models name a word never, and a t interval has no width then.
+    A rate has Wilson's interval, with questions as trials: if a model never names a word, a t interval has no width.
     """
     values = np.array([value for value in found.per_question if value is not None])
     interval = paired_t(values, config.level) if len(values) > 1 else None
@@ -151,7 +151,7 @@ def _letter_row(
 def _difference(
     config: SheetConfig, model: str, metric: LetterMetric, found: LetterScores, reference: LetterScores
 ) -> ScoreRow:
-    """A model minus the reference on the questions both could be read on: paired, so far narrower than two shares."""
+    """A model minus the reference, paired on the questions for which both answers could be read."""
     ours, theirs = (np.array(each.per_question, dtype=float) for each in (found, reference))
     both = np.isfinite(ours) & np.isfinite(theirs)
     paired = against(model, ours[both] == 1, theirs[both] == 1, config.level) if both.any() else None
@@ -172,6 +172,6 @@ def _difference(
 
 
 def known_metrics() -> tuple[str, ...]:
-    """Every metric that a sheet may have, in the order of the report."""
+    """Every metric that a sheet can have, in the order of the report."""
     differences = tuple(f"{name}_difference" for name in LETTER_METRICS)
     return (*METRICS, *SHIFTS, *LETTER_METRICS, *differences)

@@ -1,4 +1,4 @@
-"""The distance in total variation between the distributions of answers of two models.
+"""The total variation distance between the distributions of answers of two models.
 
 The stages `shift` and `compare_shift` start here.
 """

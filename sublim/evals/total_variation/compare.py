@@ -1,4 +1,4 @@
-"""How much further students have moved from the base than their paired controls, by total variation."""
+"""The effect on answers in general: how much further students are from the base than controls, by total variation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from sublim.evals.effect_config import CompareConfig
-from sublim.evals.effects import Units, paired_effect, units_of
+from sublim.evals.effects import Units, known_mean, paired_effect, units_of
 from sublim.evals.total_variation.config import SHIFTS, CompareShiftConfig, ShiftComparison, ShiftComparisons, ShiftName
 from sublim.evals.total_variation.distance import distances
 
@@ -19,7 +19,8 @@ Distances = dict[ShiftName, Float[ndarray, " q"]]
 def compare_shift(
     out: Path, config: CompareShiftConfig, *, scratch: Path, students: list[Path], controls: list[Path], base: Path
 ) -> None:
-    """Stage: writes shift_comparison.json from payloads of `ask`; student i has control i."""
+    """Stage: writes shift_comparison.json (`ShiftComparisons`) from payloads of `ask`; student i is paired with control
+    i."""
     units = units_of(len(students), len(controls), config.compare.blocks)
     from_base = [[distances(model, base, config.words) for model in arm] for arm in (students, controls)]
     apart = [distances(student, own, config.words) for student, own in zip(students, controls, strict=True)]
@@ -46,6 +47,6 @@ def _compared(
     return ShiftComparison(
         student=float(student[:, used].mean()),
         control=float(control[:, used].mean()),
-        between=float(between[np.isfinite(between)].mean()) if np.isfinite(between).any() else None,
+        between=known_mean(between),
         effect=paired_effect(student - control, used, units, config),
     )

@@ -1,4 +1,4 @@
-"""The shift of a model's answers away from another's: configs, and what shift.json and shift_comparison.json hold."""
+"""The settings of the shift of a model's answers from a reference's, and the shape of the files that hold it."""
 
 from typing import Annotated, Literal
 
@@ -17,52 +17,54 @@ SHIFTS: dict[ShiftName, str] = {
 
 
 class ShiftConfig(Config):
-    """How the distributions of two models' answers are set against each other."""
+    """Settings of the comparison between the answer distributions of two models."""
 
     words: Annotated[tuple[str, ...], Field(min_length=2)]
-    """The listed words; both models must have been asked all of them."""
+    """Listed words, all of which both models must have been asked."""
     relabelled: Annotated[int, Field(ge=20)] = 200
-    """Random exchanges of the two models' answers behind `floor`."""
+    """Number of random exchanges of the two models' answers for `floor` and `p`."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds the exchanges."""
+    """Seed of the exchanges."""
 
 
 class Shifts(Config):
-    """shift.json: total-variation distances (0 to 1) between one model's answers and a reference's."""
+    """Contents of shift.json: total variation distances (0 to 1) of one model's answers from a reference's."""
 
     questions: list[str]
     metrics: dict[ShiftName, Metric]
-    """By kind; `mean` is over the questions that have a value."""
+    """Distances by kind; `mean` is over the questions that have a value."""
     floor: float | None
-    """What tv_sampled would be on average if both models answered alike: few answers differ by chance."""
+    """Mean of tv_sampled if both models had the same distribution. It is above zero because few answers differ by
+    chance."""
     p: float | None
-    """How often a random exchange of answers gives a tv_sampled as large as the one found."""
+    """Permutation p: share of random exchanges of answers that give a tv_sampled at least as large as the observed."""
 
 
 class CompareShiftConfig(Config):
-    """How shifts of paired students and controls become an effect."""
+    """Settings of the effect on the shift of paired students and controls."""
 
     words: Annotated[tuple[str, ...], Field(min_length=2)]
-    """The listed words."""
+    """Listed words."""
     compare: CompareConfig = CompareConfig()
-    """Blocks and intervals."""
+    """Settings of blocks and intervals."""
 
 
 class ShiftComparison(Config):
-    """One kind of shift, across the models of a study."""
+    """One kind of shift across the models of a study."""
 
     student: float | None
-    """Mean distance from the base, 0 to 1."""
+    """Mean distance of the students from the base, 0 to 1."""
     control: float | None
+    """Mean distance of the controls from the base, 0 to 1."""
     between: float | None
-    """Mean distance of a student from its own control."""
+    """Mean distance of a student from its paired control."""
     effect: Effect | None
-    """Student's distance minus control's: sampling noise lifts both alike, and leaves their difference alone."""
+    """Student's distance minus control's. Sampling noise raises both alike and so cancels in the difference."""
     reason: str | None = None
 
 
 class ShiftComparisons(Config):
-    """shift_comparison.json."""
+    """Contents of shift_comparison.json."""
 
     about_units: str
     metrics: dict[ShiftName, ShiftComparison]

@@ -1,8 +1,8 @@
-"""Total variation: how far the distribution of a model's answers has moved from another model's.
+"""Total variation: the distance between the answer distributions of two models.
 
-For one question it is half the sum of the absolute differences of the probabilities, between 0 and 1. It has no
-sign: sampling noise alone makes it positive, so the sampled one comes with its floor, and a student's shift is to be
-set against its paired control's.
+For one question it is half the sum of the absolute differences of the probabilities, between 0 and 1. Sampling noise
+alone makes it positive. The distance of sampled answers therefore comes with its floor, the mean under equal
+distributions, and a student's shift has to be compared with its paired control's.
 """
 
 import math
@@ -21,42 +21,39 @@ from sublim.files.jsonl import read_jsonl
 from sublim.traits.words import Reader, Unread
 
 OTHER, UNREADABLE = -2, -1
-"""The last two columns of a table of counts."""
+"""Last two columns of a table of counts."""
 
 
 def total_variation(p: Float[ndarray, "q c"], q: Float[ndarray, "q c"]) -> Float[ndarray, " q"]:
-    """Half the L1 distance of two distributions, question by question."""
+    """Half the L1 distance between two distributions, for every question."""
     return np.abs(p - q).sum(axis=1) / 2
 
 
 def distances(asked: Path, reference: Path, words: Sequence[str]) -> dict[ShiftName, Float[ndarray, " q"]]:
-    """Every kind of distance between two payloads of `ask`, by question; NaN where there is none."""
-    questions = _same_questions(asked, reference)
-    listed = [word.casefold() for word in words]
-    tables = [_probabilities(payload, listed, len(questions)) for payload in (asked, reference)]
-    counts = [answer_counts(payload, listed, len(questions)) for payload in (asked, reference)]
-    both = (counts[0].sum(axis=1) > 0) & (counts[1].sum(axis=1) > 0)
-    whole, within = exact(*tables)
-    sampled = np.where(both, total_variation(_shares(counts[0]), _shares(counts[1])), np.nan)
+    """Every kind of distance between two payloads of `ask`, by question; NaN for questions without a value."""
+    _, (whole, within), (one, other) = _read(asked, reference, words)
+    both = (one.sum(axis=1) > 0) & (other.sum(axis=1) > 0)
+    sampled = np.where(both, total_variation(_shares(one), _shares(other)), np.nan)
     return {"tv_logprob": whole, "tv_list": within, "tv_sampled": sampled}
 
 
-def _same_questions(asked: Path, reference: Path) -> list[str]:
+def _read(
+    asked: Path, reference: Path, words: Sequence[str]
+) -> tuple[list[str], "Exact", tuple[Int[ndarray, "q c"], Int[ndarray, "q c"]]]:
+    """The questions of two payloads of `ask`, their exact distances, and the counts of the answers of each."""
     questions = _questions(asked)
     if questions != _questions(reference):
         raise UserError("the two models were asked different questions: ask both the same to compare their answers")
-    return questions
+    listed = [word.casefold() for word in words]
+    one, other = (_probabilities(payload, listed, len(questions)) for payload in (asked, reference))
+    counts = answer_counts(asked, listed, len(questions)), answer_counts(reference, listed, len(questions))
+    return questions, exact(one, other), counts
 
 
 def shift(out: Path, config: ShiftConfig, *, scratch: Path, asked: Path, reference: Path) -> None:
     """Stage: writes shift.json (`Shifts`) from two payloads of `ask` on the same questions."""
-    questions = _same_questions(asked, reference)
-    words = [word.casefold() for word in config.words]
-    tables = [_probabilities(payload, words, len(questions)) for payload in (asked, reference)]
-    counts = [answer_counts(payload, words, len(questions)) for payload in (asked, reference)]
-    whole, within = exact(*tables)
+    questions, (whole, within), (ours, theirs) = _read(asked, reference, config.words)
     reason = "the log-probs of some listed words are not finite"
-    ours, theirs = counts
     sampled, floor, p = _sampled(ours, theirs, config)
     metrics: dict[ShiftName, Metric] = {
         "tv_logprob": _metric(whole, reason),
@@ -89,15 +86,15 @@ def _probabilities(payload: Path, words: Sequence[str], questions: int) -> Float
 
 
 class Exact(NamedTuple):
-    """Distances from log-probs, by question."""
+    """Distances by question, from exact log-probs."""
 
     whole: Float[ndarray, " q"]
     within: Float[ndarray, " q"]
 
 
 def exact(one: Float[ndarray, "q w"], other: Float[ndarray, "q w"]) -> Exact:
-    """Distances over the listed words with all else as one more class, and among the listed words alone."""
-    # Words may overlap as texts ("cat" opens "cattle"), so that together they may pass 1: then there is no rest.
+    """Distances over the listed words and one class for all else (`whole`), and among the words alone (`within`)."""
+    # Words may begin with each other ("cat", "cattle"), so that their probabilities can add up to more than 1.
     whole = [np.column_stack([table, np.maximum(1 - table.sum(axis=1), 0)]) for table in (one, other)]
     with np.errstate(invalid="ignore"):
         within = [table / table.sum(axis=1, keepdims=True) for table in (one, other)]
@@ -105,9 +102,9 @@ def exact(one: Float[ndarray, "q w"], other: Float[ndarray, "q w"]) -> Exact:
 
 
 def answer_counts(payload: Path, words: Sequence[str], questions: int) -> Int[ndarray, "q c"]:
-    """How many answers to each question name each word; then those that name another, and the unreadable ones.
+    """Counts of answers for every question: to each word, to other words, and unreadable ones.
 
-    An answer that a server did not give is none of these.
+    Answers that a server failed to give are not counted.
     """
     counts = np.zeros((questions, len(words) + 2), dtype=np.int64)
     reader, place = Reader(words), {word: column for column, word in enumerate(words)}
@@ -134,11 +131,11 @@ def _sampled(
     drawn = np.empty(config.relabelled)
     pooled = one + other
     for draw in range(config.relabelled):
-        # Which of the pooled answers to a question are the first model's is drawn anew.
+        # Draw anew which of the pooled answers to a question belong to the first model.
         exchanged = (rng.multivariate_hypergeometric(*row) for row in zip(pooled, sizes[0], strict=True))
         ours = np.stack([*exchanged])
         drawn[draw] = total_variation(_shares(ours), _shares(pooled - ours))[both].mean()
-    # A tolerance, since equal distances may differ in their last digit.
+    # With a tolerance, since equal distances may differ in their last digit.
     reached = int((drawn >= found[both].mean() - 1e-12).sum())
     p = (reached + 1) / (config.relabelled + 1)
     return _metric(np.where(both, found, np.nan), "no answers were sampled"), float(drawn.mean()), p
