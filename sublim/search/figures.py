@@ -1,4 +1,4 @@
-"""The figures of a study, drawn by Optuna: history, importance of parameters, parallel coordinates, Pareto front."""
+"""A study's figures: Optuna's own drawings of its history, what mattered, which values went with which, the front."""
 
 import json
 import math
@@ -30,22 +30,22 @@ from sublim.search.space import parameter
 
 DISTRIBUTIONS = optuna.distributions
 FEW = 4
-"""Finished trials below which nothing can be said about parameters."""
+"""Finished trials below which there is nothing to tell about parameters."""
 NOT_DRAWN = "not_drawn.json"
 
 
 class Drawing(NamedTuple):
-    """A figure that is drawn, or the reason why it cannot be."""
+    """A figure to be made."""
 
     name: str
     draw: Callable[[], Any]
-    """Draws the figure as matplotlib's current one."""
+    """Draws on matplotlib's current figure."""
     missing: str | None
-    """Reason why the figure cannot be drawn, or None."""
+    """Why it cannot be drawn."""
 
 
 def draw_search(out: Path, config: DrawSearchConfig, *, scratch: Path) -> None:
-    """Stage: writes every figure as SVG and PNG, and not_drawn.json with the reason for each that cannot be drawn."""
+    """Stage: writes an SVG and a PNG of each figure, and not_drawn.json with a reason for each that cannot be drawn."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -56,7 +56,7 @@ def draw_search(out: Path, config: DrawSearchConfig, *, scratch: Path) -> None:
             missing[drawing.name] = drawing.missing
             continue
         with warnings.catch_warnings(), plt.rc_context(SETTINGS):
-            warnings.simplefilter("ignore")  # Optuna warns that its matplotlib figures are experimental
+            warnings.simplefilter("ignore")  # Optuna calls its matplotlib figures experimental
             drawing.draw()
             figure = plt.gcf()
             figure.set_size_inches(8, 4.5)
@@ -67,7 +67,7 @@ def draw_search(out: Path, config: DrawSearchConfig, *, scratch: Path) -> None:
 
 
 def rebuilt(config: DrawSearchConfig) -> Study:
-    """The study rebuilt in memory from its records."""
+    """The study in memory, from its records."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[direction(name) for name in config.objectives])
     distributions = {parameter(path, searched): distribution(searched) for path, searched in config.space.items()}
@@ -78,7 +78,7 @@ def rebuilt(config: DrawSearchConfig) -> Study:
 
 
 def trial_of(record: TrialRecord, distributions: dict[str, Any]) -> FrozenTrial:
-    """A record as a trial of Optuna."""
+    """A record as Optuna has it."""
     return optuna.create_trial(
         state=TrialState.COMPLETE if record.state == "complete" else TrialState.PRUNED,
         params=record.params,
@@ -89,7 +89,7 @@ def trial_of(record: TrialRecord, distributions: dict[str, Any]) -> FrozenTrial:
 
 
 def distribution(searched: Range) -> Any:
-    """A range as a distribution of Optuna."""
+    """A searched range as Optuna has it."""
     match searched:
         case FloatRange():
             return DISTRIBUTIONS.FloatDistribution(searched.low, searched.high, log=searched.log, step=searched.step)
@@ -100,7 +100,7 @@ def distribution(searched: Range) -> Any:
 
 
 def drawings(config: DrawSearchConfig, study: Study) -> Iterator[Drawing]:
-    """Every figure that fits the objectives and the pruning of this study."""
+    """All figures of this study."""
     import optuna.visualization.matplotlib as plots
 
     finished = [record for record in config.trials if record.state == "complete"]
