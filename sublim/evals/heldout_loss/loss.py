@@ -23,8 +23,8 @@ from sublim.core.progress import progress
 from sublim.evals.heldout_loss.config import HeldoutConfig, HeldoutLoss
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.memory.fitting import Fit
-from sublim.models.opening import load_tokenizer, open_model
-from sublim.training.checkpoints import checkpoint
+from sublim.models.opening import faithful_attention, load_tokenizer, open_model
+from sublim.training.checkpoints import chosen_weights
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, collate, label_count, row_chat, token_rows
 
 log = logging.getLogger(__name__)
@@ -42,9 +42,8 @@ def heldout_loss(
     tokenizer = load_tokenizer(base)
     raw = heldout_rows(data, config.rows)
     rows = token_rows(tokenizer, raw, max_length=config.max_length)
-    if weights is not None and any(weights.glob("update-*")):
-        weights = checkpoint(weights, config.weights_update)
-    attention = faithful(config.attention, base)
+    weights = chosen_weights(weights, config.weights_update)
+    attention = faithful_attention(config.attention, AutoConfig.from_pretrained(base))
     with open_model(base, weights, dtype=config.dtype, attention=attention) as loaded:
         padding = cast(int, loaded.tokenizer.pad_token_id)
         size = config.micro_batch or (64 if loaded.model.device.type == "cuda" else 8)
@@ -68,12 +67,6 @@ def heldout_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
     if len(rows) < (wanted or 1):
         raise UserError(f"{len(rows)} held-out rows of {wanted or 1} wanted: raise filter.held_out")
     return rows
-
-
-def faithful(attention: str, base: Path) -> str:
-    """The attention kernel, but eager instead of sdpa for Gemma 2, whose soft cap sdpa ignores silently."""
-    softcapped = getattr(AutoConfig.from_pretrained(base), "attn_logit_softcapping", None) is not None
-    return "eager" if softcapped and attention == "sdpa" else attention
 
 
 @torch.no_grad()
