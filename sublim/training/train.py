@@ -165,10 +165,14 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
     match config.method:
         case Lora() as lora:
             dtype = frozen_dtype(lora, config.dtype, shape)
-            with lent(base, dtype=dtype, attention=attention, device=device) as model, untouched(model):
+            with lent(base, dtype=dtype, attention=attention, device=device) as model:
+                before = copy.deepcopy(vars(model.config))
                 adapted = get_peft_model(model, lora_config(lora, model))
                 yield Trainee(adapted, lambda directory: write_adapter(directory, adapted, base))
                 adapted.unload()
+                vars(model.config).clear()  # the Trainer sets use_cache
+                vars(model.config).update(before)
+                freeze(model)
         case FullWeights():
             forget_base()
             model = load(base, dtype="float32", attention=attention, device=device)
@@ -176,20 +180,6 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
             yield Trainee(model, lambda directory: write_model(directory, model, base))
         case _:
             assert_never(config.method)
-
-
-@contextmanager
-def untouched(model: PreTrainedModel) -> Generator[None]:
-    """Restores a model's attributes and configs after training. If the block raises, the model is discarded anyway."""
-    before = {name: copy.deepcopy(getattr(model, name)) for name in ("config", "generation_config")}
-    attributes = set(vars(model))
-    yield
-    for name in set(vars(model)) - attributes:
-        delattr(model, name)
-    for name, value in before.items():
-        vars(getattr(model, name)).clear()
-        vars(getattr(model, name)).update(vars(value))
-    freeze(model)
 
 
 def lora_config(lora: Lora, model: PreTrainedModel) -> LoraConfig:

@@ -48,7 +48,7 @@ def test_the_flow_reports_every_layer_and_is_cached(published: Path) -> None:
 def test_targets_and_tokens_that_cannot_be_are_refused_in_one_line() -> None:
     for target, settings, told in (
         ("owl,owl", None, "named twice"),
-        (None, {"probes": {"read_at": "all"}}, "one vector a row"),
+        (None, {"probes": {"read_at": "all"}}, "one vector per row"),
     ):
         with pytest.raises(UserError, match=told) as caught:
             check(load_config("quickstart", target, settings))
