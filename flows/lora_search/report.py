@@ -188,7 +188,7 @@ def findings(config: LoraSearchConfig, found: Found, preset: Path | None) -> Ite
     if found.missing is not None:
         yield f"Not measured: {found.missing}"
     if found.best is not None and found.differences is None:
-        yield "Not confirmed on fresh blocks, so the best value is too good: it is the best of many trials"
+        yield "Not confirmed on fresh blocks: the best of many trials looks better than it is"
     if preset is not None:
         yield f"sublim run pipeline --preset {preset}"
 

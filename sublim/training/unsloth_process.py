@@ -106,7 +106,7 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
 
 
 def check_trainer() -> None:
-    """Raises RuntimeError where unsloth has replaced the Trainer of transformers, whose loop is ours."""
+    """Raises RuntimeError if unsloth has replaced the Trainer of transformers, on which the training loop rests."""
     written = Trainer.__module__
     if written != "transformers.trainer":
         raise RuntimeError(f"this unsloth has put {written} in the place of transformers' Trainer: set trainer to trl")

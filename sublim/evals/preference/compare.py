@@ -53,7 +53,7 @@ def compare_word(
 
 
 def _matrix(scores: Sequence[Scores], metric: MetricName, word: str) -> Float[ndarray, "s q"]:
-    """Models by questions, NaN where a metric is missing."""
+    """Models by questions; NaN if the metric is missing."""
     return np.array([each.metrics[metric][word].per_question for each in scores], dtype=float)
 
 

@@ -69,7 +69,7 @@ def _questions(payload: Path) -> list[str]:
 
 
 def _probabilities(payload: Path, words: Sequence[str], questions: int) -> Float[ndarray, "q w"]:
-    """The probability of each word as the answer; NaN where a log-prob is not finite."""
+    """The probability of each word as the answer; NaN if its log-prob is not finite."""
     table = np.full((questions, len(words)), np.nan)
     place = {word: column for column, word in enumerate(words)}
     seen: set[str] = set()
