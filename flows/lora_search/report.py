@@ -58,7 +58,7 @@ class Difference(NamedTuple):
         if self.best == self.default:
             return f"{text}: the best trial is the default itself"
         if self.tie:
-            return f"{text}: a tie, on these blocks neither is better"
+            return f"{text}: the interval contains zero, so neither is better"
         better = self.estimate * SIGN[self.objective] > 0
         return f"{text}: the best trial's parameters are {'better' if better else 'worse'} than the default"
 
