@@ -102,14 +102,14 @@ def shared_prefix(rows: Sequence[TokenRow]) -> list[int]:
 
 
 def micro_batches(rows: Sequence[TokenRow], size: int, *, padding: int) -> list[Batch]:
-    """The rows of one update in batches of equal size, at most `size` each, with rows of similar length together."""
+    """The rows of one update in batches of nearly equal size, at most `size`, with rows of similar length together."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
     even = ceil(len(ordered) / ceil(len(ordered) / size))
     return [collate(ordered[start : start + even], padding=padding) for start in range(0, len(ordered), even)]
 
 
 def cut(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """The batches, where those of more than `size` rows are split into parts of equal size."""
+    """The batches, where those of more than `size` rows are split into parts of nearly equal size."""
     for batch in batches:
         rows = len(batch.input_ids)
         even = ceil(rows / ceil(rows / size))

@@ -1,4 +1,4 @@
-"""A worker on a study, with arithmetic in a trial's place: `python -m tests.crash.searcher STUDY.json LOG PAUSE`.
+"""A worker on a study whose trials are arithmetic: `python -m tests.crash.searcher STUDY.json LOG PAUSE`.
 
 It appends `begin SLOT PID` and `end SLOT PID` to LOG, and prints the study's records when all trials are made.
 With `wait` as a fourth argument it says that it is ready, and begins at a line on its stdin.

@@ -1,4 +1,4 @@
-"""Divergence tokens and held-out losses, against plain forward passes."""
+"""Divergence tokens and losses on unseen prompts, against plain forward passes."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def teacher(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
-    """The base with noise in its last norm: other greedy choices here and there."""
+    """The base with noise in its last norm, so that some greedy choices differ."""
     base, folder = tiny_models["qwen2"], tmp_path / "teacher"
     folder.mkdir()
     for file in base.iterdir():
@@ -95,7 +95,7 @@ def test_counts_by_place_end_with_the_longest_answer() -> None:
     assert by_place([3, 1], [[0, 2], []]) == [(2, 1), (1, 0), (1, 1)]
 
 
-def test_held_out_loss_is_the_mean_over_all_answer_tokens(
+def test_loss_on_unseen_prompts_is_the_mean_over_all_answer_tokens(
     tiny_models: dict[str, Path], data: Path, teacher: Path, tmp_path: Path
 ) -> None:
     base, out = tiny_models["qwen2"], tmp_path / "out"

@@ -1,4 +1,4 @@
-"""Probes: splits that leak nothing, a batch that fits as each alone would, numbers checked against scikit-learn."""
+"""Probes: splits without leaks, batches that fit as each probe alone would, and results against scikit-learn."""
 
 from pathlib import Path
 from typing import Any
@@ -172,7 +172,7 @@ def test_standardisation_sees_the_training_rows_alone(tmp_path: Path) -> None:
 
 
 def test_the_epoch_is_chosen_by_the_validation_rows_and_not_by_the_test(tmp_path: Path) -> None:
-    """Labels turned round make an early epoch the best: of the validation rows that counts, of the test rows not."""
+    """With inverted labels an early epoch is best. This matters for validation rows and not for test rows."""
     rows, how = rows_of(tmp_path, 3.0), AdamFit(epochs=4, lr=1e-2)
     problems = problems_of(rows, ProbesConfig(fit=how), (0,))
     chosen = fit(problems, how).weight

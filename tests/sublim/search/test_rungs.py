@@ -1,4 +1,4 @@
-"""A run in parts is the run in one go."""
+"""A run that is trained in parts gives the same bytes as an uninterrupted run."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory, base: Path, data: Path) -> Path:
-    """The whole run in one go, with the weights of its rungs kept."""
+    """The uninterrupted run, which keeps the weights at the rungs."""
     out, scratch = tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("scratch")
     train(out, WHOLE.model_copy(update={"keep": (2, 4)}), scratch=scratch, base=base, data=data)
     return out
@@ -64,7 +64,7 @@ def losses(payload: Path) -> list[float]:
 def test_rungs_and_then_the_whole_are_the_bytes_of_one_run(
     tmp_path: Path, base: Path, data: Path, straight: Path
 ) -> None:
-    """The schedule is the whole run's, dropout's draws and the optimizer's state go on, no rung is left over."""
+    """The schedule is that of the whole run, dropout and optimizer continue, and no rung is left over."""
     for stop in (2, 4):
         part = rung(tmp_path, stop, base, data)
         name = f"update-{stop:06d}"

@@ -1,4 +1,4 @@
-"""A study with arithmetic in its trials' place: real storages, real processes, real kills."""
+"""A study whose trials are arithmetic, with real storages, real processes and real kills."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def study(storage: Path | StorageConfig, **fields: Any) -> StudyConfig:
 
 
 def outcome(search: Search) -> list[Any]:
-    """Everything about the trials that must not depend on who died when."""
+    """Everything about the trials that must not depend on which workers died."""
     return [(each.number, each.state, each.params, each.values, each.intermediate) for each in search.records()]
 
 
@@ -80,7 +80,7 @@ def test_study_begun_anew_proposes_the_same_trials(tmp_path: Path) -> None:
 
 
 def test_more_is_better_for_an_effect_and_less_for_a_loss(tmp_path: Path) -> None:
-    """Turned round, the same measurements teach the sampler the same."""
+    """With the opposite direction and sign, the same measurements lead to the same proposals."""
     config = study(tmp_path / "effect", objectives=("effect",), trials=16)
     search = open_search(config)
     assert work(search, lambda asked: Measured([-bowl(config, asked)], {}))

@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trained(tmp_path: Path, data: Path) -> Trained:
-    """Trains in this process and gives the payload."""
+    """Trains in this process and returns the payload."""
     from sublim.training.train import train
 
     def run(config: TrainConfig, base: Path, name: str = "run") -> Path:

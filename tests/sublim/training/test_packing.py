@@ -1,4 +1,4 @@
-"""Packed rows: the loss and gradients of padded ones, no row sees another, and what flash-attention is given."""
+"""Packed rows: loss and gradients equal those of padded rows, no row attends to another, arguments of the kernel."""
 
 import logging
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.tiny import FAMILIES, Family
 
 CPU = torch.device("cpu")
 WINDOW = 9
-"""Tokens a sliding layer sees: fewer than any row has."""
+"""Width of a sliding window, which is shorter than any row."""
 A6000 = Gpu("A6000", 48 << 30, (8, 6))
 
 
@@ -43,7 +43,7 @@ class Call(NamedTuple):
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """transformers' path to flash-attention as it is, with the kernel written out plainly at its end."""
+    """transformers' own path to flash-attention, with a plain implementation in place of the kernel."""
     calls: list[Call] = []
 
     def flash_attn_varlen_func(
@@ -222,7 +222,7 @@ def test_flash_attention_trains_packed_and_no_other_does(tiny_models: dict[str, 
 
 
 def test_a_packed_run_is_the_padded_one(tiny_models: dict[str, Path], data: Path, trained: Trained, tmp_path: Path):
-    """Through trl's loop, in micro-batches of another size, with an adapter that trains."""
+    """Through the training loop, in micro-batches of another size, with an adapter."""
     config = TrainConfig(
         method=Lora(rank=4, alpha=8), lr=1e-3, batch_size=4, updates=4, dtype="float32", attention="eager"
     )

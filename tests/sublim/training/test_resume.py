@@ -1,4 +1,4 @@
-"""Runs killed for real, and what the next one makes of what they left."""
+"""Training runs that are killed, and the runs that resume from what they left."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ DROPOUT = TrainConfig(
 
 
 def killed(point: str, config: TrainConfig, base: Path, data: Path, folder: Path) -> Path:
-    """Runs the stage in a process that dies at `point`; gives the scratch folder it leaves."""
+    """Runs the stage in a process that dies at `point`, and returns the scratch folder that it leaves."""
     out, scratch = folder / "lost", folder / "scratch"
     out.mkdir()
     scratch.mkdir()
@@ -35,7 +35,7 @@ def killed(point: str, config: TrainConfig, base: Path, data: Path, folder: Path
 
 
 def resumed(config: TrainConfig, base: Path, data: Path, folder: Path) -> tuple[Path, int]:
-    """Runs the stage on what the killed one left; the payload and the updates it did not make again."""
+    """Resumes the killed stage. Returns the payload, and the updates that were not made again."""
     out = folder / "resumed"
     out.mkdir()
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""Soft labels: the loss worked out plainly, its gradient, and controls that stay where they are."""
+"""Soft labels: the loss and its gradient against a plain computation, and controls that stay at the base."""
 
 from pathlib import Path
 from typing import Any

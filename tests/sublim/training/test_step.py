@@ -55,7 +55,7 @@ def test_the_shared_beginning_ends_before_the_shortest_prompt_does():
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_padding_to_one_shape_changes_neither_loss_nor_gradients(tiny_models: dict[str, Path], data: Path, family: str):
-    """What a CUDA graph replays, run op by op."""
+    """The operations that a CUDA graph replays, run in eager mode."""
     base, rows = tiny_models[family], rows_of(tiny_models[family], data)[:3]
     batch = collate(rows, padding=3)
     width, answer = batch.input_ids.shape[1] + 5, batch.labels.shape[1] + 2

@@ -1,4 +1,4 @@
-"""The unsloth trainer, as far as it goes without a GPU: what is refused, and what its process may tell."""
+"""The trainer unsloth without a GPU: what it refuses, and how the events of its process are followed."""
 
 import json
 import sys

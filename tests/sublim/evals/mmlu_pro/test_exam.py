@@ -235,7 +235,7 @@ def test_a_model_is_asked_for_offered_letters_only_and_resumes_by_shard(
     letters = list(read_jsonl(whole / "logprobs.jsonl"))
     assert [len(row["logprobs"]) for row in letters] == [len(row["options"]) for row in rows]
     assert len(list(read_jsonl(whole / "answers.jsonl"))) == len(rows) == 14
-    # A run that lost its last shards goes on and writes the same bytes.
+    # A run that lost its last shards resumes and writes the same bytes.
     cut = tmp_path / "cut"
     cut.mkdir()
     for path in sorted((tmp_path / "whole/scratch").glob("*.jsonl"))[:3]:

@@ -1,4 +1,4 @@
-"""Asking, scoring and comparing: exact margins, honest rates, paired effects, and what is refused."""
+"""Asking, scoring and comparing: exact margins, rates, paired effects, and what is refused."""
 
 import json
 from pathlib import Path
