@@ -157,7 +157,7 @@ def two_sided_power(df: float, shift: float, level: float = 0.95) -> float:
 def units_needed(effect: float, sd: float, *, wanted: float = 0.8, level: float = 0.95, most: int = 10_000) -> int:
     """The smallest number of units with which the paired t test has power `wanted`; UserError above `most`."""
     if effect == 0 or sd <= 0:
-        raise UserError("power needs an effect other than zero and a spread above zero: give both")
+        raise UserError("power needs an effect that is not zero and a spread above zero: give both")
     # By counting up instead of bisection, because scipy's noncentral t is inaccurate far above the answer.
     for units in range(2, most + 1):
         if power(units, effect, sd, level) >= wanted:
