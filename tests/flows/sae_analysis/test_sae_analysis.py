@@ -181,7 +181,7 @@ def test_presets_are_whole(name: str) -> None:
         ({"target": "owl,owl"}, "named twice"),
         ({"labels": {14: "nowhere"}}, "nowhere is neither a folder nor"),
         ({"labels": {13: "nowhere"}}, "layer 13, of which there is no SAE"),
-        ({"probes": {"read_at": "all"}}, "one vector a row"),
+        ({"probes": {"read_at": "all"}}, "one vector per row"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], message: str) -> None:
