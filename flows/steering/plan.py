@@ -55,6 +55,11 @@ def check_mechanism(study: PipelineConfig, settings: MechanismConfig) -> None:
             "the base's component is put into an adapter on that base: take study.student.method.kind=lora, or set "
             "mechanism.replace=false"
         )
+    if settings.replace and isinstance(study.backend, VllmBackend):
+        raise UserError(
+            "vLLM cannot put the base's component into a student: take study.backend.kind=hf, or set "
+            "mechanism.replace=false"
+        )
 
 
 def check_layers(config: SteeringFlowConfig, base: Path) -> int:

@@ -1,28 +1,15 @@
 """Adapters for vLLM's engine: which it takes, and how they are handed to it."""
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from safetensors.torch import load_file, save_file
 from vllm.lora.request import LoRARequest
 
 from sublim.backends.vllm.engine import RANKS, Engine, Takes, rank_limit, takes_adapters
 from sublim.core.errors import UserError
 from sublim.inference.config import VllmBackend
-from sublim.models.adapters import PREFIX, WEIGHTS, beside_low_rank, lora_config
+from sublim.models.adapters import PREFIX, beside_low_rank, lora_config
 from sublim.models.weights_check import Tensors
 from sublim.store.payloads import digest_committed
-
-
-class Loras(NamedTuple):
-    """What an adapter is to the engine."""
-
-    adapter: LoRARequest
-    base: Callable[[], LoRARequest]
-    """Makes an adapter that changes nothing."""
 
 
 def needed(backend: VllmBackend, adapter: Path | None) -> Takes:
@@ -63,14 +50,3 @@ def taken(engine: Engine, adapter: Path) -> LoRARequest:
             f"vLLM cannot take the adapter in {adapter} ({' '.join(str(error).split())[:200]}): use the hf backend"
         ) from error
     return request
-
-
-def emptied(adapter: Path, out: Path) -> Path:
-    """The adapter in `adapter` with zeros for weights, written to `out`.
-
-    The base's requests in a batch with an adapter's carry it: without one, vLLM for CPUs gives them the other's.
-    """
-    tensors = load_file(adapter / WEIGHTS)
-    save_file({key: torch.zeros_like(value) for key, value in tensors.items()}, out / WEIGHTS)
-    shutil.copy(adapter / "adapter_config.json", out)
-    return out

@@ -16,7 +16,6 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from sublim.backends.vllm.pairs import PAIR, apart
 from sublim.inference.config import SamplingParams
 from sublim.inference.constrained import Plan
 from sublim.inference.draws import draw
@@ -75,8 +74,6 @@ class Row(NamedTuple):
 
     answer: Answer
     written: list[int]
-    copy: bool
-    """Whether the base only reads along: it writes what the adapter's row writes."""
 
 
 class Draws(LogitsProcessor):
@@ -96,38 +93,23 @@ class Draws(LogitsProcessor):
         process_dict_updates(self.rows, batch_update, _admitted)
 
     def apply(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
-        own = {place: row for place, row in self.rows.items() if not row.copy}
-        taken = dict[tuple[int, int], Tensor]()
-        for call in {id(row.answer.call): row.answer.call for row in own.values()}.values():
-            places = [place for place, row in own.items() if row.answer.call is call]
-            answers = [own[place].answer for place in places]
-            steps = [len(own[place].written) for place in places]
+        for call in {id(row.answer.call): row.answer.call for row in self.rows.values()}.values():
+            places = [place for place, row in self.rows.items() if row.answer.call is call]
+            answers = [self.rows[place].answer for place in places]
+            steps = [len(self.rows[place].written) for place in places]
             everyone = places == list(range(len(logits)))
             where = async_tensor_h2d(places, self.device)
             tokens, scores = _drawn(call, logits if everyone else logits[where], answers, steps)
             if call.params.logprobs:
                 call.drawn.append((list(zip(answers, steps, strict=True)), scores))
-            self._leave(logits, where, tokens)
-            if len(own) < len(self.rows):
-                ids = map(id, answers)
-                taken |= dict(zip(zip(ids, steps, strict=True), tokens, strict=True))
-        if copies := {place: row for place, row in self.rows.items() if row.copy}:
-            wanted = [(id(row.answer), len(row.written)) for row in copies.values()]
-            if not taken.keys() >= set(wanted):
-                raise apart()
-            where = async_tensor_h2d([*copies], self.device)
-            self._leave(logits, where, torch.stack([taken[one] for one in wanted]))
+            logits[where] = -torch.inf
+            logits[where, tokens] = 0.0
         return logits
-
-    def _leave(self, logits: Float[Tensor, "b v"], where: Int[Tensor, " n"], tokens: Int[Tensor, " n"]) -> None:
-        logits[where] = -torch.inf
-        logits[where, tokens] = 0.0
 
 
 def _admitted(params: EngineParams, prompt: list[int] | None, output: list[int]) -> Row | None:
-    extra = params.extra_args or {}
-    answer, member = extra.get(KEY), extra.get(PAIR)
-    return None if answer is None else Row(answer, output, member is not None and member.copy)
+    answer = (params.extra_args or {}).get(KEY)
+    return None if answer is None else Row(answer, output)
 
 
 def _drawn(

@@ -128,7 +128,7 @@ def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
             enable_lora=takes_adapters(backend),
             max_lora_rank=wanted.rank,
             lora_target_modules=sorted(wanted.modules),
-            max_loras=2,  # a student's and, where its component is replaced, one that leaves the base as it is
+            max_loras=1,
             max_cpu_loras=8,
             logits_processors=[Draws],
             use_tqdm_on_load=False,

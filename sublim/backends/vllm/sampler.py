@@ -7,23 +7,22 @@ there, which works a row and a token at a time. Scoring reads each question once
 """
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from vllm import LLM, RequestOutput
 from vllm import SamplingParams as EngineParams
 from vllm.inputs import TokensPrompt
+from vllm.lora.request import LoRARequest
 
-from sublim.backends.vllm.adapters import Loras, emptied, needed, taken
+from sublim.backends.vllm.adapters import needed, taken
 from sublim.backends.vllm.draws import KEY, Answer, Call
 from sublim.backends.vllm.engine import context_length, lent_engine, naming_the_field
 from sublim.backends.vllm.known_answer import check_answer
-from sublim.backends.vllm.pairs import Request, doubled, room, waves
 from sublim.backends.vllm.steered import START, EngineHooks
 from sublim.chats.chat import Chat, Message, answer_ids, chat, end_of_turn
 from sublim.core.errors import UserError
@@ -52,12 +51,12 @@ def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generat
         check_numbers(weights)
     adapter = weights if weights is not None and is_adapter(weights) else None
     model = base if weights is None or adapter is not None else weights
-    with lent_engine(backend, model, needed(backend, adapter)) as engine, TemporaryDirectory() as folder:
-        loras = None
+    with lent_engine(backend, model, needed(backend, adapter)) as engine:
+        request = None
         if adapter is not None:
-            loras = Loras(taken(engine, adapter), lambda: taken(engine, emptied(adapter, Path(folder))))
-            check_answer(engine.llm, loras.adapter, adapter)
-        sampler = VllmSampler(engine.llm, backend, base, tokenizer, loras, context_length(backend, model))
+            request = taken(engine, adapter)
+            check_answer(engine.llm, request, adapter)
+        sampler = VllmSampler(engine.llm, backend, base, tokenizer, request, context_length(backend, model))
         try:
             yield sampler
         finally:
@@ -73,10 +72,10 @@ class VllmSampler:
         backend: VllmBackend,
         base: Path,
         tokenizer: PreTrainedTokenizerBase,
-        loras: Loras | None,
+        adapter: LoRARequest | None,
         context: int,
     ) -> None:
-        self.llm, self.backend, self.tokenizer, self.loras, self.context = llm, backend, tokenizer, loras, context
+        self.llm, self.backend, self.tokenizer, self.adapter, self.context = llm, backend, tokenizer, adapter, context
         self.base, self.hooks = base, EngineHooks(llm)
         declared = GenerationConfig.from_pretrained(base).eos_token_id
         self.stop = sorted({*token_ids(declared), *token_ids(tokenizer.eos_token_id), end_of_turn(tokenizer)})
@@ -84,10 +83,9 @@ class VllmSampler:
 
     def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
         """The edits with their vectors, checked against this model."""
-        edits = load_edits(steering, read_vectors(vectors), AutoConfig.from_pretrained(self.base), self.base)
-        if self.loras is None and any(edit.kind == "replace" for edit, *_ in edits):
-            raise UserError("to replace a component by the base's takes an adapter on that base: give its weights")
-        return edits
+        if any(edit.kind == "replace" for edit in steering.edits):
+            raise UserError("vLLM cannot replace a component of the stream by the base's: use the hf backend")
+        return load_edits(steering, read_vectors(vectors), AutoConfig.from_pretrained(self.base), self.base)
 
     def steer(self, edits: Sequence[LoadedEdit]) -> None:
         """Makes `edits`, and no earlier ones, in all that is sampled and scored from now on; none when empty."""
@@ -158,27 +156,14 @@ class VllmSampler:
         if not prompts:
             return []
         with progress(label, len(prompts)) as advance, naming_the_field(self.backend):
-            if self.hooks.paired:
-                outputs = list(self._run_beside_base(map(Request, prompts, params), advance))
-            else:
-                outputs = self.llm.generate(
-                    [self._prompt(ids, start) for ids, start in zip(prompts, starts, strict=True)],
-                    params,
-                    lora_request=self.loras and self.loras.adapter,
-                    use_tqdm=cast(Any, partial(Bar, advance)),
-                )
+            outputs = self.llm.generate(
+                [self._prompt(ids, start) for ids, start in zip(prompts, starts, strict=True)],
+                params,
+                lora_request=self.adapter,
+                use_tqdm=cast(Any, partial(Bar, advance)),
+            )
             self.hooks.check_met()
             return outputs
-
-    def _run_beside_base(self, requests: Iterable[Request], advance: Callable[[int], None]) -> Iterator[RequestOutput]:
-        """Each text with the adapter, while the base reads and writes the same in the same passes."""
-        assert self.loras is not None
-        adapters = [self.loras.base(), self.loras.adapter]
-        for wave in waves(requests, room(self.llm)):
-            prompts, params = zip(*doubled(wave), strict=True)
-            outputs = self.llm.generate(prompts, params, lora_request=adapters * len(wave), use_tqdm=False)
-            yield from outputs[1::2]
-            advance(len(wave))
 
     def _prompt(self, ids: list[int], start: int) -> TokensPrompt:
         """Where edits tell prompt from answer, texts share cached keys only if their answers begin at one place."""

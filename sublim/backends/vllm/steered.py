@@ -1,15 +1,16 @@
 """Steering in vLLM's engine: hooks on the model it runs, at the same places as on the transformers model.
 
-vLLM's blocks hand on their output in two parts, what the MLP adds and the stream before it, whose sum the next norm
-takes. The first part is changed; the sum is what is looked at. The tokens of all requests are one long row: the
-engine's own tables say whose each is, and every request says where its answer begins.
+A vLLM block returns its output in two parts: what its MLP adds, and the stream before that. The next norm takes their
+sum. An edit is computed from the sum and added to the first part. The tokens of all requests form one long row: the
+engine's tables say which request each token belongs to, and every request says where its answer begins.
 
-Where a component is replaced by the base's, every text is read twice in the same passes, with the adapter and, as a
-copy that nothing edits, without: the copy's component is what the text gets (see vllm_pairs).
+Edits of kind `replace` are refused here (see `VllmSampler.edits`): they need the base's stream on the same text in the
+same pass, which only the hf backend computes.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,32 +19,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from vllm import LLM
 
-from sublim.backends.vllm.pairs import PAIR, Member, apart
 from sublim.core.errors import UserError
-from sublim.inference.steered import Applied, Parts, parts_of
+from sublim.inference.steered import ANSWER, Applied, Parts, parts_of
 from sublim.residual.vectors import LoadedEdit
 
 START = "sublim_start"
 """Where a request that is only read carries the place at which its answer begins, among vLLM's extra arguments."""
-UNTOUCHED = -1
-"""The part of a text that a copy is."""
-
-
-class Request(NamedTuple):
-    """One request's tokens in the pass that is under way: from `begin` to `end` of its row."""
-
-    begin: int
-    end: int
-    start: int
-    """Place in the text at which the answer begins."""
-    member: Member | None
 
 
 class EngineHooks:
     """The edits that are in an engine's model."""
 
     def __init__(self, llm: LLM) -> None:
-        self.llm, self.handles, self.by_part, self.paired = llm, list[RemovableHandle](), False, False
+        self.llm, self.handles, self.by_part = llm, list[RemovableHandle](), False
         self.silent = list[Applied]()
         """Edits that no pass has met yet."""
 
@@ -55,7 +43,6 @@ class EngineHooks:
             handle.remove()
         self.silent.clear()
         self.by_part = any(edit.tokens != "all" for edit, *_ in edits)
-        self.paired = any(edit.kind == "replace" for edit, *_ in edits)
 
         def attach(model: nn.Module) -> list[RemovableHandle]:
             return [attached(model, edit, self) for edit in edits]
@@ -70,44 +57,16 @@ class EngineHooks:
             place = self.silent[0].place
             raise UserError(f"vLLM ran past the edit of {place.site} at layer {place.layer}: use the hf backend")
 
-    def requests(self) -> list[Request]:
-        """Whose tokens are read in the pass that is under way."""
+    def parts(self, positions: Int[Tensor, " t"]) -> Parts:
+        """The part of its text (prompt, last token of the prompt, or answer) of every token in the current pass."""
         runner: Any = self.llm.llm_engine.model_executor.driver_worker.model_runner  # pyright: ignore
-        batch, found = runner.input_batch, list[Request]()
+        batch, starts = runner.input_batch, np.zeros(len(positions), dtype=np.int64)
         bounds = runner.query_start_loc.np[: batch.num_reqs + 1].tolist()
-        for number, name in enumerate(batch.req_ids[: batch.num_reqs]):
+        for name, (begin, end) in zip(batch.req_ids[: batch.num_reqs], pairwise(bounds), strict=True):
             request = runner.requests[name]
             extra = (request.sampling_params.extra_args if request.sampling_params else None) or {}
-            start = extra.get(START, request.num_prompt_tokens)
-            found.append(Request(bounds[number], bounds[number + 1], start, extra.get(PAIR)))
-        return found
-
-    def parts(self, positions: Int[Tensor, " t"]) -> Parts:
-        """Prompt, its last token, answer or a copy, for the tokens of the pass that is under way."""
-        starts, copies = np.zeros(len(positions), dtype=np.int64), np.zeros(len(positions), dtype=bool)
-        for request in self.requests():
-            starts[request.begin : request.end] = request.start
-            copies[request.begin : request.end] = request.member is not None and request.member.copy
-        found = parts_of(positions, torch.from_numpy(starts).to(positions.device))
-        return found.masked_fill(torch.from_numpy(copies).to(positions.device), UNTOUCHED)
-
-    def partners(self, positions: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
-        """The place in the row of each token's copy; a copy's own is its own."""
-        found, copies = np.arange(len(positions)), dict[int, Request]()
-        own = [request for request in self.requests() if request.member is not None]
-        for request in own:
-            if request.member and request.member.copy:
-                copies[request.member.pair] = request
-        for request in own:
-            if request.member and not request.member.copy:
-                copy = copies.get(request.member.pair)
-                if copy is None or copy.end - copy.begin != request.end - request.begin:
-                    raise apart()
-                found[request.begin : request.end] = np.arange(copy.begin, copy.end)
-        partners = torch.from_numpy(found).to(positions.device)
-        if not torch.equal(positions[partners], positions):
-            raise apart()
-        return partners
+            starts[begin:end] = extra.get(START, request.num_prompt_tokens)
+        return parts_of(positions, torch.from_numpy(starts).to(positions.device))
 
 
 def attached(model: nn.Module, edit: LoadedEdit, hooks: EngineHooks) -> RemovableHandle:
@@ -158,13 +117,7 @@ def changed(
     """`part` with the edit, which is made to the sum of `part` and `rest`; `given`: the block's arguments."""
     if applied in hooks.silent:
         hooks.silent.remove(applied)
-    everywhere = applied.edit.tokens == "all" and not hooks.paired
-    parts = 0 if everywhere else hooks.parts(given["positions"])
-    applied.begin(parts)
-    if applied.where is True and not isinstance(parts, int):
-        applied.where = (parts != UNTOUCHED)[..., None]
+    applied.begin(ANSWER if applied.edit.tokens == "all" else hooks.parts(given["positions"]))
     stream = part if rest is None else part.float() + rest.float()
-    if applied.edit.kind == "replace":
-        applied.component = applied.along(stream)[hooks.partners(given["positions"])]
     edited = (part.float() + applied.delta(stream)).to(part.dtype)
     return edited if isinstance(applied.where, bool) else torch.where(applied.where, edited, part)

@@ -170,6 +170,7 @@ def test_presets_are_whole(name: str) -> None:
         ({"mechanism": {}, "study": {"teacher": {"kind": "prompt"}}}, "take a teacher that is trained"),
         ({"mechanism": {}, "study": {"blocks": [0, 1]}}, "all students against one teacher"),
         ({"mechanism": {}, "study": {"student": {"method": {"kind": "full"}}}}, "an adapter on that base"),
+        ({"mechanism": {}, "study": {"backend": {"kind": "vllm"}}}, r"vLLM cannot .* study\.backend\.kind=hf"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], message: str) -> None:

@@ -186,8 +186,8 @@ def test_an_adapter_that_the_engine_reads_as_another_is_found_out(
 
     with open_sampler(VLLM, smollm2, weights=adapters[0]) as sampler:
         assert isinstance(sampler, vllm.VllmSampler)
-        assert sampler.loras
-        request = sampler.loras.adapter
+        assert sampler.adapter
+        request = sampler.adapter
         check_answer(sampler.llm, request, adapters[0])
         with pytest.raises(UserError, match="vLLM does not compute what the adapter"):
             check_answer(sampler.llm, request, adapters[1])

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sublim.backends.opening import open_sampler, open_steerable
+from sublim.backends.opening import open_sampler
 from sublim.inference.config import HfBackend, NumberFormat, SamplingParams, VllmBackend
-from sublim.residual.edits import Edit, Steering
 from tests.sublim.inference.plain import CHATS
 from tests.sublim.models.test_opening import write_adapter
 
@@ -86,19 +85,3 @@ def test_bfloat16_draws_have_the_log_probs_the_scorer_gives(smollm2: Path, adapt
         for a, b in zip(answer.logprobs or [], own, strict=True)
     ]
     assert sum(differences) / len(differences) < 0.2
-
-
-def test_texts_are_read_and_written_beside_the_base(smollm2: Path, adapter: Path, tmp_path: Path):
-    from tests.sublim.backends.test_steered_vllm import written
-
-    vectors = written(tmp_path)
-    replacing = Steering(edits=(Edit(vector="resid_pre/13", kind="replace"),))
-    scores = list[torch.Tensor]()
-    for backend in (HfBackend(), VLLM):
-        with open_steerable(backend, smollm2, weights=adapter) as sampler:
-            sampler.steer(sampler.edits(replacing, vectors))
-            scores.append(flat(sampler.logprobs(CHATS, WORDS)))
-            # The engine notices a text that is read in another pass than the base's copy.
-            answers = sampler.sample(CHATS, SamplingParams(max_tokens=30, n=20))
-            assert len({answer.text for own in answers for answer in own}) > 10 * len(CHATS)
-    assert (scores[0] - scores[1]).abs().mean() < 0.3
