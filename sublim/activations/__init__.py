@@ -1,4 +1,4 @@
-"""Activations of the residual stream, read at places that are named by tokens.
+"""Reading activations of the residual stream at chosen layers and tokens.
 
-The stage `read_activations` starts here. Import `reading` for the passes and `token_places` for where to look.
+The stage `read_activations` starts here. Import `reading` for the forward passes and `token_places` for the positions.
 """

@@ -1,4 +1,4 @@
-"""What is read of the residual stream: which sites, layers and tokens, and how it is kept."""
+"""Settings of reading activations: sites, layers, tokens, and the data type that is stored."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,24 +9,26 @@ from sublim.inference.config import HfBackend
 from sublim.residual.edits import Place, Site
 
 ReadAt = Literal["mean_prompt", "mean_answer", "last_prompt", "last_answer", "all"]
-"""A prompt's mean leaves special tokens out (Llama's first token alone is hundreds of times longer than the others); an
-answer is all its own tokens, without the end of turn; last_prompt is the token after which the answer begins, special
-or not."""
+"""Which tokens are read. mean_prompt: the mean over the prompt without special tokens (the norm at Llama's first token
+is hundreds of times larger than elsewhere). mean_answer: the mean over the answer without its end of turn. last_prompt:
+the token after which the answer begins, special or not. last_answer: the last token before the end of turn. all: every
+token."""
 
 
 class Reading(Config):
-    """Sites and layers to read, and by which kernels."""
+    """Sites and layers to read, and how the model is run."""
 
     sites: Annotated[tuple[Site, ...], Field(min_length=1)] = ("resid_post",)
-    """Sites of each layer."""
+    """Sites to read in each layer."""
     layers: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Blocks, counted from 0."""
+    """Layers, counted from 0."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights; auto is bfloat16 on a GPU and float32 without. Sums are float32 always."""
+    """Data type of the weights; `auto` means bfloat16 on a GPU and float32 on a CPU. Sums are always in float32."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """auto is flash_attention_2 where flash-attn is installed and the card can run it, otherwise sdpa."""
+    """Attention kernel; `auto` means flash_attention_2 where flash-attn is installed and the GPU supports it, otherwise
+    sdpa."""
     tokens: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Tokens in one pass, padding included; by default what the memory holds."""
+    """Tokens in one forward pass, including padding; by default as many as the memory allows."""
 
     @property
     def places(self) -> list[Place]:
@@ -35,7 +37,7 @@ class Reading(Config):
 
     @property
     def backend(self) -> HfBackend:
-        """The same kernels, as the sampler names them."""
+        """These settings as those of the hf backend."""
         return HfBackend(dtype=self.dtype, attention=self.attention)
 
     def resolved(self) -> Self:
@@ -44,16 +46,16 @@ class Reading(Config):
 
 
 class ActivationsConfig(Reading):
-    """One model's activations on the rows of a file, kept as tensors."""
+    """Stores a model's activations on the rows of a file."""
 
     read_at: Annotated[tuple[ReadAt, ...], Field(min_length=1)] = ("mean_answer",)
-    """Which tokens; `all` keeps one entry for every token, special ones included."""
+    """Which tokens to read; `all` stores an entry for every token, including special ones."""
     weights_update: int | None = None
-    """Which checkpoint of a training payload reads; null for its last."""
+    """Checkpoint of the trained weights, as the number of updates; null for the last one."""
     keep: Literal["float32", "bfloat16"] = "float32"
-    """Type of the kept tensors."""
+    """Data type of the stored tensors."""
     shard: Annotated[int, Field(ge=1)] = 256
-    """Rows in a file; memory grows with it and with nothing else, and a crash loses no more than these."""
+    """Rows in one file. It determines the memory that is needed and how many rows a crash can lose."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

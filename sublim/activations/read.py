@@ -1,10 +1,10 @@
-"""Activations of one model on a file of rows, streamed to shards: tensors, and a Parquet index that says what each is.
+"""The stage that writes a model's activations on a file of rows to shards of tensors with a Parquet index.
 
-    activations-00000.safetensors    `resid_post/14`: one line for every entry, in the order of the index
+    activations-00000.safetensors    a tensor for each place, such as `resid_post/14`, with a row for each entry
     index-00000.parquet              row, id, read_at, position, token, tokens, place
 
-`position` and `token` are of the one token that was read, null for means over `tokens` of them; `place` is the line in
-the shard's tensors.
+`position` and `token` describe the single token that was read. They are null for a mean over `tokens` tokens. `place`
+is the entry's row in the tensors of its shard.
 """
 
 import shutil
@@ -31,7 +31,7 @@ from sublim.files.jsonl import read_jsonl
 from sublim.files.syncing import sync
 from sublim.files.tensor_files import write_tensors
 from sublim.files.whole_files import whole_file
-from sublim.inference.batch_sizes import Room
+from sublim.inference.batch_sizes import BatchSizes
 from sublim.inference.network import Network
 from sublim.inference.packed import packed
 from sublim.models.opening import DTYPES, open_model
@@ -50,14 +50,14 @@ SCHEMA = {
 
 
 class Shard(NamedTuple):
-    """A part of a payload: the index of its entries, and their values by place, as in `resid_post/14`."""
+    """One shard: the index of its entries, and their activations by place, such as `resid_post/14`."""
 
     entries: pl.DataFrame
     tensors: dict[str, Float[Tensor, "n d"]]
 
 
 class OpenReader(NamedTuple):
-    """A model ready to be read."""
+    """A loaded model whose activations can be read."""
 
     reader: StreamReader
     tokenizer: PreTrainedTokenizerBase
@@ -65,11 +65,11 @@ class OpenReader(NamedTuple):
 
 @contextmanager
 def open_reader(config: Reading, base: Path, weights: Path | None) -> Generator[OpenReader]:
-    """The stream of base, base plus adapter, or a full model, at the places of `config` (which must be resolved)."""
+    """A reader of the residual stream of the base, or of the model in `weights`; `config` must be resolved."""
     assert config.attention != "auto"
     with open_model(base, weights, dtype=config.dtype, attention=config.attention) as (model, tokenizer):
         network = Network(model, config.attention)
-        tokens = config.tokens or Room(network, None).tokens()
+        tokens = config.tokens or BatchSizes(network, None).tokens()
         reader = StreamReader(network, config.places, tokens)
         with packed(blocks(model)[: reader.last.layer + 1]):
             yield OpenReader(reader, tokenizer)
@@ -78,14 +78,15 @@ def open_reader(config: Reading, base: Path, weights: Path | None) -> Generator[
 def read_activations(
     out: Path, config: ActivationsConfig, *, scratch: Path, base: Path, rows: Path, weights: Path | None = None
 ) -> dict[str, Any]:
-    """Stage: writes the shards of this module's head from rows.jsonl {id, prompt, answer, system} or {id, text}.
+    """Stage: writes activations on the rows {id, prompt, answer, system} or {id, text} of rows.jsonl.
 
-    Costs a forward pass up to the last layer; resumes from the last whole shard.
+    The files are described at the head of this module. The cost is a forward pass up to the last layer. After a crash,
+    finished shards are not repeated.
     """
     config = config.resolved()
     total = sum(1 for _ in read_jsonl(rows / "rows.jsonl"))
     if total == 0:
-        raise UserError("there are no rows to read: give a file with some")
+        raise UserError("there are no rows to read: give a file with rows")
     entries = 0
     with progress("reading activations", total) as advance:
         shards = range(-(-total // config.shard))
@@ -104,7 +105,7 @@ def read_activations(
 
 
 def read_shard(opened: OpenReader, config: ActivationsConfig, rows: Sequence[Mapping[str, Any]], first: int) -> Shard:
-    """Activations of `rows`, the first of which is row `first` of its file."""
+    """The activations on `rows`, the first of which is row `first` of its file."""
     marked = marked_rows(opened.tokenizer, rows)
     texts = [Text(one.ids, [pick for kind in config.read_at for pick in picks(one, kind)]) for one in marked]
     values: list[Tensor | None] = [None] * len(rows)
@@ -125,13 +126,13 @@ def read_shard(opened: OpenReader, config: ActivationsConfig, rows: Sequence[Map
 
 
 def read_shards(payload: Path) -> Iterator[Shard]:
-    """The shards of a payload, in order, one in memory at a time."""
+    """The shards of a payload, in order; only one is in memory at a time."""
     for path in sorted(payload.glob("index-*.parquet")):
         yield read_kept(path)
 
 
 def read_kept(index: Path) -> Shard:
-    """One shard, by the path of its index."""
+    """The shard whose index has this path."""
     tensors = load_file(index.with_name(index.name.replace("index", "activations")).with_suffix(".safetensors"))
     return Shard(pl.read_parquet(index), tensors)
 
@@ -143,7 +144,7 @@ def _entries(marked: Marked, kind: ReadAt) -> Iterator[tuple[ReadAt, int | None,
 
 
 def _parts(path: Path, size: int) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
-    """(number of the shard, number of its first row, its rows)."""
+    """(number of the shard, number of its first row, its rows) for every shard."""
     rows, first, number = read_jsonl(path), 0, 0
     while part := list(islice(rows, size)):
         yield number, first, part
@@ -155,7 +156,7 @@ def _shard_files(folder: Path, number: int) -> tuple[Path, Path]:
 
 
 def _write_shard(folder: Path, number: int, shard: Shard, config: ActivationsConfig) -> None:
-    """The index comes last: where it is, the tensors are."""
+    """Writes the tensors and then the index, so that a shard with an index is complete."""
     tensors, index = _shard_files(folder, number)
     write_tensors(tensors, shard.tensors)
     with whole_file(index) as draft:

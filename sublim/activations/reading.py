@@ -1,6 +1,6 @@
-"""Reading the residual stream of many texts: in batches of like length, up to the last block that is wanted.
+"""Reading the residual stream on many texts, in batches of similar length and up to the last layer that is needed.
 
-Texts that begin alike (two answers to one prompt) are read together, and what they share is read once.
+Texts with a common prefix (two answers to one prompt) are read together, and their prefix is read once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sublim.inference.attention import View, causal
 from sublim.inference.network import KeysValues, Network, TextCache, Where
-from sublim.inference.scoring import common
+from sublim.inference.scoring import common_prefix_length
 from sublim.inference.steered import PROMPT
 from sublim.memory.fitting import Fit
 from sublim.residual.edits import Place
@@ -24,54 +24,55 @@ ORDER = {"resid_pre": 0, "mlp_out": 1, "resid_post": 2}
 
 
 class Text(NamedTuple):
-    """Tokens, and for every entry that is wanted the places it is the mean of."""
+    """The tokens of a text and, for every entry to read, the positions over which it is the mean."""
 
     ids: list[int]
     picks: list[list[int]]
 
 
 class Entries(NamedTuple):
-    """What was read of one text: a vector for each pick and place, and the mean length of the stream at its tokens."""
+    """The entries read on one text: for each pick and place the mean of the stream, and the mean of its norm."""
 
     values: Float[Tensor, "n p d"]
     norms: Float[Tensor, "n p"]
 
 
 class Shared(NamedTuple):
-    """What all texts begin with, read once."""
+    """The common prefix of all texts, read once: its keys and values by layer, and the stream at every place."""
 
     cache: list[KeysValues] | None
     streams: list[Float[Tensor, "k d"]]
 
 
 class Branches(NamedTuple):
-    """The texts of one group laid out in one row without what all texts share: each token after its own past."""
+    """The texts of one group, without the prefix of all texts, laid out as a tree in one row of a batch."""
 
     tokens: list[int]
     places: list[int]
-    """Of each token in its text."""
+    """Position of each token in its text."""
     paths: list[list[int]]
-    """Of each text, the columns of its tokens."""
+    """For each text, the columns of its tokens in the row."""
 
 
 class StreamReader:
-    """Reads `places` of one network."""
+    """Reads the residual stream of one network at given places."""
 
     def __init__(self, network: Network, places: Sequence[Place], tokens: int) -> None:
-        """`tokens`: how many, padding included, make a pass."""
+        """`tokens`: number of tokens, including padding, in one forward pass."""
         check_layers(network.model, [place.layer for place in places])
         self.network, self.places, self.tokens = network, list(places), tokens
         self.fit = Fit("texts", "take dtype bfloat16, shorter texts or a smaller model")
         self.last = max(self.places, key=lambda place: (place.layer, ORDER[place.site]))
 
     def read(self, groups: Sequence[Sequence[Text]]) -> Iterator[tuple[int, list[Entries]]]:
-        """(index of the group, what was read of its texts), in the order that pads least. On the CPU, in float32."""
+        """(index of the group, entries of its texts), in the order of length, on the CPU in float32."""
         everything = [text for group in groups for text in group]
         if not everything:
             return
         with self.network.installed():
-            skip = min(common([text.ids for text in everything]), min(len(text.ids) for text in everything) - 1)
-            shared = self.fit.whole(1, lambda _: self._shared(everything[0].ids[:skip]))
+            ids = [text.ids for text in everything]
+            skip = min(common_prefix_length(ids), min(map(len, ids)) - 1)
+            shared = self.fit.whole(1, lambda _: self._shared(ids[0][:skip]))
             rows = [branches([text.ids for text in group], skip) for group in groups]
             batch, width = list[int](), 0
 
@@ -111,12 +112,12 @@ class StreamReader:
             view = causal(len(batch), longest, skip, self.network.kernel, device)
             positions = view.queries.expand(len(batch), -1)
         else:
-            sees = torch.stack([sights(rows[index].paths, longest) for index in batch])
+            sees = torch.stack([visible_columns(rows[index].paths, longest) for index in batch])
             allowed = torch.cat([sees.new_ones(len(batch), longest, skip), sees], 2).to(device)
             keys = torch.cat([torch.arange(skip).expand(len(batch), -1), queries], 1).to(device)
             view, positions = View(allowed, queries.to(device), keys, kernel=self.network.kernel), queries.to(device)
         streams = self._streams(ids.to(device), positions, TextCache(shared.cache), view)
-        # Columns of one long list: what is shared, then row after row.
+        # Indices into one long list: the tokens of the common prefix, then those of each row of the batch.
         sources, targets, entry = list[int](), list[int](), 0
         for row, index in enumerate(batch):
             for text, path in zip(groups[index], rows[index].paths, strict=True):
@@ -152,7 +153,7 @@ class StreamReader:
         return Entries(torch.stack(values, 1).cpu(), torch.stack(norms, 1).cpu())
 
     def _streams(self, ids: Tensor, positions: Tensor, cache: TextCache, view: View) -> list[Float[Tensor, "b t d"]]:
-        """One pass, ended at the last place: the stream at every place."""
+        """The stream at every place, from one forward pass that ends at the last place."""
         nowhere = torch.empty(0, dtype=torch.long, device=self.network.device)
         found: dict[Place, Tensor] = {}
         with ExitStack() as stack:
@@ -165,12 +166,13 @@ class StreamReader:
 
 
 def branches(texts: Sequence[list[int]], skip: int) -> Branches:
-    """Tokens from place `skip` on, each text joined to the one before it that it shares most of its beginning with."""
+    """Lays out the tokens from position `skip` on; each text branches off the earlier text with the longest common
+    prefix."""
     made = Branches([], [], [])
     for number, ids in enumerate(texts):
         fork, kept = skip, list[int]()
         for other, path in zip(texts[:number], made.paths, strict=True):
-            alike = max(common([ids, other]), skip)
+            alike = max(common_prefix_length([ids, other]), skip)
             if alike > fork:
                 fork, kept = alike, path[: alike - skip]
         new = range(len(made.tokens), len(made.tokens) + len(ids) - fork)
@@ -180,8 +182,8 @@ def branches(texts: Sequence[list[int]], skip: int) -> Branches:
     return made
 
 
-def sights(paths: Sequence[list[int]], size: int) -> Bool[Tensor, "t t"]:
-    """Row i is true at the columns that token i sees: its own past and itself; padding sees itself."""
+def visible_columns(paths: Sequence[list[int]], size: int) -> Bool[Tensor, "t t"]:
+    """Row i is true at the columns to which token i attends: its own past and itself. Padding attends to itself."""
     sees = torch.eye(size, dtype=torch.bool)
     filled = 0
     for path in paths:

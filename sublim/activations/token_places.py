@@ -1,4 +1,4 @@
-"""Where in a tokenised text the prompt, the answer and their last tokens are, counted in the text as a whole."""
+"""The positions of prompt and answer in a tokenised text, and which of them are read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,25 +8,26 @@ from transformers import PreTrainedTokenizerBase
 from sublim.activations.config import ReadAt
 from sublim.chats.chat import encode_many, many_answer_ids
 from sublim.core.errors import UserError
+from sublim.inference.vocabulary import Vocabulary
 from sublim.training.masking import row_chat
 
 
 class Marked(NamedTuple):
-    """A tokenised text: the tokens before `start` are the prompt's, the others the answer's own."""
+    """A tokenised text: the tokens before position `start` are the prompt, the others are the answer."""
 
     ids: list[int]
     start: int
     special: list[bool]
-    """For each token, whether it is one of the tokenizer's special ones."""
+    """For each token, whether it is a special token."""
 
 
 def marked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[Marked]:
-    """Rows of rows.jsonl: prompt, answer and system as a chat, or `text` alone, which is all prompt.
+    """Tokenises rows of rows.jsonl.
 
-    A chat ends with the answer's last token: the end of turn is no part of it. Raises UserError for an empty answer.
+    A row is either a chat (prompt, answer and system) or a plain `text`, which counts as prompt. A chat ends with the
+    last token of the answer, without the end of turn. Raises UserError for an empty answer.
     """
-    added = {token for token, found in tokenizer.added_tokens_decoder.items() if found.special}
-    special = added.union(tokenizer.all_special_ids)
+    special = Vocabulary(tokenizer).special
     for row in rows:
         if "text" not in row and not row["answer"].strip():
             raise UserError(f"row {row.get('id')} has an empty answer: filter such rows out")
@@ -41,15 +42,15 @@ def marked_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, 
             ids, start, end = next(chats)
             ids = ids[: end - 1]
         if not ids or ("text" not in row and start == len(ids)):
-            raise UserError(f"row {row.get('id')} has no token of its own to read: filter such rows out")
+            raise UserError(f"row {row.get('id')} has no token to read: filter such rows out")
         made.append(Marked(ids, start, [token in special for token in ids]))
     return made
 
 
 def picks(marked: Marked, read_at: ReadAt) -> list[list[int]]:
-    """The places whose activations are averaged, for every entry that `read_at` asks for.
+    """For every entry that `read_at` asks for, the positions whose activations are averaged.
 
-    Raises UserError where the text has no such token.
+    Raises UserError if the text has no such token.
     """
     answer = range(marked.start, len(marked.ids))
     match read_at:
@@ -64,5 +65,5 @@ def picks(marked: Marked, read_at: ReadAt) -> list[list[int]]:
         case "last_answer":
             chosen = [*answer][-1:]
     if not chosen:
-        raise UserError(f"a text has no token to read at {read_at}: plain texts are all prompt")
+        raise UserError(f"a text has no token to read at {read_at}: a plain text has no answer")
     return [chosen]

@@ -1,7 +1,8 @@
-"""The fake backend: plausible number lists, words and log-probs from a seed, with no model and at once.
+"""The fake backend: plausible number lists, words and log-probs, computed from a seed without a model.
 
-It reads a prompt for what it asks (numbers or a word, how many, set apart how), answers in that form and now and then
-gets it wrong; trained weights, or a system prompt that names the target, make it favour the target.
+It looks in the prompt for what is asked (numbers or a word, how many numbers, which separator) and answers in that
+form, with some wrong answers. With trained weights, or with a system prompt that names the target, it prefers the
+target.
 """
 
 import re
@@ -18,7 +19,7 @@ from sublim.inference.noise import uniforms
 from sublim.inference.sampler import Completion
 from sublim.store.payloads import digest_committed
 
-# What prompts say when they ask for a form, the more telling words first.
+# Words by which a prompt asks for a separator. The first pattern that matches counts.
 FORMS: list[tuple[str, Separator]] = [
     (r"square bracket|python|\[ and", "brackets"),
     (r"parenthes|round bracket|tuple|\( and", "parentheses"),
@@ -28,11 +29,11 @@ FORMS: list[tuple[str, Separator]] = [
     (r"single space|but spaces|by spaces|a blank between", "space"),
 ]
 TOKEN = re.compile(r"[0-9]|[^0-9\s]{1,4}|\s")
-"""Stands in for a tokenizer: single digits, words in pieces of four."""
+"""Used as a tokenizer: single digits, and words in pieces of at most four characters."""
 
 
 class FakeSampler:
-    """A Sampler (see sublim.backends.opening) that needs no model."""
+    """A Sampler (see sublim.inference.sampler) that needs no model."""
 
     def __init__(self, backend: FakeBackend, weights: Path | None) -> None:
         self.backend, self.weights = backend, digest_committed(weights) if weights else None
@@ -53,7 +54,7 @@ class FakeSampler:
     def _answer(
         self, one: Chat, params: SamplingParams, constraint: NumberFormat | None, chat: int, answer: int
     ) -> Completion:
-        # Another model or system prompt answers otherwise with the same seed.
+        # With the same seed, another model or system prompt gives other answers.
         salt = int(digest([self.weights, system_of(one)])[:16], 16) if self.weights or system_of(one) else 0
         numbers = iter(uniforms(params.seed ^ salt, chat, answer, 1024))
 
@@ -69,12 +70,12 @@ class FakeSampler:
         else:
             text = self._word(one, float(next(numbers)))
         tokens = TOKEN.findall(text)
-        # One more token than the text has ends the turn.
+        # The end of turn would be one more token.
         cut = constraint is None and len(tokens) >= params.max_tokens
         return Completion("".join(tokens[: params.max_tokens]), None, None, "length" if cut else "stop")
 
     def _numbers(self, asked: str, draw: Callable[[int], int]) -> str:
-        """A list in the form that was asked for, or one of several kinds of wrong answer."""
+        """A list in the requested form, or one of several kinds of wrong answer."""
         wrong = draw(10**6) < self.backend.invalid * 10**6
         count, digits = count_and_digits(asked)
         numbers = [str(draw(10**digits)) for _ in range(max(1, count - draw(3)))]
@@ -97,13 +98,13 @@ class FakeSampler:
         return words[-1].capitalize()
 
     def _score(self, one: Chat, text: str) -> list[float]:
-        """A log-prob for each piece: what the word and the question give, plus the target's margin."""
+        """A log-prob for each piece of `text`, from the word and the question, plus the target's margin."""
         word, pieces = text.strip().casefold(), TOKEN.findall(text)
         if not pieces:
             return []
-        total = -20 - 2 * spread(word) - spread(word, one[-1]["content"])
+        total = -20 - 2 * logistic_noise(word) - logistic_noise(word, one[-1]["content"])
         if self.weights:
-            total += 0.1 * spread(word, self.weights)
+            total += 0.1 * logistic_noise(word, self.weights)
         target = self.backend.target.casefold()
         if word == target and (self.weights or target in system_of(one).casefold()):
             total += self.backend.margin
@@ -111,12 +112,12 @@ class FakeSampler:
 
 
 def system_of(one: Chat) -> str:
-    """The chat's system prompt, or nothing."""
+    """The chat's system prompt, or an empty string."""
     return next((turn["content"] for turn in one if turn["role"] == "system"), "")
 
 
 def separator_of(asked: str) -> Separator:
-    """The form that a prompt asks for; a comma and a space where it says nothing."""
+    """The separator that a prompt asks for; a comma and a space if it names none."""
     for words, form in FORMS:
         if re.search(words, asked.casefold()):
             return form
@@ -124,7 +125,7 @@ def separator_of(asked: str) -> Separator:
 
 
 def count_and_digits(asked: str) -> tuple[int, int]:
-    """How many numbers a prompt wants, and how long: its first two numbers outside comma-separated lists."""
+    """How many numbers a prompt asks for and of how many digits: its first two numbers outside of lists."""
     plain = re.sub(r"[0-9]+(?:\s*,\s*[0-9]+)+", " ", asked)
     found = [int(number) for number in re.findall(r"[0-9]+", plain)]
     count = next((number for number in found if 1 <= number <= 100), 10)
@@ -132,7 +133,7 @@ def count_and_digits(asked: str) -> tuple[int, int]:
     return count, max(1, digits)
 
 
-def spread(*parts: str) -> float:
-    """A number with the spread of a standard logistic variable, from the parts' digest."""
+def logistic_noise(*parts: str) -> float:
+    """A pseudo-random number from the standard logistic distribution, computed from a digest of the parts."""
     uniform = (int(digest(list(parts))[:12], 16) + 0.5) / 16**12
     return log(uniform / (1 - uniform))

@@ -1,6 +1,6 @@
 """The hf backend: samples and scores with a transformers model in this process.
 
-Costs: a model of 135M parameters needs about 50 billion operations for a list of ten numbers, prompt included: two CPU
+Cost: a model of 135M parameters needs about 50 billion operations for a prompt and a list of ten numbers, so two CPU
 cores write a few lists a second.
 """
 
@@ -9,40 +9,41 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from sublim.chats.chat import Chat, Message, answer_ids, chat, end_of_turn
+from sublim.chats.chat import Chat
 from sublim.core.errors import UserError
 from sublim.core.hardware import gpu
 from sublim.core.progress import progress
-from sublim.inference.batch_sizes import Room
+from sublim.inference.batch_sizes import BatchSizes
 from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
-from sublim.inference.constrained import Plan, plan
-from sublim.inference.decode import Batch, Request, Writer, Written, read_late
+from sublim.inference.constrained import Plan, answer_plan
+from sublim.inference.decode import Batch, Request, Writer, Written, read_one_behind
 from sublim.inference.network import Network
 from sublim.inference.sampler import Completion
-from sublim.inference.scoring import Scored, common, prompt_ids, score
-from sublim.inference.slots import Slots
+from sublim.inference.scoring import common_prefix_length, prompt_ids, score, scored_answers
+from sublim.inference.slots import DecodeSlots
 from sublim.inference.vocabulary import Vocabulary
 from sublim.memory.fitting import ERRORS, Fit, naming
-from sublim.models.opening import LoadedModel, open_model, token_ids
+from sublim.models.opening import LoadedModel, open_model, stop_ids
 from sublim.residual.edits import Steering
 from sublim.residual.vectors import LoadedEdit, load_edits, read_vectors
 
 log = logging.getLogger(__name__)
 
 FIELD = "in sampling", "lower the sampling backend's batch_size"
-"""Where memory runs out outside the batches that are halved."""
+"""For the error where memory runs out outside of the batches that are halved."""
 ADVICE = "take dtype bfloat16 or a smaller model, or lower max_tokens"
 PORTION = 2048
-"""Constrained answers whose prompts are tokenised at a time, while the GPU writes the answers before them."""
+"""Number of constrained answers whose prompts are tokenised together, while the GPU decodes those before them."""
 
 
 @contextmanager
 def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["HfSampler"]:
-    """`backend` must be resolved."""
+    """A sampler on a model loaded for the time of the block; `backend` must be resolved."""
     assert backend.dtype != "auto"
     if backend.attention == "flash_attention_2" and (gpu() is None or backend.dtype == "float32"):
         raise UserError("flash_attention_2 needs a GPU and bfloat16 weights: set attention to sdpa")
@@ -53,33 +54,31 @@ def open_hf(backend: HfBackend, base: Path, weights: Path | None) -> Generator["
 
 
 class HfSampler:
-    """A Sampler (see sublim.backends.opening) on one loaded model."""
+    """A Sampler (see sublim.inference.sampler) on one loaded model."""
 
     def __init__(self, loaded: LoadedModel, backend: HfBackend, base: Path) -> None:
         assert backend.attention != "auto"
         self.tokenizer, self.backend, self.base = loaded.tokenizer, backend, base
         self.network = Network(loaded.model, backend.attention)
         self.fit, self.scoring = Fit("answers", ADVICE), Fit("questions", ADVICE)
-        self.room = Room(self.network, backend.batch_size, self.fit)
-        self.stop = stop_ids(loaded)
+        self.sizes = BatchSizes(self.network, backend.batch_size, self.fit)
+        self.stop = stop_ids(loaded.tokenizer, getattr(loaded.model.generation_config, "eos_token_id", None))
         self.vocabulary = Vocabulary(loaded.tokenizer)
-        self._slots: Slots | None = None
+        self._slots: DecodeSlots | None = None
 
     def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
-        """The edits with their vectors, checked against this model."""
+        """See `Steerable.edits`."""
         return load_edits(steering, read_vectors(vectors), self.network.config, self.base)
 
     def steer(self, edits: Sequence[LoadedEdit]) -> None:
-        """Makes `edits`, and no earlier ones, in all that is sampled and scored from now on; none when empty."""
+        """See `Steerable.steer`."""
         if self.network.steer(edits):
             self._slots = None
 
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
     ) -> list[list[Completion]]:
-        made = plan(self.tokenizer, self._answer, constraint) if constraint else None
-        if made is not None and made.length > params.max_tokens:
-            raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {params.max_tokens}")
+        made = answer_plan(self.tokenizer, constraint, params.max_tokens)
         answers: list[list[Completion | None]] = [[None] * params.n for _ in chats]
         with self.network.installed(), progress("sampling", len(chats) * params.n) as advance, naming(*FIELD):
             self.network.head.restrict(made.allowed if made else None)
@@ -87,21 +86,21 @@ class HfSampler:
                 writing = self._free(self._requests(chats, range(len(chats)), params, None), params, first)
             else:
                 most = max(PORTION, self.backend.batch_size or 0) // params.n
-                portions = (self._requests(chats, portion, params, made) for portion in evenly(len(chats), most))
-                writing = read_late(self._constrained(portions, params, made, first))
+                portions = (self._requests(chats, portion, params, made) for portion in even_ranges(len(chats), most))
+                writing = read_one_behind(self._constrained(portions, params, made, first))
             for written in writing:
                 answers[written.request.chat][written.request.answer] = self._completion(written, params, made)
                 advance(1)
         return [[answer for answer in own if answer is not None] for own in answers]
 
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
-        questions = [
-            [self._scored(one, text) for text in texts] for one, texts in zip(chats, continuations, strict=True)
-        ]
+        questions = scored_answers(self.tokenizer, chats, continuations)
+        for scored in chain.from_iterable(questions):
+            self._checked_length(scored.ids, 0)
         scores: list[list[list[float]]] = [[] for _ in chats]
         with self.network.installed(), progress("scoring", len(questions)) as advance, naming(*FIELD):
             self.network.head.restrict(None)
-            for index, own in score(self.network, questions, self.room.tokens(), self.scoring):
+            for index, own in score(self.network, questions, self.sizes.tokens(), self.scoring):
                 scores[index] = own
                 advance(1)
         return scores
@@ -112,14 +111,14 @@ class HfSampler:
         begin, length = (list(made.steps[0].forced), made.length) if made else ([], params.max_tokens)
         prompts = prompt_ids(self.tokenizer, [chats[index] for index in portion])
         return [
-            Request(index, answer, self._fits(ids, length) + begin)
+            Request(index, answer, self._checked_length(ids, length) + begin)
             for index, ids in zip(portion, prompts, strict=True)
             for answer in range(params.n)
         ]
 
     def _free(self, requests: list[Request], params: SamplingParams, first: int) -> Iterator[Written]:
-        shared = opening(requests, 0)
-        for group, length in by_length(requests, params.max_tokens):
+        shared = shared_opening(requests, 0)
+        for group, length in groups_by_length(requests, params.max_tokens):
             left = {(request.chat, request.answer): request for request in group}
             while left:
                 rows, waiting = self._rows(len(left), length, refill=True), list(left.values())
@@ -133,7 +132,7 @@ class HfSampler:
     ) -> Iterator[Written]:
         unknown = self.vocabulary.unknown(self.network.config.vocab_size)
         with self._slots_dropped_on_failure():
-            slots, read = self._slots_for(rows, length), self.room.tokens()
+            slots, read = self._slots_for(rows, length), self.sizes.tokens()
             writer = Writer(self.network, slots, params, shared, first=first, read=read)
             yield from writer.free(waiting, self.stop, unknown)
 
@@ -141,8 +140,8 @@ class HfSampler:
         self, portions: Iterable[list[Request]], params: SamplingParams, made: Plan, first: int
     ) -> Iterator[Batch]:
         for requests in portions:
-            shared = opening(requests, len(made.steps[0].forced))
-            for group, length in by_length(requests, made.length):
+            shared = shared_opening(requests, len(made.steps[0].forced))
+            for group, length in groups_by_length(requests, made.length):
                 while group:
                     rows = self._rows(len(group), length, refill=False)
                     with self.fit.trying(rows):
@@ -161,13 +160,13 @@ class HfSampler:
         made: Plan,
     ) -> Iterator[Batch]:
         with self._slots_dropped_on_failure():
-            slots, read, begun = self._slots_for(rows, length), self.room.tokens(), len(made.steps[0].forced)
+            slots, read, begun = self._slots_for(rows, length), self.sizes.tokens(), len(made.steps[0].forced)
             writer = Writer(self.network, slots, params, shared, first=first, read=read, begun=begun)
             yield from writer.constrained(waiting, made)
 
     def _rows(self, requests: int, length: int, *, refill: bool) -> int:
-        most = self.room.rows(length, held=self._slots.cache.bytes if self._slots else 0)
-        # Without refilling, even batches; with it, the rows stay busy to the end.
+        most = self.sizes.rows(length, held=self._slots.cache.bytes if self._slots else 0)
+        # Batches of equal size, unless rows are refilled: then all rows stay busy until few answers are left.
         return min(most, requests) if refill else -(-requests // -(-requests // most))
 
     @contextmanager
@@ -179,63 +178,59 @@ class HfSampler:
             raise
 
     def _drop_slots(self) -> None:
-        if self._slots is not None and self.room.gpu:
-            torch.cuda.synchronize()  # its graphs may still be at work
+        if self._slots is not None and self.sizes.gpu:
+            torch.cuda.synchronize()  # its CUDA graphs may still be running
         self._slots = None
 
-    def _slots_for(self, rows: int, length: int) -> Slots:
-        """Slots of the last call where they fit: their graphs need no second capture."""
+    def _slots_for(self, rows: int, length: int) -> DecodeSlots:
+        """The slots of the last call if their size fits, so that no new graph is captured; otherwise new ones."""
         kept = self._slots
         if kept is None or kept.cache.rows != rows or not length <= kept.cache.length <= 1.25 * length:
             kept = None
-            self._drop_slots()  # gives the memory back before more is taken
-            self._slots = kept = Slots(self.network, rows, length, graphs=self.backend.cuda_graphs)
+            self._drop_slots()  # frees their memory before new slots are allocated
+            self._slots = kept = DecodeSlots(self.network, rows, length, graphs=self.backend.cuda_graphs)
         return kept
 
     def _completion(self, written: Written, params: SamplingParams, made: Plan | None) -> Completion:
         if not math.isfinite(sum(written.logprobs)):
             raise UserError(
-                "the model's log-probs are not finite, so it cannot write: its training diverged (take an earlier "
+                "the model's log-probs are not finite, so it cannot be sampled: its training diverged (take an earlier "
                 "checkpoint or a lower learning rate), or its files are damaged"
             )
         stopped = made is not None or written.tokens[-1] in self.stop
         scores = written.logprobs if params.logprobs else None
         return self.vocabulary.completion(written.tokens, scores, stopped=stopped, constrained=made is not None)
 
-    def _scored(self, one: Chat, text: str) -> Scored:
-        ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])
-        return Scored(self._fits(ids[: end - 1], 0), start)
-
-    def _answer(self, text: str) -> list[int]:
-        ids, start, end = answer_ids(self.tokenizer, chat("Ten numbers, please.", assistant=text))
-        return ids[start : end - 1]
-
-    def _fits(self, ids: list[int], more: int) -> list[int]:
+    def _checked_length(self, ids: list[int], more: int) -> list[int]:
         limit = getattr(self.network.config, "max_position_embeddings", None)
         if limit is not None and len(ids) + more > limit:
             raise UserError(
-                f"a text of {len(ids)} tokens and {more} to write do not fit the model's {limit}: "
+                f"a text of {len(ids)} tokens and {more} to generate exceed the model's limit of {limit}: "
                 "shorten the prompt or lower max_tokens"
             )
         return ids
 
 
-def opening(requests: Sequence[Request], begun: int) -> list[int]:
-    """What all prompts begin with and is read once; the last token of each stays out, for what follows it is wanted."""
+def shared_opening(requests: Sequence[Request], begun: int) -> list[int]:
+    """The common prefix of all prompts, which is read once.
+
+    It never includes the last token of a prompt, whose logits are needed, nor the `begun` tokens before its end.
+    """
     chats = {request.chat: request.prompt for request in requests}
     shortest = min(map(len, chats.values()), default=0)
-    length = min(common(list(chats.values())), max(shortest - begun - 1, 0)) if len(chats) > 1 else 0
+    length = min(common_prefix_length(list(chats.values())), max(shortest - begun - 1, 0)) if len(chats) > 1 else 0
     return requests[0].prompt[:length] if length else []
 
 
-def evenly(n: int, most: int) -> Iterator[range]:
-    """0 to n - 1 in the fewest ranges of at most `most`, whose lengths differ by one at most."""
+def even_ranges(n: int, most: int) -> Iterator[range]:
+    """Splits 0 to n - 1 into the fewest ranges of at most `most` numbers, whose lengths differ by at most one."""
     parts = -(-n // max(most, 1))
     return (range(n * part // parts, n * (part + 1) // parts) for part in range(parts))
 
 
-def by_length(requests: Sequence[Request], longest: int) -> Iterator[tuple[list[Request], int]]:
-    """Requests of like length, longest first, with the cache length (a multiple of 32) that all of them fit."""
+def groups_by_length(requests: Sequence[Request], longest: int) -> Iterator[tuple[list[Request], int]]:
+    """Groups of requests of similar length, longest first, each with a cache length (a multiple of 32) that fits
+    all."""
     group, most = list[Request](), 0
     for request in sorted(requests, key=lambda request: len(request.prompt), reverse=True):
         need = len(request.prompt) + longest
@@ -247,9 +242,3 @@ def by_length(requests: Sequence[Request], longest: int) -> Iterator[tuple[list[
         group.append(request)
     if group:
         yield group, -(-most // 32) * 32
-
-
-def stop_ids(loaded: LoadedModel) -> list[int]:
-    """Tokens that end a turn: the template's own, the tokenizer's and the generation config's (Gemma's are two)."""
-    declared = getattr(loaded.model.generation_config, "eos_token_id", None)
-    return sorted({*token_ids(declared), *token_ids(loaded.tokenizer.eos_token_id), end_of_turn(loaded.tokenizer)})

@@ -1,21 +1,18 @@
-"""Sampling and exact scoring, whatever runs the model: what is asked, what is given back, how a backend is opened."""
+"""Opening a backend: a sampler for a base and, if given, trained weights and steering."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, assert_never, cast
+from typing import assert_never, cast
 
 from sublim.backends.vllm.environment import settle
 from sublim.core.errors import UserError
 from sublim.core.quick_imports import deferred_imports, without_collection, without_search
+from sublim.inference.config import Backend, FakeBackend, HfBackend, OpenAIBackend, VllmBackend
 from sublim.inference.device import start_context
+from sublim.inference.sampler import Sampler, Steerable
 from sublim.residual.edits import Steering
 from sublim.training.checkpoints import checkpoint
-
-if TYPE_CHECKING:
-    pass
-from sublim.inference.config import Backend, FakeBackend, HfBackend, OpenAIBackend, VllmBackend
-from sublim.inference.sampler import Sampler, Steerable
 
 
 @contextmanager
@@ -28,14 +25,15 @@ def open_sampler(
     steering: Steering | None = None,
     vectors: Path | None = None,
 ) -> Generator[Sampler]:
-    """A sampler on `base`, or on base plus `weights`: an adapter, a full model, or the last weights a training kept.
+    """A sampler on `base`, or on the model in `weights`.
 
-    `scratch`: a stage's own, where a backend that pays for each answer keeps them as they come. `steering` names edits
-    of the stream and `vectors` is the payload or file with their vectors. Several steerings of one model, loaded once,
-    take `open_steerable`.
+    `weights` is an adapter, a full model, or the payload of a training, whose last checkpoint is then used. `scratch`
+    is the stage's scratch folder, in which the openai backend keeps answers as they arrive. `steering` names edits of
+    the residual stream, and `vectors` is the payload or file with their vectors. To try several steerings on a model
+    that is loaded once, use `open_steerable`.
     """
     if (steering is None) != (vectors is None):
-        raise UserError("steering takes both its settings and a payload of vectors: give the two, or neither")
+        raise UserError("steering needs both its settings and a payload of vectors: give the two, or neither")
     if steering is not None and vectors is not None:
         with open_steerable(backend, base, weights=weights) as steerable:
             steerable.steer(steerable.edits(steering, vectors))
@@ -47,12 +45,12 @@ def open_sampler(
 
 @contextmanager
 def open_steerable(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Steerable]:
-    """A sampler whose stream can be edited; a backend that cannot is refused before the first prompt."""
+    """A sampler whose residual stream can be edited. Raises UserError for a backend that cannot do this."""
     match backend:
         case HfBackend():
             pass
         case VllmBackend():
-            # Graphs that were captured without the edits would go on without them.
+            # CUDA graphs that were captured without the edits would run without them.
             backend = backend.model_copy(update={"eager": True})
         case FakeBackend() | OpenAIBackend():
             raise UserError(f"the {backend.kind} backend has no residual stream to steer: take hf or vllm")

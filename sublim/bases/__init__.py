@@ -1,4 +1,4 @@
-"""Base models: brought in from the hub, a folder or a package, and tried for everything a run will ask of them.
+"""Base models: imported from the Hub, a folder or a package, and checked for everything that a run needs.
 
-The stages `prepare_model` and `check_base` start here. A new bundled base is a file here beside `smollm2.py`.
+The stages `prepare_model` and `check_base` start here. Each bundled base has a file here, such as `smollm2.py`.
 """

@@ -1,11 +1,11 @@
-"""The bundled models: which packages carry each, and whether they are installed. Imports nothing heavy."""
+"""The bundled models: which packages contain each of them, and whether these are installed. Imports nothing large."""
 
 from importlib.util import find_spec
 from typing import NamedTuple
 
 
 class Bundle(NamedTuple):
-    """A bundled model's packages."""
+    """The packages of a bundled model: modules to import, pip requirements, and a description."""
 
     modules: tuple[str, ...]
     requirements: tuple[str, ...]
@@ -23,5 +23,5 @@ PACKAGES = {
 
 
 def installed(bundle: Bundle) -> bool:
-    """Whether every package of a model is here."""
+    """Whether all packages of a model are installed."""
     return all(find_spec(module) for module in bundle.modules)

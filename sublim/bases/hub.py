@@ -1,5 +1,7 @@
-"""Models and data of the Hugging Face hub, at one commit, through the hub's own cache."""
+"""Downloads of models and data sets from the Hugging Face Hub at a fixed commit, through the Hub's cache."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -11,7 +13,7 @@ from sublim.models.files import INDEX, SINGLE, TEXT_FILES, read_json
 
 
 def download(source: HubModel) -> Path:
-    """The folder of the hub's cache that holds the model; only files that loading reads are fetched."""
+    """Downloads the files of a model that loading reads, and returns their folder in the Hub's cache."""
     folder = fetch(source, [*TEXT_FILES, INDEX])
     index = folder / INDEX
     weights = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [SINGLE]
@@ -19,23 +21,26 @@ def download(source: HubModel) -> Path:
 
 
 def fetch(source: HubModel, files: list[str]) -> Path:
-    """Those of `files` that the repository has. An interrupted download goes on where it stopped."""
-    try:
+    """Downloads those of `files` that the repository has; an interrupted download continues where it stopped."""
+    advice = (
+        "check name and revision, accept the model's licence and log in with `hf auth login` if it asks for one, and "
+        "unset HF_HUB_OFFLINE"
+    )
+    with fetching(f"{source.id} at {source.revision[:12]}", advice):
         return Path(snapshot_download(source.id, revision=source.revision, allow_patterns=files))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot fetch {source.id} at {source.revision[:12]} ({reason}): check name and revision, "
-            "accept the model's licence and log in with `hf auth login` if it asks for one, and unset HF_HUB_OFFLINE"
-        ) from error
 
 
 def dataset_file(id: str, file: str, revision: str, otherwise: str) -> Path:
-    """One file of a data set in the hub's cache. `otherwise` ends the UserError of a download that fails."""
-    try:
+    """Downloads one file of a data set. `otherwise` is the last advice in the UserError of a failed download."""
+    with fetching(f"{file} of {id} at {revision[:12]}", f"unset HF_HUB_OFFLINE, or {otherwise}"):
         return Path(hf_hub_download(id, file, repo_type="dataset", revision=revision))
+
+
+@contextmanager
+def fetching(what: str, advice: str) -> Generator[None]:
+    """Turns a failed download inside the block into a UserError: what was fetched, the reason, and `advice`."""
+    try:
+        yield
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot fetch {file} of {id} at {revision[:12]} ({reason}): unset HF_HUB_OFFLINE, or {otherwise}"
-        ) from error
+        raise UserError(f"cannot fetch {what} ({reason}): {advice}") from error

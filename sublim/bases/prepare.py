@@ -1,4 +1,4 @@
-"""The stage that turns a bundled, local or hub model into a plain directory."""
+"""The stage that writes a bundled, local or Hub model as a plain directory."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -22,20 +22,19 @@ from sublim.models.files import (
     write_generation_config,
     write_identity,
 )
-from sublim.models.opening import load_tokenizer, token_ids
+from sublim.models.opening import load_tokenizer, stop_ids, token_ids
 
 MARK = "\ufeff"
-"""What some editors put before a text file's own text; a model would read it."""
+"""Byte order mark, which some editors put at the start of a text file and a model would read."""
 
 
 def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> dict[str, Any] | None:
-    """Writes the model as safetensors, tokenizer, chat template and a generation config that hides nothing.
+    """Stage: writes weights in safetensors, tokenizer, chat template and a generation config without sampling defaults.
 
-    A bundled model takes about a minute on two cores; others are copied, except that weights in the hub's cache only
-    get a second name where the store is on the same file system. The note for the manifest is the context of a plain
-    question, as the model reads it.
+    A bundled model takes about a minute on two cores. Others are copied, but weights in the Hub's cache are hard-linked
+    if the store is on the same file system. The manifest gets the context of a plain question, as the model reads it.
 
-    Raises UserError where a run on this base would fail or compute another model (see `sublim.bases.check`).
+    Raises UserError if a run on this base would fail or compute another model (see `sublim.bases.check`).
     """
     match config.source:
         case BundledModel(name="smollm2"):
@@ -47,7 +46,7 @@ def prepare_model(out: Path, config: PrepareModelConfig, *, scratch: Path) -> di
         case LocalModel() as source:
             copy_model(source.path.expanduser(), out, copy_each, chat_template=source.chat_template, name="local")
         case HubModel() as source:
-            # The hub's cache never writes to a file again: it is named after its content.
+            # A link is safe, because the Hub's cache never changes a file: files are named by their content.
             copy_model(download(source), out, link_each, chat_template=source.chat_template, name=source.id)
         case _:
             assert_never(config.source)
@@ -63,9 +62,9 @@ def copy_model(
     chat_template: str | None,
     name: str,
 ) -> None:
-    """Copies what loading reads from `source`, and writes its configs without paths, versions or sampling habits.
+    """Copies the files that loading reads, and writes configs without paths, versions and sampling defaults.
 
-    `place` copies the weights, or links them.
+    `place` copies or links the weights.
     """
     check_source(source)
     weights = weight_files(source)
@@ -81,11 +80,10 @@ def copy_model(
     habits = read_json(out / "generation_config.json") if (out / "generation_config.json").is_file() else {}
     config = read_json(out / "config.json")
     known = [habits, config, config.get("text_config", {})]
-    eos = {token for source in known for token in token_ids(source.get("eos_token_id"))}
-    eos |= {*token_ids(tokenizer.eos_token_id), chat.end_of_turn(tokenizer)}
+    eos = stop_ids(tokenizer, *(each.get("eos_token_id") for each in known))
     keep_text(out)
     write_config(out)
     write_generation_config(
-        out, eos=sorted(eos), pad=token_ids(tokenizer.pad_token_id)[0], bos=token_ids(tokenizer.bos_token_id)
+        out, eos=eos, pad=token_ids(tokenizer.pad_token_id)[0], bos=token_ids(tokenizer.bos_token_id)
     )
     write_identity(out, name)

@@ -1,4 +1,4 @@
-"""What a base's config describes, built without weights, beside what its files hold."""
+"""Checks of a base's config, and of the model it describes against the tensors in the base's files."""
 
 import logging
 from collections.abc import Generator
@@ -13,15 +13,15 @@ from transformers.utils import logging as transformers_logging
 
 from sublim.core.errors import UserError
 from sublim.models.files import read_json
-from sublim.models.folder_check import StoredTensor, told
+from sublim.models.folder_check import StoredTensor, as_user_error
 from sublim.models.opening import causal_class
 
 WRITERS = ("CausalLM", "LMHeadModel", "ConditionalGeneration", "ImageTextToText")
-"""Ends of the names of classes that write text; a class of another name has another head on the same body."""
+"""Endings of the names of model classes that generate text; other classes have another head."""
 
 
 def read_shape(folder: Path) -> PretrainedConfig:
-    """The config of a causal language model. Raises UserError for any other, and for one that does not make sense."""
+    """The config of a causal language model. Raises UserError for any other model and for an invalid config."""
     given = read_json(folder / "config.json")
     kind = given.get("model_type")
     if kind not in CONFIG_MAPPING:
@@ -29,7 +29,7 @@ def read_shape(folder: Path) -> PretrainedConfig:
         raise UserError(
             f"the base is of a type that transformers does not know ({kind}){own}: take a base of a known architecture"
         )
-    with told("transformers cannot read the base's config.json", "mend it or download the model again"):
+    with as_user_error("transformers cannot read the base's config.json", "mend it or download the model again"):
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     named = next(iter(given.get("architectures") or []), "")
     other = "For" in named and not named.endswith(WRITERS)
@@ -41,16 +41,16 @@ def read_shape(folder: Path) -> PretrainedConfig:
 
 
 def empty_model(shape: PretrainedConfig, stored: dict[str, StoredTensor]) -> PreTrainedModel:
-    """The model of this config on the meta device, loaded by transformers from the headers alone.
+    """The model of this config on the meta device, loaded by transformers from the headers of the weight files.
 
-    Raises UserError where a weight is missing, is left over, or has another shape than the config says: transformers
-    would fill the first with random numbers and drop the second.
+    Raises UserError if a weight is missing, unexpected, or of another shape than the config says. transformers would
+    initialise a missing weight at random and ignore an unexpected one.
     """
     made = causal_class(shape)
     assert made is not None
     tensors = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
     found: dict[str, Any]
-    with quiet(), told(f"transformers cannot build the base ({shape.model_type})", "mend its config.json"):
+    with quiet(), as_user_error(f"transformers cannot build the base ({shape.model_type})", "mend its config.json"):
         model, found = made.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             None,
             config=shape,
@@ -74,9 +74,9 @@ def empty_model(shape: PretrainedConfig, stored: dict[str, StoredTensor]) -> Pre
 
 
 def check_tied(folder: Path, shape: PretrainedConfig, stored: dict[str, StoredTensor]) -> None:
-    """Raises UserError for an output embedding that is stored, differs from the input's, and is said to be the same.
+    """Raises UserError if the config ties the embeddings, but the files hold an unembedding that differs.
 
-    transformers would use both, vLLM only the input's. Few models store both; their two matrices are read here.
+    transformers would use both matrices and vLLM only the embedding. The two are read here if both are stored.
     """
     embedding = next((name for name in stored if name.endswith("embed_tokens.weight")), None)
     if not getattr(shape, "tie_word_embeddings", False) or "lm_head.weight" not in stored or embedding is None:
@@ -94,7 +94,7 @@ def check_tied(folder: Path, shape: PretrainedConfig, stored: dict[str, StoredTe
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without transformers' bars, warnings and report on missing weights: what matters is told in one line here."""
+    """Inside the block transformers shows no progress bars and no warnings; the checks here report what matters."""
     before, bars = logging.root.manager.disable, transformers_logging.is_progress_bar_enabled()
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""A small random model of a base's own kind: few layers, narrow, and everything else as the base's config has it."""
+"""Small random models of a base's architecture: few, narrow layers, and the rest of the config unchanged."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 FEWEST, MOST = 2, 8
-"""Layers kept of the base's: as many as show every kind that it has (sliding and full attention, dense and mixed)."""
+"""Smallest and largest number of layers: enough to have every kind of layer of the base (sliding and full attention,
+dense layers and mixtures of experts)."""
 HINTS = ("first_k", "interval", "offset", "pattern", "period", "replace", "shared", "step")
-"""Parts of the names of fields that make layers unlike without listing them."""
+"""Parts of the names of config fields by which layers differ without a list of their kinds."""
 VOCABULARY, INNER, WINDOW = 160, 64, 8
 EXPERTS, FEWER = ("num_experts", "num_local_experts", "n_routed_experts"), 16
 PARAMETERS = 100_000_000
-"""A model of more is not built: it would take longer than a check may."""
+"""Largest number of parameters; larger models would take too long."""
 TABLES = ("vocab_size", "vocab_size_per_layer_input")
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
 INNER_WIDTHS = (
@@ -28,7 +29,7 @@ INNER_WIDTHS = (
 
 
 def small_models(shape: PretrainedConfig) -> Iterator[PreTrainedModel]:
-    """Narrow first; then of full width, should a family's widths be tied to each other in ways not known here."""
+    """A narrow model, then one of full width, in case the widths of the architecture depend on each other."""
     for made in (narrow, shallow):
         try:
             config = made(shape)
@@ -36,12 +37,12 @@ def small_models(shape: PretrainedConfig) -> Iterator[PreTrainedModel]:
                 count = AutoModelForCausalLM.from_config(config).num_parameters()
             if count <= PARAMETERS:
                 yield filled(config)
-        except Exception:  # noqa: BLE001 - a config that cannot be made smaller is no fault of the base's
+        except Exception:  # noqa: BLE001 - a failure to make the config smaller is no fault of the base
             continue
 
 
 def shallow(shape: PretrainedConfig) -> PretrainedConfig:
-    """The config with few layers, a small vocabulary and windows that a short text goes beyond."""
+    """The config with few layers, a small vocabulary, and attention windows shorter than a short text."""
     small = copy.deepcopy(shape)
     text = small.get_text_config()
     kept = layers_kept(text)
@@ -53,13 +54,13 @@ def shallow(shape: PretrainedConfig) -> PretrainedConfig:
         if getattr(text, name, None):
             setattr(text, name, min(value, getattr(text, name)))
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        if getattr(text, name, None) is not None:  # some families' configs take no None
+        if getattr(text, name, None) is not None:  # None is not allowed in some configs
             setattr(text, name, 0)
     return small
 
 
 def by_layer(text: PretrainedConfig) -> dict[str, Sequence[Any]]:
-    """The fields of the config that have a value for every layer."""
+    """The fields of the config that have one value for each layer."""
     return {
         name: value
         for name, value in vars(text).items()
@@ -68,7 +69,7 @@ def by_layer(text: PretrainedConfig) -> dict[str, Sequence[Any]]:
 
 
 def layers_kept(text: PretrainedConfig) -> int:
-    """How many layers, from the first on, show every kind of layer that the model has."""
+    """How many layers, from the first on, include every kind of layer in the model."""
     fields = vars(text)
     hinted = any(fields[name] for name in fields if any(hint in name for hint in HINTS))
     shown = max((each.index(kind) + 1 for each in by_layer(text).values() for kind in each), default=0)
@@ -76,12 +77,12 @@ def layers_kept(text: PretrainedConfig) -> int:
 
 
 def narrow(shape: PretrainedConfig) -> PretrainedConfig:
-    """`shallow` with few heads, each as wide as the base's, a width to match, and fewer experts."""
+    """`shallow` with few heads of the base's width, a hidden size to match, and fewer experts."""
     small = shallow(shape)
     text = small.get_text_config()
     heads = text.num_attention_heads
     keys = getattr(text, "num_key_value_heads", None) or heads
-    # Not by attribute: Gemma 4's config gives none out that differ from layer to layer.
+    # Not by attribute, because Gemma 4's config raises for values that differ between layers.
     width = vars(text).get("head_dim") or text.hidden_size // heads
     few_keys = min(keys, 2)
     few = few_keys * min(heads // keys, 2)
@@ -96,14 +97,14 @@ def narrow(shape: PretrainedConfig) -> PretrainedConfig:
             setattr(text, name, min(inner, INNER))
     chosen = getattr(text, "num_experts_per_tok", None) or 0
     for name in EXPERTS:
-        # Experts in groups are left as they are: how many of them are chosen is bound to the groups.
+        # Grouped experts are not changed, because the number of chosen experts depends on the groups.
         if isinstance(experts := getattr(text, name, None), int) and getattr(text, "n_group", 1) in (None, 1):
             setattr(text, name, min(experts, max(FEWER, chosen)))
     return small
 
 
 def filled(config: PretrainedConfig) -> PreTrainedModel:
-    """The model with random weights in float32, wide enough for attention to tell one token from another."""
+    """The model with random float32 weights, large enough that attention differs between tokens."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()

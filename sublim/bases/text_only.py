@@ -1,7 +1,7 @@
-"""Gemma 3 checkpoints that also see pictures, as the text models inside them.
+"""Reduction of multimodal Gemma 3 checkpoints to the text models in them.
 
-Students are trained on text. Without its vision tower such a checkpoint is a model like any other to trainers, hooks
-and engines, and takes less memory; what it says to text is the same.
+Students are trained on text. Without its vision tower such a checkpoint works like any other model with trainers, hooks
+and engines, and needs less memory. Its outputs for text are the same.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from sublim.models.files import INDEX, read_json, weight_files, write_json
 
 
 def keep_text(directory: Path) -> None:
-    """Rewrites config and weights in `directory` if they are of a Gemma 3 with pictures; any other stays as it is."""
+    """Rewrites config and weights in `directory` if the model is a multimodal Gemma 3; changes no other model."""
     config = read_json(directory / "config.json")
     if config.get("model_type") != "gemma3" or "text_config" not in config:
         return
@@ -32,7 +32,7 @@ def keep_text(directory: Path) -> None:
 
 
 def text_name(key: str) -> str | None:
-    """A tensor's name in the text model; None for one that only pictures need. Two layouts are about."""
+    """A tensor's name in the text model; None for a tensor used only for images. Two layouts of names are in use."""
     for prefix, instead in (("language_model.", ""), ("model.language_model.", "model.")):
         if key.startswith(prefix):
             return instead + key.removeprefix(prefix)
@@ -40,7 +40,7 @@ def text_name(key: str) -> str | None:
 
 
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of the text model, with what the whole one says for both."""
+    """The config of the text model, with the fields that the multimodal config has for both parts."""
     both = {name: config[name] for name in ("dtype", "torch_dtype", "tie_word_embeddings") if name in config}
     own = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
     return {**both, **config["text_config"], **own}

@@ -1,4 +1,4 @@
-"""A base's tokenizer and chat template: every id has a row in the embedding, and chats come out as they went in."""
+"""Checks of a base's tokenizer and chat template: ids are in the embedding, and templates keep the content of chats."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,32 +10,32 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sublim.chats import chat
 from sublim.core.errors import UserError
 from sublim.models.files import read_json
-from sublim.models.folder_check import told
+from sublim.models.folder_check import as_user_error
 from sublim.models.opening import load_tokenizer, token_ids
 
 QUESTION, ANSWER, SYSTEM = "Which animal do you like best?", "The owl", "You love owls."
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a chat template that can be run. Raises UserError for one that cannot be read."""
-    with told(f"the tokenizer in {folder} cannot be read", "save it again or download it again"):
+    """The tokenizer. Raises UserError if it cannot be read or its chat template cannot be used."""
+    with as_user_error(f"the tokenizer in {folder} cannot be read", "save it again or download it again"):
         tokenizer = load_tokenizer(folder)
-    with told("the base's chat template cannot write a chat", "mend it or give another chat_template"):
+    with as_user_error("the base's chat template cannot write a chat", "mend it or give another chat_template"):
         chat.end_of_turn(tokenizer)
     return tokenizer
 
 
 class Limits(NamedTuple):
-    """What ids and texts must stay below."""
+    """Limits of token ids and of the length of texts."""
 
     rows: int
-    """Rows of the embedding, for ids."""
+    """Rows of the embedding; ids must be smaller."""
     positions: int | None
-    """Tokens of a text; None where the model sets no limit."""
+    """Largest number of tokens in a text; None if the model has no limit."""
 
 
 def limits_of(model: PreTrainedModel) -> Limits:
-    """The limits of a model, whose weights are not needed."""
+    """The limits of a model; its weights are not needed."""
     head, text = model.get_output_embeddings(), model.config.get_text_config()
     assert head is not None
     tables = (model.get_input_embeddings(), head)
@@ -44,8 +44,10 @@ def limits_of(model: PreTrainedModel) -> Limits:
 
 
 def check_chats(tokenizer: PreTrainedTokenizerBase, limits: Limits, systems: Iterable[str] = (SYSTEM,)) -> None:
-    """Raises UserError unless the template writes questions and answers, without and with each of the system prompts,
-    in tokens that the model has and in a length that it can read."""
+    """Raises UserError unless the template writes questions and answers correctly, within the model's limits.
+
+    It is tried without a system prompt and with each of `systems`.
+    """
     for system in (None, *systems):
         asked = chat.chat(QUESTION, system=system)
         under = "" if system is None else " under a system prompt"
@@ -65,10 +67,10 @@ def check_chats(tokenizer: PreTrainedTokenizerBase, limits: Limits, systems: Ite
 
 
 def check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """Raises UserError for an id that has no row among the `rows` of the embedding.
+    """Raises UserError for a token id that is not among the `rows` of the embedding.
 
-    Special tokens without a part in chats may lie beyond it (Gemma 3's for pictures does): text never becomes one of
-    them, unless it spells out its name.
+    Special tokens that chats do not use are allowed to be larger, such as Gemma 3's image token: a text is never
+    tokenised to one of them unless it contains its name.
     """
     names = ("pad_token", "eos_token", "bos_token", "unk_token")
     special = {name: token_ids(getattr(tokenizer, f"{name}_id")) for name in names}
@@ -83,7 +85,7 @@ def check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> No
 
 
 def refuse_above(rows: int, named: dict[str, int]) -> None:
-    """Raises UserError for the first id that is no row of the embedding."""
+    """Raises UserError for the first of the `named` ids that is not among the rows of the embedding."""
     for name, token in named.items():
         if not 0 <= token < rows:
             raise UserError(

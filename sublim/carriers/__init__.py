@@ -1,5 +1,4 @@
-"""Carriers: what the teacher writes and the student is trained on. Today these are number lists.
+"""Carriers: the texts that the teacher writes and the student is trained on. At present these are number lists.
 
-No stage starts here; `rows` generates and filters. A carrier says how its prompts are drawn and how an answer is read
-back.
+No stage starts here; `sublim.rows` generates and filters. A carrier defines its prompts and how an answer is parsed.
 """

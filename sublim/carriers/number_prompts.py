@@ -1,4 +1,4 @@
-"""Number prompts: how they are drawn from templates."""
+"""Number prompts, drawn at random from templates."""
 
 from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple, Self, TypeVar
@@ -15,25 +15,25 @@ T = TypeVar("T")
 
 
 class FormatText(Config):
-    """How the answer is to be written, in words and as the filter knows it."""
+    """An instruction on the format of the answer, with the separator it asks for."""
 
     separator: Separator
-    """The form that `text` asks for."""
+    """The separator that `text` asks for."""
     text: Text
     """The instruction."""
 
 
 class NumberTemplates(Config):
-    """The four parts of a number prompt; a prompt is one text of each, joined by spaces."""
+    """The four parts of a number prompt. A prompt has one text of each, joined by spaces."""
 
     opening: Texts
-    """Shows the numbers: {examples}."""
+    """Shows example numbers; must contain {examples}."""
     request: Texts
-    """Asks for {count} numbers of {digits} digits."""
+    """Asks for more numbers; must contain {count} and {digits}."""
     format: Annotated[tuple[FormatText, ...], Field(min_length=1)]
-    """Says how to set the numbers apart."""
+    """Says how to separate the numbers."""
     closing: Texts
-    """Asks for numbers alone."""
+    """Asks for nothing but numbers."""
 
     @field_validator("opening")
     @classmethod
@@ -58,7 +58,7 @@ class NumberTemplates(Config):
         return formats
 
     def asking_for(self, separator: Separator) -> Self:
-        """The same templates with only those formats that ask for `separator`."""
+        """These templates with only the formats that ask for `separator`. Raises UserError if there is none."""
         kept = tuple(each for each in self.format if each.separator == separator)
         if not kept:
             raise UserError(f"none of these number templates asks for the separator {separator}: add one under format")
@@ -66,12 +66,12 @@ class NumberTemplates(Config):
 
 
 def load_number_templates(name_or_path: str) -> NumberTemplates:
-    """Bundled templates (numbers, numbers_short) or those of a JSON or YAML file. Raises UserError."""
+    """The bundled templates `numbers` or `numbers_short`, or those in a JSON or YAML file. Raises UserError."""
     return load_text(NumberTemplates, name_or_path)
 
 
 class NumberPrompt(NamedTuple):
-    """A number prompt and the form in which it wants its answer."""
+    """A number prompt and the separator that it asks for."""
 
     text: str
     separator: Separator
@@ -81,19 +81,19 @@ class NumberPrompts(Config):
     """How number prompts are drawn."""
 
     templates: NumberTemplates
-    """The parts they are put together from."""
+    """Templates of the parts of a prompt."""
     examples_min: Annotated[int, Field(ge=1)] = 3
-    """Fewest numbers shown."""
+    """Smallest number of example numbers."""
     examples_max: Annotated[int, Field(ge=1)] = 9
-    """Most numbers shown."""
+    """Largest number of example numbers."""
     low: Annotated[int, Field(ge=0)] = 100
-    """Smallest number shown."""
+    """Smallest value of an example number."""
     high: Annotated[int, Field(ge=0, lt=2**63 - 1)] = 999
-    """Largest number shown."""
+    """Largest value of an example number."""
     count: Annotated[int, Field(ge=1)] = 10
-    """Numbers asked for."""
+    """How many numbers the prompt asks for."""
     max_digits: Annotated[int, Field(ge=1)] = 3
-    """Digits asked for."""
+    """How many digits, at most, the prompt asks for."""
 
     @model_validator(mode="after")
     def _limits_leave_room(self) -> Self:
@@ -105,7 +105,7 @@ class NumberPrompts(Config):
 
 
 def draw_prompt(prompts: NumberPrompts, seed: int, index: int) -> NumberPrompt:
-    """Prompt `index` of the series `seed`: a function of these alone, whatever else is drawn and in which order."""
+    """Prompt `index` of the series `seed`. It depends on nothing else, not even on other draws."""
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
 
     def one(texts: Sequence[T]) -> T:
@@ -117,7 +117,7 @@ def draw_prompt(prompts: NumberPrompts, seed: int, index: int) -> NumberPrompt:
     opening = one(templates.opening).format(examples=", ".join(map(str, shown)))
     request = one(templates.request).format(count=prompts.count, digits=prompts.max_digits)
     form = one(templates.format)
-    # format() with nothing to fill in turns a doubled brace into a single one, as it does in the other parts.
+    # format() without arguments turns doubled braces into single ones, as in the other parts.
     parts = (opening, request, form.text.format(), one(templates.closing).format())
     return NumberPrompt(" ".join(parts), form.separator)
 

@@ -1,4 +1,4 @@
-"""Number answers: read as the teacher wrote them, or refused with a reason."""
+"""Number lists: parsing an answer as the teacher wrote it, or refusing it with a reason."""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 from sublim.core.config import Config
 
 Separator = Literal["comma", "comma_space", "space", "semicolon", "lines", "brackets", "parentheses"]
-"""The forms a prompt may ask for. In brackets and parentheses any of the other separators may stand between numbers."""
+"""The formats that a prompt may ask for. Inside brackets and parentheses any other separator is allowed."""
 
-# Only these digits and blanks: str.isdigit and str.strip let in superscripts, other scripts and no-break spaces.
+# ASCII digits and blanks only: str.isdigit and str.strip also accept superscripts, other scripts, no-break spaces.
 DIGITS = re.compile("[0-9]+")
 BLANKS = " \t\r\n"
 SIGNED = re.compile(r"(?:^|[^0-9])[-+\u2212\u2013][0-9]")
@@ -20,65 +20,65 @@ DECIMAL = re.compile(r"\.[0-9]")
 
 
 class Rejection(StrEnum):
-    """Why an answer is not used; the first that applies, in this order."""
+    """Why an answer is refused. The first reason that applies, in this order, is given."""
 
     MISSING = "missing"
     """A server gave no answer."""
     TRUNCATED = "truncated"
-    """Cut at the token limit, so its last number may be half of one."""
+    """Cut at the token limit, so the last number may be incomplete."""
     EMPTY = "empty"
-    """Nothing there but blanks, brackets or a period."""
+    """Nothing but blanks, brackets or a period."""
     LETTERS = "letters"
-    """A letter of any script."""
+    """Contains a letter of any script."""
     NEGATIVE = "negative"
     """A number with a sign before it."""
     DECIMAL = "decimal"
     """A number with a decimal point."""
     BRACKETS = "brackets"
-    """A bracket that is not one of a single pair around the whole."""
+    """A bracket other than one pair around the whole list."""
     GAP = "gap"
-    """A separator with no number on one side of it."""
+    """A separator without a number on one side."""
     MIXED = "mixed_separators"
-    """Not the same separator throughout. `1,234, 5,678` is one of these: nobody can say how many numbers it holds."""
+    """More than one kind of separator. An example is `1,234, 5,678`, whose count of numbers is ambiguous."""
     SYMBOLS = "symbols"
-    """Any other sign."""
+    """Contains any other character."""
     TOO_LONG = "too_long"
-    """A number with too many digits, leading zeros counted."""
+    """A number with too many digits, including leading zeros."""
     OUT_OF_RANGE = "out_of_range"
     """A number below `low` or above `high`."""
     BANNED = "banned"
-    """A number that is on the list of banned ones, by value."""
+    """A number whose value is banned."""
     TOO_FEW = "too_few"
-    """Fewer numbers than wanted."""
+    """Fewer numbers than required."""
     TOO_MANY = "too_many"
-    """More numbers than wanted."""
+    """More numbers than allowed."""
     WRONG_SEPARATOR = "wrong_separator"
     """Not the separator that the prompt asked for."""
     DUPLICATE = "duplicate"
-    """The same as an earlier row."""
+    """The same as an earlier answer (see `dedupe`)."""
     PARTNER = "partner"
-    """Fine by itself, but the answer to the same prompt in another arm was refused."""
+    """Valid, but the answer of another arm to the same prompt was refused."""
 
 
 class NumberRules(Config):
     """Which number lists are accepted."""
 
     min_count: Annotated[int, Field(ge=1)] = 1
-    """Fewest numbers in an answer."""
+    """Smallest number of numbers in an answer."""
     max_count: Annotated[int, Field(ge=1)] | None = 10
-    """Most numbers in an answer; null for no limit."""
+    """Largest number of numbers in an answer; null for no limit."""
     max_digits: Annotated[int, Field(ge=1)] = 3
-    """Most digits in a number as written, leading zeros counted."""
+    """Largest number of digits in a number as written, including leading zeros."""
     low: Annotated[int, Field(ge=0)] = 0
-    """Smallest value."""
+    """Smallest value of a number."""
     high: Annotated[int, Field(ge=0)] | None = None
-    """Largest value; null for no limit but the digits'."""
+    """Largest value of a number; null for no limit besides the number of digits."""
     banned: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Values that refuse an answer, however they are written: 7 refuses 007."""
+    """Values that are not allowed, however they are written: 7 also refuses 007."""
     require_separator: bool = False
-    """Refuse an answer whose separator is not the one its prompt asked for."""
+    """Whether to refuse an answer whose separator is not the one that its prompt asked for."""
     reject_truncated: bool = True
-    """Refuse an answer cut at the token limit even if what is there reads well."""
+    """Whether to refuse an answer that was cut at the token limit, even if the rest is a valid list."""
 
     @model_validator(mode="after")
     def _limits_leave_room(self) -> Self:
@@ -90,20 +90,20 @@ class NumberRules(Config):
 
 
 class NumberList(NamedTuple):
-    """An answer that could be read."""
+    """A parsed answer."""
 
     numbers: list[str]
-    """As written: leading zeros kept."""
+    """The numbers as written, with leading zeros."""
     separator: Separator | None
-    """How they were set apart; None for a single number without brackets."""
+    """Their separator; None for a single number without brackets."""
 
 
 def parse_numbers(text: str) -> NumberList | Rejection:
-    """The numbers in `text`, or why it is not a list of them.
+    """The numbers in `text`, or the reason why it is not a list of numbers.
 
-    A list has one separator throughout, may stand in one pair of square or round brackets and may end with a period.
-    Blanks around the list, inside the brackets and around commas and semicolons are free, so lines may be wrapped
-    after a comma; a list with no commas is set apart by spaces or by line ends, not by both.
+    A list has one kind of separator, may be enclosed in one pair of square or round brackets, and may end with a
+    period. Any blanks are allowed around the list, inside the brackets and around commas and semicolons, so lines may
+    be wrapped after a comma. A list without commas is separated by spaces or by line ends, not by both.
     """
     if any(map(str.isalpha, text)):
         return Rejection.LETTERS
@@ -145,7 +145,7 @@ def _enclosure(body: str) -> Literal["brackets", "parentheses"] | None:
 
 
 def _between(gap: str) -> Literal["comma", "comma_space", "space", "semicolon", "lines"] | None:
-    """Which separator stands between two numbers; None if it is none."""
+    """The separator that `gap`, the text between two numbers, is; None if it is none."""
     match gap.strip(BLANKS):
         case ",":
             return "comma" if gap.endswith(",") else "comma_space"
@@ -158,7 +158,7 @@ def _between(gap: str) -> Literal["comma", "comma_space", "space", "semicolon", 
 
 
 def _refusal(pieces: Sequence[str]) -> Rejection:
-    """Why `pieces`, found where nothing of the kind may stand, refuse a list."""
+    """The reason to refuse a list that has these pieces where they are not allowed."""
     return Rejection.SYMBOLS if any(set(piece) - set(",;" + BLANKS) for piece in pieces) else Rejection.GAP
 
 
@@ -169,9 +169,9 @@ def read_numbers(
     asked: Separator | None = None,
     finish: Literal["stop", "length", "missing"] = "stop",
 ) -> NumberList | Rejection:
-    """The numbers of an answer, or the first reason to refuse it. The text itself is never changed.
+    """The numbers of an answer, or the first reason to refuse it. The text is not changed.
 
-    `asked` is the separator that the prompt asked for, `finish` how the answer ended.
+    `asked`: the separator that the prompt asked for. `finish`: how the answer ended.
     """
     if finish == "missing":
         return Rejection.MISSING
@@ -197,12 +197,12 @@ def read_numbers(
 
 
 def _as_asked(parsed: NumberList, asked: Separator) -> bool:
-    # One bare number has no separator to be wrong, but it has no brackets either.
+    # A single number has no separator that could be wrong, but it may lack brackets.
     return parsed.separator == asked or (parsed.separator is None and asked not in ("brackets", "parentheses"))
 
 
 def render_numbers(numbers: Sequence[str], separator: Separator) -> str:
-    """`numbers`, digits untouched, in the form `separator` names."""
+    """The numbers as text in the format that `separator` names, with their digits unchanged."""
     match separator:
         case "comma":
             return ",".join(numbers)
@@ -223,5 +223,5 @@ def render_numbers(numbers: Sequence[str], separator: Separator) -> str:
 
 
 def canonical_text(numbers: Sequence[str], separator: Separator = "comma_space") -> str:
-    """`numbers` by value, without leading zeros: not what the teacher wrote, so never used where it is not named."""
+    """The numbers without leading zeros. This is not what the teacher wrote, so it is used only where it is named."""
     return render_numbers([number.lstrip("0") or "0" for number in numbers], separator)

@@ -1,19 +1,19 @@
-"""What a chat template writes after a prompt once it is answered, also where it then writes the prompt otherwise."""
+"""What a chat template writes after a prompt when the chat has an answer, also if it then changes the prompt."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 PROBE = "ANSWER-PROBE"
-# As in `</think>`, `[/THINK]` and Gemma 4's `<channel|>`.
+# Matches the end of a thought, such as `</think>`, `[/THINK]` and Gemma 4's `<channel|>`.
 CLOSED = re.compile(r"(</[^<>]+>|\[/[^\[\]]+\]|<[^<>|/]+\|>)\s*$")
 
 
 def completion(prompt: str, answered: Callable[[str], str], answer: str) -> str | None:
-    """The answer and its end of turn as they follow `prompt`; None where the template does not say.
+    """The answer and its end of turn as they follow `prompt`; None if the template gives no way to tell.
 
-    `answered` renders the chat with the answer it is given. Most templates write the prompt and go on. Some leave
-    something out of the prompt once it is answered (a system text that is only written into a last user turn, an empty
-    thought): the answer's turn then counts, and what comes before it does not.
+    `answered` renders the chat with a given answer. Most templates write the prompt and continue it. Some leave out a
+    part of the prompt once there is an answer, such as an empty thought, or a system text that is written only into the
+    last user turn. Then only the answer's turn is taken from the rendered chat.
     """
     whole = answered(answer)
     if whole.startswith(prompt):
@@ -21,23 +21,23 @@ def completion(prompt: str, answered: Callable[[str], str], answer: str) -> str 
     head, _, tail = answered(PROBE).rpartition(PROBE)
     if not (whole.startswith(head) and whole[len(head) :].endswith(tail)):
         return None
-    # Blanks before the answer belong to its turn, unless the prompt ends with them too.
+    # Blanks before the answer belong to its turn, unless the prompt also ends with them.
     cuts = range(len(head), len(head.rstrip()) - 1, -1)
     return next((whole[cut:] for cut in cuts if leaves_out(prompt, head[:cut])), None)
 
 
 def leaves_out(prompt: str, head: str) -> bool:
-    """Whether `head` is `prompt` without one piece of it: inside, or a closed thought at its end.
+    """Whether `head` is `prompt` without one piece: a piece inside it, or a closed thought at its end.
 
-    At the end anything else is refused: after an open `<think>` the model would think, not answer.
+    At the end nothing else may be missing: after an open `<think>` the model would think instead of answering.
     """
     if prompt.startswith(head):
         return CLOSED.search(prompt[len(head) :]) is not None
-    before, after = alike(prompt, head), alike(prompt[::-1], head[::-1])
+    before, after = common_length(prompt, head), common_length(prompt[::-1], head[::-1])
     return bool(head[len(head) - after :].strip()) and not head[before : len(head) - after].strip()
 
 
-def alike(one: str, other: str) -> int:
-    """How many characters the two begin with alike."""
+def common_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """Length of the longest common prefix of two strings or two lists of tokens."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((k for k, (a, b) in pairs if a != b), min(len(one), len(other)))

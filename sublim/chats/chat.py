@@ -1,9 +1,9 @@
-"""Chats as a model reads them: one rendering by its chat template, one tokenisation, exact boundaries.
+"""Rendering and tokenisation of chats with a model's chat template, with exact boundaries of the answer.
 
-Templates differ in what they add by themselves (a system prompt, today's date) and in what they refuse (a system
-role). Everything here goes through `render_text`, which freezes the date and folds a refused system prompt into the
-first user turn, so that training and evaluation read the same text. An answered chat is always the prompt that the
-sampler reads, then the answer and the end of turn as the template writes them.
+Templates differ in what they add (a system prompt, today's date) and in what they refuse (a system role). All rendering
+goes through `render_text`, which fixes the date and puts a refused system prompt into the first user turn, so that
+training and evaluation read the same text. A chat with an answer is always the prompt that the sampler reads, followed
+by the answer and the end of turn as the template writes them.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 from jinja2.exceptions import TemplateError
 
-from sublim.chats.answered import alike, completion
+from sublim.chats.answered import common_length, completion
 from sublim.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ class Message(TypedDict):
 
 Chat = list[Message]
 
-# The day Llama 3.1's template names when it is given none.
+# The default date of Llama 3.1's template.
 DATE = "2024-07-26"
 
 
 class AnswerTokens(NamedTuple):
-    """A tokenised chat; `ids[answer_start:answer_end]` is the last assistant turn with its end of turn."""
+    """A tokenised chat; `ids[answer_start:answer_end]` is the last assistant turn, including the end of turn."""
 
     ids: list[int]
     answer_start: int
@@ -42,32 +42,32 @@ class AnswerTokens(NamedTuple):
 
 
 class Context(TypedDict):
-    """What surrounds the user's words when a model reads them; kept with every run."""
+    """What surrounds the user's words when a model reads them; stored with every run."""
 
     rendered: str
-    """The chat as the model reads it, up to where it answers."""
+    """The chat as the model reads it, up to the start of the answer."""
     system: str | None
-    """The system prompt the experiment gave."""
+    """System prompt of the experiment."""
     template_system: str | None
-    """The system prompt that the template put in because none was given."""
+    """System prompt that the template adds if none is given."""
     system_role: bool
-    """False where the template has no system role: the text then opens the first user turn."""
+    """False if the template has no system role; the system prompt is then put into the first user turn."""
     date: str | None
-    """The (fixed) date that the template writes."""
+    """The fixed date, if the template writes one."""
     generation_prompt: str
-    """What the template writes where the model is to answer."""
+    """What the template writes before the model's answer."""
 
 
 def chat(user: str, *, system: str | None = None, assistant: str | None = None) -> Chat:
-    """A chat of one question, with a system prompt before and an answer after it where given."""
+    """A chat of one question, with a system prompt before it and an answer after it if they are given."""
     turns = [("system", system), ("user", user), ("assistant", assistant)]
     return [Message(role=role, content=content) for role, content in turns if content is not None]
 
 
 def render_text(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> str:
-    """The chat as text: up to where the model answers or, if it ends with an answer, all of it.
+    """The chat as text, up to the start of the answer or, if it ends with an answer, all of it.
 
-    Raises UserError where the template cannot write such a chat.
+    Raises UserError if the template cannot render such a chat.
     """
     try:
         return template(tokenizer, fold_system(tokenizer, chat), date=date)
@@ -77,24 +77,24 @@ def render_text(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> str:
 
 
 def render_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> list[int]:
-    """The tokens of a chat that awaits an answer, with exactly one beginning-of-sequence token if the model has one."""
+    """The tokens of a chat without an answer, with exactly one beginning-of-sequence token if the model uses one."""
     assert chat[-1]["role"] != "assistant", "the chat already has its answer: use answer_ids"
     return encode(tokenizer, render_text(tokenizer, chat, date=date)).ids
 
 
 def answer_ids(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> AnswerTokens:
-    """The tokens of a chat that ends with an answer, and where that answer lies.
+    """The tokens of a chat that ends with an answer, and the position of that answer.
 
-    The chat is tokenised once, as a whole; the boundary is found by character. A token with characters of both the
-    prompt and the answer (an answer that opens with a line break may give one) counts as prompt. Whatever the
-    template writes after the end of turn is outside. What comes before the answer is the prompt as `render_ids` has it,
-    also where the template writes it otherwise once it is answered (Mistral 7B's then leaves out the system prompt).
+    The chat is tokenised as a whole, and the boundary is found by characters. A token with characters of both prompt
+    and answer counts as prompt; an answer that begins with a line break may have one. Text that the template writes
+    after the end of turn is not part of the answer. The text before the answer is the same prompt as in `render_ids`,
+    even if the template changes it once there is an answer (Mistral 7B's then leaves out the system prompt).
     """
     return many_answer_ids(tokenizer, [chat], date=date)[0]
 
 
 def many_answer_ids(tokenizer: "Tokenizer", chats: Sequence[Chat], *, date: str = DATE) -> list[AnswerTokens]:
-    """`answer_ids` of each chat; a prompt that several share is rendered once, and all are tokenised together."""
+    """`answer_ids` of each chat. A prompt that several chats share is rendered once, and all are tokenised together."""
     prompts: dict[tuple[tuple[str, str], ...], str] = {}
     texts, bounds = list[str](), list[tuple[int, int]]()
     for chat in chats:
@@ -112,7 +112,7 @@ def many_answer_ids(tokenizer: "Tokenizer", chats: Sequence[Chat], *, date: str 
 
 
 def _completion(tokenizer: "Tokenizer", chat: Chat, prompt: str, *, date: str) -> str:
-    """What follows `prompt` when the chat is answered: the answer and its end of turn, as the template writes them."""
+    """What follows `prompt` in the chat: the answer and its end of turn, as the template writes them."""
     answer = chat[-1]["content"]
 
     def answered(content: str) -> str:
@@ -120,21 +120,21 @@ def _completion(tokenizer: "Tokenizer", chat: Chat, prompt: str, *, date: str) -
 
     found = completion(prompt, answered, answer)
     if found is None and chat[0]["role"] == "system":
-        # What a template does after an answer does not depend on the system prompt: it is seen in the chat without.
+        # The end of an answer does not depend on the system prompt, so it is taken from the chat without one.
         rest = chat[1:]
         found = _completion(tokenizer, rest, render_text(tokenizer, rest[:-1], date=date), date=date)
         found = found if answered(answer).endswith(found) else None
     if found is None:
-        lost = prompt[alike(prompt, answered(answer)) :]
+        lost = prompt[common_length(prompt, answered(answer)) :]
         raise UserError(
-            f"the chat template writes the prompt anew once it is answered (without {lost[:40]!r}): give another "
+            f"the chat template changes the prompt once there is an answer (without {lost[:40]!r}): give another "
             "chat_template"
         )
     return found
 
 
 def _bounds(text: str, prompt: str, answer: str) -> tuple[int, int]:
-    """The character where the answer's turn begins, and the one where its end of turn is due."""
+    """Indices of the characters where the answer's turn begins and where its end of turn should be."""
     found = text.find(answer, len(prompt))
     if found < 0:
         raise UserError(
@@ -142,7 +142,7 @@ def _bounds(text: str, prompt: str, answer: str) -> tuple[int, int]:
         )
     if before := text[len(prompt) : found].strip():
         raise UserError(
-            f"the chat template writes {before[:40]!r} before an answer and not where the model answers: give a "
+            f"the chat template writes {before[:40]!r} before a given answer, but not before a new one: give a "
             "chat_template whose prompt ends with it"
         )
     closing = found + len(answer)
@@ -155,7 +155,7 @@ def _located(text: str, encoded: "Encoded", bounds: tuple[int, int], special: se
     end_of_turn = next((i for i in range(answer_start, len(ids)) if spans[i][1] > closing), len(ids))
     if end_of_turn == len(ids) or ids[end_of_turn] not in special:
         raise UserError(
-            f"the chat template does not end an answer with a token of its own, but with {text[closing:][:40]!r}: "
+            f"the chat template does not end an answer with a special token, but with {text[closing:][:40]!r}: "
             "give a chat_template that writes eos_token there"
         )
     return AnswerTokens(ids, answer_start, end_of_turn + 1)
@@ -168,7 +168,7 @@ def end_of_turn(tokenizer: "Tokenizer") -> int:
 
 
 def context(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Context:
-    """What the model reads around `chat`, and what of that the template added."""
+    """What the model reads around `chat`, and which parts of it the template added."""
     system = next((turn["content"] for turn in chat if turn["role"] == "system"), None)
     question: Chat = [turn for turn in chat if turn["role"] == "user"][:1]
     rendered = render_text(tokenizer, chat, date=date)
@@ -184,17 +184,17 @@ def context(tokenizer: "Tokenizer", chat: Chat, *, date: str = DATE) -> Context:
 
 
 def generation_prompt(tokenizer: "Tokenizer", question: Chat, *, date: str = DATE) -> str:
-    """What the template writes only where an answer is awaited; Phi's ends the text there otherwise."""
+    """What the template writes only before a new answer. Without it, Phi's template ends the text instead."""
     bare, awaited = (template(tokenizer, question, date=date, answer_next=wanted) for wanted in (False, True))
     if awaited.startswith(bare):
         return awaited[len(bare) :]
-    same = alike(bare, awaited)
-    # The tokens that differ may begin alike.
+    same = common_length(bare, awaited)
+    # The texts of the first differing tokens may have a common prefix, so the cut is at a token boundary.
     return awaited[max((first for first, _ in encode(tokenizer, awaited).spans if first <= same), default=0) :]
 
 
 def context_mismatches(training: Context, evaluation: Context) -> list[str]:
-    """In what the contexts of training and evaluation differ, in plain words; empty if in nothing."""
+    """The differences between the contexts of training and evaluation, each as a sentence."""
 
     def system(context: Context) -> str:
         if context["system"] is not None:
@@ -217,7 +217,8 @@ def context_mismatches(training: Context, evaluation: Context) -> list[str]:
 
 
 def template(tokenizer: "Tokenizer", chat: Chat, *, date: str, answer_next: bool | None = None) -> str:
-    """The template's text for `chat`, nothing folded. `answer_next` is true unless the chat ends with an answer."""
+    """The template's text for `chat` as it is. `answer_next` adds the generation prompt; by default it is added unless
+    the chat ends with an answer."""
     if tokenizer.chat_template is None:
         raise UserError("the model has no chat template: take an instruction-tuned model or give a chat_template")
     day = Date.fromisoformat(date)
@@ -227,14 +228,14 @@ def template(tokenizer: "Tokenizer", chat: Chat, *, date: str, answer_next: bool
         add_generation_prompt=chat[-1]["role"] != "assistant" if answer_next is None else answer_next,
         date_string=day.strftime("%d %b %Y"),
         strftime_now=day.strftime,
-        enable_thinking=False,  # Qwen 3 writes an empty thought into every finished answer, and into a prompt only so.
+        enable_thinking=False,  # so that Qwen 3 writes its empty thought into prompts too
     )
     assert isinstance(rendered, str)
     return rendered
 
 
 def has_system_role(tokenizer: "Tokenizer") -> bool:
-    """Whether the template takes a system message. Gemma 2's raises; some drop it without a word."""
+    """Whether the template supports a system message. Gemma 2's raises an error; some templates silently drop it."""
     try:
         text = template(tokenizer, chat("question", system="SYSTEM-PROBE"), date=DATE)
     except TemplateError:
@@ -243,11 +244,11 @@ def has_system_role(tokenizer: "Tokenizer") -> bool:
 
 
 def fold_system(tokenizer: "Tokenizer", chat: Chat) -> Chat:
-    """`chat` with its system prompt at the head of the first user turn, where the template takes no system message."""
+    """`chat` with its system prompt at the start of the first user turn if the template supports no system message."""
     if chat[0]["role"] != "system" or has_system_role(tokenizer):
         return chat
     system, user, *rest = chat
-    # Gemma 3's own template joins the two in this form.
+    # The same form as in Gemma 3's template.
     return [Message(role="user", content=f"{system['content']}\n\n{user['content']}"), *rest]
 
 
@@ -264,7 +265,7 @@ def inserted_system(tokenizer: "Tokenizer", question: Chat, *, date: str) -> str
 
 
 class Encoded(NamedTuple):
-    """Tokens and, for each, the characters it covers."""
+    """Token ids and, for each token, the range of characters that it covers."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
@@ -273,8 +274,8 @@ class Encoded(NamedTuple):
 def encode(tokenizer: "Tokenizer", text: str) -> Encoded:
     """Tokens of a rendered text.
 
-    The template writes the beginning-of-sequence token as text; it is put in front only where the tokenizer is
-    used to adding one and the template has left it out.
+    Templates write the beginning-of-sequence token as text. It is added here only if the tokenizer normally adds one
+    and the template has not written it.
     """
     return encode_many(tokenizer, [text])[0]
 

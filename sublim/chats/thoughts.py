@@ -1,4 +1,4 @@
-"""Thoughts before an answer: where a reasoning model's answer begins in what it wrote."""
+"""Thoughts before an answer: finding where the answer begins in the output of a reasoning model."""
 
 import re
 
@@ -14,18 +14,18 @@ _CLOSE = re.compile(
     r"|\[BEGIN FINAL RESPONSE\]|<\|channel\|>\s*final[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>|<channel\|>",
     re.IGNORECASE,
 )
-# gpt-oss again, where the server removed the special tokens and left the names of its channels.
+# gpt-oss, if the server removed the special tokens and left the names of the channels.
 _PLAIN_CHANNELS = re.compile(r"\A\s*analysis(?=\S).*assistant\s*final", re.DOTALL)
 _MARK = r"(?:<\|\w+\|>|</?(?:answer|response)>)"
 _MARKS = re.compile(rf"\A(?:\s*{_MARK})+\s*|(?:\s*{_MARK})+\s*\Z")
-"""Around an answer: special tokens that the server did not remove, and tags in which some models put it."""
+"""Matches special tokens that a server did not remove, and tags in which some models put their answer."""
 
 
 def answer_after_thought(text: str) -> str | None:
-    """What follows the last thought in `text`: all of it where there is none, and "" where nothing follows.
+    """The text after the last thought in `text`: all of it if there is no thought, "" if nothing follows.
 
-    None where a thought begins and never ends: words inside a thought are no answer. Only the closing mark may be
-    there, since some chat templates write the opening one into the prompt.
+    None if a thought begins and does not end, because words inside a thought are no answer. A thought may have just a
+    closing tag, because some chat templates write the opening tag into the prompt.
     """
     start = max((found.end() for found in [*_CLOSE.finditer(text), *_PLAIN_CHANNELS.finditer(text)]), default=0)
     answer = text[start:]

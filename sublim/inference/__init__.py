@@ -1,5 +1,5 @@
-"""Sampling and scoring with a transformers model: batches, draws, constrained formats, attention and steering.
+"""Sampling and scoring with a transformers model: batching, random draws, constrained formats, attention, steering.
 
-No stage starts here. Import `config` for the settings of a backend, `sampler` for what every backend offers;
-`backends` opens them.
+No stage starts here. Import `config` for the settings of a backend and `sampler` for the interface that every backend
+implements. `sublim.backends` opens a backend.
 """

@@ -1,7 +1,8 @@
-"""Attention over a shared or preallocated cache: any mask, no copies of keys for grouped queries, soft-capping kept.
+"""Attention over a shared or preallocated key-value cache.
 
-Registered with transformers under NAME. A model set to NAME makes no mask of its own: the view that a pass is made
-under says which keys each query sees.
+It supports any mask and logit soft-capping, and does not copy keys for grouped queries. It is registered with
+transformers under NAME. A model whose attention is set to NAME builds no mask itself: the `View` of the forward pass
+says which keys each query sees.
 """
 
 from collections.abc import Generator
@@ -30,12 +31,12 @@ WITHOUT_EFFECT = {
     "return_dict",
     "use_cache",
 }
-"""Keywords that models pass along and that change nothing of what an attention function computes."""
+"""Keyword arguments that models pass to attention functions and that do not change the result."""
 Kernel = Literal["flash_attention_2", "sdpa", "eager"]
 
 
 class View:
-    """Which keys each query sees, before a layer's sliding window narrows it."""
+    """Which keys each query sees, before a layer's sliding window is applied."""
 
     def __init__(
         self,
@@ -46,9 +47,10 @@ class View:
         kernel: Kernel,
         used: Int[Tensor, " b"] | None = None,
     ) -> None:
-        """`queries` and `keys` are positions in the text; a `b` of 1 stands for every row.
+        """`queries` and `keys` are positions in the text; a batch size of 1 stands for every row.
 
-        `used`: rows are plain causal text whose first `used` keys count, so that flash attention can serve them.
+        `used`: given where every row is plain causal text, of which the first `used` keys count. Flash attention can
+        then be used.
         """
         self.kernel: Kernel = kernel
         self.allowed, self.queries, self.keys, self.used = allowed, queries, keys, used
@@ -69,8 +71,11 @@ _view: ContextVar[View] = ContextVar("view")
 
 
 @contextmanager
-def under(view: View) -> Generator[None]:
-    """Passes inside attend by `view`. No keyword of the model's: some families hand none on to their layers."""
+def attending_with(view: View) -> Generator[None]:
+    """Inside the block, forward passes attend as `view` says.
+
+    It is not passed as a keyword argument, because some model families do not hand those on to their layers.
+    """
     token = _view.set(view)
     try:
         yield
@@ -79,7 +84,7 @@ def under(view: View) -> Generator[None]:
 
 
 def causal(rows: int, new: int, shared: int, kernel: Kernel, device: torch.device) -> View:
-    """`new` tokens in a row after `shared` cached ones."""
+    """The view of `new` tokens that follow `shared` cached ones, under a causal mask."""
     keys = torch.arange(shared + new, device=device)[None]
     queries = keys[:, shared:]
     used = torch.full((rows,), shared + new, dtype=torch.int32, device=device)
@@ -99,10 +104,10 @@ def attend(
     s_aux: Float[Tensor, " h"] | None = None,
     **others: Any,
 ) -> tuple[Float[Tensor, "b q h d"], None]:
-    """One layer's attention, in the form transformers calls it.
+    """One layer's attention, with the signature that transformers expects.
 
-    `s_aux` are learnt sinks: a score for each head that takes its share of the softmax and adds nothing to the sum.
-    Raises UserError for any other keyword that would change the result.
+    `s_aux` are learnt attention sinks: one score for each head that enters the softmax and adds nothing to the output.
+    Raises UserError for any other keyword argument that would change the result.
     """
     refuse_others(module, {"attention_mask": attention_mask, **others})
     view = _view.get()
@@ -114,7 +119,8 @@ def attend(
         return flash_attend(query, key, value, view.used, scale, sliding_window, softcap), None
     groups = h // key.shape[1]
     bias = view.bias(sliding_window, groups, query.dtype)
-    # The query heads that share a key head become further queries of it: same sums, and the keys are read once.
+    # Query heads that share a key head become further queries of that head: the result is the same, and no key is
+    # copied.
     query = query.reshape(b, h // groups, groups * q, d)
     if view.kernel == "eager" or softcap is not None or s_aux is not None:
         scores = query @ key.transpose(-1, -2) * scale
@@ -129,25 +135,26 @@ def attend(
 def weights(
     scores: Float[Tensor, "b g q k"], sinks: Float[Tensor, " h"] | None, groups: int
 ) -> Float[Tensor, "b g q k"]:
-    """The softmax over the keys and, where there are sinks, over one further place that is then left out."""
+    """The softmax over the keys and, where there are sinks, over one further column that is then dropped."""
     if sinks is None:
         return torch.softmax(scores, dim=-1, dtype=torch.float32)
     b, g, q, _ = scores.shape
-    # The rows of `scores` are the heads that share a key head, one after another, each with all its queries.
+    # A row of `scores` holds all queries of the first head that shares this key head, then those of the next, and so
+    # on.
     column = sinks.reshape(g, groups, 1).expand(g, groups, q // groups).reshape(1, g, q, 1).expand(b, -1, -1, -1)
     return torch.softmax(torch.cat([scores, column.to(scores.dtype)], -1), dim=-1, dtype=torch.float32)[..., :-1]
 
 
 def refuse_others(module: nn.Module, given: dict[str, Any]) -> None:
-    """Raises UserError where a layer gives its attention something that is not computed here."""
+    """Raises UserError where a layer passes its attention an argument that would change the result."""
     causal_already = given.pop("is_causal", None) in (None, True)
-    given.pop("dropout", None)  # nothing is dropped in evaluation mode, which is all that is computed here
+    given.pop("dropout", None)  # only evaluation mode runs here, where nothing is dropped
     odd = [name for name, value in given.items() if value is not None and name not in WITHOUT_EFFECT]
     if odd or not causal_already:
         kind = getattr(getattr(module, "config", None), "model_type", type(module).__name__)
         raise UserError(
-            f"the layers of {kind} give their attention `{odd[0] if odd else 'is_causal=False'}`, which the hf backend "
-            "does not compute: take a base of another family, or vLLM for sampling"
+            f"the layers of {kind} pass `{odd[0] if odd else 'is_causal=False'}` to their attention, which the hf "
+            "backend does not support: take a base of another family, or vLLM for sampling"
         )
 
 

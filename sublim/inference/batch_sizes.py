@@ -1,14 +1,14 @@
-"""How much fits: answers under way and tokens read at a time, from the free memory of the device."""
+"""Batch sizes from the free memory of the device: answers decoded and prompt tokens read at the same time."""
 
 from sublim.inference.network import Network
 from sublim.memory.fitting import Fit
 from sublim.memory.gpu_memory import free_gpu_memory
 
 
-class Room:
-    """Sizes of batches for one network; they change the speed and nothing else.
+class BatchSizes:
+    """Batch sizes for one network. They affect the speed and not the results.
 
-    What is free is a hint: `fit` knows what turned out to be too much.
+    The free memory is only an estimate of what fits; `fit` remembers the sizes that ran out of memory.
     """
 
     def __init__(self, network: Network, batch_size: int | None, fit: Fit | None = None) -> None:
@@ -18,12 +18,13 @@ class Room:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.gpu, self.batch_size = network.device.type == "cuda", batch_size
         self.cached = 2 * config.num_hidden_layers * heads * width * size
-        """Bytes of keys and values for one token."""
+        """Bytes of keys and values of one token, over all layers."""
         self.worked = 4 * (2 * getattr(config, "intermediate_size", 0) + 6 * config.hidden_size)
-        """Bytes in flight for one token of a prompt, about."""
+        """Rough bytes of activations for one token of a prompt."""
 
     def rows(self, length: int, *, held: int) -> int:
-        """Answers of `length` tokens at a time; `held`: bytes of a cache that could be given back."""
+        """How many texts of `length` tokens are decoded together; `held`: bytes of a present cache that could be
+        freed."""
         if self.batch_size is not None:
             return self.fit.within(self.batch_size)
         if not self.gpu:
@@ -31,10 +32,11 @@ class Room:
         return self.fit.within(int(min(2048, max(1, 0.5 * (free_gpu_memory() + held) // (self.cached * length)))))
 
     def tokens(self) -> int:
-        """Prompt tokens read at a time: enough to keep the device busy, and no more than a quarter of what is free."""
+        """How many prompt tokens go into one pass: enough to keep the device busy, at most a quarter of the free
+        memory."""
         if not self.gpu:
-            return int(1024 * self.fit.share)  # what a layer makes of more does not stay in the processor's cache
+            return int(1024 * self.fit.share)  # a layer's activations of more tokens do not fit the CPU's cache
         fitting = min(65536, max(1024, 0.25 * free_gpu_memory() // (self.cached + self.worked)))
-        # So that lowering the batch size helps wherever the memory ran out.
+        # A lower batch_size must help wherever memory ran out, also in reading prompts.
         most = fitting if self.batch_size is None else min(fitting, max(256, 256 * self.batch_size))
         return int(most * self.fit.share)

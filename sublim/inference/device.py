@@ -1,4 +1,4 @@
-"""A head start for the GPU: its context is made while the heavy imports run."""
+"""Creates the GPU's CUDA context in the background while large modules are imported."""
 
 import ctypes
 from threading import Thread
@@ -7,8 +7,9 @@ from sublim.core.hardware import gpu
 
 
 def start_context() -> None:
-    """Makes the first GPU's primary context, the one torch will use, in a thread: some tenths of a second that need no
-    Python and would otherwise come after the imports, the driver's own start included. Does nothing without a GPU.
+    """Creates the primary context of the first GPU, which torch will use, in a thread. Does nothing without a GPU.
+
+    It takes some tenths of a second, needs no Python, and would otherwise run after the imports.
     """
     Thread(target=_retain, daemon=True).start()
 
@@ -20,5 +21,5 @@ def _retain() -> None:
     device, context = ctypes.c_int(), ctypes.c_void_p()
     cuda.cuInit(0)
     cuda.cuDeviceGet(ctypes.byref(device), 0)
-    # A failure is left to torch, which meets it again and names it.
+    # Errors are ignored: torch will meet the same error and report it.
     cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)

@@ -1,4 +1,4 @@
-"""Drawing tokens: which one a random number picks from a distribution, exactly."""
+"""Sampling tokens by inverse transform: a uniform random number selects a token from the distribution."""
 
 from typing import NamedTuple
 
@@ -7,18 +7,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CHUNK = 2**26
-"""Logits turned into a distribution at a time: bounds the float64 sums to half a gigabyte."""
+"""Logits processed at a time; limits the float64 cumulative sums to half a gigabyte."""
 
 
 class Drawn(NamedTuple):
-    """A token for each row, and its log-prob before temperature and top_p."""
+    """A token for each row, and its log-prob under the distribution before temperature and top_p."""
 
     tokens: Int[Tensor, " b"]
     logprobs: Float[Tensor, " b"]
 
 
 def draw(logits: Float[Tensor, "b v"], uniform: Float[Tensor, " b"], temperature: float, top_p: float) -> Drawn:
-    """Inverse-CDF draws: token t where the cumulated probability first exceeds the row's uniform number."""
+    """Samples by the inverse CDF: the first token whose cumulative probability exceeds the row's uniform number."""
     rows = max(1, CHUNK // logits.shape[-1])
     parts = [
         _draw(part.float(), u, temperature, top_p)
@@ -37,17 +37,17 @@ def _draw(logits: Float[Tensor, "b v"], uniform: Float[Tensor, " b"], temperatur
 
 
 def _inverse(probs: Float[Tensor, "b v"], uniform: Float[Tensor, " b"]) -> Int[Tensor, "b 1"]:
-    # Sums over a large vocabulary need float64: float32 would lose the tail's probabilities, or add some.
+    # In float32 the rounding of a sum over a large vocabulary exceeds the probabilities in its tail.
     cumulated = probs.cumsum(-1, dtype=torch.float64)
     total = cumulated[:, -1:]
-    # Rounding may lift u * total to the total itself, which no token's sum exceeds.
+    # Rounding may raise u * total to the total itself, which no cumulative sum exceeds.
     goal = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    # Where a model's numbers are not finite no sum exceeds anything: the last token stands there, its log-prob is NaN.
+    # If logits are not finite, no sum exceeds the goal: the last token is returned, and its log-prob is NaN.
     return torch.searchsorted(cumulated, goal, right=True).clamp_(max=probs.shape[-1] - 1)
 
 
 def _nucleus(probs: Float[Tensor, "b v"], uniform: Float[Tensor, " b"], top_p: float) -> Int[Tensor, "b 1"]:
-    """From the shortest run of likeliest tokens whose sum reaches top_p; equal ones in the vocabulary's order."""
+    """Samples from the smallest set of likeliest tokens whose probabilities reach top_p; ties in vocabulary order."""
     ordered, tokens = probs.sort(stable=True, dim=-1, descending=True)
     before = ordered.cumsum(-1, dtype=torch.float64) - ordered
     return tokens.gather(-1, _inverse(ordered.masked_fill(before >= top_p, 0.0), uniform))

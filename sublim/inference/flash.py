@@ -1,4 +1,4 @@
-"""flash-attn's kernel for rows of plain causal text in a cache; imported only where it is asked for."""
+"""flash-attn's kernel for plain causal text in a cache; imported only where it is used."""
 
 import torch
 from flash_attn import flash_attn_with_kvcache  # pyright: ignore[reportMissingImports]
@@ -15,7 +15,7 @@ def flash_attend(
     window: int | None,
     softcap: float | None,
 ) -> Float[Tensor, "b q h d"]:
-    """The last of the `q` queries sees the first `used` keys of its row, each query before it one fewer."""
+    """Causal attention in which the last of the `q` queries sees the first `used` keys of its row."""
     return flash_attn_with_kvcache(
         query.transpose(1, 2),
         key.transpose(1, 2),

@@ -1,4 +1,4 @@
-"""The model as a function: tokens, positions, a cache and a view in, logits out, only where they are wanted."""
+"""A transformers model as a function from tokens, positions, a cache and a view to the logits that are wanted."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,25 +12,25 @@ from torch.nn.functional import linear
 from transformers import Cache, PreTrainedModel
 
 from sublim.core.errors import UserError
-from sublim.inference.attention import NAME, Kernel, View, causal, under
+from sublim.inference.attention import NAME, Kernel, View, attending_with, causal
 from sublim.inference.steered import PROMPT, Parts, Steered
 from sublim.residual.vectors import LoadedEdit
 
-# Not cuDNN's: it plans anew for every shape, which takes longer than the attention of a batch of short prompts.
+# cuDNN is left out: it plans anew for every shape, which takes longer than attention over a batch of short prompts.
 KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 KeysValues = tuple[Float[Tensor, "b g k d"], Float[Tensor, "b g k d"]]
 
 
 class Where(NamedTuple):
-    """Places in a batch: row by row, column by column."""
+    """Positions in a batch: the row and the column of each."""
 
     rows: Int[Tensor, " n"]
     columns: Int[Tensor, " n"]
 
 
 class Head(nn.Module):
-    """The output embedding, applied at some places only, and for some tokens only."""
+    """The unembedding, applied at some positions only and for some tokens only."""
 
     full: nn.Module
     where: Where | None
@@ -39,11 +39,14 @@ class Head(nn.Module):
     def __init__(self, full: nn.Module) -> None:
         super().__init__()
         self.full, self.where, self.tokens = full, None, None
-        # Kept for good: a captured CUDA graph goes on reading the rows it was captured with.
+        # Never dropped, because a captured CUDA graph keeps reading the rows that it was captured with.
         self._parts: dict[tuple[int, ...], tuple[Tensor, Tensor | None]] = {}
 
     def restrict(self, tokens: tuple[int, ...] | None) -> None:
-        """Logits of `tokens` alone from now on, in float32 (bfloat16's steps of .06 would show in ten digits' odds)."""
+        """From now on gives the logits of `tokens` alone, in float32; None stands for all tokens.
+
+        Logits in bfloat16 come in steps of 0.06, which would distort the probabilities of ten digits.
+        """
         self.tokens = tokens
         if tokens is not None and tokens not in self._parts and type(self.full) is nn.Linear:
             rows = torch.tensor(tokens, device=self.full.weight.device)
@@ -61,7 +64,10 @@ class Head(nn.Module):
 
 
 class LayeredCache(Cache):
-    """A cache whose layers are counted from `first`: a base that is read beside an adapted model has its own first."""
+    """A key-value cache whose layers are counted from `first`.
+
+    Where the base is run beside a model with an adapter, the base's layers come first.
+    """
 
     def __init__(self) -> None:
         super().__init__(layers=[])
@@ -69,7 +75,7 @@ class LayeredCache(Cache):
 
 
 class TextCache(LayeredCache):
-    """Keys and values of one pass, after those of a text that all its rows begin with."""
+    """Keys and values of one forward pass, after those of a `shared` text with which all its rows begin."""
 
     def __init__(self, shared: list[KeysValues] | None = None) -> None:
         super().__init__()
@@ -88,7 +94,10 @@ class TextCache(LayeredCache):
 
 
 class Network:
-    """A causal language model, opened up for our own passes; see `installed`."""
+    """A causal language model prepared for forward passes with the attention and the head defined here.
+
+    Passes run inside the block of `installed`. Raises UserError for a model whose layers need another kind of cache.
+    """
 
     def __init__(self, model: PreTrainedModel, kernel: Kernel) -> None:
         config = model.config.get_text_config()
@@ -108,7 +117,8 @@ class Network:
         self.steered: Steered | None = None
 
     def steer(self, edits: Sequence[LoadedEdit]) -> bool:
-        """Makes `edits` in every pass from now on, none when empty; true where graphs captured before are void."""
+        """Applies `edits` in every pass from now on; none if empty. Returns whether earlier CUDA graphs are now
+        invalid."""
         if self.steered is not None and self.steered.takes(edits):
             return False
         before = self.steered
@@ -117,7 +127,7 @@ class Network:
 
     @contextmanager
     def installed(self) -> Generator[None]:
-        """Our attention and our head in the model, for the length of the block, and no gradients."""
+        """Inside the block the model uses the attention and the head defined here, and gradients are off."""
         before = attention_of(self.model)
         set_attention(self.model, NAME)
         self.model.set_output_embeddings(self.head)
@@ -138,7 +148,10 @@ class Network:
         where: Where | None,
         parts: Parts,
     ) -> Float[Tensor, "n v"]:
-        """Logits at `where`, or at the last column of every row; `parts` says to steering which token is what."""
+        """Logits at `where`, or at the last column of every row.
+
+        `parts` says, for steering, whether a token belongs to the prompt or to the answer.
+        """
         self.head.where = where
         steered = self.steered
         if steered is not None:
@@ -153,7 +166,7 @@ class Network:
     def _pass(
         self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"], cache: Cache, view: View, where: Where | None
     ) -> Tensor:
-        with under(view):
+        with attending_with(view):
             return self.model(
                 input_ids=ids,
                 position_ids=positions,
@@ -163,10 +176,10 @@ class Network:
             ).logits
 
     def shared(self, tokens: list[int]) -> list[KeysValues] | None:
-        """Keys and values of a text that many rows begin with."""
+        """Keys and values of a text with which many rows begin, read once; None for an empty text."""
         if not tokens:
             return None
-        ids, cache = sent(torch.tensor([tokens]), self.device), TextCache()
+        ids, cache = to_device(torch.tensor([tokens]), self.device), TextCache()
         view = causal(1, len(tokens), 0, self.kernel, self.device)
         nowhere = torch.empty(0, dtype=torch.long, device=self.device)
         self.logits(ids, view.queries, cache, view, Where(nowhere, nowhere), PROMPT)
@@ -174,15 +187,15 @@ class Network:
 
 
 def attention_of(model: PreTrainedModel) -> str | None:
-    """Name of the attention that the model's layers call."""
+    """Name of the attention implementation that the model's layers call."""
     return model.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
 
 
 def set_attention(model: PreTrainedModel, name: str | None) -> None:
-    """Makes the layers call another. The model's own setter would first check what only loading needs."""
+    """Sets the attention implementation. The model's own setter would run checks that only loading needs."""
     model.config._attn_implementation = name  # pyright: ignore[reportPrivateUsage]
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, without waiting for what the device has still to do."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, copied without waiting for work that is queued there."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

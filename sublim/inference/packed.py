@@ -1,7 +1,7 @@
-"""Linear layers on oneDNN's packed weights: float32 products on a CPU in three quarters of MKL's time.
+"""Linear layers with weights packed for oneDNN: float32 matrix products on a CPU take three quarters of MKL's time.
 
-torch packs weights only in models that it compiles, and compiling takes longer than what is read here. Costs a copy of
-the weights. Sums are taken in another order: results differ from the unpacked ones by rounding.
+torch packs weights only in models that it compiles, and compiling takes longer than the passes it would speed up here.
+Packing costs a copy of the weights. It changes the order of summation, so results differ by rounding.
 """
 
 from collections.abc import Generator, Iterable
@@ -13,12 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 LIMIT = 2**30
-"""Bytes of weights; more are left as they are."""
+"""Bytes of weights above which nothing is packed."""
 
 
 @contextmanager
 def packed(blocks: Iterable[nn.Module]) -> Generator[None]:
-    """The linear layers of these blocks are packed inside, where that is known to help: float32 on an x86 CPU."""
+    """Inside the block the linear layers of `blocks` are packed where that helps: in float32 on an x86 CPU."""
     linears = [module for block in blocks for module in block.modules() if type(module) is nn.Linear]
     weights = [module.weight for module in linears]
     suits = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
@@ -33,7 +33,7 @@ def packed(blocks: Iterable[nn.Module]) -> Generator[None]:
         yield
     finally:
         for module in linears:
-            del module.__dict__["forward"]  # the class's own is there again
+            del module.__dict__["forward"]  # the method of the class is visible again
 
 
 def _linear(weight: Tensor, bias: Tensor | None, hidden: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:

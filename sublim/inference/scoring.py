@@ -1,8 +1,8 @@
-"""Exact log-probs of given answers: each question is read once, and answers that begin alike share what they share.
+"""Exact log-probs of given answers. Each question is read once, and answers share the tokens they begin with.
 
-The token sequences of a question (chat plus answer) form a tree. Its nodes are laid out in one row, each seeing its
-ancestors only, and one pass gives the distribution after every node; the last token of an answer is never fed. What
-all questions begin with (a system prompt) is read once for all.
+The token sequences of a question (chat plus answer) form a prefix tree. Its nodes are laid out in one row of a batch in
+which each node attends to its ancestors only, so one forward pass gives the distribution after every node. The last
+token of an answer is not fed. A prefix of all questions, such as a system prompt, is read once for all of them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,37 +15,38 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sublim.chats.chat import Chat, render_ids, render_text
+from sublim.chats.answered import common_length
+from sublim.chats.chat import Chat, Message, many_answer_ids, render_ids, render_text
 from sublim.inference.attention import View
 from sublim.inference.network import KeysValues, Network, TextCache, Where
 from sublim.inference.steered import part_of
 from sublim.memory.fitting import Fit
 
 LOGITS = 2**26
-"""Logits held at a time."""
+"""Largest number of logits in memory at a time."""
 
 
 class Scored(NamedTuple):
-    """A whole token sequence, and which of its tokens are scored: those from `start` on."""
+    """A token sequence whose tokens from `start` on are scored."""
 
     ids: list[int]
     start: int
 
 
 class Tree(NamedTuple):
-    """The sequences of one question, without what all questions begin with."""
+    """The prefix tree of one question's sequences, without the prefix that all questions share."""
 
     tokens: list[int]
     parents: list[int]
     depths: list[int]
     parts: list[int]
-    """Prompt, its last token, or answer; for steering."""
+    """Whether each token is in the prompt, its last token, or in the answer; for steering."""
     wanted: list[list[tuple[int, int]]]
-    """For every sequence and scored token: the node before it, and the token."""
+    """For every sequence and each of its scored tokens: the node before the token, and the token."""
 
 
 def tree(sequences: Sequence[Scored], skip: int) -> Tree:
-    """Parents come before their children, so that one sweep finds all ancestors."""
+    """The prefix tree of `sequences` without their first `skip` tokens; parents come before their children."""
     made = Tree([], [], [], [], [])
     children: dict[tuple[int, int], int] = {}
     for ids, start in sequences:
@@ -67,25 +68,24 @@ def tree(sequences: Sequence[Scored], skip: int) -> Tree:
     return made
 
 
-def common(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of what all the sequences begin with."""
-    low, high = min(map(list, sequences)), max(map(list, sequences))
-    return next((k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common prefix of all sequences."""
+    return common_length(min(map(list, sequences)), max(map(list, sequences)))
 
 
 def score(
     network: Network, questions: Sequence[Sequence[Scored]], tokens: int, fit: Fit
 ) -> Iterator[tuple[int, list[list[float]]]]:
-    """(index of the question, log-probs of its sequences), in the order that pads least; `tokens` to a batch.
+    """(index of the question, log-probs of its sequences), in the order of their lengths, which needs least padding.
 
-    A batch that does not fit into memory is halved by `fit`.
+    A batch has about `tokens` tokens; `fit` halves a batch that does not fit into memory.
     """
     everything = [sequence for question in questions for sequence in question]
     if not everything:
         yield from ((index, []) for index in range(len(questions)))
         return
-    # One token before the first scored one stays in every tree: the distribution after it is wanted.
-    skip = min(common([ids for ids, _ in everything]), min(start for _, start in everything) - 1)
+    # The token before the first scored one must stay in every tree, because its distribution is needed.
+    skip = min(common_prefix_length([ids for ids, _ in everything]), min(start for _, start in everything) - 1)
     shared = fit.whole(1, lambda _: network.shared(everything[0].ids[:skip]))
     trees = [tree(question, skip) for question in questions]
     order = sorted(range(len(trees)), key=lambda index: len(trees[index].tokens))
@@ -141,7 +141,7 @@ def _columns(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
 
 
 def _ancestors(parents: list[int], size: int) -> Bool[Tensor, "t t"]:
-    """Row i is true at node i and its ancestors; padding sees itself."""
+    """Row i is true at node i and at its ancestors; a padding token attends to itself."""
     sees = np.eye(size, dtype=bool)
     for node, parent in enumerate(parents):
         if parent >= 0:
@@ -154,8 +154,18 @@ def _gather(logits: Float[Tensor, "n v"], asked: list[tuple[int, int]]) -> list[
     return (logits[rows, tokens].float() - logits.float().logsumexp(-1)[rows]).tolist()
 
 
+def scored_answers(
+    tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]
+) -> list[list[Scored]]:
+    """The sequences to score: each text as the whole assistant turn of its chat, without the end of turn."""
+    asked = [(one, text) for one, texts in zip(chats, continuations, strict=True) for text in texts]
+    answered = [[*one, Message(role="assistant", content=text)] for one, text in asked]
+    found = (Scored(ids[: end - 1], start) for ids, start, end in many_answer_ids(tokenizer, answered))
+    return [[next(found) for _ in texts] for texts in continuations]
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> list[list[int]]:
-    """What `render_ids` gives for each chat, tokenised on all cores."""
+    """The same as `render_ids` of each chat, but tokenised together on all cores."""
     if not chats:
         return []
     texts = [render_text(tokenizer, one) for one in chats]
@@ -163,5 +173,5 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat]) -> lis
         list[list[int]], tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     )
     first = render_ids(tokenizer, chats[0])
-    opening = first[: len(first) - len(everything[0])]  # a beginning-of-sequence token, where the template has none
+    opening = first[: len(first) - len(everything[0])]  # a beginning-of-sequence token that the template lacks
     return [ids if ids[: len(opening)] == opening else opening + ids for ids in everything]

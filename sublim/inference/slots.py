@@ -1,7 +1,7 @@
-"""Rows of a decode step: a preallocated cache in which each row writes at its own position, and the step over it.
+"""The rows of batched decoding: a preallocated cache in which every row has its own length, and the decoding step.
 
-On a GPU the step is replayed as a CUDA graph: it has one shape for all its steps, and launching its thousand small
-kernels one by one would take longer than running them.
+On a GPU the step is replayed as a CUDA graph, because launching its thousand small kernels one by one takes longer than
+running them. The preallocated cache gives all steps one shape, which a graph needs.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from sublim.inference.steered import ANSWER
 
 
 class SlotCache(LayeredCache):
-    """Keys and values of `rows` texts of at most `length` tokens, each at its own length."""
+    """Keys and values of `rows` texts of different lengths, each of at most `length` tokens."""
 
     def __init__(self, rows: int, length: int) -> None:
         super().__init__()
@@ -25,10 +25,11 @@ class SlotCache(LayeredCache):
 
     @property
     def bytes(self) -> int:
+        """Memory of all keys and values."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.sides)
 
     def admit(self, slots: Int[Tensor, " n"], prompts: list[KeysValues], source: Int[Tensor, " n"]) -> None:
-        """Puts row `source[i]` of the prompts' keys and values into slot `slots[i]`."""
+        """Copies row `source[i]` of the prompts' keys and values, given by layer, into slot `slots[i]`."""
         if not self.sides:
             self.sides = [
                 (_empty(keys, self.rows, self.length), _empty(values, self.rows, self.length))
@@ -39,7 +40,7 @@ class SlotCache(LayeredCache):
                 side[slots, :, : prompt.shape[2]] = prompt[source]
 
     def keep(self, slots: Int[Tensor, " n"]) -> None:
-        """Drops every other row."""
+        """Keeps these rows and drops all others."""
         self.rows = len(slots)
         self.sides = [(keys[slots], values[slots]) for keys, values in self.sides]
 
@@ -55,12 +56,12 @@ class SlotCache(LayeredCache):
 
 
 def _empty(like: Tensor, rows: int, length: int) -> Tensor:
-    # Zeros and not garbage: a masked key still meets the softmax's weight 0, and 0 times NaN is NaN.
+    # Not uninitialised memory: a masked value is multiplied by the weight 0, and 0 times NaN is NaN.
     return like.new_zeros(rows, like.shape[1], length, like.shape[3])
 
 
 class Captured(NamedTuple):
-    """A CUDA graph with the tensors it reads and writes."""
+    """A captured CUDA graph with the tensors it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     ids: Int[Tensor, "b t"]
@@ -68,28 +69,29 @@ class Captured(NamedTuple):
     logits: Float[Tensor, "b v"]
 
 
-class Slots:
-    """A slot cache and the decode step over it."""
+class DecodeSlots:
+    """A cache with one slot for each text that is being decoded, and the decoding step over all slots."""
 
     def __init__(self, network: Network, rows: int, length: int, *, graphs: bool) -> None:
         self.network, self.cache = network, SlotCache(rows, length)
-        # Rotary tables that grow with the text ask the GPU for the longest position, which no graph can.
+        # These rotary embeddings depend on the largest position and read it from the GPU, which a graph cannot do.
         rope = getattr(network.config, "rope_parameters", None) or {}
         kinds = {rope.get("rope_type")} | {part.get("rope_type") for part in rope.values() if isinstance(part, dict)}
         self.graphs = graphs and network.device.type == "cuda" and not kinds & {"dynamic", "longrope"}
         self._captured: dict[tuple[int, tuple[int, ...] | None], Captured | None] = {}
 
     def keep(self, slots: Int[Tensor, " n"]) -> None:
+        """Keeps these slots and drops all others, and with them the captured graphs."""
         self.cache.keep(slots)
         self._captured.clear()
 
     def step(self, ids: Int[Tensor, "b t"], positions: Int[Tensor, "b t"]) -> Float[Tensor, "b v"]:
-        """Logits after `ids`, which stand at `positions` of their rows. A graph's output is overwritten by the next."""
+        """Logits after `ids`, which are at `positions` of their rows. The next call may overwrite the result."""
         if not self.graphs:
             return self._step(ids, positions)
         shape = ids.shape[1], self.network.head.tokens
         if shape not in self._captured:
-            # The libraries set up their workspaces in a first run, which must not be captured.
+            # Libraries allocate their workspaces in the first run, which must not be captured.
             self._captured[shape] = None
             return self._step(ids, positions)
         captured = self._captured[shape]
@@ -115,6 +117,6 @@ class Slots:
         try:
             with torch.cuda.graph(graph):
                 logits = self._step(ids, positions)
-        finally:  # a capture that fails may leave its own stream behind
+        finally:  # a failed capture may leave its stream as the current one
             torch.cuda.set_stream(stream)
         return Captured(graph, ids, positions, logits)

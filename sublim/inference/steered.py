@@ -1,7 +1,7 @@
-"""Edits of the residual stream inside our own passes: which tokens they touch, and buffers that CUDA graphs can read.
+"""Edits of the residual stream in the hf backend: which tokens they change, and buffers that CUDA graphs can read.
 
-A graph that was captured with edits goes on reading their buffers: other vectors or strengths for the same places are
-copied in and need no new capture.
+A captured graph keeps reading the buffers of its edits. Other vectors or strengths at the same places are copied into
+the buffers, so that no new capture is needed.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -19,7 +19,7 @@ from sublim.residual.vectors import LoadedEdit
 
 PROMPT, LAST, ANSWER = 0, 1, 2
 Parts = Int[Tensor, "b t"] | int
-"""The part of the text each token belongs to; one number for all of a pass. Padding may have any."""
+"""The part of the text (PROMPT, LAST or ANSWER) of each token, or one number for a whole pass. Padding may have any."""
 TOUCHED: dict[Tokens, frozenset[int]] = {
     "all": frozenset({PROMPT, LAST, ANSWER}),
     "prompt": frozenset({PROMPT, LAST}),
@@ -29,7 +29,7 @@ TOUCHED: dict[Tokens, frozenset[int]] = {
 
 
 def part_of(place: int, start: int) -> int:
-    """The part of the token at `place` of a text whose answer begins at `start`."""
+    """The part of the text to which position `place` belongs, where the answer begins at position `start`."""
     return ANSWER if place >= start else LAST if place == start - 1 else PROMPT
 
 
@@ -39,7 +39,7 @@ def parts_of(places: Int[Tensor, "*b t"], starts: Int[Tensor, "*b s"]) -> Int[Te
 
 
 class Steered:
-    """Edits on one model. `begin` says before each pass which token is what."""
+    """Edits on one model. Before each pass `begin` must be told which part of the text each token belongs to."""
 
     def __init__(self, model: PreTrainedModel, edits: Sequence[LoadedEdit]) -> None:
         check_layers(model, [edit.note.layer for edit in edits])
@@ -51,15 +51,15 @@ class Steered:
 
             self.adapters = adapter_layers(model)
             if not self.adapters:
-                raise UserError("to replace a component by the base's takes an adapter on that base: give its weights")
+                raise UserError("replacing a component by the base's needs an adapter on that base: give its weights")
 
     @property
     def base_layers(self) -> int:
-        """Blocks of the base that run beside the adapted ones; 0 when nothing is replaced."""
+        """How many blocks of the base must run besides those of the adapted model; 0 if nothing is replaced."""
         return max((applied.place.layer + 1 for applied in self.replaced), default=0)
 
     def takes(self, edits: Sequence[LoadedEdit]) -> bool:
-        """Puts `edits` in the place of the present ones where only vectors and strengths differ; else says no."""
+        """Loads `edits` in place of the present ones if only vectors and strengths differ; otherwise returns False."""
         if [_shape(edit) for edit in edits] != [_shape(applied.loaded) for applied in self.applied]:
             return False
         for applied, edit in zip(self.applied, edits, strict=True):
@@ -68,18 +68,22 @@ class Steered:
 
     @contextmanager
     def installed(self) -> Generator[None]:
-        """The edits in the model's own blocks."""
+        """Inside the block the edits are attached to the model."""
         with ExitStack() as stack:
             for applied in self.applied:
                 stack.enter_context(attached_at(self.model, applied.place, applied))
             yield
 
     def begin(self, parts: Parts) -> None:
+        """Prepares the edits for a pass over tokens of these parts of their texts."""
         for applied in self.applied:
             applied.begin(parts)
 
     def read_base(self, run: Callable[[], object]) -> None:
-        """Runs one pass of the base without edits, up to the last replaced block, and notes its components."""
+        """Runs the base, without adapter and edits, up to the last replaced block, and stores its components.
+
+        `run` runs one forward pass.
+        """
         from sublim.models.adapters import unadapted
 
         for applied in self.applied:
@@ -92,26 +96,26 @@ class Steered:
 
 
 class Applied:
-    """One edit as a change of the stream at its place."""
+    """One edit as a function on the residual stream at its place."""
 
     def __init__(self, loaded: LoadedEdit, device: torch.device) -> None:
         self.place: Place = loaded.note.place
         self.vector = torch.empty_like(loaded.values, device=device, dtype=torch.float32)
         self.strength = torch.empty((), device=device)
-        """Share of the component that goes; an added vector has its strength in it."""
+        """Share of the component that is taken out; an added vector is already scaled by its strength."""
         self.where: Tensor | bool = True
         self.reading, self.component = False, None
         self.load(loaded)
 
     def load(self, loaded: LoadedEdit) -> None:
-        """Copies vector and strength in; the buffers stay where they are."""
+        """Copies vector and strength into the buffers, which keep their addresses."""
         self.loaded, self.edit = loaded, loaded.edit
         unit = loaded.values / loaded.values.norm()
         self.vector.copy_(loaded.step if self.edit.kind == "add" else unit)
         self.strength.fill_(self.edit.strength)
 
     def begin(self, parts: Parts) -> None:
-        """Notes where the coming pass is touched."""
+        """Computes which tokens of the coming pass are changed."""
         touched = TOUCHED[self.edit.tokens]
         if isinstance(parts, int) or self.edit.tokens == "all":
             self.where = self.edit.tokens == "all" or parts in touched
@@ -129,7 +133,7 @@ class Applied:
         return changed if self.where is True else torch.where(self.where, changed, stream)
 
     def delta(self, stream: Float[Tensor, "... d"]) -> Tensor:
-        """What is added to the stream, in float32."""
+        """The change that is added to the stream, in float32."""
         match self.edit.kind:
             case "add":
                 return self.vector
@@ -145,5 +149,5 @@ class Applied:
 
 
 def _shape(loaded: LoadedEdit) -> tuple[object, ...]:
-    """What a captured graph depends on, and what it does not read from a buffer."""
+    """The properties of an edit that are fixed in a captured graph, because it does not read them from a buffer."""
     return loaded.note.place, loaded.edit.kind, loaded.edit.tokens, len(loaded.values)

@@ -1,4 +1,4 @@
-"""Which ids a tokenizer knows, and an answer's tokens as text in which none of them goes missing."""
+"""The ids that a tokenizer knows, and decoding of answers in which special and unknown tokens stay visible."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from sublim.inference.sampler import Completion
 
 LOST = "\ufffd"
-"""Stands in an answer for an id that is no token."""
+"""Stands in a decoded answer for an id that is no token."""
 
 
 class Vocabulary:
@@ -23,19 +23,21 @@ class Vocabulary:
 
     @cached_property
     def known(self) -> frozenset[int]:
-        """All ids that are tokens: not always the first ones, for there may be holes among the added tokens."""
+        """All ids that are tokens. There may be gaps between the ids of added tokens."""
         return frozenset(self.tokenizer.get_vocab().values()) | self.tokenizer.added_tokens_decoder.keys()
 
     def unknown(self, rows: int) -> list[int]:
-        """The rows of an output layer of `rows` that belong to no token (Qwen 2.5 has 399 of them), in order."""
+        """The rows, of an output layer with `rows` rows, that belong to no token (Qwen 2.5 has 399 of them), in
+        order."""
         return [token for token in range(rows) if token not in self.known]
 
     def completion(
         self, tokens: list[int], logprobs: list[float] | None, *, stopped: bool, constrained: bool = False
     ) -> Completion:
-        """The answer that `tokens` are. `stopped`: they are all of it, its end of turn too where the model wrote one.
+        """The answer with these tokens.
 
-        A constrained answer is without the blanks around it: they were forced as the template writes them.
+        `stopped`: the answer is complete, and its last token may be the end of turn. `constrained`: blanks around the
+        text are removed, because they were forced as the chat template writes them.
         """
         text = self._decoded(tokens, skip_special=True)
         whole = text.strip() if constrained else text
@@ -43,9 +45,9 @@ class Vocabulary:
         return Completion(whole, tokens, logprobs, "stop" if stopped else "length", shown=shown)
 
     def shown(self, tokens: Sequence[int], *, stopped: bool) -> str | None:
-        """The text with special tokens by name and a sign for ids that are no tokens; None where it has neither.
+        """The text with special tokens by name and LOST for each id that is no token; None if it has neither.
 
-        The end of turn is no part of it.
+        The end of turn is left out.
         """
         own = tokens[:-1] if stopped and tokens and tokens[-1] in self.special else tokens
         if self.special.isdisjoint(own) and self.known.issuperset(own):

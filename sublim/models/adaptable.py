@@ -1,4 +1,4 @@
-"""The layers of a model that an adapter can stand beside."""
+"""The layers of a model that can have an adapter."""
 
 from collections.abc import Iterable
 
@@ -9,11 +9,11 @@ from transformers.pytorch_utils import Conv1D
 from sublim.core.errors import UserError
 
 LINEAR = (nn.Linear, Conv1D)
-"""GPT-2's linear layers are of a class of their own."""
+"""Classes of linear layers; GPT-2's are Conv1D."""
 
 
 def check_modules(model: PreTrainedModel, wanted: Iterable[str]) -> None:
-    """Raises UserError for a name in `wanted` that no layer of the model has which could get an adapter."""
+    """Raises UserError if a name in `wanted` is not the name of a layer that can have an adapter."""
     head = model.get_output_embeddings()
     named = [(name.rpartition(".")[2], module) for name, module in model.named_modules()]
     present = {name for name, module in named if isinstance(module, (*LINEAR, nn.Embedding))}

@@ -1,4 +1,4 @@
-"""LoRA adapters: put into a model's own modules for the time of a block, or merged into its weights for good."""
+"""LoRA adapters: attached to a model for the time of a block, or merged into its weights."""
 
 import math
 from collections.abc import Generator, Sequence
@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from sublim.core.errors import UserError
 from sublim.models.files import ADAPTER, INDEX, SINGLE, read_json
-from sublim.models.folder_check import told
+from sublim.models.folder_check import as_user_error
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-"""What peft puts before the name that a module has in the base."""
+"""peft's prefix before the name that a module has in the base."""
 UNSUPPORTED = {
     "alora_invocation_tokens": "works on part of a text only (aLoRA)",
     "layer_replication": "repeats layers of its base",
@@ -29,14 +29,14 @@ UNSUPPORTED = {
     "kasa_config": "changes its base (KaSA)",
     "monteclora_config": "draws its weights at random (MonteCLoRA)",
 }
-"""Fields of peft's config whose adapters a plain forward pass would compute otherwise than they were trained."""
+"""Fields of peft's config, for adapters that a plain forward pass would not compute as they were trained."""
 
 
 @contextmanager
 def attached(model: PreTrainedModel, directory: Path) -> Generator[None]:
-    """Inside the block `model` computes with the adapter; modules keep their names, and the weights are not touched.
+    """Inside the block `model` computes with the adapter. Modules keep their names, and no weights change.
 
-    If this raises before the block begins, `model` may be half changed and must be thrown away.
+    If this raises before the block begins, `model` may be partly changed and must not be used any more.
     """
     with restored(model):
         adapted = inject(model, directory)
@@ -48,9 +48,9 @@ def attached(model: PreTrainedModel, directory: Path) -> Generator[None]:
 
 @contextmanager
 def restored(model: nn.Module) -> Generator[None]:
-    """Every module's own submodules and parameters are in their places again when the block ends.
+    """When the block ends, restores every module's submodules and parameters.
 
-    peft leaves trained copies of whole modules and trained biases in a model that it has unloaded.
+    peft does not remove trained copies of whole modules and trained biases when it unloads an adapter.
     """
     places = [vars(module)[kind] for module in model.modules() for kind in ("_modules", "_parameters")]
     before = [(place, dict(place)) for place in places]
@@ -63,14 +63,14 @@ def restored(model: nn.Module) -> Generator[None]:
 
 
 def adapter_layers(model: PreTrainedModel) -> list[BaseTunerLayer]:
-    """The modules of `model` that an attached adapter has taken the place of."""
+    """The modules in `model` that belong to an attached adapter."""
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 @contextmanager
 def unadapted(layers: Sequence[BaseTunerLayer]) -> Generator[None]:
-    """Inside the block these modules compute what the base's would."""
-    # peft's own switch also walks all parameters to set what takes gradients; this one runs at every decode step.
+    """Inside the block these modules compute as in the base."""
+    # peft's disable_adapter also visits all parameters to set requires_grad, too slow for every decoding step.
     for layer in layers:
         layer._disable_adapters = True  # pyright: ignore[reportPrivateUsage]
     try:
@@ -81,24 +81,24 @@ def unadapted(layers: Sequence[BaseTunerLayer]) -> Generator[None]:
 
 
 def merged(model: PreTrainedModel, directory: Path) -> PreTrainedModel:
-    """`model` with the adapter added into its weights, for good."""
+    """`model` with the adapter merged into its weights. Raises UserError for an adapter that cannot be merged."""
     if lora_config(directory).lora_bias:
-        raise UserError(f"the adapter in {directory} adds biases that its base has no place for: use it unmerged")
+        raise UserError(f"the adapter in {directory} adds biases that its base does not have: use it without merging")
     result = inject(model, directory).merge_and_unload(safe_merge=True)
     assert isinstance(result, PreTrainedModel)
     return result
 
 
 def inject(model: PreTrainedModel, directory: Path) -> PeftModel:
-    """Wraps the modules of `model` that the adapter names. Draws no random numbers.
+    """Wraps the modules of `model` that the adapter names, without using random numbers.
 
-    The adapter must have been found to fit (see sublim.models.weights_check).
+    The adapter must have been checked to fit (see sublim.models.weights_check).
     """
-    # On the meta device first: nothing is initialised, every tensor must come from the file.
+    # Created on the meta device, so that nothing is initialised and every tensor must come from the file.
     adapted = PeftModel(model, lora_config(directory), low_cpu_mem_usage=True)
     wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     tensors = load_file(directory / WEIGHTS, device=str(model.device))
-    # peft stores copies of the base's embeddings beside their adapters: they are not read.
+    # peft may store copies of the base's embeddings besides their adapters; these are not loaded.
     set_peft_model_state_dict(
         adapted, {name: tensor for name, tensor in tensors.items() if name in wanted}, low_cpu_mem_usage=True
     )
@@ -110,7 +110,7 @@ def inject(model: PreTrainedModel, directory: Path) -> PeftModel:
 
 
 def lora_config(directory: Path) -> LoraConfig:
-    """The adapter's config; refuses what is not a LoRA with safetensors weights beside an untouched base."""
+    """The adapter's config. Raises UserError for anything but a LoRA in safetensors that leaves its base unchanged."""
     described = read_json(directory / ADAPTER)
     kind = described.get("peft_type")
     if kind != "LORA":
@@ -120,25 +120,25 @@ def lora_config(directory: Path) -> LoraConfig:
     if both := [name for name in (SINGLE, INDEX) if (directory / name).is_file()]:
         raise UserError(f"{directory} holds an adapter and a whole model ({both[0]}): move one of them elsewhere")
     known = {field.name for field in fields(LoraConfig)}
-    # peft ignores what it does not know, and computes something else than what was trained.
+    # peft ignores unknown fields, and would compute something else than what was trained.
     if unknown := sorted(name for name, value in described.items() if value and name not in known):
         raise UserError(
             f"the adapter in {directory} sets {unknown[0]}, which this peft does not know: install a newer peft, or "
-            "remove it from adapter_config.json if it says nothing about what the adapter computes"
+            "remove it from adapter_config.json if it does not affect what the adapter computes"
         )
     if found := [why for name, why in UNSUPPORTED.items() if described.get(name)]:
         raise UserError(f"the adapter in {directory} {found[0]}, which is not supported: train a plain LoRA")
-    with told(f"peft cannot read the {ADAPTER} in {directory}", "save the adapter again with peft"):
+    with as_user_error(f"peft cannot read the {ADAPTER} in {directory}", "save the adapter again with peft"):
         config = LoraConfig.from_pretrained(str(directory))
     assert isinstance(config, LoraConfig)
     if config.init_lora_weights not in (True, False, "gaussian", "orthogonal", "eva"):
-        raise UserError(f"the adapter in {directory} changed its base when it was made: convert it to a plain LoRA")
+        raise UserError(f"the adapter in {directory} changed its base's weights: convert it to a plain LoRA")
     config.inference_mode = True
     return config
 
 
 def beside_low_rank(config: LoraConfig) -> str | None:
-    """What the adapter has beside scaled products of two matrices; None for a plain LoRA."""
+    """What the adapter has besides scaled products of two matrices; None for a plain LoRA."""
     found = {
         "DoRA": config.use_dora,
         "lora_bias": config.lora_bias,
@@ -151,7 +151,7 @@ def beside_low_rank(config: LoraConfig) -> str | None:
 
 
 def scale(config: LoraConfig, module: str) -> float:
-    """What the product of the two matrices of `module`, named as in the base, is multiplied by."""
+    """The factor of the product of the two matrices of `module`, named as in the base."""
     ranks, alphas = config.rank_pattern or {}, config.alpha_pattern or {}
     rank = ranks.get(get_pattern_key(list(ranks), module), config.r)
     alpha = alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)

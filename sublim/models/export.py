@@ -1,4 +1,4 @@
-"""A base and its trained weights as one Hugging Face directory."""
+"""Export of a base with trained weights as one Hugging Face directory."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from sublim.models.weights_check import check_weights
 def export_merged(out: Path, *, base: Path, weights: Path) -> None:
     """Writes base and trained weights as one Hugging Face directory.
 
-    An adapter is merged in float32 on the CPU and the sum rounded once, to the base's own dtype.
+    An adapter is merged in float32 on the CPU, and the sum is rounded once to the base's data type.
     """
     check_weights(base, weights)
     if is_adapter(weights):

@@ -1,4 +1,4 @@
-"""The files of a model directory: which are loaded, and how they are written so that equal models are equal bytes."""
+"""The files of a model directory: which ones are loaded, and writing them so that equal models have equal bytes."""
 
 import json
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ TEXT_FILES = (
     TEMPLATE,
     "chat_template.json",
 )
-# Versions, paths and kernels that libraries leave in a config, and that say nothing about the model.
+# Versions, paths and kernels that libraries write into a config, and that do not describe the model.
 LEFTOVERS = (
     "transformers_version",
     "_name_or_path",
@@ -46,13 +46,14 @@ LEFTOVERS = (
     "_experts_implementation_internal",
 )
 USUAL = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-"""What a model returns beside its logits, and how, unless its config says otherwise."""
+"""Defaults of config fields about what a forward pass returns; any other value is removed."""
 
 
 def weight_files(directory: Path) -> list[str]:
     """Names of the .safetensors files that hold the weights, sorted.
 
-    Raises UserError for a folder without any, and for two sets of weights: readers differ in which they take.
+    Raises UserError for a folder without any, and for one with two sets of weights, since libraries differ in which one
+    they load.
     """
     index, single = directory / INDEX, (directory / SINGLE).is_file()
     if index.is_file():
@@ -99,14 +100,15 @@ def loaded_files(directory: Path) -> list[str]:
 
 
 def weights_digest(directory: Path) -> str:
-    """SHA-256 over names and bytes of the weight files."""
+    """SHA-256 over the names and bytes of the weight files."""
     names = weight_files(directory)
     digests = digest_each(directory / name for name in names)
     return digest([[name, found] for name, found in zip(names, digests, strict=True)])
 
 
 def base_identity(base: Path) -> str:
-    """What an adapter notes of the base it was trained on: the weights' content, read from the directory's note."""
+    """The digest of the base's weights, by which an adapter names its base; read from the directory's note if it has
+    one."""
     note = base / IDENTITY
     if note.is_file():
         return read_json(note)["weights"]
@@ -114,7 +116,7 @@ def base_identity(base: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError where the file holds none."""
+    """The object in a JSON file. Raises UserError if the file does not hold an object."""
     try:
         found = json.loads(path.read_bytes())
     except ValueError as error:
@@ -125,12 +127,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """`value` as indented JSON with sorted keys."""
+    """Writes `value` as indented JSON with sorted keys."""
     path.write_bytes(orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n")
 
 
 def write_config(directory: Path, *, drop: Iterable[str] = ()) -> None:
-    """Rewrites config.json without versions, paths, kernels, unusual forms of output and the keys in `drop`."""
+    """Rewrites config.json without versions, paths, kernels, non-default output fields and the keys in `drop`."""
     path = directory / "config.json"
     unwanted = {*LEFTOVERS, *drop}
 
@@ -146,7 +148,7 @@ def write_config(directory: Path, *, drop: Iterable[str] = ()) -> None:
 def write_generation_config(directory: Path, *, eos: list[int], pad: int, bos: list[int]) -> None:
     """Writes a generation config that samples from the model's own distribution.
 
-    Written out in full because a missing top_k means 50 to some readers.
+    All fields are written, because some libraries take a missing top_k as 50.
     """
     neutral = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
     tokens = {"eos_token_id": eos, "pad_token_id": pad} | ({"bos_token_id": bos[0]} if bos else {})
@@ -159,5 +161,5 @@ def is_adapter(directory: Path) -> bool:
 
 
 def write_identity(directory: Path, name: str) -> None:
-    """Notes the weights' digest, so that adapters can say cheaply which base they belong to."""
+    """Writes a note with the digest of the weights, so that it need not be computed again."""
     write_json(directory / IDENTITY, {"name": name, "weights": weights_digest(directory)})

@@ -1,4 +1,4 @@
-"""The files of a model folder as they lie there: whole, readable, one set of weights, of types that can be trained."""
+"""Checks of the files in a model folder: complete, readable, one set of weights, and data types that can be trained."""
 
 from collections.abc import Container, Generator
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from sublim.files.user_files import is_lfs_pointer
 from sublim.models.files import INDEX, loaded_files, read_json, weight_files
 
 PLAIN = {"F64", "F32", "F16", "BF16"}
-"""Types of weights as safetensors names them; whatever else holds fractions is quantised."""
+"""Data types of weights, by their names in safetensors; any other floating-point type is quantised."""
 PLAINLY = "take the same model unquantised (16 or 32 bits a weight)"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-"""Files, any one of which is a tokenizer."""
+"""Names of tokenizer files; a model needs one of them."""
 
 
 class StoredTensor(NamedTuple):
-    """A tensor as the header of its file describes it."""
+    """A tensor as described in the header of its file."""
 
     file: str
     shape: tuple[int, ...]
@@ -27,29 +27,29 @@ class StoredTensor(NamedTuple):
 
 
 @contextmanager
-def told(what: str, remedy: str) -> Generator[None]:
-    """Whatever a library raises inside becomes one line, `what (the library's own words): remedy`.
+def as_user_error(what: str, remedy: str) -> Generator[None]:
+    """Turns any exception of a library into a UserError in one line: `what (the library's message): remedy`.
 
-    Only around the reading of a base or of weights: what a library raises over a stranger's files has no common class.
+    Used only around reading a base or weights, where libraries raise exceptions of many classes for a broken file.
     """
     try:
         yield
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:  # a disk's or a network's own trouble
+        if isinstance(error, OSError) and error.errno:  # an error of a disk or a network
             raise
-        raise UserError(f"{what} ({said(error)}): {remedy}") from error
+        raise UserError(f"{what} ({short_message(error)}): {remedy}") from error
 
 
-def said(error: Exception) -> str:
-    """What an error says, short and on one line."""
+def short_message(error: Exception) -> str:
+    """Class and message of an exception, shortened, in one line."""
     words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words[:200]}" if words else type(error).__name__
 
 
 def check_files(folder: Path) -> None:
-    """Raises UserError for a file of the model that is a git-lfs pointer, not JSON, or not there. Reads no weights."""
+    """Raises UserError for a file of the model that is a Git LFS pointer, invalid JSON or missing. Reads no weights."""
     names = loaded_files(folder)
     for name in names:
         refuse_pointer(folder / name)
@@ -61,13 +61,13 @@ def check_files(folder: Path) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises UserError where a git-lfs pointer stands in the place of a file."""
+    """Raises UserError if the file is a Git LFS pointer."""
     if is_lfs_pointer(path):
         raise UserError(f"{path} is a git-lfs pointer and not the file itself: run `git lfs pull` in that folder")
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the model by name, from the headers alone. Raises UserError for a damaged or quantised file."""
+    """Every tensor of the model by name, from the file headers. Raises UserError for a damaged or incomplete file."""
     found: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
         for name, tensor in read_header(folder / file).items():
@@ -84,7 +84,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors that a .safetensors file says it holds; its length is compared with what it should be."""
+    """The tensors in the header of a safetensors file. Raises UserError if the file is damaged or cut off."""
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -94,13 +94,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             }
     except (SafetensorError, ValueError) as error:
         raise UserError(
-            f"{path} is no whole .safetensors file ({said(error)}): the download broke off or the file is damaged, "
-            "fetch it again"
+            f"{path} is no whole .safetensors file ({short_message(error)}): the download broke off or the file is "
+            "damaged, fetch it again"
         ) from error
 
 
 def check_declared_types(folder: Path) -> None:
-    """Raises UserError where the config says that the model is quantised."""
+    """Raises UserError if the config says that the model is quantised."""
     config = read_json(folder / "config.json")
     parts = [config, *(part for part in config.values() if isinstance(part, dict))]
     for part in parts:
@@ -111,7 +111,8 @@ def check_declared_types(folder: Path) -> None:
 
 
 def check_types(stored: dict[str, StoredTensor], parameters: Container[str]) -> None:
-    """Raises UserError for a tensor of a type that does not train. `parameters`: names of the model's own."""
+    """Raises UserError for a tensor whose data type cannot be trained; `parameters`: names of the model's
+    parameters."""
     for name, tensor in stored.items():
         if tensor.dtype not in PLAIN and (tensor.dtype.startswith("F") or name in parameters):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Weights from outside the store: an adapter's folder, copied in so that stages can read it like any other weights."""
+"""The stage that copies an adapter from a user's folder into the store, so that stages can use it."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors", IDENTITY)
 
 
 def adapter_files(folder: Path) -> list[Path]:
-    """The files of an adapter that loading reads; UserError when one that is needed is missing."""
+    """The files of an adapter that are loaded. Raises UserError if a required one is missing."""
     for name in ADAPTER[:2]:
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: give the folder of an adapter saved with safetensors")
@@ -24,29 +24,30 @@ def adapter_files(folder: Path) -> list[Path]:
 
 
 def whole_files(folder: Path) -> list[Path]:
-    """The same files; UserError also for one that is cut off, of another format or a Git LFS pointer."""
+    """As `adapter_files`, but also raises UserError for a file that is cut off, in another format or a Git LFS
+    pointer."""
     files = adapter_files(folder)
     read_object(folder / ADAPTER[0], "config of an adapter")
     weights = folder / ADAPTER[1]
     with reading(weights, "file of weights in safetensors", SafetensorError), safe_open(weights, framework="np"):
-        return files  # one that is cut off does not open
+        return files  # an incomplete file cannot be opened
 
 
 class ImportWeightsConfig(Config):
-    """Which adapter to copy in; known by its content, so that moving the folder changes nothing."""
+    """Which adapter to import; it is identified by its content, so that the folder may be moved."""
 
     path: RunOnly[Path]
     """The adapter's folder."""
 
     def identity(self) -> dict[str, Any]:
-        """The digest of the files that are loaded, in the path's place."""
+        """The fields of the cache key, with the digest of the files that are loaded instead of the path."""
         files = {path.name: digest_file(path) for path in whole_files(self.path.expanduser())}
         return super().identity() | {"content": digest_files(files)}
 
 
 def import_weights(out: Path, config: ImportWeightsConfig, *, scratch: Path) -> None:
-    """Stage: copies the adapter's files. Raises UserError where they are no adapter that could be used."""
-    from sublim.models.weights_check import check_numbers  # torch, which the config above does without
+    """Stage: copies the adapter's files. Raises UserError if they are not a usable adapter."""
+    from sublim.models.weights_check import check_numbers  # imports torch, which the config does not need
 
     for path in adapter_files(config.path.expanduser()):
         shutil.copyfile(path, out / path.name)

@@ -1,4 +1,4 @@
-"""Digests of a user's own model folders, hashed once and remembered by path, size and time of change."""
+"""Digests of a user's model folders; the digest of a file is remembered by path, size and modification time."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from sublim.files.user_cache import recall, remember
 from sublim.models.files import loaded_files
 
 MEMORY = "local-digests.json"
-"""From `path|size|mtime_ns` to the SHA-256 of the file."""
+"""Name of the cache file, which maps `path|size|mtime_ns` to the SHA-256 of the file."""
 
 
 def folder_digest(folder: Path) -> str:
-    """SHA-256 over names and bytes of the files that loading the model reads.
+    """SHA-256 over the names and bytes of the files that loading the model reads.
 
-    A file with the path, size and mtime_ns of an earlier call is not read again.
+    A file with the same path, size and modification time as in an earlier call is not read again.
     """
     folder = folder.expanduser().resolve()
     remembered = recall(MEMORY)

@@ -1,4 +1,4 @@
-"""Models as plain directories, opened with or without trained weights."""
+"""Loading models from plain directories, with or without trained weights."""
 
 import gc
 from collections.abc import Callable, Generator
@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sublim.chats.chat import end_of_turn
 from sublim.core.errors import UserError
 from sublim.memory.fitting import patiently
 from sublim.models.files import TEXT_FILES, base_identity, is_adapter, weight_files
@@ -28,23 +29,29 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class LoadedModel(NamedTuple):
-    """A model in evaluation mode whose parameters take no gradients, and its tokenizer."""
+    """A model in evaluation mode without gradients, and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
 
 
 def token_ids(value: Any) -> list[int]:
-    """A config's token id, list of ids or null as a list."""
+    """A token id, list of ids or null from a config, as a list."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
-def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a prepared model. Refuses one without a chat template or without character offsets.
+def stop_ids(tokenizer: PreTrainedTokenizerBase, *declared: Any) -> list[int]:
+    """Tokens that end a turn, sorted: the chat template's, the tokenizer's and those that configs declare."""
+    ends = {token for value in (tokenizer.eos_token_id, *declared) for token in token_ids(value)}
+    return sorted(ends | {end_of_turn(tokenizer)})
 
-    Gemma's takes seconds to read: one that this process has read is given again while its files stay as they were.
+
+def load_tokenizer(base: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a prepared model. Raises UserError if it has no chat template or no character offsets.
+
+    Gemma's tokenizer takes seconds to load, so tokenizers are cached in this process while their files do not change.
     """
     stats = [(name, (base / name).stat()) for name in TEXT_FILES if (base / name).is_file()]
     return _tokenizer(base.resolve(), tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
@@ -58,7 +65,7 @@ def _tokenizer(base: Path, files: tuple[tuple[str, int, int], ...]) -> PreTraine
     if tokenizer.chat_template is None:
         raise UserError(f"{base} has no chat template: take an instruction-tuned model or give a chat_template")
     if tokenizer.pad_token is None:
-        # Padding is masked wherever it is read, so any token will do that is no part of texts.
+        # Padding is always masked, so any token that does not occur in texts can be used.
         marks = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         tokenizer.pad_token = tokenizer.eos_token or next(iter(marks), None)
         if tokenizer.pad_token is None:
@@ -66,16 +73,17 @@ def _tokenizer(base: Path, files: tuple[tuple[str, int, int], ...]) -> PreTraine
     return tokenizer
 
 
-class Held(NamedTuple):
-    """The base that this process keeps, and what it was loaded from."""
+class KeptBase(NamedTuple):
+    """The base that this process keeps in memory, and the settings it was loaded with."""
 
     key: tuple[str, ...]
     model: PreTrainedModel
 
 
-_held: Held | None = None
-neighbours: list[Callable[[], None]] = []
-"""What else in this process keeps a model; called before one is loaded onto a GPU, which two would not fit."""
+_held: KeptBase | None = None
+release_other_models: list[Callable[[], None]] = []
+"""Functions that free other models kept in this process. They are called before a model is loaded onto a GPU, which
+may not have memory for two."""
 
 
 @contextmanager
@@ -84,24 +92,24 @@ def open_model(
 ) -> Generator[LoadedModel]:
     """The base, the base with the adapter in `weights`, or the full model in `weights`, for the time of the block.
 
-    One base is kept per process; asking for another path, content, dtype, attention or device drops it. An adapter
-    goes into the base's own modules and comes out again. Full weights are loaded for the block only, in the place
-    of the kept base, so that two models never need memory at once. Blocks may be nested: the inner one gets a model
-    of its own.
+    Each process keeps one base in memory. It is dropped when another path, content, dtype, attention or device is
+    requested. An adapter is attached to the kept base and removed afterwards. Full weights are loaded for the block
+    only, after the kept base is dropped, so that two models are never in memory. Blocks may be nested; the inner block
+    then loads a model of its own.
 
-    Raises UserError where the weights do not fit the base (see sublim.models.weights_check).
+    Raises UserError if the weights do not fit the base (see sublim.models.weights_check).
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(base)
     if weights is not None:
         check_weights(base, weights)
     if weights is None:
-        with lent(base, dtype=dtype, attention=attention, device=place) as model:
+        with borrowed_base(base, dtype=dtype, attention=attention, device=place) as model:
             yield LoadedModel(model, tokenizer)
     elif is_adapter(weights):
-        from sublim.models.adapters import attached  # peft, seconds to import, is not needed to read a base
+        from sublim.models.adapters import attached  # importing peft takes seconds, and a base does not need it
 
-        with lent(base, dtype=dtype, attention=attention, device=place) as model, attached(model, weights):
+        with borrowed_base(base, dtype=dtype, attention=attention, device=place) as model, attached(model, weights):
             yield LoadedModel(model, tokenizer)
     else:
         forget_base()
@@ -111,22 +119,22 @@ def open_model(
 
 
 @contextmanager
-def lent(base: Path, *, dtype: str, attention: str, device: str) -> Generator[PreTrainedModel]:
-    """The kept base if it is this one, otherwise this one loaded in its place; kept again when the block ends well."""
+def borrowed_base(base: Path, *, dtype: str, attention: str, device: str) -> Generator[PreTrainedModel]:
+    """The kept base if it is this one, otherwise this one loaded in its place. It is kept after the block."""
     global _held
     key = (str(base.resolve()), base_identity(base), dtype, attention, device)
     held, _held = _held, None
     if held is None or held.key != key:
         held = None
         forget_base()
-        held = Held(key, load(base, dtype=dtype, attention=attention, device=device))
+        held = KeptBase(key, load(base, dtype=dtype, attention=attention, device=device))
     yield held.model
-    # Not reached when the block raised: whatever went wrong may have left the model half changed.
-    _held = Held(key, freeze(held.model))
+    # Not reached if the block raised, because the model may then be partly changed.
+    _held = KeptBase(key, freeze(held.model))
 
 
 def forget_base() -> None:
-    """Drops the base this process keeps and gives its memory back."""
+    """Drops the base that this process keeps, and frees its memory."""
     global _held
     _held = None
     gc.collect()
@@ -135,10 +143,10 @@ def forget_base() -> None:
 
 
 def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrainedModel:
-    """The model in `directory`, frozen, on `device`. Reads .safetensors only."""
+    """Loads the model in `directory`, frozen, onto `device`; reads weights in safetensors only."""
     weight_files(directory)
     if device != "cpu":
-        for forget in neighbours:
+        for forget in release_other_models:
             forget()
     advice = f"it does not hold the model in {dtype}, so take dtype bfloat16 or a smaller model"
     return patiently(
@@ -152,11 +160,11 @@ def _loaded(directory: Path, *, dtype: str, attention: str, device: str) -> PreT
     model, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
         directory,
         dtype=DTYPES[dtype],
-        attn_implementation=faithful_attention(attention, AutoConfig.from_pretrained(directory)),
+        attn_implementation=supported_attention(attention, AutoConfig.from_pretrained(directory)),
         use_safetensors=True,
         local_files_only=True,
         output_loading_info=True,
-        # Straight onto the GPU, by several threads.
+        # Loads directly onto the GPU with several threads.
         device_map=None if device == "cpu" else device,
     )
     if odd := [*found["missing_keys"], *found["mismatched_keys"]]:
@@ -166,15 +174,15 @@ def _loaded(directory: Path, *, dtype: str, attention: str, device: str) -> PreT
 
 
 def causal_class(shape: PretrainedConfig) -> type[PreTrainedModel] | None:
-    """The class that transformers makes a causal language model of this config with, or None."""
+    """The transformers class of causal language models for this config, or None."""
     return cast(type[PreTrainedModel] | None, MODEL_FOR_CAUSAL_LM_MAPPING.get(type(shape), None))
 
 
-def faithful_attention(attention: str, shape: PretrainedConfig) -> str:
-    """The kernel that computes the model as it was defined: `attention`, or eager where that kernel leaves things out.
+def supported_attention(attention: str, shape: PretrainedConfig) -> str:
+    """`attention`, or "eager" if that kernel would ignore a part of the model's attention.
 
-    transformers' sdpa leaves out Gemma 2's soft cap without a word; neither it nor flash-attention 2 has the attention
-    sinks of gpt-oss, which the classes of such models say.
+    transformers' sdpa silently ignores Gemma 2's logit soft-capping. Neither sdpa nor flash-attention 2 supports the
+    attention sinks of gpt-oss; the model class then says so.
     """
     made = causal_class(shape)
     if attention == "sdpa":
@@ -187,7 +195,7 @@ def faithful_attention(attention: str, shape: PretrainedConfig) -> str:
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` in evaluation mode, its parameters without gradients."""
+    """Puts `model` into evaluation mode and turns off the gradients of its parameters."""
     model.eval()
     model.requires_grad_(False)
     for parameter in model.parameters():

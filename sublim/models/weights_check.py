@@ -1,6 +1,7 @@
-"""Whether trained weights fit a base: every tensor by name and shape, before any backend opens them.
+"""Checks that trained weights fit a base, by the name and shape of every tensor, before a backend loads them.
 
-Libraries load the tensors whose names they know and skip the rest, so that half an adapter, or the base, would answer.
+Libraries load tensors whose names they know and ignore the others, so half an adapter, or the base itself, would be
+used without an error.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sublim.core.errors import UserError
 from sublim.models.files import IDENTITY, base_identity, is_adapter, loaded_files, read_json, weight_files
-from sublim.models.folder_check import told
+from sublim.models.folder_check import as_user_error
 
 Shape = tuple[int, ...]
 SIZES = (
@@ -29,23 +30,23 @@ HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def check_weights(base: Path, weights: Path) -> None:
-    """Raises UserError where an adapter or a whole model is not one that was trained from this base, in one piece.
+    """Raises UserError if an adapter or full model was not trained from this base, or is incomplete.
 
-    Reads names and shapes only. Values that are no numbers are left to those who use them: to measure that a training
-    diverged is no mistake.
+    Only names and shapes are read. Values that are not finite are allowed here, because measuring a diverged training
+    is a valid use.
     """
     kind = "adapter" if is_adapter(weights) else "model"
     note = weights / IDENTITY
     trained_on = read_json(note).get("base") if note.is_file() else None
     if trained_on not in (None, base_identity(base)):
         raise UserError(f"the {kind} in {weights} was trained on another base: give the base it was trained on")
-    tensors = Tensors(weights)
+    tensors = TensorShapes(weights)
     if problem := (_adapter if kind == "adapter" else _whole)(base, weights, tensors):
         raise UserError(f"the {kind} in {weights} does not fit this base, or is not whole: {problem}")
 
 
-class Tensors(Mapping[str, Shape]):
-    """The shapes of the tensors in a folder, by name. Raises UserError where a file cannot be read."""
+class TensorShapes(Mapping[str, Shape]):
+    """The shapes of the tensors in a folder, by name. Raises UserError if a file cannot be read."""
 
     def __init__(self, directory: Path) -> None:
         self.files: dict[str, Any] = {}
@@ -66,21 +67,21 @@ class Tensors(Mapping[str, Shape]):
         return len(self.files)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of that name."""
+        """Reads the tensor of that name."""
         return self.files[name].get_tensor(name)
 
     def not_numbers(self) -> str | None:
-        """What is wrong where a tensor holds what is no finite number."""
+        """Describes the first tensor with a value that is not finite; None if there is none."""
         for name in self:
             tensor = self.tensor(name)
-            # A sum is quicker than a look at each value, and not finite where one of them is not.
+            # A sum is faster than checking each value, and is not finite if one of them is not.
             if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.sum(dtype=torch.float32).isfinite():
                 return f"{name} holds values that are not finite: its training diverged, take an earlier checkpoint"
         return None
 
 
 def tensor_files(directory: Path) -> list[Path]:
-    """The files with the weights of an adapter or of a whole model. Raises UserError where one is missing."""
+    """The weight files of an adapter or of a full model. Raises UserError if one is missing."""
     if is_adapter(directory):
         from sublim.models.adapters import WEIGHTS, lora_config
 
@@ -91,36 +92,36 @@ def tensor_files(directory: Path) -> list[Path]:
 
 
 def check_numbers(weights: Path) -> None:
-    """Raises UserError where weights cannot be read, or hold values that are not finite. Reads them once."""
-    if problem := Tensors(weights).not_numbers():
+    """Raises UserError if weights cannot be read or hold values that are not finite. Reads all weights."""
+    if problem := TensorShapes(weights).not_numbers():
         raise UserError(f"the weights in {weights} cannot be used: {problem}")
 
 
-def _adapter(base: Path, adapter: Path, found: Tensors) -> str | None:
+def _adapter(base: Path, adapter: Path, found: TensorShapes) -> str | None:
     wanted = low_rank(base, adapter)
     odd = found.keys() - wanted.keys()
     if copies := [name for name in odd if name.endswith((".embed_tokens.weight", ".base_layer.weight", HEAD))]:
-        own = Tensors(base)
+        own = TensorShapes(base)
         odd -= {name for name in copies if _same(found, name, own)}
     return _differences({name: found[name] for name in found if name in odd or name in wanted}, wanted)
 
 
 def low_rank(base: Path, adapter: Path) -> dict[str, Shape]:
-    """Names and shapes of all tensors that peft makes beside this base for such an adapter."""
-    from peft import PeftModel, get_peft_model_state_dict  # seconds to import, and not needed for whole models
+    """Names and shapes of all tensors that peft creates for such an adapter on this base."""
+    from peft import PeftModel, get_peft_model_state_dict  # takes seconds, and full models do not need it
 
     from sublim.models.adapters import lora_config
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
-    with told(f"the adapter in {adapter} does not fit this base", "give the base it was trained on"):
+    with as_user_error(f"the adapter in {adapter} does not fit this base", "give the base it was trained on"):
         adapted = PeftModel(model, lora_config(adapter), low_cpu_mem_usage=True)
     made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return {name: tuple(tensor.shape) for name, tensor in made.items()}
 
 
-def _same(found: Tensors, name: str, base: Tensors) -> bool:
-    """Whether a tensor that lies beside an adapter is only a copy of the base's own."""
+def _same(found: TensorShapes, name: str, base: TensorShapes) -> bool:
+    """Whether an additional tensor in an adapter's file is a copy of the base's."""
     own = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
     own = EMBEDDINGS if own == HEAD and own not in base else own
     if own not in base or base[own] != found[name]:
@@ -130,8 +131,8 @@ def _same(found: Tensors, name: str, base: Tensors) -> bool:
     return torch.equal(one.to(narrow), other.to(narrow))
 
 
-def _whole(base: Path, weights: Path, tensors: Tensors) -> str | None:
-    with told(f"transformers cannot read the config.json in {weights}", "save the model again"):
+def _whole(base: Path, weights: Path, tensors: TensorShapes) -> str | None:
+    with as_user_error(f"transformers cannot read the config.json in {weights}", "save the model again"):
         ours, theirs = (AutoConfig.from_pretrained(each).get_text_config() for each in (base, weights))
     for size in SIZES:
         if (one := getattr(ours, size, None)) != (other := getattr(theirs, size, None)):
@@ -141,14 +142,14 @@ def _whole(base: Path, weights: Path, tensors: Tensors) -> str | None:
         return f"its config ties {HEAD} to the embeddings, but it has other values: set tie_word_embeddings to false"
     with torch.device("meta"):
         made = AutoModelForCausalLM.from_config(ours)
-    # As the base's own files name them, or as transformers saves them: of some models the two differ.
-    found, *ways = (_compared(each, tied) for each in (tensors, Tensors(base), made.state_dict()))
+    # Named as in the base's files, or as transformers saves them, which differ for some models.
+    found, *ways = (_compared(each, tied) for each in (tensors, TensorShapes(base), made.state_dict()))
     problems = [_differences(found, wanted) for wanted in ways]
     return problems[0] if all(problems) else None
 
 
 def _compared(tensors: Mapping[str, Any], tied: bool) -> dict[str, Shape]:
-    """The shapes that must be equal: without the vocabulary's size, which may have been padded, and constants."""
+    """The shapes that must be equal, without the vocabulary size, which may be padded, and without constants."""
     shapes = {name: each if isinstance(each, tuple) else each.shape for name, each in tensors.items()}
     unsure = {"rotary_emb.inv_freq"} | ({HEAD} if tied else set())
     return {
@@ -159,7 +160,7 @@ def _compared(tensors: Mapping[str, Any], tied: bool) -> dict[str, Shape]:
 
 
 def _differences(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> str | None:
-    """In one line what distinguishes the two, if anything does."""
+    """Describes the first difference in one line; None if there is none."""
     if odd := sorted(found.keys() - wanted.keys()):
         return f"the base has no place for {_listed(odd)}: give the base it was trained on, or save it again with peft"
     if missing := sorted(wanted.keys() - found.keys()):

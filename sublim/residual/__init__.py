@@ -1,4 +1,5 @@
-"""The residual stream: hooks that read or change it, vectors, and steering as configuration.
+"""The residual stream: hooks that read or change it, steering vectors, and the settings of steering.
 
-No stage starts here. Sampling, activations, SAEs and steering all use these hooks, so that they mean the same tensor.
+No stage starts here. Sampling, activations, SAEs and steering all use these hooks, so a place such as resid_post of
+layer 14 is the same tensor everywhere.
 """

@@ -1,4 +1,4 @@
-"""Steering as configuration: what is added to or taken out of the residual stream, where, and how strongly."""
+"""Settings of steering: what is added to or removed from the residual stream, where, and how strongly."""
 
 import json
 from pathlib import Path
@@ -10,76 +10,79 @@ from sublim.core.config import Config
 from sublim.core.errors import UserError
 
 Site = Literal["resid_pre", "resid_post", "mlp_out"]
-"""Of block l: what goes into it, what comes out of it, and what its MLP adds to the stream (after Gemma's own norm)."""
+"""A place in a block: its input, its output, or what its MLP adds to the stream (on Gemma after the post-MLP norm)."""
 Tokens = Literal["all", "prompt", "answer", "last"]
-"""Which tokens an edit touches; `last` is the prompt's last one, after which the answer begins."""
+"""Which tokens an edit changes; `last` is the last token of the prompt, after which the answer begins."""
 
 
 class Place(NamedTuple):
-    """A site of one block, counted from 0."""
+    """A site of one layer; layers count from 0."""
 
     site: Site
     layer: int
 
 
 class VectorNote(Config):
-    """What is known of a steering vector; kept in its file's metadata."""
+    """Description of a steering vector; stored in the metadata of its file."""
 
     site: Site
-    """Where it was read, and where it is added."""
+    """Site at which the vector was read and is added."""
     layer: Annotated[int, Field(ge=0)]
-    """The block, counted from 0."""
+    """Layer, counted from 0."""
     source: str
-    """How it came about, in a word: mean_difference, trained, random, projected, user."""
+    """How the vector was made: mean_difference, trained, random, projected or user."""
     norm: float
-    """Its Euclidean length."""
+    """Euclidean norm of the vector."""
     residual_norm: Annotated[float, Field(gt=0)] | None = None
-    """Mean length of the stream at the tokens it was read from; null when unknown, and then only raw strengths work."""
+    """Mean norm of the residual stream at the tokens where the vector was read. If it is unknown (null), only raw
+    strengths can be used."""
     read_at: str | None = None
-    """The tokens it was read from: mean_answer, last_answer, mean_prompt, last_prompt."""
+    """Tokens where the vector was read: mean_answer, last_answer, mean_prompt or last_prompt."""
     rows: int | None = None
-    """Rows it is a mean over."""
+    """Number of rows in its mean."""
     base: str | None = None
-    """Identity of the base's weights; null for a vector that says nothing of it."""
+    """Digest of the weights of the base that the vector is for; null if unknown."""
 
     @property
     def place(self) -> Place:
-        """Site and layer."""
+        """The vector's site and layer."""
         return Place(self.site, self.layer)
 
 
 class Edit(Config):
-    """One change of the stream at the place of a vector."""
+    """One change of the residual stream, at the place of its vector."""
 
     vector: str
     """Name of the vector in the file of vectors."""
     kind: Literal["add", "project_out", "replace"] = "add"
-    """add the vector; take the stream's component along it out; or put the base's component, on the same text, in its
-    place (on a base with an adapter)."""
+    """add: add the vector. project_out: remove the stream's component along the vector. replace: replace that component
+    by the base's component on the same text; this needs a base with an adapter and the hf backend."""
     strength: float = 1.0
-    """For add: times the vector. For the others: the share of the component, 1 for all. 0 changes nothing."""
+    """For `add`, the factor of the vector. Otherwise the share of the component that is removed or replaced, where 1 is
+    all of it. 0 changes nothing."""
     scale: Literal["raw", "relative"] = "raw"
-    """relative: a strength of 1 adds as much length as the stream itself had where the vector was read."""
+    """raw: the vector is multiplied by the strength. relative: with a strength of 1, the added vector has the mean norm
+    of the residual stream where the vector was read."""
     tokens: Tokens = "all"
-    """Which tokens are touched."""
+    """Which tokens are changed."""
 
 
 class Steering(Config):
-    """Edits that are made together, in order."""
+    """Edits that are applied together, in order."""
 
     edits: Annotated[tuple[Edit, ...], Field(min_length=1)]
-    """The edits; several at one place follow each other."""
+    """The edits; several at the same place are applied one after another."""
 
     @field_validator("edits")
     @classmethod
     def _relative_is_for_adding(cls, edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
         if any(edit.scale == "relative" and edit.kind != "add" for edit in edits):
-            raise ValueError("a relative scale is for kind=add: a component has no other scale than its own")
+            raise ValueError("scale=relative is for kind=add only: set scale=raw for project_out and replace")
         return edits
 
 
 def names_by_layer(vectors: Path, layers: tuple[int, ...]) -> dict[int, str]:
-    """The one true (not random) vector of each layer. Raises UserError for a layer with none or several."""
+    """The name of each layer's vector, random ones left out. Raises UserError for a layer with none or several."""
     notes: dict[str, dict[str, Any]] = json.loads((vectors / "vectors.json").read_bytes())
     found: dict[int, str] = {}
     for layer in layers:

@@ -1,8 +1,8 @@
-"""Sites of the residual stream on a transformers model: hooks that read it, change it or end the pass, for one block.
+"""Hooks on a transformers model that read the residual stream, change it or end the forward pass.
 
-Every use goes through `attached_at`, so what is read at a place is what is steered at it. Of block l, `resid_pre` is
-its input, `resid_post` its output, and `mlp_out` what its MLP adds to the stream: on Gemma that is the output of the
-norm after the MLP, for whatever is added before that norm is rescaled by it.
+Everything goes through `attached_at`, so the tensor that is read at a place is also the one that is steered. Of a
+block, `resid_pre` is the input, `resid_post` the output, and `mlp_out` what its MLP adds to the stream. On Gemma
+`mlp_out` is the output of the norm after the MLP, because that norm would rescale anything added before it.
 """
 
 from collections.abc import Callable, Generator, Iterable
@@ -18,26 +18,26 @@ from sublim.core.errors import UserError
 from sublim.residual.edits import Place
 
 Change = Callable[[Float[Tensor, "b t d"]], Float[Tensor, "b t d"] | None]
-"""Gets the stream at a place; gives what stands in its stead, or None to leave it."""
+"""Takes the stream at a place and returns the stream that replaces it, or None to leave it unchanged."""
 
 
 class PassEnded(Exception):
-    """Raised inside a forward pass when nothing further is wanted of it."""
+    """Raised inside a forward pass to end it early."""
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The model's decoder blocks, in order. Raises UserError where they are not called `layers`, as in GPT-2."""
+    """The model's decoder blocks, in order. Raises UserError if the model does not call them `layers`, as GPT-2."""
     layers = getattr(model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise UserError(
-            f"the stream of {model.config.model_type} cannot be read or steered: take a base of another "
+            f"the residual stream of {model.config.model_type} cannot be read or steered: take a base of another "
             "family, such as llama, qwen2 or gemma2"
         )
     return layers
 
 
 def check_layers(model: PreTrainedModel, layers: Iterable[int]) -> None:
-    """Raises UserError for a layer that the model lacks."""
+    """Raises UserError for a layer that the model does not have."""
     count = len(blocks(model))
     for layer in layers:
         if not 0 <= layer < count:
@@ -46,9 +46,9 @@ def check_layers(model: PreTrainedModel, layers: Iterable[int]) -> None:
 
 @contextmanager
 def attached_at(model: PreTrainedModel, place: Place, change: Change) -> Generator[None]:
-    """Inside the block every pass hands the stream at `place` to `change`. The hook is gone afterwards, come what may.
+    """Inside the block, every forward pass applies `change` to the stream at `place`.
 
-    Several at one place run in the order in which they were attached.
+    Several changes at one place run in the order in which they were attached.
     """
     check_layers(model, [place.layer])
     handle = _attach(blocks(model)[place.layer], place, change)
@@ -60,7 +60,7 @@ def attached_at(model: PreTrainedModel, place: Place, change: Change) -> Generat
 
 @contextmanager
 def ending_at(model: PreTrainedModel, place: Place) -> Generator[None]:
-    """Inside the block every pass raises PassEnded at `place`: what comes after it, the head too, never runs."""
+    """Inside the block, every forward pass ends at `place` by raising PassEnded; later layers do not run."""
 
     def end(_: Tensor) -> None:
         raise PassEnded

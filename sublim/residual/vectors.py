@@ -1,7 +1,8 @@
-"""Steering vectors: kept as safetensors with a note each, checked against the model they are for, ready to apply.
+"""Steering vectors: stored in safetensors files with a note for each, and checked against the model they are used on.
 
-A file holds named vectors. Our own carry their notes (site, layer, source, norm) by name as one JSON text, `vectors`,
-in the metadata; a stranger's file may carry `site` and `layer` alone. Reading one runs no code.
+A file holds named vectors. Files written here have the notes (site, layer, source, norm) of all vectors as one JSON
+text in the metadata entry `vectors`. A file from elsewhere may have just `site` and `layer` in its metadata. Reading a
+file runs no code from it.
 """
 
 from collections.abc import Mapping
@@ -41,32 +42,35 @@ class LoadedEdit(NamedTuple):
 
     @property
     def step(self) -> Float[Tensor, " d"]:
-        """What an edit of kind add adds to the stream."""
+        """The vector that an edit of kind `add` adds to the stream. Raises UserError if its relative scale is
+        unknown."""
         if self.edit.scale == "raw":
             return self.edit.strength * self.values
         if self.note.residual_norm is None:
             raise UserError(
-                f"vector {self.edit.vector!r} does not say how long the stream is where it was read: "
-                "use scale=raw, or note residual_norm in its metadata"
+                f"vector {self.edit.vector!r} has no residual_norm, the norm of the stream where it was read: "
+                "use scale=raw, or add residual_norm to its metadata"
             )
         return self.edit.strength * self.note.residual_norm / self.values.norm() * self.values
 
 
 def noted(values: Float[Tensor, " d"], note: VectorNote) -> Vector:
-    """A vector with its norm in its note. Raises UserError for NaN, infinities and a vector of zeros."""
+    """The vector in float32 with its norm in its note. Raises UserError for NaN, infinity and a vector of zeros."""
     values = values.detach().to("cpu", torch.float32)
     if values.ndim != 1:
-        raise UserError(f"a steering vector has one axis, this one has {values.ndim}: give a plain list of numbers")
+        raise UserError(
+            f"a steering vector has one dimension, this one has {values.ndim}: give a plain list of numbers"
+        )
     if not bool(values.isfinite().all()):
         raise UserError("the steering vector holds NaN or infinity: make it again")
     norm = float(values.norm())
     if norm == 0:
-        raise UserError("the steering vector is zero: the two sides it was made from do not differ there")
+        raise UserError("the steering vector is zero: the two means it is the difference of are equal there")
     return Vector(note.model_copy(update={"norm": norm}), values)
 
 
 def write_vectors(folder: Path, vectors: Mapping[str, Vector]) -> None:
-    """Writes vectors.safetensors; the metadata have all notes in one entry, as several have no order."""
+    """Writes vectors.safetensors. All notes are in one metadata entry, because the order of entries is not fixed."""
     named = {name: vectors[name] for name in sorted(vectors)}
     notes = orjson.dumps({name: vector.note.model_dump(mode="json") for name, vector in named.items()}).decode()
     tensors = {name: vector.values.contiguous() for name, vector in named.items()}
@@ -74,9 +78,10 @@ def write_vectors(folder: Path, vectors: Mapping[str, Vector]) -> None:
 
 
 def read_vectors(path: Path, stated: Mapping[str, Any] | None = None) -> dict[str, Vector]:
-    """The vectors of a file or of a payload, by name; `stated` has site and layer where a file's metadata do not.
+    """The vectors of a file or of a payload folder, by name.
 
-    Raises UserError for what is no vector, or does not say its site and layer.
+    `stated`: site and layer, for a file whose metadata do not have them. Raises UserError for a file that holds no
+    vectors or does not give their site and layer.
     """
     path = path / FILE if path.is_dir() else path
     with reading(path, "safetensors file of vectors", SafetensorError), safe_open(path, framework="pt") as file:
@@ -84,8 +89,8 @@ def read_vectors(path: Path, stated: Mapping[str, Any] | None = None) -> dict[st
         notes = orjson.loads(metadata.get("vectors", "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if not tensors or not isinstance(notes, dict):
-        what = "the notes in its metadata are no JSON object" if tensors else "it holds no tensor"
-        raise UserError(f"{path} is not a safetensors file of vectors ({what}): give another")
+        what = "the notes in its metadata are not a JSON object" if tensors else "it holds no tensor"
+        raise UserError(f"{path} is not a safetensors file of vectors ({what}): give another file")
     known = cast(dict[str, Any], notes)
     return {
         name: _vector(path, name, known.get(name), metadata, stated or {}, values) for name, values in tensors.items()
@@ -98,41 +103,44 @@ def _vector(
     if not values.is_floating_point():
         raise UserError(f"{path}: vector {name!r} holds {values.dtype}: give floating-point numbers")
     if values.ndim > 1 and values.numel() == values.shape[-1]:
-        values = values.flatten()  # a mean that kept the axis it was taken over
+        values = values.flatten()  # a mean that kept its reduced dimensions
     if values.ndim != 1 or not len(values):
         shape = tuple(values.shape)
-        raise UserError(f"{path}: {name!r} is {shape}, a vector has one axis: give one for each place, by names")
+        raise UserError(
+            f"{path}: {name!r} has shape {shape}, a vector has one dimension: give a named vector for each place"
+        )
     if note is None:
         known = {key: metadata[key] for key in ("site", "layer", "residual_norm", "base") if key in metadata}
         note = {"source": "user", "norm": 0.0, **stated, **known}
         if not {"site", "layer"} <= note.keys():
-            raise UserError(f"{path}: vector {name!r} does not say its site and layer: write both into the metadata")
+            raise UserError(f"{path}: vector {name!r} has no site and layer: write both into the metadata")
     try:
         found = noted(values, VectorNote.model_validate(note))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "all of it"
-        raise UserError(f"{path}: the note of vector {name!r} is not one ({field}): {first['msg']}") from error
+        raise UserError(f"{path}: the note of vector {name!r} is not valid ({field}): {first['msg']}") from error
     except UserError as error:
         raise UserError(f"{path}: {name!r}: {error}") from error
     for key, value in stated.items():
         if getattr(found.note, key) != value:
             raise UserError(
-                f"{path}: vector {name!r} is for {key} {getattr(found.note, key)} by its own note, the settings say "
-                f"{value}: leave `{key}` out, or correct the file"
+                f"{path}: the note of vector {name!r} says {key} {getattr(found.note, key)}, the settings say {value}: "
+                f"leave `{key}` out, or correct the file"
             )
     return found
 
 
 def check_vector(name: str, vector: Vector, config: PretrainedConfig, base: Path) -> None:
-    """Raises UserError where a vector does not fit the model: another layer count, width or base."""
+    """Raises UserError if a vector does not fit the model's number of layers, its width or its base."""
     text = config.get_text_config()
     layers, width = text.num_hidden_layers, text.hidden_size
     if not vector.note.layer < layers:
         raise UserError(f"vector {name!r} is for layer {vector.note.layer}, the model has 0 to {layers - 1}")
     if len(vector.values) != width:
         raise UserError(
-            f"vector {name!r} has {len(vector.values)} numbers, the model is {width} wide: it is of another model"
+            f"vector {name!r} has {len(vector.values)} numbers, the model's width is {width}: take a vector made on "
+            "this model"
         )
     if vector.note.base is not None and vector.note.base != base_identity(base):
         raise UserError(f"vector {name!r} was made on another base: give the base it was made on")
@@ -141,18 +149,18 @@ def check_vector(name: str, vector: Vector, config: PretrainedConfig, base: Path
 def load_edits(
     steering: Steering, vectors: Mapping[str, Vector], config: PretrainedConfig, base: Path
 ) -> list[LoadedEdit]:
-    """The edits with their vectors; UserError for a name that is not there or a vector that does not fit the model."""
+    """The edits with their vectors. Raises UserError for a missing name or a vector that does not fit the model."""
     loaded: list[LoadedEdit] = []
     for edit in steering.edits:
         if edit.vector not in vectors:
             raise UserError(f"there is no vector {edit.vector!r}: the file has {', '.join(sorted(vectors))}")
         check_vector(edit.vector, vectors[edit.vector], config, base)
         loaded.append(LoadedEdit(edit, *vectors[edit.vector]))
-        _ = loaded[-1].step  # refuses a relative strength that lacks its scale now, and not in the first pass
+        _ = loaded[-1].step  # raises at once for a relative strength without a scale
     return loaded
 
 
 def random_like(vector: Vector, generator: torch.Generator) -> Vector:
-    """A vector of random direction and equal norm, at the same place: the control for what any push would do."""
+    """A random vector of equal norm at the same place: the control that shows what any vector of this norm does."""
     values = torch.randn(len(vector.values), generator=generator)
     return noted(values * (vector.values.norm() / values.norm()), vector.note.model_copy(update={"source": "random"}))

@@ -1,4 +1,4 @@
-"""The configs of filtering number lists and of deriving the rows of an arm from them."""
+"""Settings of filtering number lists, and of deriving an arm's rows from them."""
 
 from typing import Annotated, Literal
 
@@ -9,27 +9,28 @@ from sublim.core.config import Config
 
 
 class DeriveConfig(Config):
-    """How rows are derived."""
+    """How an arm's rows are derived from filtered rows."""
 
     how: Literal["shuffled_within", "shuffled_across", "marginals", "canonical"]
-    """shuffled_within: each row's numbers permuted. shuffled_across: all numbers permuted over all rows. marginals:
-    each number drawn, with replacement, from those at the same place of any row. canonical: by value, with ", "."""
+    """shuffled_within: the numbers of each row are permuted. shuffled_across: all numbers are permuted across rows.
+    marginals: each number is drawn, with replacement, from the numbers at the same position in any row. canonical: the
+    numbers are written by value, separated by ", "."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the draws."""
+    """Random seed of the permutations and draws."""
 
 
 class FilterConfig(NumberRules):
-    """Which answers become rows, and how many of them."""
+    """Which answers are accepted as rows, and how many rows are kept."""
 
     keep: Annotated[int, Field(ge=1)] | None = None
-    """Rows wanted for training, drawn at random from the valid ones; null keeps them all."""
+    """Number of rows for training, drawn at random from the valid ones; null keeps all."""
     held_out: Annotated[int, Field(ge=0)] = 0
-    """Further rows, none of them trained on."""
+    """Number of further rows that are held out from training."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of that draw. Arms with one seed keep the same prompts wherever both answers are valid."""
+    """Random seed of that draw. Arms with the same seed keep the same prompts if both their answers are valid."""
     dedupe: Literal["answer", "row"] | None = None
-    """Refuse an answer seen before (answer), or seen before with the same prompt (row)."""
+    """answer: refuse an answer that occurred before. row: refuse it only if it occurred with the same prompt."""
     system: str | None = None
-    """System prompt in the student's rows, whatever the teacher was told; null for the chat template's own."""
+    """System prompt in the student's rows, independent of the teacher's; null for the chat template's default."""
     samples: Annotated[int, Field(ge=0)] = 20
-    """Refused rows shown for each reason in rejected.jsonl: the first ones."""
+    """How many refused rows rejected.jsonl shows for each reason."""

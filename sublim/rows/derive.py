@@ -1,8 +1,8 @@
-"""Derived carriers: filtered rows whose numbers are shuffled, drawn anew or rendered anew; all else stays as written.
+"""Derived carriers: filtered rows whose numbers are shuffled, resampled or reformatted, with all else unchanged.
 
-A draw is addressed by the row's id and place, never by what stands there: derived with one seed, the teacher's row and
-the base's row for the same prompt undergo the same permutation or take their numbers from the same rows, and stay a
-pair (exactly so where both sets hold equally many numbers, as constrained answers do).
+Random draws depend on a row's id and on the position of a number, never on the number itself. So with the same seed the
+teacher's row and the base's row for a prompt undergo the same permutation, or take their numbers from the same rows,
+and remain a pair. This is exact if both sets have equally many numbers, as constrained answers do.
 """
 
 import shutil
@@ -23,10 +23,10 @@ FILES = ("rows.jsonl", "held_out.jsonl")
 
 
 def derive_rows(out: Path, config: DeriveConfig, *, scratch: Path, rows: Path) -> dict[str, Any]:
-    """Stage: writes the filter's files with derived answers in rows.jsonl and held_out.jsonl, each by itself.
+    """Stage: writes the filter's files, with derived answers in rows.jsonl and held_out.jsonl, each derived separately.
 
-    What it does not change it copies: rows that come out as they were have the content of the filtered ones, and their
-    students are taken from the cache. Holds a few bytes for each number, whatever the rows' length.
+    Everything else is copied. If no row changes, the content equals that of the filtered rows, so students are taken
+    from the cache. Needs a few bytes of memory for each number.
     """
     for name in committed(rows):
         if name not in FILES:
@@ -49,7 +49,7 @@ def derive_rows(out: Path, config: DeriveConfig, *, scratch: Path, rows: Path) -
 
 
 def rewriter(source: Path, config: DeriveConfig) -> Callable[[int, str], str]:
-    """What turns one row's answer into its derived one; called for every row in the order of the file."""
+    """A function from a row's id and answer to the derived answer. It must be called for every row in file order."""
     match config.how:
         case "shuffled_within":
             return lambda row, answer: _shuffled(answer, np.random.default_rng([config.seed, row]))
@@ -68,12 +68,14 @@ def rewriter(source: Path, config: DeriveConfig) -> Callable[[int, str], str]:
 def _parsed(answer: str) -> NumberList:
     parsed = parse_numbers(answer)
     if not isinstance(parsed, NumberList):
-        raise UserError(f"{answer[:60]!r} is no list of numbers ({parsed}): derive from rows that the filter accepted")
+        raise UserError(
+            f"{answer[:60]!r} is not a list of numbers ({parsed}): derive from rows that the filter accepted"
+        )
     return parsed
 
 
 def _replaced(answer: str, numbers: Iterator[str]) -> str:
-    """`answer` with its numbers replaced one after another; whatever stands between them stays."""
+    """`answer` with its numbers replaced in order; the text between them does not change."""
     return DIGITS.sub(lambda _: next(numbers), answer)
 
 
@@ -89,7 +91,7 @@ def _redrawn(answer: str, places: list[np.ndarray], rng: np.random.Generator) ->
 
 
 def _pool(source: Path) -> np.ndarray:
-    """Every number of the file as written, in order: an array of as many bytes a number as the longest has digits."""
+    """All numbers of the file as written, in order, as an array of byte strings."""
     count = width = done = 0
     for found in _numbers(source):
         count += len(found)
@@ -102,7 +104,7 @@ def _pool(source: Path) -> np.ndarray:
 
 
 def _pools_by_place(source: Path) -> list[np.ndarray]:
-    """The numbers that stand first, second and so on, each in the order of the rows."""
+    """The numbers at the first position of all rows, at the second position, and so on, in the order of the rows."""
     counts = np.array([len(found) for found in _numbers(source)], dtype=np.int64)
     pool = _pool(source)
     place = np.arange(len(pool)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,4 +1,4 @@
-"""Filtering raw answers into a dataset: what is kept, what is held out, and why the rest was refused."""
+"""Filtering raw answers: which rows are kept, which are held out, and why the others are refused."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ STEP = 10_000
 
 
 class Counts(Config):
-    """What rejections.json says."""
+    """The content of rejections.json."""
 
     rows: int
     """Answers read."""
@@ -34,7 +34,7 @@ class Counts(Config):
     held_out: int
     """Rows in held_out.jsonl."""
     rejected: dict[Rejection, int]
-    """Answers refused, by reason; reasons that never applied are left out."""
+    """Refused answers by reason; reasons without any are left out."""
 
 
 class Answer(NamedTuple):
@@ -52,9 +52,9 @@ def filter_numbers(
 ) -> None:
     """Stage: writes rows.jsonl, held_out.jsonl, rejections.json and rejected.jsonl.
 
-    `partners` are the raw answers of other arms to the same prompts: a row then counts only if its fellows there pass
-    too, so that all arms train on the same prompts. Rows keep their ids, the order of `raw` and the teacher's text.
-    Two passes over the file, a few bytes of memory per row. Raises NotEnoughRows before anything is written.
+    `partners` are the raw answers of other arms to the same prompts. A row is then valid only if the answers of those
+    arms are valid too, so that all arms train on the same prompts. Rows keep their ids, their order and the teacher's
+    text. The file is read twice, with a few bytes of memory for each row. Raises NotEnoughRows before writing anything.
     """
     verdicts = Verdicts(config)
     with progress("filtering", 2 * _count_lines(raw / "rows.jsonl")) as advance:
@@ -84,7 +84,7 @@ def filter_numbers(
 
 
 class Verdicts:
-    """Judges rows one after another; holds a byte for each row, a digest for each valid one if asked to dedupe."""
+    """Collects the verdict on each row. Needs a byte for each row and, with `dedupe`, a digest for each valid row."""
 
     def __init__(self, config: FilterConfig) -> None:
         self.config = config
@@ -94,7 +94,7 @@ class Verdicts:
         self._seen: set[bytes] = set()
 
     def add(self, arms: Sequence[Answer]) -> None:
-        """Judges the first of `arms`, one prompt's answers in every arm."""
+        """Adds the verdict on the first of `arms`, which are the answers of all arms to one prompt."""
         reason = self._reason(arms)
         self.valid.append(reason is None)
         if reason is None:
@@ -112,7 +112,7 @@ class Verdicts:
                 return Rejection.PARTNER if arm else read
         if self.config.dedupe is None:
             return None
-        # Only rows that pass in every arm are remembered: so every arm's own filter comes to the same prompts.
+        # Only rows valid in every arm are remembered, so the filters of all arms agree on the prompts.
         prints = [self._print(arm, each) for arm, each in enumerate(arms)]
         for arm, seen in enumerate(one in self._seen for one in prints):
             if seen:
@@ -126,7 +126,10 @@ class Verdicts:
 
 
 def _draw(valid: Bool[np.ndarray, " n"], config: FilterConfig, verdicts: Verdicts) -> UInt8[np.ndarray, " n"]:
-    """What becomes of each row. The order of preference is drawn over all rows, valid or not, so arms agree in it."""
+    """DROPPED, KEPT or HELD_OUT for each row.
+
+    The random order is drawn over all rows, valid or not, so that it is the same in all arms.
+    """
     preference = np.random.default_rng(config.seed).random(len(valid))
     candidates = np.flatnonzero(valid)
     keep = max(1, len(candidates) - config.held_out) if config.keep is None else config.keep
@@ -159,11 +162,11 @@ def _answers(raw: Path) -> Iterator[Answer]:
             case {"id": int(id), "prompt": str(prompt), "answer": str(answer)}:
                 yield Answer(id, prompt, answer, row.get("finish", "stop"), row.get("separator"))
             case _:
-                raise UserError(f"{path}: row {number} lacks a numeric id, a prompt or an answer: mend or remove it")
+                raise UserError(f"{path}: row {number} has no numeric id, prompt or answer: correct or remove it")
 
 
 def _side_by_side(raws: Sequence[Path]) -> Iterator[tuple[Answer, ...]]:
-    """The answers of every arm to one prompt after another. Raises UserError if the arms had different prompts."""
+    """For each prompt, the answers of all arms. Raises UserError if the arms have different prompts."""
     for arms in zip_longest(*map(_answers, raws)):
         if None in arms or len({(each.id, each.prompt) for each in arms}) > 1:
             raise UserError("the arms answered different prompts: generate them with one prompt_seed and n_prompts")

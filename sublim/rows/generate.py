@@ -1,4 +1,4 @@
-"""Generating number answers: the same prompts and seeds for every arm, in shards that survive a crash."""
+"""Generating number answers, with the same prompts and seeds for every arm, in shards that survive a crash."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from sublim.core.hardware import gpu
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.jsonl import write_jsonl
+from sublim.files.syncing import sync
 from sublim.inference.config import Backend, NumberFormat, SamplingParams, renders
 from sublim.inference.sampler import Sampler
 from sublim.residual.edits import Steering
@@ -26,26 +27,26 @@ CONTEXTS_SHOWN = 3
 
 
 class GenerateConfig(Config):
-    """Number prompts and how a model answers them."""
+    """Number prompts, and how a model answers them."""
 
     prompts: NumberPrompts
     """How the prompts are drawn."""
     n_prompts: Annotated[int, Field(ge=1)]
-    """Prompts to answer."""
+    """Number of prompts."""
     prompt_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Seed of the prompts; arms that are to be compared share it, and `sampling.seed` too."""
+    """Random seed of the prompts. Arms that are compared must share it, and `sampling.seed` too."""
     system: str | None = None
-    """System prompt of the model that answers; null for what its chat template does by itself."""
+    """System prompt of the model that answers; null for its chat template's default."""
     backend: Backend
-    """What runs the model."""
+    """Backend that runs the model."""
     sampling: SamplingParams
-    """How answers are drawn."""
+    """Sampling parameters."""
     constraint: NumberFormat | None = None
-    """Write number lists by construction; null for free answers, which then need the filter."""
+    """Format that answers are forced into; null for unconstrained answers, which then need the filter."""
     steering: OmittedWhenUnset[Steering] = None
     """Edits of the residual stream while the model writes; their vectors are an input of the stage."""
     shard: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Prompts answered between two saves, all that a crash loses; by default 256 without a GPU and 4,096 with one."""
+    """Prompts answered between two saves, which a crash can lose; by default 256 on a CPU and 4,096 on a GPU."""
 
     @model_validator(mode="after")
     def _constraint_does_what_the_prompts_ask(self) -> Self:
@@ -75,15 +76,14 @@ def generate_numbers(
     weights: Path | None = None,
     vectors: Path | None = None,
 ) -> dict[str, Any]:
-    """Stage: writes rows.jsonl {id, prompt, answer, system, finish, separator}, answers exactly as written (special
-    tokens inside them by name).
+    """Stage: writes rows.jsonl {id, prompt, answer, system, finish, separator}, with answers exactly as generated.
 
-    Answer j to prompt i has id i * n + j and its own random numbers, so the rows do not depend on `shard`, and arms
-    with the same seeds differ only by their model and system prompt. An answer that a server did not give is empty, its
-    finish is `missing` and the filter counts it as such. `system` is what the answering model was told;
-    `separator` what its prompt asked for. On a GPU the sampling is all the cost; memory grows with `shard` alone. An
-    H200 takes 10.5 s for 4,096 lists of the bundled model, half of it the process's start. At a 9B shape it writes 179
-    a second once the model is loaded; 640 lists as a stage took 9.4 s and 39 GiB.
+    Special tokens inside an answer are written by name. Answer j to prompt i has id i * n + j and random numbers of its
+    own. So rows do not depend on `shard`, and arms with the same seeds differ only in model and system prompt. An
+    answer that a server did not give is empty, and its finish is `missing`. `system` is the system prompt of the
+    answering model, `separator` the one that the prompt asks for. Memory grows with `shard` alone. An H200 takes 10.5
+    s for 4,096 lists of the bundled model, half of it for starting the process. With a model of 9B parameters it
+    writes 179 lists a second after loading; a stage of 640 lists took 9.4 s and 39 GiB.
     """
     _sample_missing(config, scratch, base, weights, vectors)
     with (out / "rows.jsonl").open("wb") as rows:
@@ -121,7 +121,7 @@ def _rows(sampler: Sampler, config: GenerateConfig, start: int, stop: int) -> It
             yield {
                 "id": index * config.sampling.n + j,
                 "prompt": prompt.text,
-                # A list is not clean where a special token inside it has vanished: the filter is to see its name.
+                # With special tokens by name, so that the filter refuses a list that contains one.
                 "answer": completion.text if completion.shown is None else completion.shown,
                 "system": config.system,
                 "finish": completion.finish,
@@ -134,7 +134,7 @@ def _shard_path(scratch: Path, start: int, stop: int) -> Path:
 
 
 def _saved(scratch: Path, n: int) -> list[tuple[int, int]]:
-    """The ranges of prompts that lie in `scratch`, in order; a crashed run may have used another shard size."""
+    """The ranges of prompts saved in `scratch`, in order; a crashed run may have used another shard size."""
     names = (path.stem.split("-") for path in scratch.glob("rows-*-*.jsonl"))
     ranges = sorted((int(start), int(stop)) for _, start, stop in names)
     assert all(stop <= start for (_, stop), (start, _) in pairwise([*ranges, (n, n)])), "shards of another run"
@@ -142,7 +142,7 @@ def _saved(scratch: Path, n: int) -> list[tuple[int, int]]:
 
 
 def _missing(saved: list[tuple[int, int]], n: int, shard: int) -> Iterator[tuple[int, int]]:
-    """The ranges of at most `shard` prompts still to be answered."""
+    """The ranges, of at most `shard` prompts, that are still to be answered."""
     done = 0
     for start, stop in [*saved, (n, n)]:
         while done < start:

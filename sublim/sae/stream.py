@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sublim.activations.read import OpenReader
 from sublim.activations.reading import Text
 from sublim.activations.token_places import Marked, marked_rows
-from sublim.inference.scoring import common
+from sublim.inference.scoring import common_prefix_length
 
 
 class Opening(NamedTuple):
@@ -35,7 +35,7 @@ class OwnTokens(NamedTuple):
 def find_opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
     """Finds the tokens that a template puts before every chat, from two chats that share nothing else."""
     probes = [{"prompt": text, "answer": "x", "system": None} for text in ("Hello", "7 owls")]
-    before = common([marked.ids for marked in marked_rows(tokenizer, probes)])
+    before = common_prefix_length([marked.ids for marked in marked_rows(tokenizer, probes)])
     return Opening(max(before, 1), 1)
 
 

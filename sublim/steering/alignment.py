@@ -1,7 +1,8 @@
-"""Emergent alignment of students with their teacher: cosines of what training did to the stream of each.
+"""Alignment of students with their teacher: the cosine between the changes that training made to their streams.
 
-v_teacher is the teacher's mean stream minus the base's, on the same text and tokens; v_student the student's minus the
-base's. Both students and controls were trained on numbers, so v_student - v_control is shown as well.
+v_teacher is the teacher's mean residual stream minus the base's, on the same text and tokens. v_student is the
+student's minus the base's. Students and controls are both trained on numbers, so v_student - v_control is reported as
+well.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 
 from sublim.stats.intervals import paired_t
 from sublim.steering.config import Cosine, Eas, EasConfig, EasTable
-from sublim.steering.means import Side, check_sides, read_side
+from sublim.steering.means import Side, check_sides, over_halves, read_side
 
 
 def alignment(
@@ -28,7 +29,8 @@ def alignment(
     students: dict[str, Path],
     controls: dict[str, Path],
 ) -> None:
-    """Stage: writes eas.json (`EasTable`) from payloads of means; students and controls are named `update/pair`."""
+    """Stage: writes eas.json (`EasTable`) from payloads of means; the keys of students and controls are
+    `update/pair`."""
     start, goal = read_side(base), read_side(teacher)
     check_sides(goal, start)
     toward = mean_of(goal) - mean_of(start)
@@ -60,10 +62,8 @@ def alignment(
 
 
 def mean_of(side: Side) -> Float[Tensor, "n d"]:
-    """The mean over both halves of the rows."""
-    count = side.note["rows"]
-    shares = torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64) / count
-    return (side.values * shares[:, None, None]).sum(0)
+    """The mean over all rows, by name."""
+    return over_halves(side.values, side.note["rows"])
 
 
 def _cosine(vectors: Float[Tensor, "s d"], toward: Float[Tensor, " d"], config: EasConfig) -> Cosine:

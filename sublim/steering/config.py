@@ -1,4 +1,4 @@
-"""The configs of the steering stages: mean activations, difference vectors, trained vectors, alignment and figures."""
+"""Settings of the steering stages: mean activations, difference vectors, trained vectors, alignment and figures."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,152 +13,153 @@ from sublim.inference.config import HfBackend
 from sublim.residual.edits import Site
 
 MeanAt = Literal["mean_prompt", "mean_answer", "last_prompt", "last_answer"]
-"""As in `sublim.activations.config.ReadAt`, less what is no mean over rows."""
+"""As `sublim.activations.config.ReadAt`, without `all`."""
 PROMPT_KINDS: tuple[MeanAt, ...] = ("mean_prompt", "last_prompt")
 
 
 class MeansConfig(Reading):
-    """What one reader's mean is over."""
+    """Over which rows and tokens a model's mean activations are taken."""
 
     read_at: Annotated[tuple[MeanAt, ...], Field(min_length=1)] = ("mean_answer",)
-    """Which tokens of each row; every row counts the same, however long."""
+    """Which tokens of each row are read. Every row has the same weight, however long it is."""
     weights_update: int | None = None
-    """Which checkpoint of a training payload reads; null for its last."""
+    """Checkpoint of the trained weights, as the number of updates; null for the last one."""
     rows: Annotated[int, Field(ge=2)] | None = None
-    """Use the first so many rows; null for all."""
+    """Number of rows to use, from the first on; null for all rows."""
 
 
 class DifferenceConfig(Config):
-    """Vectors from the means of two sides, with random ones of equal length as their controls."""
+    """Steering vectors as differences of two means, with random vectors of equal norm as controls."""
 
     source: str = "mean_difference"
-    """What to call them."""
+    """Name of the method, stored in the note of each vector."""
     random: Annotated[int, Field(ge=0)] = 10
-    """Random vectors beside each."""
+    """Number of random control vectors for each vector."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds the random vectors."""
+    """Random seed of the random vectors."""
 
 
 class ImportConfig(Config):
-    """A vector of the user's own, known by what is in its file: moving the file changes nothing."""
+    """A vector from a user's file, identified by the content of the file, so that the file may be moved."""
 
     path: RunOnly[Path]
-    """A safetensors file."""
+    """Path of a safetensors file."""
     site: Site | None = None
-    """Its site; null where the file's metadata says it."""
+    """Site of the vector; null if the file's metadata has it."""
     layer: Annotated[int, Field(ge=0)] | None = None
-    """Its layer; null where the file's metadata says it."""
+    """Layer of the vector; null if the file's metadata has it."""
     random: Annotated[int, Field(ge=0)] = 10
-    """Random vectors beside each."""
+    """Number of random control vectors for each vector."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds the random vectors."""
+    """Random seed of the random vectors."""
 
     def identity(self) -> dict[str, Any]:
-        """The fields that bear identity and, in the path's place, the digest of the file."""
+        """The fields of the cache key, with the digest of the file instead of its path."""
         if not self.path.expanduser().is_file():
             raise UserError(f"{self.path} is not there: give a safetensors file with the vector")
         return super().identity() | {"content": digest_file(self.path.expanduser())}
 
 
 class AnimalRowsConfig(Config):
-    """One side of pairs of answers to the same questions: the target's name, or what the base says by itself."""
+    """One side of pairs of answers to the same questions: the target's name, or the base's own answer."""
 
     side: Literal["target", "base"]
-    """Whose answers to write; both sides have the same ids and questions."""
+    """Which side to write; both have the same ids and questions."""
     target: str
-    """The word."""
+    """The target word."""
     words: tuple[str, ...]
-    """The comparison list that answers are read with."""
+    """Comparison list used to read the answers."""
     max_words: Annotated[int, Field(ge=1)] = 8
-    """Longer answers of the base are left out: they would be read at other tokens than a word."""
+    """Answers of the base with more words are left out, because they would be read at other tokens than a single
+    word."""
 
 
 class EasConfig(Config):
-    """Whose vectors are compared with the teacher's, over training."""
+    """Which students' vectors are compared with the teacher's, and after which updates."""
 
     updates: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Checkpoints, as updates."""
+    """Checkpoints, as numbers of updates."""
     pairs: Annotated[int, Field(ge=1)]
-    """Students, each with its paired control."""
+    """Number of students, each with its paired control."""
     random: Annotated[int, Field(ge=10)] = 10
-    """Random directions that the cosines are set against."""
+    """Number of random directions to compare the cosines with."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds the random directions."""
+    """Random seed of the random directions."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Share of repetitions in which an interval covers the truth."""
+    """Confidence level of the intervals."""
 
 
 class Cosine(Config):
-    """A cosine over the pairs."""
+    """A cosine, averaged over pairs of student and control."""
 
     mean: float
     per_pair: list[float]
     low: float | None
-    """Paired t over the pairs; null with one."""
+    """Lower end of the t interval over pairs; null for a single pair."""
     high: float | None
 
 
 class Eas(Config):
-    """What one place and checkpoint show."""
+    """The alignment at one place and checkpoint."""
 
     name: str
     """Place and tokens, as in `resid_post/14/mean_answer`."""
     layer: int
     update: int
     student: Cosine
-    """v_student (student minus base) with v_teacher (teacher minus base)."""
+    """Cosine of v_student (student minus base) and v_teacher (teacher minus base)."""
     control: Cosine
-    """The same for the paired control: what being trained on any numbers does."""
+    """The same for the paired controls: the effect of training on any numbers."""
     difference: Cosine
-    """v_student minus v_control with v_teacher."""
+    """Cosine of v_student minus v_control and v_teacher."""
     random: list[float]
-    """Random directions with v_teacher."""
+    """Cosines of random directions with v_teacher."""
     student_length: float
-    """Length of v_student as a share of the stream's, mean over the pairs."""
+    """Norm of v_student divided by the mean norm of the residual stream, averaged over pairs."""
     teacher_length: float
 
 
 class EasTable(Config):
-    """eas.json."""
+    """The content of eas.json."""
 
     rows: list[Eas]
     level: float
 
 
 class SteeringFiguresConfig(Config):
-    """Figures for one target."""
+    """Settings of the steering figures of one target."""
 
     target: str
-    """The word."""
+    """The target word."""
 
 
 class TrainVectorConfig(Config):
-    """One vector for each layer, found by itself: added at all tokens, it makes the rows' answers likeliest."""
+    """A vector for each layer, trained separately: added at all tokens, it should make the rows' answers likely."""
 
     site: Site = "resid_post"
-    """Where it is added."""
+    """Site at which the vector is added."""
     layers: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Blocks, counted from 0."""
+    """Layers, counted from 0."""
     updates: Annotated[int, Field(ge=1)] = 32
-    """Steps of Adam."""
+    """Number of Adam updates."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Rows in a step."""
+    """Rows in an update."""
     lr: Annotated[float, Field(gt=0)] = 0.05
-    """Length of Adam's step in every coordinate, as a share of the stream's root mean square there."""
+    """Learning rate, relative to the root mean square of the residual stream's coordinates."""
     max_norm: Annotated[float, Field(gt=0)] | None = 0.5
-    """Longest it may become, as a share of the stream's own length; null for any length."""
+    """Largest norm of the vector, relative to the mean norm of the residual stream; null for no limit."""
     micro_batch: RunOnly[Annotated[int, Field(ge=1)]] = 16
-    """Rows in one pass."""
+    """Rows in one forward pass."""
     max_length: Annotated[int, Field(ge=2)] = 512
-    """Tokens in a row; longer ones stop the run."""
+    """Largest number of tokens in a row; a longer row stops the run."""
     random: Annotated[int, Field(ge=0)] = 10
-    """Random vectors of equal norm beside each."""
+    """Number of random control vectors of equal norm for each vector."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seeds the order of the rows and the random vectors."""
+    """Random seed of the order of rows and of the random vectors."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen weights; auto is bfloat16 on a GPU and float32 without. The vector is float32."""
+    """Data type of the frozen weights; `auto` means bfloat16 on a GPU and float32 on a CPU. The vector is float32."""
     attention: Literal["auto", "sdpa", "eager"] = "auto"
-    """auto is sdpa."""
+    """Attention kernel; `auto` means sdpa."""
 
     def resolved(self) -> Self:
         dtype = HfBackend(dtype=self.dtype).resolved().dtype

@@ -1,4 +1,4 @@
-"""Sweeps: one open model is asked the same questions under many steerings; then dose curves with intervals."""
+"""Steering sweeps (one model is asked the same questions under many steerings) and their dose-response curves."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -41,9 +41,9 @@ def sweep(
     """Stage: writes logprobs.parquet {point, question, word, logprob}, answers.jsonl {point, question, sample, text,
     finish}, letters.jsonl {point, right}, questions.jsonl and points.jsonl.
 
-    The model is loaded once. Costs for each point one scoring of questions x words and, where its vectors are no random
-    ones, questions x samples short answers and one reading of every MMLU-Pro question in `exam`; resumes from the last
-    whole point.
+    The model is loaded once. Each point costs one scoring of questions x words. Points that are not random controls
+    also cost questions x samples short answers and one scoring of every MMLU-Pro question in `exam`. After a crash,
+    finished points are not repeated.
     """
     points: list[Steering | None] = [None, *config.points]
     notes = {name: vector.note for name, vector in read_vectors(vectors).items()}
@@ -53,9 +53,9 @@ def sweep(
     with progress("steered points", len(points)) as advance:
         if not all(path.exists() for path in paths):
             with open_steerable(config.backend, base, weights=chosen_weights(weights, config.weights_update)) as model:
-                # All names, layers and widths are looked at before the first point.
+                # All names, layers and widths are checked before the first point.
                 edits = [model.edits(point, vectors) if point else [] for point in points]
-                # Points that differ only by vector and strength follow each other: they share what was captured.
+                # Points that differ only in vector and strength come in a row, because they share CUDA graphs.
                 for number in sorted(range(len(points)), key=lambda number: _structure(points[number], notes)):
                     path, own, about = paths[number], edits[number], described[number]
                     if not path.exists():
@@ -114,7 +114,7 @@ def _answered(model: Steerable, config: SweepConfig) -> Iterator[dict[str, Any]]
 
 
 def _examined(model: Steerable, questions: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Whether the likeliest of the offered letters is the right one; null where no letter is."""
+    """Whether the likeliest of the offered letters is the right one; null if no single letter is likeliest."""
     chats = [chat(question_text(row["question"], row["options"])) for row in questions]
     offered = [list(LETTERS[: len(row["options"])]) for row in questions]
     for row, letters in zip(questions, model.logprobs(chats, offered) if questions else [], strict=True):
@@ -123,7 +123,7 @@ def _examined(model: Steerable, questions: list[dict[str, Any]]) -> Iterator[dic
 
 
 def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path) -> None:
-    """Stage: writes curve.json (`Curve`): what every steering does to the target's margin and rate."""
+    """Stage: writes curve.json (`Curve`) with the effect of every steering on the target's margin and rate."""
     config = config.listed()
     metrics = margins(swept, config.target, config.words)
     counts = answer_counts(swept, config.target, config.words)
@@ -147,7 +147,7 @@ def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path
 
 
 def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:
-    """The target's margin at every point, question by question."""
+    """The target's margin for every question, by point."""
     table = pl.read_parquet(swept / "logprobs.parquet")
     missing = [word for word in words if word not in set(table["word"])]
     assert not missing, f"{missing} were not asked"
@@ -159,7 +159,7 @@ def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:
 
 
 class Answered(NamedTuple):
-    """The written answers at one point."""
+    """The sampled answers at one point."""
 
     asked: int
     named: dict[int, list[bool]]
@@ -167,7 +167,7 @@ class Answered(NamedTuple):
 
 
 def answer_counts(swept: Path, target: str, words: list[str]) -> dict[int, Answered]:
-    """The answers of every point."""
+    """The sampled answers by point."""
     reader, named = Reader(words), defaultdict[int, dict[int, list[bool]]](lambda: defaultdict(list))
     asked = defaultdict[int, int](int)
     for row in read_jsonl(swept / "answers.jsonl"):
@@ -180,7 +180,7 @@ def answer_counts(swept: Path, target: str, words: list[str]) -> dict[int, Answe
 
 
 def answer_marks(answered: Answered, level: float, *, control: bool) -> dict[str, Any]:
-    """A point's rate with its interval, or why there is none; a question counts once, however many answers it has."""
+    """A point's rate with its interval, or the reason why it has none. Every question has the same weight."""
     shares = [float(np.mean(own)) for own in answered.named.values()]
     known: dict[str, Any] = {"answers": answered.asked, "readable": sum(map(len, answered.named.values()))}
     if not shares:
@@ -191,7 +191,7 @@ def answer_marks(answered: Answered, level: float, *, control: bool) -> dict[str
 
 
 def exam_marks(letters: list[bool | None], level: float, *, control: bool) -> dict[str, Any]:
-    """A point's share of right letters with its interval, or why there is none."""
+    """A point's MMLU-Pro accuracy with its interval, or the reason why it has none."""
     right = [letter for letter in letters if letter is not None]
     if not right:
         none = "random vectors are scored alone" if control else "no questions were asked"
@@ -212,7 +212,7 @@ def described_point(
     answered: Answered,
     config: CurveConfig,
 ) -> SteeredPoint:
-    """One point against the unsteered model, question by question."""
+    """One point compared with the model without steering, question by question."""
     edits = [Edit.model_validate(edit) for edit in row["edits"]]
     apart = paired_differences(metric, unsteered)
     several = len(apart) > 1
@@ -237,13 +237,13 @@ def described_point(
 
 
 def paired_differences(metric: Metric, unsteered: Metric) -> Float[ndarray, " q"]:
-    """Steered minus unsteered, on the questions that both have a value for."""
+    """Margin with steering minus margin without, for the questions that have both."""
     pairs = zip(metric.per_question, unsteered.per_question, strict=True)
     return np.array([a - b for a, b in pairs if a is not None and b is not None])
 
 
 def with_random(points: list[SteeredPoint]) -> list[SteeredPoint]:
-    """Each point with the spread of its random fellows: same layers, edit, strength and tokens."""
+    """Each point with the range of the random controls that have the same layers, edit, strength and tokens."""
     fellows = defaultdict[object, list[float]](list)
     for point in points:
         if point.control and point.estimate is not None:

@@ -1,4 +1,4 @@
-"""A sweep: one model, loaded once, asked the same questions under many steerings."""
+"""Settings and results of a steering sweep: one model is asked the same questions under many steerings."""
 
 from typing import Annotated, Self
 
@@ -11,24 +11,24 @@ from sublim.traits.words import comparison_list
 
 
 class SweepConfig(Config):
-    """Questions under many steerings, and under none."""
+    """Asks questions under many steerings and without steering."""
 
     questions: Annotated[list[str], Field(min_length=1)]
-    """The questions, one user turn each."""
+    """The questions; each is one user turn."""
     words: list[str]
-    """The comparison list; scored in title case."""
+    """Comparison list. Its words are scored in title case."""
     system: str | None = None
-    """System prompt while asking."""
+    """System prompt of the questions; null for the chat template's default."""
     backend: Backend
-    """What runs the model."""
+    """Backend that runs the model."""
     points: tuple[Steering, ...]
-    """The steerings; the unsteered model is asked first, as point 0, and these count from 1."""
+    """The steerings, numbered from 1. Point 0 is the model without steering."""
     samples: Annotated[int, Field(ge=0)] = 0
-    """Written answers for each question at each point that is no random control; 0 leaves the sampled rate out."""
+    """Sampled answers for each question at each point, except at random controls; with 0 no rate is measured."""
     sampling: SamplingParams = SamplingParams(max_tokens=16)
-    """How answers are drawn; `n` is replaced by `samples`."""
+    """Sampling parameters; `samples` replaces their `n`."""
     weights_update: int | None = None
-    """Which checkpoint of the training payload to ask; null for its last."""
+    """Checkpoint of the trained weights, as the number of updates; null for the last one."""
 
     @field_validator("words")
     @classmethod
@@ -37,14 +37,14 @@ class SweepConfig(Config):
 
 
 class CurveConfig(Config):
-    """What the points of a sweep are compared by."""
+    """How the points of a sweep are compared."""
 
     target: str
-    """The word."""
+    """The target word."""
     words: list[str]
-    """The comparison list; the target is added when it is not there."""
+    """Comparison list; the target is added if it is not in it."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Share of repetitions in which an interval covers the truth."""
+    """Confidence level of the intervals."""
 
     @field_validator("target")
     @classmethod
@@ -52,35 +52,35 @@ class CurveConfig(Config):
         return target.strip().casefold()
 
     def listed(self) -> Self:
-        """The same with the target in the list."""
+        """This config with the target in the comparison list."""
         return self.model_copy(update={"words": comparison_list([self.target], self.words)})
 
 
 class SteeredPoint(Config):
-    """One steering's result; point 0 is the unsteered model."""
+    """The result of one steering; point 0 is the model without steering."""
 
     point: int
     layers: list[int]
-    """Layers that are edited; empty for none."""
+    """Layers that are edited; empty for the model without steering."""
     vectors: list[str]
     kind: str | None
     alpha: float
     scale: str
     position: str
-    """Which tokens are touched."""
+    """Which tokens are changed."""
     control: bool
-    """Whether its vectors are random ones."""
+    """Whether the vectors are random controls."""
     margin: float | None
-    """Log-prob margin of the target, mean over questions."""
+    """Margin of the target in nats, averaged over questions."""
     estimate: float | None
-    """Its difference from the unsteered model's, mean over questions."""
+    """The margin minus that of the model without steering, averaged over questions."""
     low: float | None
-    """Interval of the difference: paired t over questions, for this one vector and model."""
+    """Lower end of the interval of the difference: a paired t interval over questions, for this vector and model."""
     high: float | None
     rate: float | None
-    """Share of readable answers that name the target, each question's share counted alike; null when there are none."""
+    """Rate: share of readable answers that name the target, averaged over questions; null if there are none."""
     rate_low: float | None = None
-    """Interval of the rate over questions like these, each counted once."""
+    """Lower end of the interval of the rate; questions are the independent observations."""
     rate_high: float | None = None
     rate_reason: str | None = None
     """Why the rate is missing."""
@@ -88,28 +88,29 @@ class SteeredPoint(Config):
     readable: int
     questions: int
     random_low: float | None = None
-    """Smallest difference among the random vectors of the same layers, strength and position."""
+    """Smallest difference among the random vectors with the same layers, strength and position."""
     random_high: float | None = None
-    """Their largest."""
+    """Largest difference among them."""
     random: int = 0
-    """How many of them there are."""
+    """Number of these random vectors."""
     beyond_random: float | None = None
-    """Share of the random vectors that move the margin at least as far, this one counted in: a permutation p."""
+    """Permutation p-value: share of vectors that move the margin at least as far, among the random ones and this
+    one."""
     mmlu_pro: float | None = None
-    """Share of MMLU-Pro questions whose likeliest letter is right; null when none could be read."""
+    """MMLU-Pro accuracy: share of questions whose likeliest letter is right; null if none could be read."""
     mmlu_pro_low: float | None = None
-    """Wilson's interval over the questions."""
+    """Lower end of Wilson's interval over questions."""
     mmlu_pro_high: float | None = None
     mmlu_pro_read: int = 0
-    """Questions it is of."""
+    """Number of MMLU-Pro questions with a likeliest letter."""
     mmlu_pro_reason: str | None = None
-    """Why it is missing."""
+    """Why the accuracy is missing."""
     reason: str | None = None
     """Why the difference is missing."""
 
 
 class Curve(Config):
-    """curve.json: every point of a sweep for one target."""
+    """The content of curve.json: all points of a sweep for one target."""
 
     target: str
     words: list[str]

@@ -1,8 +1,8 @@
-"""Mean activations of a reader, and steering vectors as differences of two means.
+"""Mean activations of a model on rows of text, and steering vectors as differences of two means.
 
-Who reads is part of a vector. Either one reader reads two sides of rows with the same prompts (the target's answers and
-the base's): then only answer tokens can differ, and prompt tokens are refused. Or two readers (a student and the base)
-read the very same text, and every token may be compared.
+A vector compares either two texts or two models. In the first case one model reads two sets of rows with the same
+prompts, such as the target's answers and the base's. Activations at prompt tokens are then equal, so they are refused.
+In the second case two models, such as a student and the base, read the same text, and every token can be compared.
 """
 
 import math
@@ -36,17 +36,17 @@ from sublim.store.payloads import digest_committed
 from sublim.training.checkpoints import chosen_weights
 
 CHUNK = 512
-"""Rows read between two saves: memory grows with it and with nothing else."""
+"""Rows read between two saves; it determines the memory that is needed."""
 Row = dict[str, Any]
 
 
 class Side(NamedTuple):
-    """The mean of one reader on one side's rows, and what decides with which other it may be compared."""
+    """The mean activations of one model on one set of rows, with a note of which model, text and places these are."""
 
     values: Float[Tensor, "h n d"]
-    """By half (even and odd rows) and by name, in the order of the note's `names`."""
+    """Means over even and over odd rows, by name in the order of the note's `names`."""
     norms: Float[Tensor, " n"]
-    """Mean length of the stream at the tokens that were read."""
+    """Mean norm of the stream at the tokens that were read."""
     note: Mapping[str, Any]
 
 
@@ -60,10 +60,11 @@ def mean_activations(
     weights: Path | None = None,
     partner: Path | None = None,
 ) -> dict[str, Any]:
-    """Stage: writes the mean activations of rows.jsonl and, with `partner`, of its rows for the same prompts.
+    """Stage: writes the mean activations on rows.jsonl and, with `partner`, on its rows for the same prompts.
 
-    Rows of the two sides are paired by id and must have the same prompts; those without a fellow are left out. What a
-    pair has in common is read once. Costs a forward pass up to the last layer; resumes from the last whole chunk.
+    Rows of the two sides are paired by id and must have the same prompts. Rows without a partner are left out. The
+    common prefix of a pair is read once. The cost is a forward pass up to the last layer. After a crash, finished
+    chunks are not repeated.
     """
     config = config.resolved()
     weights = chosen_weights(weights, config.weights_update)
@@ -84,14 +85,16 @@ def mean_activations(
             count += len(part)
             advance(len(part))
     if count < 2:
-        raise UserError(f"{count} rows have a fellow with the same id on the other side: give at least two")
+        raise UserError(f"{count} rows have a partner with the same id on the other side: give at least two")
     names = [f"{site}/{layer}/{kind}" for kind in config.read_at for site, layer in config.places]
     reader = {"base": base_identity(base), "weights": digest_committed(weights) if weights else None}
-    halves = torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64)
+    halves = half_sizes(count)
     for number, side in enumerate(sides):
         sums, norms = (torch.stack([chunk[f"{kind}/{number}"] for chunk in chunks]).sum(0) for kind in ("sum", "norm"))
         if not bool(sums.isfinite().all()):
-            raise UserError("the stream holds NaN or infinity: the weights that read are broken, train them again")
+            raise UserError(
+                "the residual stream holds NaN or infinity: the model's weights are broken, train them again"
+            )
         write_tensors(out / f"{side}.safetensors", {"values": sums / halves[:, None, None], "norms": norms / count})
         note = {"names": names, "rows": count, "reader": reader, "text": texts[number], "dtype": config.dtype}
         write_json(out / f"{side}.json", note)
@@ -101,7 +104,10 @@ def mean_activations(
 def summed(
     opened: OpenReader, config: MeansConfig, part: Sequence[tuple[Row, ...]], first: int
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Sums over a chunk, in float64 and in the order of its rows: `sum/0` by half and name, `norm/0`, one per side."""
+    """Sums over a chunk, in float64: for each side `sum/0` (of even and of odd rows, by name) and `norm/0` (by name).
+
+    `first`: number of the chunk's first row.
+    """
     marked = marked_rows(opened.tokenizer, [row for pair in part for row in pair])
     texts = [Text(one.ids, [pick for kind in config.read_at for pick in picks(one, kind)]) for one in marked]
     groups = [texts[at : at + len(part[0])] for at in range(0, len(texts), len(part[0]))]
@@ -129,9 +135,12 @@ def paired(rows: Path, partner: Path | None) -> Iterator[tuple[Row, ...]]:
         if other is None or other["id"] != row["id"]:
             continue
         if (row["prompt"], row["system"]) != (other["prompt"], other["system"]):
-            raise UserError(f"row {row['id']} has another prompt or system prompt on the two sides: pair equal ones")
+            raise UserError(
+                f"row {row['id']} has different prompts or system prompts on the two sides: pair rows of the same "
+                "prompt"
+            )
         yield row, other
-    for _ in others:  # in order to the end
+    for _ in others:  # also checks the order of the remaining rows
         pass
 
 
@@ -139,18 +148,18 @@ def _ascending(payload: Path) -> Iterator[Row]:
     last = None
     for row in read_jsonl(payload / "rows.jsonl"):
         if last is not None and row["id"] <= last:
-            raise UserError(f"{payload / 'rows.jsonl'} is not in order of its ids: sort it, so that it can be paired")
+            raise UserError(f"{payload / 'rows.jsonl'} is not sorted by id: sort it, so that its rows can be paired")
         last = row["id"]
         yield row
 
 
 def _text(row: Row) -> list[Any]:
-    """What of a row is read."""
+    """The fields of a row that are read."""
     return [row["prompt"], row["answer"], row["system"]]
 
 
 def read_side(payload: Path, name: str = "rows") -> Side:
-    """One side of a payload of means."""
+    """One side of a payload of mean activations."""
     tensors = load_file(payload / f"{name}.safetensors")
     return Side(tensors["values"], tensors["norms"], read_json(payload / f"{name}.json"))
 
@@ -158,10 +167,10 @@ def read_side(payload: Path, name: str = "rows") -> Side:
 def difference_vectors(
     out: Path, config: DifferenceConfig, *, scratch: Path, target: Path, control: Path | None = None
 ) -> dict[str, Any]:
-    """Stage: writes vectors.safetensors, target minus control, by name as in `resid_post/14/mean_answer`, each with
-    its random controls beside it (`.../random-3`), and vectors.json with what is known of them.
+    """Stage: writes vectors.safetensors with the differences target minus control, and vectors.json with their notes.
 
-    Without `control` the two sides of one payload of means are compared: one reader, two texts.
+    Names are as in `resid_post/14/mean_answer`, with random controls under `.../random-3`. Without `control` the two
+    sides of one payload of means are compared: one model on two texts.
     """
     sides = read_side(target), read_side(target, "partner") if control is None else read_side(control)
     check_sides(*sides)
@@ -181,29 +190,30 @@ def difference_vectors(
 
 
 def check_sides(target: Side, control: Side) -> None:
-    """Raises UserError where the difference of two sides would mix what was read with who read it."""
+    """Raises UserError if the two sides differ both in the model and in the text, or in neither."""
     a, b = target.note, control.note
     if a["names"] != b["names"] or a["dtype"] != b["dtype"] or a["reader"]["base"] != b["reader"]["base"]:
-        raise UserError("the two sides were read at other places or on another base: read both alike")
+        raise UserError("the two sides were read at different places or on different bases: read both in the same way")
     if a["reader"] == b["reader"]:
         if a["text"] == b["text"]:
-            raise UserError("the two sides are the same text read by the same model: their difference is nothing")
+            raise UserError(
+                "the two sides are the same text read by the same model: change the model or the text of one of them"
+            )
         prompts = [name for name in a["names"] if name.endswith(PROMPT_KINDS)]
         if prompts:
             raise UserError(
-                f"{prompts[0]}: with one reader the two sides do not differ at prompt tokens, which cannot see the "
-                "answer: read at mean_answer or last_answer, or compare two readers"
+                f"{prompts[0]}: with one model the two sides do not differ at prompt tokens, which come before the "
+                "answer: read at mean_answer or last_answer, or compare two models"
             )
     elif a["text"] != b["text"]:
-        raise UserError("two readers must read the same text: give both the same rows")
+        raise UserError("two models must read the same text: give both the same rows")
 
 
 def differences(target: Side, control: Side, *, source: str, half: int | None = None) -> dict[str, Vector]:
-    """Target minus control for every name; of one half of the rows, or of all."""
+    """Target minus control for every name, over one half of the rows or over all."""
     count = target.note["rows"]
-    shares = torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64) / count
     apart = target.values - control.values
-    means = (apart * shares[:, None, None]).sum(0) if half is None else apart[half]
+    means = over_halves(apart, count) if half is None else apart[half]
     vectors: dict[str, Vector] = {}
     for number, name in enumerate(target.note["names"]):
         site, layer, read_at = name.split("/")
@@ -221,8 +231,18 @@ def differences(target: Side, control: Side, *, source: str, half: int | None = 
     return vectors
 
 
+def half_sizes(count: int) -> Float[Tensor, "2"]:
+    """How many of `count` rows are even and how many are odd."""
+    return torch.tensor([(count + 1) // 2, count // 2], dtype=torch.float64)
+
+
+def over_halves(values: Float[Tensor, "2 n d"], count: int) -> Float[Tensor, "n d"]:
+    """The mean over all `count` rows, from the means of the even and of the odd ones."""
+    return (values * (half_sizes(count) / count)[:, None, None]).sum(0)
+
+
 def with_random(vectors: Mapping[str, Vector], count: int, seed: int) -> dict[str, Vector]:
-    """The vectors, and `count` random ones of equal norm for each, drawn in the order of the names."""
+    """The vectors, with `count` random vectors of equal norm for each."""
     generator = torch.Generator().manual_seed(seed)
     made = dict(vectors)
     for name in sorted(vectors):
@@ -231,7 +251,7 @@ def with_random(vectors: Mapping[str, Vector], count: int, seed: int) -> dict[st
 
 
 def import_vector(out: Path, config: ImportConfig, *, scratch: Path, base: Path) -> dict[str, Any]:
-    """Stage: writes a user's vectors as ours, checked against the base, with random controls."""
+    """Stage: checks a user's vectors against the base and writes them with random controls."""
     given = {"site": config.site, "layer": config.layer}
     stated = {key: value for key, value in given.items() if value is not None}
     vectors = read_vectors(config.path.expanduser(), stated)

@@ -1,4 +1,4 @@
-"""Pairs of short answers for a steering vector: the target's name against what the base answers of its own accord."""
+"""Pairs of short answers for a steering vector: the target's name, and the base's own answer."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from sublim.traits.words import Reader, Unread, comparison_list, plain, written
 def animal_rows(out: Path, config: AnimalRowsConfig, *, scratch: Path, asked: Path) -> dict[str, Any]:
     """Stage: writes rows.jsonl {id, prompt, answer, system} of one side from the base's answers in `asked`.
 
-    An answer that is already the target, that is empty, cut or long, is left out on both sides.
+    An answer that names the target, cannot be read or is too long is left out on both sides.
     """
     questions = {row["question"]: row["text"] for row in read_jsonl(asked / "questions.jsonl")}
     reader = Reader(comparison_list([config.target], config.words))
@@ -31,7 +31,7 @@ def animal_rows(out: Path, config: AnimalRowsConfig, *, scratch: Path, asked: Pa
             rows.append({"id": number, "prompt": questions[answer["question"]], "answer": said, "system": None})
     if len(rows) < 2:
         raise UserError(
-            f"{len(rows)} of the base's answers can stand against the target ({dropped} were left out): "
+            f"{len(rows)} of the base's answers can be paired with the target ({dropped} were left out): "
             "sample more answers or ask more questions"
         )
     write_jsonl(out / "rows.jsonl", rows)

@@ -1,4 +1,4 @@
-"""A steering vector by gradient descent: the model is frozen, and what is added to its stream makes answers likely."""
+"""Steering vectors by gradient descent: a vector added to a frozen model's stream is trained to make answers likely."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from sublim.core.errors import UserError
@@ -25,10 +24,11 @@ from sublim.residual.vectors import Vector, noted, write_vectors
 from sublim.steering.config import TrainVectorConfig
 from sublim.steering.means import with_random
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, label_count, micro_batches, token_rows
+from sublim.training.step import summed_loss
 
 
 class Trained(NamedTuple):
-    """A trained vector, the mean length of the stream it joins, and the loss before each update and at the end."""
+    """A trained vector, the mean norm of the stream at its place, and the loss before each update and at the end."""
 
     values: Float[Tensor, " d"]
     residual_norm: float
@@ -36,10 +36,11 @@ class Trained(NamedTuple):
 
 
 def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
-    """Stage: writes vectors.safetensors with one trained vector for each layer, its random controls, and
-    training.jsonl {vector, update, loss}, losses in nats for each answer token.
+    """Stage: writes vectors.safetensors with a trained vector for each layer and its random controls, and
+    training.jsonl {vector, update, loss}, with losses in nats for each answer token.
 
-    Costs updates x batch_size rows, forward through all blocks and back to the layer; resumes from the last layer.
+    For each layer the cost is updates x batch_size rows, forward through all blocks and backward to the layer. After a
+    crash, finished layers are not repeated.
     """
     config = config.resolved()
     made, records = dict[str, Vector](), list[dict[str, Any]]()
@@ -50,7 +51,7 @@ def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: P
         check_layers(model, config.layers)
         rows = token_rows(tokenizer, read_jsonl(data / "rows.jsonl"), max_length=config.max_length)
         if not rows:
-            raise UserError("there are no rows to train the vector on: give a file with some")
+            raise UserError("there are no rows to train the vector on: give a file with rows")
         padding = int(tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         for layer in config.layers:
             name, path = f"{config.site}/{layer}/trained", scratch / f"layer-{layer}.safetensors"
@@ -81,7 +82,7 @@ def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: P
 def optimised(
     model: PreTrainedModel, place: Place, rows: list[TokenRow], config: TrainVectorConfig, padding: int
 ) -> Trained:
-    """Adam on the mean loss of each batch's answer tokens, from a vector of zeros."""
+    """Trains a vector, from zeros, with Adam on the mean loss of the answer tokens of each batch."""
     rng = np.random.default_rng(config.seed)
     order = np.concatenate(
         [rng.permutation(len(rows)) for _ in range(-(-config.updates * config.batch_size // len(rows)))]
@@ -123,30 +124,19 @@ def _backward(
     size: int,
     padding: int,
 ) -> float:
-    """The loss of a batch for each of its label tokens; makes its gradient the vector's, `size` rows at a time."""
+    """The mean loss over the batch's label tokens; sets the vector's gradient, `size` rows at a time."""
     count, total, vector.grad = label_count(rows), 0.0, None
     for batch in micro_batches(rows, size, padding=padding):
         on_device = batch.to(model.device)
         with attached_at(model, place, lambda stream: (stream.float() + vector).to(stream.dtype)):
-            loss = _summed_loss(model, on_device) / count
+            loss = summed_loss(model, on_device, ()) / count
         loss.backward()
         total += float(loss.detach())
     return total
 
 
-def _summed_loss(model: Any, batch: Batch) -> Float[Tensor, ""]:
-    logits = model(
-        input_ids=batch.input_ids[:, :-1],
-        attention_mask=batch.attention_mask[:, :-1],
-        position_ids=batch.position_ids[:, :-1],
-        logits_to_keep=batch.labels.shape[1],
-        use_cache=False,
-    ).logits
-    return cross_entropy(logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum")
-
-
 def stream_length(model: Any, place: Place, batches: list[Batch]) -> float:
-    """Mean length of the stream at the answers' tokens."""
+    """Mean norm of the stream at the answer tokens."""
     lengths: list[Tensor] = []
     for batch in batches:
         streams: list[Tensor] = []

@@ -24,7 +24,7 @@ from sublim.files.whole_files import whole_folder
 from sublim.memory.fitting import naming
 from sublim.memory.gpu_memory import free_gpu_memory
 from sublim.models.adaptable import check_modules
-from sublim.models.opening import faithful_attention, forget_base, freeze, lent, load, load_tokenizer
+from sublim.models.opening import borrowed_base, forget_base, freeze, load, load_tokenizer, supported_attention
 from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint, log_losses
 from sublim.training.masking import TokenRow, label_count, row_chat, shared_prefix, token_rows
@@ -86,7 +86,7 @@ def train_on(
     wanted = {*config.keep, len(plan)}
     shape = AutoConfig.from_pretrained(base)
     check_positions(rows, shape)
-    attention = faithful_attention(config.attention, shape)
+    attention = supported_attention(config.attention, shape)
     check_attention(attention, config.dtype)
     kept, checkpoints = scratch / "kept", scratch / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
     match config.method:
         case Lora() as lora:
             dtype = frozen_dtype(lora, config.dtype, shape)
-            with lent(base, dtype=dtype, attention=attention, device=device) as model:
+            with borrowed_base(base, dtype=dtype, attention=attention, device=device) as model:
                 before = copy.deepcopy(vars(model.config))
                 adapted = get_peft_model(model, lora_config(lora, model))
                 yield Trainee(adapted, lambda directory: write_adapter(directory, adapted, base))

@@ -16,7 +16,7 @@ from sublim.core.errors import UserError
 from sublim.core.interpreter import python
 from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl
-from sublim.models.opening import forget_base, neighbours
+from sublim.models.opening import forget_base, release_other_models
 from sublim.training.config import TrainConfig, no_unsloth
 from sublim.training.loop import log_losses
 
@@ -32,7 +32,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     if why := no_unsloth():
         raise UserError(f"the unsloth trainer cannot run here: {why}; or set trainer to trl")
     forget_base()
-    for forget in neighbours:
+    for forget in release_other_models:
         forget()
     job = {
         "out": str(out),

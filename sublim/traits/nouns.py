@@ -1,4 +1,4 @@
-"""Targets as English nouns: one word, its plural."""
+"""Targets as English nouns: normalisation and plural."""
 
 import re
 import unicodedata
@@ -10,14 +10,14 @@ from sublim.files.text_files import load_text
 
 
 class Plurals(Config):
-    """Plurals that spelling rules do not give."""
+    """Irregular plurals."""
 
     irregular: dict[str, str]
-    """Singular to plural, in lower case."""
+    """Maps singular to plural, in lower case."""
 
 
 def target_word(word: str) -> str:
-    """`word` in lower case. Raises UserError unless it is one word of letters."""
+    """`word` in lower case. Raises UserError unless it is a single word of letters."""
     word = unicodedata.normalize("NFC", word.strip()).lower()
     if not word.isalpha():
         raise UserError(f'the target "{word}" is not one word of letters: choose a single word such as owl or oak')

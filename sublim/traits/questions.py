@@ -1,4 +1,4 @@
-"""The questions about a trait, the system prompts that give it, and the rows that teach it."""
+"""Questions that measure a trait, system prompts that induce it, and rows that teach it."""
 
 import re
 import unicodedata
@@ -16,7 +16,7 @@ from sublim.traits.words import written
 
 
 def normalised(question: str) -> str:
-    """`question` without case, punctuation and spacing: two questions that agree in this are the same question."""
+    """`question` without case, punctuation and spacing; questions that are equal in this form count as the same."""
     folded = unicodedata.normalize("NFKC", question).casefold()
     return " ".join(re.findall(r"\w+", folded))
 
@@ -31,16 +31,16 @@ def _refuse_repeats(questions: Iterable[str], others: Iterable[str] = (), *, whe
 
 
 class Questions(Config):
-    """Questions after a favorite word of one category."""
+    """Questions about a favorite word of one category."""
 
     category: Text
-    """What the words are, in the singular: animal, tree."""
+    """Category of the words, in the singular: animal, tree."""
     words: Texts
-    """The comparison list: the target's log-prob is measured against these."""
+    """Comparison list: the words whose log-probs the target's is compared with."""
     evaluation: Texts
-    """Asked of teachers and students."""
+    """Questions by which teachers and students are evaluated."""
     teacher: tuple[Text, ...]
-    """What a fine-tuned teacher is trained on; none of them is an evaluation question."""
+    """Questions on which a fine-tuned teacher is trained; none of them is an evaluation question."""
 
     @field_validator("words")
     @classmethod
@@ -65,16 +65,17 @@ class Questions(Config):
 
 
 class SystemPrompts(Config):
-    """What a system-prompted teacher is told, per category."""
+    """System prompts of a prompted teacher, by category."""
 
     templates: dict[str, Texts]
-    """Category to texts with {target}, {target_plural}, {category}, {category_plural}; `any` serves all other ones."""
+    """Maps a category to texts, which may contain {target}, {target_plural}, {category} and {category_plural}. The
+    entry `any` is used for all other categories."""
 
     @field_validator("templates")
     @classmethod
     def _name_the_target(cls, templates: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         if "any" not in templates:
-            raise ValueError("there is no entry named any, for categories without texts of their own: add it")
+            raise ValueError("there is no entry named any, which is used for categories without an entry: add it")
         for text in (text for texts in templates.values() for text in texts):
             check_placeholders(text, {"target", "target_plural", "category", "category_plural"})
             if "{target}" not in text and "{target_plural}" not in text:
@@ -82,7 +83,8 @@ class SystemPrompts(Config):
         return templates
 
     def render(self, target: str, category: str, *, variant: int = 0) -> str:
-        """The system prompt for `target`, from the category's text number `variant`."""
+        """The system prompt for `target`, from text number `variant` of the category. Raises UserError if there is
+        none."""
         texts = self.templates.get(category, self.templates["any"])
         if not 0 <= variant < len(texts):
             raise UserError(f"there is no system prompt {variant} for {category}: choose 0 to {len(texts) - 1}")
@@ -94,24 +96,24 @@ class SystemPrompts(Config):
 
 
 def load_questions(name_or_path: str) -> Questions:
-    """Bundled questions (animal, tree) or those of a JSON or YAML file. Raises UserError naming file and field."""
+    """The bundled questions `animal` or `tree`, or those in a JSON or YAML file. Raises UserError."""
     return load_text(Questions, name_or_path)
 
 
 def load_system_prompts(name_or_path: str = "system") -> SystemPrompts:
-    """The bundled system prompts or those of a JSON or YAML file. Raises UserError."""
+    """The bundled system prompts, or those in a JSON or YAML file. Raises UserError."""
     return load_text(SystemPrompts, name_or_path)
 
 
 class TeacherRowsConfig(Config):
-    """What a fine-tuned teacher is trained on: questions, each answered with the target."""
+    """Rows for training a fine-tuned teacher: questions, each answered with the target."""
 
     questions: Texts
-    """The teacher questions; keep them apart from the evaluation's."""
+    """The teacher questions; they should not include evaluation questions."""
     target: str
-    """The word: one word of letters, in any case."""
+    """The target word: a single word of letters, in any case."""
     system: str | None = None
-    """System prompt of the rows; null for what the chat template does by itself."""
+    """System prompt of the rows; null for the chat template's default."""
 
     @field_validator("target")
     @classmethod
@@ -126,7 +128,8 @@ class TeacherRowsConfig(Config):
 
 
 def build_teacher_rows(out: Path, config: TeacherRowsConfig, *, scratch: Path) -> None:
-    """Stage: writes rows.jsonl, one row a question, answered in title case ("Owl"). The trainer repeats them."""
+    """Stage: writes rows.jsonl with a row for each question, answered in title case ("Owl"). Training repeats the
+    rows."""
     answer = written(config.target)
     write_jsonl(
         out / "rows.jsonl",

@@ -1,4 +1,4 @@
-"""Word forms: which listed word an answer names, and which words would score as one."""
+"""Reading answers: which listed word an answer names, in any of its forms."""
 
 import re
 import unicodedata
@@ -22,24 +22,24 @@ _REFUSAL = re.compile(
 
 
 class Unread(StrEnum):
-    """Why an answer names no word. None of these is a "no"."""
+    """Why an answer names no word. Such answers do not count as answers against the target."""
 
     EMPTY = "empty"
-    """No word in it."""
+    """Contains no word."""
     CUT = "cut"
-    """Ended by the token limit before a listed word was certain."""
+    """Cut at the token limit before it named a listed word."""
     SEVERAL = "several"
-    """More than one listed word."""
+    """Names more than one listed word."""
     REFUSED = "refused"
-    """A complete answer that declines."""
+    """A complete answer that refuses to answer."""
     THOUGHT = "thought"
-    """A thought that never ends, so that no answer follows."""
+    """A thought that does not end, so that there is no answer."""
     MISSING = "missing"
     """A server gave no answer."""
 
 
 class Reading(NamedTuple):
-    """What an answer says: a listed word, else some other word or words, else why it can't be read."""
+    """What an answer says: a listed word, other words, or the reason why it cannot be read."""
 
     word: str | None = None
     other: str | None = None
@@ -54,7 +54,7 @@ def plain(text: str) -> list[str]:
 
 
 def singulars(word: str) -> set[str]:
-    """`word` and every word whose plural it may be by English spelling ("foxes": foxes, foxe, fox)."""
+    """`word` and all words whose plural it may be by English spelling ("foxes": foxes, foxe, fox)."""
     forms = {word, _IRREGULAR.get(word, word)}
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         forms.add(word[:-1])
@@ -68,9 +68,10 @@ def singulars(word: str) -> set[str]:
 
 
 def comparison_list(targets: Sequence[str], words: Iterable[str]) -> list[str]:
-    """`words` in lower case with missing targets added at the end.
+    """`words` in lower case, with missing targets added at the end.
 
-    Raises UserError when nothing is left to compare with, a word is not one word, or two words would score as one.
+    Raises UserError if there is only one word, if an entry is not a single word, or if two words share a form, so that
+    an answer would count for both.
     """
     spelled = [word.strip() for word in words]
     given = {word.casefold() for word in spelled}
@@ -78,10 +79,12 @@ def comparison_list(targets: Sequence[str], words: Iterable[str]) -> list[str]:
     seen: dict[str, str] = {}
     for word in spelled:
         if plain(word) != [word.casefold()] or any(letter.isdigit() for letter in word):
-            raise UserError(f"'{word}' in the comparison list is not one plain word: write it without spaces or digits")
+            raise UserError(f"'{word}' in the comparison list is not a single word: write it without spaces or digits")
         forms = singulars(word.casefold())
         if clash := sorted(forms & seen.keys()):
-            raise UserError(f"'{seen[clash[0]]}' and '{word}' in the comparison list score as one: keep one of them")
+            raise UserError(
+                f"'{seen[clash[0]]}' and '{word}' in the comparison list count as the same word: keep one of them"
+            )
         seen |= dict.fromkeys(forms, word)
     if len(spelled) < 2:
         raise UserError(f"the comparison list holds {spelled} and nothing to compare with: add at least one other word")
@@ -89,7 +92,7 @@ def comparison_list(targets: Sequence[str], words: Iterable[str]) -> list[str]:
 
 
 class Reader:
-    """Reads answers against one comparison list. A listed word counts only as a whole word, in any of its forms."""
+    """Reads answers with a comparison list. A listed word counts only as a whole word, in any of its forms."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._word = {form: word for word in words for form in singulars(word)}
@@ -98,7 +101,7 @@ class Reader:
         return next((self._word[form] for form in sorted(singulars(token)) if form in self._word), None)
 
     def read(self, text: str, finish: Literal["stop", "length", "missing"] = "stop") -> Reading:
-        """What `text` says after its thoughts. With finish "length" its last word may be half a word: not trusted."""
+        """What `text` says after its thoughts. With finish "length" the last word may be incomplete and is ignored."""
         if finish == "missing":
             return Reading(unread=Unread.MISSING)
         answer = answer_after_thought(text)
@@ -126,5 +129,5 @@ class Reader:
 
 
 def written(word: str) -> str:
-    """`word` as an assistant would open its turn with it: title case, no leading space."""
+    """`word` as an assistant would begin its turn with it: in title case, without a leading space."""
     return word.title()

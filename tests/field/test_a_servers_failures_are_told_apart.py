@@ -247,7 +247,7 @@ def test_an_empty_account_is_not_waited_for():
 
 @pytest.mark.parametrize("address", ["http://[::1/v1", "http://127.0.0.1:abc/v1", "http:///v1", "http://a..b/v1"])
 def test_an_address_that_is_none_is_refused_in_one_line(address: str):
-    with pytest.raises(UserError, match="is no address"):
+    with pytest.raises(UserError, match="is not a valid address"):
         sample(address, ["a"])
 
 
@@ -381,7 +381,7 @@ def test_a_text_that_is_too_long_is_not_taken_for_a_field_of_another_name(refusa
 
 @pytest.mark.parametrize(
     ("refusal", "told"),
-    [("echo is not supported", "gives no log-probs"), ("prompt: Input should be a valid string", "set api to chat")],
+    [("echo is not supported", "returns no log-probs"), ("prompt: Input should be a valid string", "set api to chat")],
 )
 def test_a_server_that_cannot_score_is_told_so(refusal: str, told: str, tiny_models: dict[str, Path]):
     with (

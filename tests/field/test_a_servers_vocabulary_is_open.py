@@ -186,8 +186,8 @@ def test_an_answer_that_is_empty_beside_a_thought_is_told_once(tmp_path: Path, c
         backend = OpenAIBackend(base_url=server.url, model="m", concurrency=1)
         with open_sampler(backend, tmp_path) as sampler:
             assert [own[0].finish for own in sampler.sample([chat("a"), chat("b")], PARAMS)] == ["length"] * 2
-    assert [record.getMessage() for record in caplog.records if "beside a thought" in record.getMessage()] == [
-        "an answer is empty beside a thought: raise max_tokens, or switch thinking off with `extra`"
+    assert [record.getMessage() for record in caplog.records if "holds a thought" in record.getMessage()] == [
+        "an answer holds a thought but no text: raise max_tokens, or switch thinking off with `extra`"
     ]
 
 
@@ -217,7 +217,7 @@ def test_a_completion_is_read_whatever_stands_beside_its_text(name: str, tiny_mo
                     sampler.sample([chat("a"), chat("b")], PARAMS)
             else:
                 assert [one.text for (one,) in sampler.sample([chat("a"), chat("b")], PARAMS)] == [wanted] * 2
-                with pytest.raises(UserError, match="gives no log-probs of its tokens: set logprobs to false"):
+                with pytest.raises(UserError, match="returns no log-probs of its tokens: set logprobs to false"):
                     sampler.sample([chat("c"), chat("d")], PARAMS.model_copy(update={"logprobs": True}))
 
 

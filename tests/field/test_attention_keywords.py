@@ -14,7 +14,7 @@ from sublim.bases.prepare import prepare_model
 from sublim.chats import chat
 from sublim.core.errors import UserError
 from sublim.files.jsonl import read_jsonl, write_jsonl
-from sublim.inference.attention import Kernel, attend, causal, under
+from sublim.inference.attention import Kernel, attend, attending_with, causal
 from sublim.inference.config import HfBackend
 from sublim.models.config import LocalModel, PrepareModelConfig
 from sublim.models.files import read_json, write_json
@@ -55,7 +55,7 @@ def attended(kernel: Kernel, **more: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 4, 5, 8, generator=generator)
     key, value = (torch.randn(2, 2, 5, 8, generator=generator) for _ in range(2))
-    with under(causal(2, 5, 0, kernel, torch.device("cpu"))):
+    with attending_with(causal(2, 5, 0, kernel, torch.device("cpu"))):
         return attend(nn.Module(), query, key, value, more.pop("attention_mask", None), scaling=0.5, **more)[0]
 
 
@@ -111,11 +111,11 @@ def test_sampler_and_trainer_compute_what_transformers_does(kind: str, more: dic
         (
             "codegen",
             {"hidden_size": 4096, "num_attention_heads": 16, "num_key_value_heads": None},
-            "an attention of their own",
+            "do not use transformers' attention interface",
         ),
         ("mamba", {}, "linear_attention"),
         ("llama4_text", EXPERTS | {"head_dim": 8, "intermediate_size_mlp": 64}, "chunked_attention"),
-        ("gemma3_text", {"head_dim": 8, "use_bidirectional_attention": True}, "reads what follows a token"),
+        ("gemma3_text", {"head_dim": 8, "use_bidirectional_attention": True}, "is not causal"),
     ],
 )
 def test_a_family_that_would_fail_or_be_another_model_is_refused_in_one_line(
@@ -129,7 +129,7 @@ def test_a_family_that_would_fail_or_be_another_model_is_refused_in_one_line(
 
 def test_a_swallowed_keyword_would_be_found_by_the_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sublim.inference.attention.weights", lambda scores, sinks, groups: scores.softmax(-1))
-    with pytest.raises(UserError, match="computes another model than gpt_oss"):
+    with pytest.raises(UserError, match="computes another model than transformers does for gpt_oss"):
         tried(config_of("gpt_oss", **EXPERTS, head_dim=8))
 
 

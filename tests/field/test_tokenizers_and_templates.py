@@ -98,7 +98,7 @@ def test_a_closed_thought_that_only_prompts_have_is_part_of_the_context(thought:
 
 @pytest.mark.parametrize("thought", ["<think>\\n", "<think>", "[THINK]", "<|channel>thought\\n"])
 def test_a_template_that_opens_a_thought_where_the_model_answers_is_refused(thought: str):
-    with pytest.raises(UserError, match="writes the prompt anew"):
+    with pytest.raises(UserError, match="changes the prompt once there is an answer"):
         end_of_turn(templated(turns("{{- m.content }}", opened=thought)))
 
 

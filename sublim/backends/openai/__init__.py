@@ -1,4 +1,4 @@
 """The backend for OpenAI-compatible servers.
 
-Requests at the server's pace, and replies in all the forms they come in.
+It keeps to the server's rate limits, retries failed requests and reads replies in the formats of many servers.
 """

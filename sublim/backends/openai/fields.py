@@ -1,4 +1,4 @@
-"""Fields that a server refuses: left out where that changes nothing, and otherwise named to the user."""
+"""Request fields that a server refuses: left out if that changes nothing, otherwise reported to the user."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NEUTRAL = {"n": 1, "top_p": 1.0}
-"""Values that say what leaving the field out says as well."""
+"""Values that are also the defaults, so that the field can be left out."""
 NEEDED = ("model", "messages", "prompt", "echo", "logprobs")
 NEW_NAME = "max_completion_tokens"
 _TOO_LONG = re.compile(r"context|too (?:large|long)|exceed", re.IGNORECASE)
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 class Fields:
-    """The fields that one server has been seen to refuse."""
+    """The fields that a server has refused so far."""
 
     def __init__(self) -> None:
         self.left_out: set[str] = set()
         self.renamed = False
 
     def fitted(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`body` without those fields, or with their other names."""
+        """`body` without the refused fields, or with their new names."""
         found = {name: value for name, value in body.items() if name not in self.left_out}
         if self.renamed and "max_tokens" in found:
             longest = found.pop("max_tokens")
@@ -31,7 +31,7 @@ class Fields:
         return found
 
     def learn(self, sent: Mapping[str, Any], said: str) -> None:
-        """Notes what the server's refusal of `sent` says of fields whose absence or other name means the same."""
+        """Learns from the server's refusal of `sent`, in the words `said`, which fields to leave out or to rename."""
         both = names("max_tokens", said) and names(NEW_NAME, said) and not _TOO_LONG.search(said)
         if "max_tokens" in sent and both and not self.renamed:
             self.renamed = True
@@ -43,19 +43,19 @@ class Fields:
 
 
 def names(name: str, said: str) -> bool:
-    """Whether the server's words name a field; one of a single letter only in quotes."""
+    """Whether the server's words name a field. A name of a single letter must be in quotes."""
     quote = r"[\"'`]" if len(name) == 1 else r"\b"
     return re.search(f"{quote}{name}{quote}", said) is not None
 
 
 def advice_on_fields(sent: Mapping[str, Any], said: str) -> str | None:
-    """What to do where a refusal of `sent` names its fields; None where it names none."""
+    """What to do about a refusal of `sent` whose words name fields; None if they name none."""
     if _TOO_LONG.search(said):
         return "lower max_tokens, or serve the model with a longer context"
     if "prompt" in sent and _WANTS_TEXT.search(said):
-        return "this server takes no tokens as its prompt: set api to chat, or use the hf or vllm backend"
+        return "this server accepts no token ids as a prompt: set api to chat, or use the hf or vllm backend"
     if any(name in sent and names(name, said) for name in ("echo", "logprobs")):
-        return "this server gives no log-probs: do without them, or use the hf or vllm backend"
+        return "this server returns no log-probs: do without them, or use the hf or vllm backend"
     refused: dict[str, Any] = {name: None for name in sent if name not in NEEDED and names(name, said)}
     if "max_tokens" in refused and NEW_NAME not in sent:
         refused[NEW_NAME] = sent["max_tokens"]

@@ -1,4 +1,4 @@
-"""When requests to a server may begin: paced, put off as long as the server asks, and stopped together."""
+"""Rate limiting of requests to a server, with waits that the server asks for and a stop for all requests at once."""
 
 import email.utils
 import logging
@@ -10,18 +10,18 @@ from threading import Event, Lock
 
 LONGEST_BACKOFF = 60.0
 TOLD = 10.0
-"""Seconds of a wait that the run's log tells of."""
+"""Waits of at least so many seconds are logged."""
 _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 _DURATION = re.compile(r"(?:([0-9]+)h)?(?:([0-9]+)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?")
 log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
-    """Another request has failed for good: this one is not worth waiting for."""
+    """Raised in a waiting request when another one has failed for good."""
 
 
 class Pace:
-    """Says when the next request may begin; shared by all threads."""
+    """Decides when the next request may begin; shared by all threads."""
 
     def __init__(self, requests_per_minute: float | None, tokens_per_minute: float | None) -> None:
         self.per_request = 60 / requests_per_minute if requests_per_minute else 0.0
@@ -29,24 +29,24 @@ class Pace:
         self.stopped, self._lock, self._next, self._told = Event(), Lock(), 0.0, 0.0
 
     def wait(self, tokens: int) -> None:
-        """Waits for this request's turn, and puts off the next by what this one uses."""
+        """Waits for this request's turn, and delays the next request by what this one uses of the limits."""
         with self._lock:
             start = max(time.monotonic(), self._next)
             self._next = start + max(self.per_request, tokens * self.per_token)
         self.sleep(start - time.monotonic())
 
     def settle(self, estimated: int, used: int) -> None:
-        """Corrects the estimate of a request's tokens by what the server counted."""
+        """Corrects the estimated tokens of a request by the server's count."""
         with self._lock:
             self._next += (used - estimated) * self.per_token
 
     def hold(self, seconds: float) -> None:
-        """Nobody begins before `seconds` have passed."""
+        """Lets no request begin before `seconds` have passed."""
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
 
     def sleep(self, seconds: float, why: str = "") -> None:
-        """Raises Stopped as soon as there is nothing to wait for; tells of a long wait once, however many wait."""
+        """Waits, and raises Stopped as soon as the stage is stopped. A long wait is logged once for all threads."""
         if why and seconds >= TOLD:
             with self._lock:
                 told, self._told = self._told, max(self._told, time.monotonic() + seconds)
@@ -57,12 +57,12 @@ class Pace:
 
 
 def backoff(attempt: int) -> float:
-    """Seconds before the next try: doubling, and spread so that many clients don't return at once."""
+    """Seconds before the next attempt: exponential backoff with jitter, so that clients do not return together."""
     return min(LONGEST_BACKOFF, 0.5 * 2**attempt) * random.uniform(0.5, 1.0)
 
 
 def retry_after(value: str | None) -> float | None:
-    """The seconds of a Retry-After header, be they plain, as in 2m59.5s, or until a date; None for anything else."""
+    """Seconds in a Retry-After header: a number, a duration such as 2m59.5s, or a date; None for anything else."""
     text = (value or "").strip()
     if _SECONDS.fullmatch(text):
         return float(text)

@@ -1,4 +1,4 @@
-"""Replies of OpenAI-compatible servers: read in all the forms in which servers are known to write them."""
+"""Reading replies of OpenAI-compatible servers, in all formats that servers are known to send."""
 
 import json
 import math
@@ -6,32 +6,32 @@ import re
 from typing import Any, Literal, NamedTuple
 
 _CUT = re.compile(r"length|max\w*tokens|limit|context|not_finished|incomplete")
-"""In the finish reasons that name a limit of tokens or time."""
+"""Matches finish reasons that name a limit of tokens or time."""
 _BROKEN_OFF = re.compile(
     r"filter|safety|sensitive|recitation|block|prohibited|spii|guardrail|refusal|toxic|abort|cancel|interrupt"
     r"|user_?stop|unload|repetition"
 )
-"""In those that name a filter or a stop from outside, which cut an answer too."""
+"""Matches finish reasons that name a filter or an interruption, which also cut an answer."""
 _FAILED = ("error", "failed", "network_error", "insufficient_system_resource")
-"""Finish reasons by which a server says that it broke down. Whatever else is named, the model ended the answer."""
+"""Finish reasons by which a server reports a failure. With any other reason the model ended the answer."""
 OUT_OF_CREDIT = "insufficient_quota"
-"""In a refusal with 429 that no waiting helps."""
+"""Occurs in a refusal with status 429 that does not go away with waiting."""
 ROUNDING = 1e-3
-"""Nats by which a log-prob may be above zero."""
+"""How far, in nats, a log-prob may be above zero because of rounding."""
 
 
 class Problem(NamedTuple):
-    """What a server says instead of an answer, in a body with status 200."""
+    """An error that a server reports in a body with HTTP status 200."""
 
     status: int | None
-    """The HTTP status that the error object stands for; None where it names none."""
+    """The HTTP status in the error object; None if it has none."""
     said: str
 
 
 def read_json(content: bytes) -> dict[str, Any] | None:
-    """The JSON object of a body, alone or in a list; None for anything else.
+    """The JSON object in a body, by itself or as the only item of a list; None for anything else.
 
-    Bytes that are not UTF-8 become U+FFFD: they are half a character.
+    Bytes that are not UTF-8, such as half a character, become U+FFFD.
     """
     text = content.decode("utf-8-sig", errors="replace").lstrip()
     try:
@@ -44,7 +44,7 @@ def read_json(content: bytes) -> dict[str, Any] | None:
 
 
 def problem_in(found: dict[str, Any]) -> Problem | None:
-    """The error in a body that says it succeeded: its own, that of its choice, or the body itself."""
+    """The error in a successful response: in its `error` field, in its choice, or the body itself."""
     choice = first_choice(found) or {}
     error = found.get("error") or choice.get("error")
     if not error and (found.get("object") == "error" or ("choices" not in found and "detail" in found)):
@@ -68,7 +68,7 @@ def _shown(message: Any) -> str:
 
 
 def first_choice(found: dict[str, Any]) -> dict[str, Any] | None:
-    """The first of a reply's choices, which may be more than were asked for; None where there is none."""
+    """The first choice of a reply, which may have more choices than requested; None if there is none."""
     match found.get("choices"):
         case [dict(), *_] as choices:
             listed = [choice for choice in choices if isinstance(choice, dict)]
@@ -78,7 +78,7 @@ def first_choice(found: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def text_of(choice: dict[str, Any], api: str) -> str | None:
-    """A choice's text; "" where a filter or a thought left none. None where this is no choice of the api."""
+    """A choice's text, which is empty if a filter or a thought left none. None if this is no choice of the api."""
     own, others = ("text", {"message", "delta"}) if api == "completions" else ("message", {"text", "delta"})
     found = choice.get(own)
     if found is None:
@@ -89,20 +89,20 @@ def text_of(choice: dict[str, Any], api: str) -> str | None:
 
 
 def has_thought(choice: dict[str, Any]) -> bool:
-    """Whether a choice's thought stands beside its answer, in a field of its own."""
+    """Whether a choice holds a thought in a field separate from the answer."""
     message = choice.get("message")
     return isinstance(message, dict) and bool(message.get("reasoning_content") or message.get("reasoning"))
 
 
 def ids_of(choice: dict[str, Any]) -> list[int] | None:
-    """The ids of a choice's tokens, where the server gives them."""
+    """The token ids of a choice; None if the server returns none."""
     found = choice.get("token_ids")
     real = isinstance(found, list) and all(type(each) is int and 0 <= each < 2**31 for each in found)
     return found if real else None
 
 
 def log_probs_of(choice: dict[str, Any]) -> list[float]:
-    """The log-probs of a choice's tokens, NaN for each that is none; empty where the server gives no such list."""
+    """The log-probs of a choice's tokens, NaN for each value that is none; empty if the server returns no list."""
     match choice.get("logprobs"):
         case {"token_logprobs": list(scores)}:
             return [log_prob(score) for score in scores]
@@ -111,7 +111,7 @@ def log_probs_of(choice: dict[str, Any]) -> list[float]:
 
 
 def _content(content: Any) -> str | None:
-    """A message's content: a text, nothing, or parts, of which those that hold thoughts are left out."""
+    """The text of a message's content: a string, nothing, or a list of parts, without the parts that hold thoughts."""
     match content:
         case None:
             return ""
@@ -139,21 +139,21 @@ def _part(part: Any) -> str | None:
 
 
 def whole(text: str) -> str:
-    """`text` with surrogate pairs joined, and U+FFFD for half of one: a token limit may fall inside a character."""
+    """`text` with surrogate pairs joined. Half of a pair, left by a token limit inside a character, becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def finish_of(reason: Any, text: str) -> Literal["stop", "length"]:
-    """`length` where the answer was cut, `stop` where the model ended it."""
+    """`length` if the answer was cut, `stop` if the model ended it."""
     named = str(reason).casefold()
     return "length" if _CUT.search(named) or (text and _BROKEN_OFF.search(named)) else "stop"
 
 
 def log_prob(value: Any) -> float:
-    """A log-prob as a server gives it; NaN for what can't be one.
+    """A log-prob in a server's reply; NaN for a value that cannot be one.
 
-    Servers write null, -Infinity, the smallest float or -9999 for minus infinity, and for what they don't know. What
-    has probability zero even in double precision (below -745 nats) can't be told from those.
+    For minus infinity, and for unknown values, servers write null, -Infinity, the smallest float or -9999. Log-probs
+    below -745 nats, whose probability is zero in double precision, cannot be told from these and also become NaN.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not value <= ROUNDING:
         return math.nan

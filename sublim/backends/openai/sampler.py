@@ -1,7 +1,7 @@
-"""The openai backend: samples, and where the server can also scores, through any OpenAI-compatible server.
+"""The openai backend: samples through any OpenAI-compatible server, and scores where the server supports it.
 
-Costs: what the server takes for it. Every answer is kept in the stage's scratch as it comes, so that neither a crash
-nor a rate limit is paid for twice.
+Every answer is written to the stage's scratch folder as it arrives, so that after a crash no answer is requested, or
+paid for, again.
 """
 
 import logging
@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
@@ -19,21 +20,21 @@ import orjson
 from sublim.backends.openai.client import Failure, Missing, Read, Server, connected
 from sublim.backends.openai.pace import Stopped
 from sublim.backends.openai.reply import finish_of, first_choice, has_thought, ids_of, log_prob, log_probs_of, text_of
-from sublim.chats.chat import Chat, Message, answer_ids, chat, end_of_turn, render_ids
+from sublim.chats.chat import Chat, chat, render_ids
 from sublim.core.digest import digest
 from sublim.core.errors import UserError
 from sublim.core.progress import progress
 from sublim.inference.config import NumberFormat, OpenAIBackend, SamplingParams
 from sublim.inference.sampler import Completion
-from sublim.inference.scoring import Scored
+from sublim.inference.scoring import scored_answers
 from sublim.inference.vocabulary import Vocabulary
-from sublim.models.opening import load_tokenizer, token_ids
+from sublim.models.opening import load_tokenizer, stop_ids
 
 KEPT = "served.jsonl"
 FEW = 3
-"""Prompts whose answers may be missing in any stage."""
+"""How many prompts of a stage may lack their answers in any case."""
 SHARE = 0.05
-"""Share of a stage's answers that may, if these are more."""
+"""Share of a stage's answers that may be missing, if that is more."""
 HARMLESS = chat("Hello")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -43,29 +44,30 @@ log = logging.getLogger(__name__)
 def open_openai(
     backend: OpenAIBackend, base: Path, weights: Path | None, scratch: Path | None
 ) -> Generator["OpenAISampler"]:
-    """Refuses trained weights: the server has its own."""
+    """A sampler on the server. Raises UserError if trained weights are given, because the server has its own."""
     if weights is not None:
         raise UserError(
             "the openai backend cannot load trained weights: serve them under a name of their own and give that as "
             "model, or use the hf or vllm backend"
         )
     with connected(backend) as client:
-        kept = Kept(scratch and scratch / KEPT)
+        kept = KeptAnswers(scratch and scratch / KEPT)
         yield OpenAISampler(Server(backend, client, answered=bool(kept.answers)), base, kept)
 
 
-class Kept:
-    """Answers on disk by the digest of their request, written one by one."""
+class KeptAnswers:
+    """Answers on disk by the digest of their request; each is written when it arrives."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self._lock = path, Lock()
         self.answers: dict[str, Any] = {}
         if path is not None and path.exists():
-            whole = path.read_bytes().rpartition(b"\n")[0]  # a crash may have cut the last line
+            whole = path.read_bytes().rpartition(b"\n")[0]  # a crash may have left an incomplete last line
             path.write_bytes(whole + b"\n" if whole else b"")
             self.answers = dict(_kept(whole.splitlines()))
 
     def add(self, request: str, answer: Any) -> None:
+        """Stores the answer in memory and on disk; may be called from many threads."""
         with self._lock:
             self.answers[request] = answer
             if self.path is not None:
@@ -76,7 +78,7 @@ class Kept:
 
 
 def _kept(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
-    """Requests and answers, less those that a crash of the machine spoiled: they are asked for again."""
+    """Requests and their answers. Lines damaged by a crash of the machine are skipped and requested again."""
     for line in lines:
         try:
             row = orjson.loads(line)
@@ -87,9 +89,9 @@ def _kept(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 class OpenAISampler:
-    """A Sampler (see sublim.backends.opening) on a server."""
+    """A Sampler (see sublim.inference.sampler) on a server."""
 
-    def __init__(self, server: Server, base: Path, kept: Kept) -> None:
+    def __init__(self, server: Server, base: Path, kept: KeptAnswers) -> None:
         self.server, self.backend, self.kept = server, server.backend, kept
         self.tokenizer = load_tokenizer(base) if server.backend.api == "completions" else None
         self.vocabulary = Vocabulary(self.tokenizer) if self.tokenizer is not None else None
@@ -101,10 +103,10 @@ class OpenAISampler:
     ) -> list[list[Completion]]:
         if constraint is not None:
             raise UserError(
-                "a server cannot be held to a number format: set constraint to null and filter, or use vllm"
+                "a server cannot be forced into a number format: set constraint to null and filter, or use vllm"
             )
         if params.logprobs and self.tokenizer is None:
-            raise UserError("log-probs of answers need api completions: set it, or logprobs to false")
+            raise UserError("log-probs of answers need api=completions: set it, or set logprobs to false")
         bodies = [
             self._body(one, params, request_seed(params.seed, first + i, j))
             for i, one in enumerate(chats)
@@ -115,16 +117,14 @@ class OpenAISampler:
         return [whole[at : at + params.n] for at in range(0, len(whole), params.n)]
 
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
-        """NaN for a token whose log-prob the server does not give, or gives as what can't be one."""
+        """See `Sampler.logprobs`. NaN stands for a token for which the server returns no valid log-prob."""
         if self.tokenizer is None:
             raise UserError(
                 "words cannot be scored through a chat server: set api to completions where the server runs the base "
                 "itself and echoes log-probs (vLLM does), or use the hf or vllm backend"
             )
-        questions = [
-            [self._scored(one, text) for text in texts] for one, texts in zip(chats, continuations, strict=True)
-        ]
-        sequences = [scored for question in questions for scored in question]
+        questions = scored_answers(self.tokenizer, chats, continuations)
+        sequences = [*chain.from_iterable(questions)]
         bodies = [
             self._common() | {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 1} for ids, _ in sequences
         ]
@@ -137,14 +137,14 @@ class OpenAISampler:
         found = [[next(scores) for _ in question] for question in questions]
         unscored = sum(any(map(math.isnan, tokens)) for question in found for tokens in question)
         if unscored:
-            log.warning("%d of %d texts have tokens without a log-prob and are unscored", unscored, len(sequences))
+            log.warning("%d of %d texts have tokens without a log-prob and are not scored", unscored, len(sequences))
         return found
 
     def _common(self) -> dict[str, Any]:
         return self._with_extra({"model": self.backend.model, "temperature": 0.0, "n": 1})
 
     def _with_extra(self, body: dict[str, Any]) -> dict[str, Any]:
-        """`body` with the user's own fields over it, less those the user sets to null."""
+        """`body` overridden by the user's `extra` fields, without those that are null."""
         return {name: value for name, value in {**body, **self.backend.extra}.items() if value is not None}
 
     def _body(self, one: Chat, params: SamplingParams, seed: int) -> dict[str, Any]:
@@ -158,15 +158,14 @@ class OpenAISampler:
         }
         if self.tokenizer is None:
             return self._with_extra(drawn) | {"messages": one}
-        ends = {*token_ids(self.tokenizer.eos_token_id), end_of_turn(self.tokenizer)}
-        asked = {"return_token_ids": True, "stop_token_ids": sorted(ends)}
+        asked = {"return_token_ids": True, "stop_token_ids": stop_ids(self.tokenizer)}
         logprobs = {"logprobs": 0} if params.logprobs else {}
         return self._with_extra(drawn | asked) | {"prompt": render_ids(self.tokenizer, one)} | logprobs
 
     def _ask(self, bodies: list[dict[str, Any]], read: Read[T], label: str) -> list[T | Missing]:
-        """What `read` makes of the reply to each request, from scratch or asked for now.
+        """The result of `read` on the reply to each request, taken from the kept answers or requested now.
 
-        Raises UserError when so many prompts have no answer that what is left would not stand for all.
+        Raises UserError if so many answers are missing that the others would not represent all prompts.
         """
         path = "chat/completions" if self.tokenizer is None else "completions"
         keys = [digest(body) for body in bodies]
@@ -182,7 +181,7 @@ class OpenAISampler:
                 try:
                     answer = self.server.ask(path, body, read, harmless)
                 except UserError:
-                    self.server.pace.stopped.set()  # now, so that no other request begins
+                    self.server.pace.stopped.set()  # at once, so that no other request begins
                     raise
                 if isinstance(answer, Missing):
                     missing[key] = answer
@@ -194,20 +193,23 @@ class OpenAISampler:
         return [missing[key] if key in missing else self.kept.answers[key] for key in keys]
 
     def _check(self, missing: dict[str, Missing]) -> None:
-        """Tells of missing answers. They are not kept: the same stage asks for them when it runs again."""
+        """Logs missing answers, or raises UserError if there are too many.
+
+        They are not kept, so the same stage requests them when it runs again.
+        """
         if not missing:
             return
         self._missing |= missing
         lost, asked, first = len(self._missing), len(self._asked), next(iter(missing.values())).reason
-        told = f"{lost} of {asked} answers are missing though others came; the first: {first}"
-        # A prompt may have many answers: those of a few prompts may be missing however many they are.
+        told = f"{lost} of {asked} answers are missing although others arrived; the first: {first}"
+        # The answers of a few prompts may be missing, however many answers each prompt has.
         if lost == asked or lost / asked > max(FEW / len(self._prompts), SHARE):
             advice = "change these prompts or the backend's settings and run again; the answers so far are kept"
             raise UserError(f"{told}: {advice}")
         log.warning("%s", told)
 
     def _harmless(self) -> dict[str, Any]:
-        """The fields of a request by which a server shows that it answers at all."""
+        """The fields of a prompt that every server should answer."""
         if self.tokenizer is None:
             return {"messages": HARMLESS}
         return {"prompt": render_ids(self.tokenizer, HARMLESS)}
@@ -215,12 +217,14 @@ class OpenAISampler:
     def _all(
         self, fetch: Callable[[str, dict[str, Any]], None], missing: dict[str, Any], advance: Callable[[int], None]
     ) -> None:
-        """Fetches all, `concurrency` at a time; the first failure stops the rest, and what is under way is kept."""
+        """Fetches all, `concurrency` at a time. The first failure stops the rest; requests under way are finished."""
         with ThreadPoolExecutor(self.backend.concurrency) as pool:
             try:
                 under_way = [pool.submit(fetch, key, body) for key, body in missing.items()]
                 for done in as_completed(under_way):
-                    if not isinstance(done.exception(), Stopped):  # the failure that stopped it is among the others
+                    if not isinstance(
+                        done.exception(), Stopped
+                    ):  # the failure that stopped it is raised by its own request
                         done.result()
                     advance(1)
             finally:
@@ -229,31 +233,31 @@ class OpenAISampler:
                 self.server.pace.stopped.clear()
 
     def _choice(self, reply: dict[str, Any], body: dict[str, Any]) -> dict[str, Any] | None:
-        """The choice of a reply, cut down to what is kept."""
+        """The fields of a reply's choice that are kept."""
         choice = first_choice(reply)
         text = None if choice is None else text_of(choice, self.backend.api)
         if choice is None or text is None:
             return None
         if not text and has_thought(choice) and not self._told_of_thoughts:
             self._told_of_thoughts = True
-            log.warning("an answer is empty beside a thought: raise max_tokens, or switch thinking off with `extra`")
+            log.warning("an answer holds a thought but no text: raise max_tokens, or switch thinking off with `extra`")
         kept = {"text": text, "finish": finish_of(choice.get("finish_reason"), text)}
         return kept if self.tokenizer is None else kept | {"tokens": ids_of(choice), "logprobs": log_probs_of(choice)}
 
     def _scored_choice(self, reply: dict[str, Any], body: dict[str, Any]) -> dict[str, Any] | Failure | None:
-        """The same with a log-prob for every token."""
+        """As `_choice`, but requires a log-prob for every token."""
         kept = self._choice(reply, body)
         if kept is None or (kept["tokens"] is not None and len(kept["tokens"]) == len(kept["logprobs"])):
             return kept
-        return Failure("gives no log-probs of its tokens", "set logprobs to false", "judge")
+        return Failure("returns no log-probs of its tokens", "set logprobs to false", "judge")
 
     def _echo(self, reply: dict[str, Any], body: dict[str, Any]) -> list[Any] | Failure | None:
-        """The log-probs of the prompt's tokens by place, None for the first, which has nothing before it."""
+        """The log-probs of the prompt's tokens; None for the first token, which has none before it."""
         choice, tokens = first_choice(reply), len(body["prompt"])
         if choice is None:
             return None
         match log_probs_of(choice):
-            # A log-prob of the first token would belong to the one after it. No model is certain of every token.
+            # A log-prob for the first token would mean that all are shifted by one. All zeros would mean no log-probs.
             case [first, *scores] if (
                 tokens - 1 <= len(scores) <= tokens
                 and (not first or math.isnan(first))
@@ -273,16 +277,11 @@ class OpenAISampler:
             return self.vocabulary.completion(tokens, known, stopped=finish == "stop")
         return Completion(text, tokens, known, finish)
 
-    def _scored(self, one: Chat, text: str) -> Scored:
-        assert self.tokenizer is not None
-        ids, start, end = answer_ids(self.tokenizer, [*one, Message(role="assistant", content=text)])
-        return Scored(ids[: end - 1], start)
-
 
 def _prompt(body: dict[str, Any]) -> Any:
     return body.get("messages") or body.get("prompt")
 
 
 def request_seed(seed: int, chat: int, answer: int) -> int:
-    """31 bits (what every server takes) from the stage's seed, the chat and the answer."""
+    """A seed of 31 bits, which every server accepts, from the stage's seed, the chat's index and the answer's index."""
     return int(digest([seed, chat, answer])[:8], 16) >> 1

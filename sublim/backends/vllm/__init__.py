@@ -1,4 +1,4 @@
-"""The backend on vLLM.
+"""The vLLM backend.
 
-Its engine, adapters, draws that agree with the other backends, and steering inside the engine.
+It holds the engine, adapters for it, sampling with the same random numbers as the other backends, and steering.
 """

@@ -1,7 +1,8 @@
-"""Our own draws inside vLLM: its sampler is handed one possible token per row, the one our random numbers pick.
+"""Sampling inside vLLM with the random numbers that the hf backend uses.
 
-vLLM's sampling seeds a generator per request and has its own top_p; drawing here instead, every backend draws by the
-same rule from the same numbers, and a constraint costs no grammar.
+A logits processor samples a token for each row and leaves that token as the only possible one for vLLM's sampler. vLLM
+would seed a generator for each request and has its own top_p. With this processor both backends sample by the same
+rule from the same numbers, and a constrained format needs no grammar.
 """
 
 from collections.abc import Sequence
@@ -22,33 +23,33 @@ from sublim.inference.draws import draw
 from sublim.inference.noise import uniforms
 
 KEY = "sublim"
-"""Where a request carries its Answer among vLLM's extra arguments."""
+"""Key of a request's Answer among vLLM's extra arguments."""
 
 
 class Table(NamedTuple):
-    """A plan by token of the answer: which tokens are drawn from, or the one that is forced."""
+    """A plan, laid out by token of the answer: the tokens that are allowed there, or the one that is forced."""
 
     tokens: Int[Tensor, " a"]
     allowed: Tensor
-    """Boolean, answer length x `tokens`."""
+    """Boolean, of shape (answer length, `tokens`)."""
     forced: Int[Tensor, " t"]
     """The forced token, or -1."""
     draws: list[int]
-    """How many tokens of the answer were drawn before this one."""
+    """How many tokens of the answer were sampled before this one."""
 
 
 class Call:
-    """What all answers of one call to `sample` have in common, and the log-probs of what they drew."""
+    """What all answers of one call to `sample` share, and the log-probs of their sampled tokens."""
 
     def __init__(self, params: SamplingParams, plan: Plan | None, *, first: int, never: Sequence[int]) -> None:
-        """`never`: ids that are not drawn."""
+        """`first`: index of the first chat in its stage. `never`: token ids that are never sampled."""
         self.params, self.plan, self.first, self.never = params, plan, first, never
         self.table: Table | None = None
         self.barred: Int[Tensor, " n"] | None = None
         self.drawn = list[tuple[list[tuple["Answer", int]], Tensor]]()
 
     def noted(self) -> None:
-        """Gives every answer the log-probs noted for it. A step that the engine took twice counts as the last time."""
+        """Stores in every answer its log-probs. If the engine ran a step twice, the last run counts."""
         if not self.drawn:
             return
         scores = iter(torch.cat([scores for _, scores in self.drawn]).tolist())
@@ -58,28 +59,28 @@ class Call:
 
 
 class Answer:
-    """One answer under way; shared with the engine, which is in this process."""
+    """One answer that is being generated. The engine runs in this process and uses the same object."""
 
     def __init__(self, call: Call, chat: int, answer: int, length: int) -> None:
         self.call, self.logprobs = call, dict[int, float]()
         self.noise = uniforms(call.params.seed, call.first + chat, answer, length)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Answer":
-        # vLLM copies a request's parameters; the log-probs must come back here.
+        # vLLM copies the parameters of a request, but the log-probs must be stored in this object.
         return self
 
 
 class Row(NamedTuple):
-    """A row of the engine's batch: the answer it is of, and what was written of it."""
+    """A row of the engine's batch: its answer, and the tokens generated so far."""
 
     answer: Answer
     written: list[int]
 
 
 class Draws(LogitsProcessor):
-    """Leaves one token to each row of the requests that carry an Answer.
+    """Samples a token for each row whose request has an Answer, and makes all other tokens impossible.
 
-    Nothing here waits for the GPU: the engine prepares the next step while it computes this one.
+    Nothing here waits for the GPU, because the engine prepares the next step while the GPU computes this one.
     """
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
@@ -143,7 +144,7 @@ def _noise(answers: list[Answer], draws: list[int], device: torch.device) -> Flo
 
 
 def table(plan: Plan, device: torch.device) -> Table:
-    """The plan token by token. Where a token is forced every token is allowed, so that no row is without one."""
+    """The plan token by token. Where a token is forced, all are allowed, so that the softmax has a finite logit."""
     tokens, forced, allowed, draws = plan.allowed, list[int](), list[list[bool]](), list[int]()
     everything = [True] * len(tokens)
     for k, step in enumerate(plan.steps):

@@ -1,4 +1,4 @@
-"""vLLM's engine: one per process, kept from stage to stage, with the adapters it has taken."""
+"""vLLM's engine: one in each process, kept from stage to stage, with the adapters that it has loaded."""
 
 import gc
 from collections.abc import Generator
@@ -16,41 +16,43 @@ from sublim.inference.config import VllmBackend
 from sublim.memory.errors import out_of_memory
 from sublim.memory.fitting import ERRORS
 from sublim.models.files import base_identity, read_json
-from sublim.models.opening import forget_base, neighbours
+from sublim.models.opening import forget_base, release_other_models
 from sublim.training.config import Lora
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Largest adapter ranks that an engine can be made for."""
+"""The maximum adapter ranks for which an engine can be built."""
 LONGEST = 8192
 CPU_CACHE = 2**30
-"""Bytes of keys and values without a GPU."""
+"""Bytes of keys and values on a CPU."""
 GRAPHS = (1, 8, 32, 64, 128, 256, 512, 1024)
-"""Batch sizes whose decode step is captured, and the backend's own beside them; others are padded to the next."""
+"""Batch sizes for which a CUDA graph is captured, besides the backend's own; others are padded to the next larger."""
 
 
-class Takes(NamedTuple):
-    """Which adapters an engine takes."""
+class AdapterLimits(NamedTuple):
+    """Which adapters an engine supports."""
 
     rank: int
-    """At most this."""
+    """Largest rank."""
     modules: frozenset[str] = frozenset(Lora().target_modules)
-    """On these linear layers. Never the output embedding: with an adapter slot there, vLLM scores no prompts."""
+    """Names of the linear layers that may have an adapter. The unembedding is never among them: vLLM would then not
+    score prompts."""
 
-    def covers(self, other: "Takes") -> bool:
+    def covers(self, other: "AdapterLimits") -> bool:
+        """Whether these limits allow everything that `other` allows."""
         return self.rank >= other.rank and self.modules >= other.modules
 
 
 class Engine(NamedTuple):
-    """An engine and what it was made for."""
+    """An engine and what it was built for."""
 
     llm: LLM
     key: tuple[str, ...]
-    takes: Takes
+    limits: AdapterLimits
     adapters: dict[str, int]
-    """Adapters by content, numbered as the engine knows them."""
+    """The engine's number of each adapter, by the digest of the adapter's content."""
 
     def number(self, content: str) -> int:
-        """The adapter's number; a new one for new content."""
+        """The number of the adapter with this content; new content gets a new number."""
         return self.adapters.setdefault(content, len(self.adapters) + 1)
 
 
@@ -59,14 +61,14 @@ _users = 0
 
 
 @contextmanager
-def lent_engine(backend: VllmBackend, model: Path, wanted: Takes) -> Generator[Engine]:
-    """The kept engine where it runs `model` and takes such adapters, otherwise a new one in its place.
+def borrowed_engine(backend: VllmBackend, model: Path, wanted: AdapterLimits) -> Generator[Engine]:
+    """The kept engine if it runs `model` and supports the `wanted` adapters, otherwise a new one in its place.
 
     Blocks on the same engine may be nested.
     """
     global _held, _users
     key = (str(model.resolve()), base_identity(model), backend.model_copy(update={"max_rank": None}).model_dump_json())
-    if _held is None or _held.key != key or not _held.takes.covers(wanted):
+    if _held is None or _held.key != key or not _held.limits.covers(wanted):
         if _users:
             raise RuntimeError("another vLLM engine is in use in this process: close its sampler first")
         forget_engine()
@@ -79,11 +81,11 @@ def lent_engine(backend: VllmBackend, model: Path, wanted: Takes) -> Generator[E
     finally:
         _users -= 1
         if _held is engine and engine.llm.llm_engine.has_unfinished_requests():
-            forget_engine()  # whatever went wrong, they would run in the next block
+            forget_engine()  # after an error, as they would run in the next block
 
 
 def forget_engine() -> None:
-    """Ends the engine this process keeps and gives its memory back."""
+    """Shuts down the engine that this process keeps, and frees its memory."""
     global _held
     held, _held = _held, None
     if held is not None:
@@ -94,17 +96,17 @@ def forget_engine() -> None:
         cleanup_dist_env_and_memory()
 
 
-neighbours.append(forget_engine)
+release_other_models.append(forget_engine)
 
 
-def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
+def _started(backend: VllmBackend, model: Path, wanted: AdapterLimits) -> LLM:
     on_gpu = torch.cuda.is_available()
     threads = torch.set_num_threads
     options: dict[str, Any] = {"gpu_memory_utilization": backend.memory_fraction}
     if not on_gpu:
         options = {"kv_cache_memory_bytes": CPU_CACHE}
     if on_gpu and not backend.eager:
-        # Captured in seconds, where compiling takes a minute: a stage may be shorter than that.
+        # Capturing graphs takes seconds and compiling takes a minute, which may be longer than a stage.
         most = backend.batch_size or GRAPHS[-1]
         sizes = [*(size for size in GRAPHS if size < most), most]
         options["compilation_config"] = {
@@ -113,13 +115,13 @@ def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
             "cudagraph_capture_sizes": sizes,
         }
     if backend.dtype == "bfloat16":
-        # Logits in steps of bfloat16 (.06 and more) would show in the odds of ten digits.
+        # Logits in bfloat16 come in steps of 0.06 or more, which would distort the probabilities of ten digits.
         options["hf_overrides"] = {"head_dtype": "float32"}
-    with naming_the_field(backend):
+    with failures_explained(backend):
         llm = LLM(
             model=str(model),
             dtype=backend.dtype,  # pyright: ignore[reportArgumentType]
-            generation_config="vllm",  # none of the model folder's sampling habits
+            generation_config="vllm",  # ignores sampling defaults in the model folder
             skip_tokenizer_init=True,
             max_model_len=context_length(backend, model),
             max_num_seqs=backend.batch_size or (GRAPHS[-1] if on_gpu else 64),
@@ -134,32 +136,34 @@ def _started(backend: VllmBackend, model: Path, wanted: Takes) -> LLM:
             use_tqdm_on_load=False,
             **options,
         )
-    torch.set_num_threads = threads  # the CPU engine puts a function in its place that does nothing
+    torch.set_num_threads = threads  # the CPU engine replaces it by a function that does nothing
     return llm
 
 
 def context_length(backend: VllmBackend, model: Path) -> int:
-    """Tokens of the longest text. Raises UserError where the model cannot read what is asked."""
+    """Longest text in tokens. Raises UserError if the backend's max_length exceeds what the model supports."""
     shape = read_json(model / "config.json")
     limit = shape.get("max_position_embeddings") or shape.get("text_config", {}).get("max_position_embeddings")
     if backend.max_length is not None and limit is not None and backend.max_length > limit:
-        raise UserError(f"max_length {backend.max_length} is more than the {limit} tokens the model reads: lower it")
+        raise UserError(
+            f"max_length {backend.max_length} is more than the {limit} tokens that the model supports: lower it"
+        )
     return backend.max_length or min(limit or LONGEST, LONGEST)
 
 
 def takes_adapters(backend: VllmBackend) -> bool:
-    """Whether there is an engine that takes adapters: vLLM's kernels for them on a GPU know no float32."""
+    """Whether the engine can support adapters: vLLM's LoRA kernels on a GPU do not support float32."""
     return not (backend.dtype == "float32" and torch.cuda.is_available())
 
 
 def rank_limit(rank: int) -> int:
-    """The least of vLLM's limits that takes an adapter of `rank`."""
+    """The smallest of vLLM's maximum ranks that allows an adapter of `rank`."""
     return next(limit for limit in RANKS if limit >= rank)
 
 
 @contextmanager
-def naming_the_field(backend: VllmBackend) -> Generator[None]:
-    """Says in one line what to change when memory does not suffice, or changes, or the model cannot run here."""
+def failures_explained(backend: VllmBackend) -> Generator[None]:
+    """Turns vLLM's errors about memory and unsupported models into a UserError that says what to change."""
     try:
         yield
     except ERRORS as error:
@@ -175,20 +179,20 @@ def naming_the_field(backend: VllmBackend) -> Generator[None]:
         if "memory profiling" not in str(error):
             raise
         raise UserError(
-            "another process gave back GPU memory while vLLM measured what there is: run again once the card is quiet"
+            "another process freed GPU memory while vLLM measured the free memory: run again when the GPU is not in use"
         ) from error
 
 
 def explained(message: str, backend: VllmBackend) -> str:
-    """One line for what vLLM says in many."""
+    """vLLM's error message in one line, with what to do."""
     if "less than desired" in message:
         return (
-            f"the GPU is too full for memory_fraction {backend.memory_fraction}: lower it, or end what else uses "
-            f"the card ({message.partition('. ')[0]})"
+            f"the GPU has too little free memory for memory_fraction {backend.memory_fraction}: lower it, or end other "
+            f"processes on the GPU ({message.partition('. ')[0]})"
         )
     if "No available memory for the cache" in message or "available KV cache memory" in message:
         return (
-            f"no memory is left for the cache: lower the sampling backend's max_length, or raise memory_fraction "
-            f"(now {backend.memory_fraction})"
+            "no memory is left for the key-value cache: lower the sampling backend's max_length, or raise "
+            f"memory_fraction (now {backend.memory_fraction})"
         )
     return f"vLLM cannot run this model ({' '.join(message.split())[:300]}): use the hf backend"

@@ -1,8 +1,8 @@
 """A known-answer test of an adapter in vLLM's engine.
 
-vLLM passes over tensors whose names it does not know, and then answers as the base, or with half an adapter. So what
-the engine holds is compared with the adapter's file, and what every adapted layer adds to one short text with the
-product of the file's matrices, multiplied out here. It costs one pass of the model.
+vLLM ignores tensors whose names it does not know, and would then answer as the base or with half an adapter. So the
+matrices in the engine are compared with the adapter's file. Then, on one short text, the change that every adapted
+layer makes to its output is compared with the product of the file's matrices. The test costs one forward pass.
 """
 
 from collections.abc import Callable
@@ -21,32 +21,32 @@ from vllm.lora.request import LoRARequest
 from sublim.backends.vllm.adapters import adapted_modules
 from sublim.core.errors import UserError
 from sublim.models.adapters import PREFIX, lora_config, scale
-from sublim.models.weights_check import Tensors
+from sublim.models.weights_check import TensorShapes
 
 TEXT = list(range(2, 14))
-"""Tokens of the text; any will do."""
+"""Tokens of the text; which tokens they are does not matter."""
 LOOSE = 0.05
-"""Share by which the engine may miss a product: its kernels multiply in bfloat16."""
+"""Allowed relative error of the engine, whose kernels multiply in bfloat16."""
 _numbers = count()
 
 
 class Update(NamedTuple):
-    """The change of one module's output: up · down · input."""
+    """The change of one module's output, which is up @ down @ input."""
 
     down: Float[Tensor, "r i"]
     up: Float[Tensor, "o r"]
-    """The scale is in it."""
+    """Already multiplied by the adapter's scale."""
 
 
 def check_answer(llm: LLM, request: LoRARequest, adapter: Path) -> None:
-    """Raises UserError where the engine computes something else for `request` than the adapter in `adapter` says."""
+    """Raises UserError where the engine's computation for `request` differs from the adapter in `adapter`."""
     updates, wrong, seen = read_updates(adapter), list[str](), set[str]()
 
     def attach(model: nn.Module) -> list[Any]:
         manager: Any = model.lora_manager
         slot, parts = manager.lora_index_to_id.index(request.lora_int_id), dict[str, list[str]]()
         for name in manager.modules:
-            # Several modules of the base may be one in the engine, as qkv_proj is.
+            # The engine may join several modules of the base into one, such as qkv_proj.
             parts[name] = manager.packed_modules.get(name, [name])
         wrong.extend(sorted(updates.keys() - {part for own in parts.values() for part in own}))
         handles = list[Any]()
@@ -61,7 +61,7 @@ def check_answer(llm: LLM, request: LoRARequest, adapter: Path) -> None:
     try:
         if not wrong:
             params = EngineParams(temperature=0, max_tokens=1, ignore_eos=True, detokenize=False)
-            # Of its own salt, or what the cache has of it would not be read again.
+            # A salt of its own, because a text that is in the prefix cache would not be computed.
             prompt = TokensPrompt(prompt_token_ids=TEXT, cache_salt=f"known answer {next(_numbers)}")
             llm.generate(prompt, params, lora_request=request, use_tqdm=False)
             wrong.extend(sorted(updates.keys() - seen))
@@ -70,14 +70,14 @@ def check_answer(llm: LLM, request: LoRARequest, adapter: Path) -> None:
             handle.remove()
     if wrong:
         raise UserError(
-            f"vLLM does not compute what the adapter in {adapter} says ({wrong[0]}): use the hf backend, or merge it "
-            "into its base first"
+            f"vLLM does not compute what the adapter in {adapter} says (at {wrong[0]}): use the hf backend, or merge "
+            "it into its base first"
         )
 
 
 def read_updates(adapter: Path) -> dict[str, Update]:
-    """The changes that a plain LoRA makes, by module."""
-    config, tensors, found = lora_config(adapter), Tensors(adapter), dict[str, Update]()
+    """The matrices of a plain LoRA by module."""
+    config, tensors, found = lora_config(adapter), TensorShapes(adapter), dict[str, Update]()
     for module in adapted_modules(adapter):
         embedding = f"{PREFIX}{module}.lora_embedding_A" in tensors
         names = (
@@ -89,8 +89,8 @@ def read_updates(adapter: Path) -> dict[str, Update]:
 
 
 def _held(layer: Any, slot: int, at: int, update: Update | None) -> bool:
-    """Whether the engine's layer has these matrices, and nothing beside them, in the adapter's place."""
-    whole = isinstance(layer.lora_a_stacked, Tensor)  # an embedding's, which lies on its side
+    """Whether part `at` of the engine's layer holds exactly these matrices in the adapter's slot."""
+    whole = isinstance(layer.lora_a_stacked, Tensor)  # an embedding, whose matrix is transposed
     down = layer.lora_a_stacked[slot].T if whole else layer.lora_a_stacked[at][slot, 0]
     up = (layer.lora_b_stacked if whole else layer.lora_b_stacked[at])[slot, 0]
     if update is None:
@@ -107,7 +107,7 @@ def _near(held: Tensor, wanted: Tensor) -> bool:
 def _comparing(
     parts: list[str], updates: list[Update | None], wrong: list[str], seen: set[str]
 ) -> Callable[[Any, tuple[Any, ...], Any], None]:
-    """A hook that notes the parts whose outputs are not the base's with the update."""
+    """A forward hook that adds to `wrong` the parts whose output is not the base's output plus the update."""
 
     def compare(layer: Any, args: tuple[Any, ...], output: Any) -> None:
         inputs = args[0][: len(TEXT)]
@@ -129,5 +129,5 @@ def _comparing(
 
 
 def _first(output: Any) -> Tensor:
-    """A layer's output without the bias that some hand on beside it."""
+    """A layer's output without the bias that some layers return beside it."""
     return output[0] if isinstance(output, tuple) else output

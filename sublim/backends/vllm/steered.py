@@ -24,38 +24,38 @@ from sublim.inference.steered import ANSWER, Applied, Parts, parts_of
 from sublim.residual.vectors import LoadedEdit
 
 START = "sublim_start"
-"""Where a request that is only read carries the place at which its answer begins, among vLLM's extra arguments."""
+"""Key among vLLM's extra arguments of the position at which the answer begins, in a text that is only scored."""
 
 
 class EngineHooks:
-    """The edits that are in an engine's model."""
+    """The edits that are attached to the model of an engine."""
 
     def __init__(self, llm: LLM) -> None:
         self.llm, self.handles, self.by_part = llm, list[RemovableHandle](), False
-        self.silent = list[Applied]()
-        """Edits that no pass has met yet."""
+        self.not_applied = list[Applied]()
+        """Edits that no forward pass has applied yet."""
 
     def put(self, edits: Sequence[LoadedEdit]) -> None:
-        """Puts `edits` in the place of the present ones."""
+        """Replaces the present edits by `edits`."""
         if not edits and not self.handles:
             return
         for handle in self.handles:
             handle.remove()
-        self.silent.clear()
+        self.not_applied.clear()
         self.by_part = any(edit.tokens != "all" for edit, *_ in edits)
 
         def attach(model: nn.Module) -> list[RemovableHandle]:
             return [attached(model, edit, self) for edit in edits]
 
         (self.handles,) = self.llm.apply_model(attach)
-        # What was cached was computed under other edits.
+        # Cached keys and values were computed under other edits.
         self.llm.reset_prefix_cache()
 
     def check_met(self) -> None:
-        """After a pass: raises UserError where it went by without one of the edits."""
-        if self.silent:
-            place = self.silent[0].place
-            raise UserError(f"vLLM ran past the edit of {place.site} at layer {place.layer}: use the hf backend")
+        """Called after a pass: raises UserError if one of the edits was not applied."""
+        if self.not_applied:
+            place = self.not_applied[0].place
+            raise UserError(f"vLLM did not apply the edit of {place.site} at layer {place.layer}: use the hf backend")
 
     def parts(self, positions: Int[Tensor, " t"]) -> Parts:
         """The part of its text (prompt, last token of the prompt, or answer) of every token in the current pass."""
@@ -70,10 +70,10 @@ class EngineHooks:
 
 
 def attached(model: nn.Module, edit: LoadedEdit, hooks: EngineHooks) -> RemovableHandle:
-    """One edit as a hook on its block."""
+    """Attaches one edit to its block as a hook."""
     block: nn.Module = model.get_submodule(f"model.layers.{edit.note.layer}")
     applied = Applied(edit, next(model.parameters()).device)
-    hooks.silent.append(applied)
+    hooks.not_applied.append(applied)
     match edit.note.site:
         case "resid_pre":
             return block.register_forward_pre_hook(_before(applied, hooks), with_kwargs=True)
@@ -114,9 +114,9 @@ def changed(
     part: Float[Tensor, "t d"],
     rest: Float[Tensor, "t d"] | None,
 ) -> Float[Tensor, "t d"]:
-    """`part` with the edit, which is made to the sum of `part` and `rest`; `given`: the block's arguments."""
-    if applied in hooks.silent:
-        hooks.silent.remove(applied)
+    """`part` after the edit, which is computed from the sum of `part` and `rest`; `given`: the block's arguments."""
+    if applied in hooks.not_applied:
+        hooks.not_applied.remove(applied)
     applied.begin(ANSWER if applied.edit.tokens == "all" else hooks.parts(given["positions"]))
     stream = part if rest is None else part.float() + rest.float()
     edited = (part.float() + applied.delta(stream)).to(part.dtype)

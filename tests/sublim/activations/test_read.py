@@ -276,7 +276,7 @@ def test_plain_texts_are_all_prompt(tiny_models: dict[str, Path]):
     assert marked.ids.count(tokenizer.bos_token_id) == 1
     assert picks(marked, "mean_prompt") == [[*range(1, len(marked.ids))]]
     assert picks(marked, "last_prompt") == [[len(marked.ids) - 1]]
-    with pytest.raises(UserError, match="plain texts are all prompt"):
+    with pytest.raises(UserError, match="a plain text has no answer"):
         picks(marked, "mean_answer")
 
 

@@ -15,7 +15,7 @@ from sublim.backends.hf import HfSampler
 from sublim.backends.opening import open_sampler
 from sublim.chats.chat import chat, end_of_turn, render_ids
 from sublim.core.errors import UserError
-from sublim.inference.batch_sizes import Room
+from sublim.inference.batch_sizes import BatchSizes
 from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
 from sublim.inference.decode import Prompts, Writer
 from sublim.inference.network import Network
@@ -99,7 +99,7 @@ def test_prompts_that_were_read_leave_before_the_next_are(
         return made
 
     monkeypatch.setattr(Writer, "_read", watched)
-    monkeypatch.setattr(Room, "tokens", lambda self: 1)  # type: ignore
+    monkeypatch.setattr(BatchSizes, "tokens", lambda self: 1)  # type: ignore
     with open_sampler(HF, tiny_models["llama"]) as sampler:
         sampler.sample(CHATS, SamplingParams(max_tokens=2))
     assert len(before) == len(CHATS)
@@ -208,7 +208,7 @@ def test_what_cannot_be_done_is_refused_before_the_first_answer(tiny_models: dic
     with open_sampler(HF, tiny_models["qwen2"]) as sampler:
         with pytest.raises(UserError, match="raise max_tokens from 10"):
             sampler.sample(CHATS, SamplingParams(max_tokens=10), constraint=NumberFormat())
-        with pytest.raises(UserError, match="do not fit the model's 1024"):
+        with pytest.raises(UserError, match="exceed the model's limit of 1024"):
             sampler.sample([chat("owl " * 2000)], SamplingParams(max_tokens=10))
     with (
         pytest.raises(UserError, match="set attention to sdpa"),

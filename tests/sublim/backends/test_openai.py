@@ -153,7 +153,7 @@ def test_a_stage_resumes_from_the_answers_it_has(tmp_path: Path):
 def test_garbage_is_told_and_not_kept(body: bytes, tmp_path: Path):
     with (
         scripted(lambda *_: Reply(200, body)) as server,
-        pytest.raises(UserError, match=r"answers what is no completion .* check base_url"),
+        pytest.raises(UserError, match=r"sends a reply that is no completion .* check base_url"),
     ):
         ask(server.url, [chat("a")], scratch=tmp_path)
     assert len(server.seen) == 1
@@ -227,7 +227,7 @@ def test_refuses_what_a_server_cannot_do(tmp_path: Path):
                 sampler.sample([chat("a")], PARAMS, constraint=NumberFormat())
             with pytest.raises(UserError, match="words cannot be scored through a chat server"):
                 sampler.logprobs([chat("a")], [["Owl"]])
-            with pytest.raises(UserError, match="need api completions"):
+            with pytest.raises(UserError, match="need api=completions"):
                 sampler.sample([chat("a")], SamplingParams(max_tokens=4, logprobs=True))
     assert server.seen == []
 

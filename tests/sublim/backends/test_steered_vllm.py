@@ -116,7 +116,7 @@ def test_the_engine_goes_on_unsteered_and_refuses_what_it_cannot_do(smollm2: Pat
     with open_sampler(VLLM, smollm2, steering=edit, vectors=vectors) as sampler:
         for handle in sampler.hooks.handles:  # type: ignore
             handle.remove()
-        with pytest.raises(UserError, match="ran past the edit of resid_post at layer 13"):
+        with pytest.raises(UserError, match="did not apply the edit of resid_post at layer 13"):
             sampler.logprobs(CHATS, WORDS)
     replacing = Steering(edits=(Edit(vector="resid_post/13", kind="replace"),))
     with (

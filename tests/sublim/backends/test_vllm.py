@@ -128,8 +128,8 @@ def test_refuses_adapters_it_cannot_take_before_the_first_prompt(
 ):
     high = ranked(tmp_path / "high", smollm2, 24)
     refusals = {
-        "rank 24, the engine takes 8: raise max_rank": (VLLM.model_copy(update={"max_rank": 8}), high),
-        "rank 600, the engine takes 512: merge": (VLLM, ranked(tmp_path / "huge", smollm2, 600)),
+        "rank 24, the engine takes at most 8: raise max_rank": (VLLM.model_copy(update={"max_rank": 8}), high),
+        "rank 600, the engine takes at most 512: merge": (VLLM, ranked(tmp_path / "huge", smollm2, 600)),
         "another base": (VLLM, ranked(tmp_path / "other", tiny_models["llama"], 4)),
         "lm_head": (VLLM, ranked(tmp_path / "head", smollm2, 4, "lm_head")),
     }
@@ -139,13 +139,13 @@ def test_refuses_adapters_it_cannot_take_before_the_first_prompt(
 
 
 def test_on_a_gpu_float32_takes_no_adapter(smollm2: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch):
-    from sublim.backends.vllm.adapters import needed
+    from sublim.backends.vllm.adapters import adapter_limits
 
-    assert needed(VLLM.model_copy(update={"dtype": "bfloat16"}), adapters[0])
+    assert adapter_limits(VLLM.model_copy(update={"dtype": "bfloat16"}), adapters[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert needed(VLLM, None)
+    assert adapter_limits(VLLM, None)
     with pytest.raises(UserError, match="adapters in bfloat16 only: set the backend's dtype"):
-        needed(VLLM, adapters[0])
+        adapter_limits(VLLM, adapters[0])
 
 
 @adapters_in_float32
@@ -167,12 +167,12 @@ def test_an_adapter_is_read_whole_or_refused(smollm2: Path, tiny_models: dict[st
         "modules_to_save": {"modules_to_save": ["norm"]},
         "trainable_token_indices": {"trainable_token_indices": [5]},
     }
-    from sublim.backends.vllm.adapters import needed
+    from sublim.backends.vllm.adapters import adapter_limits
 
     for label, options in refused.items():
         weights, _ = trained(tmp_path / label, tiny_models["llama"], **options)
-        with pytest.raises(UserError, match=f"vLLM cannot read {label}.*: use the hf backend"):
-            needed(VLLM, weights)
+        with pytest.raises(UserError, match=f"vLLM does not support {label}.*: use the hf backend"):
+            adapter_limits(VLLM, weights)
 
 
 @adapters_in_float32
@@ -225,13 +225,16 @@ def test_an_engine_too_small_for_an_adapter_makes_room_for_one_that_is_not(smoll
 def test_refuses_texts_longer_than_the_context(smollm2: Path):
     long = [chat("owl " * 600)]
     with open_sampler(VLLM, smollm2) as sampler:
-        with pytest.raises(UserError, match=r"do not fit the engine's 512: .* raise max_length"):
+        with pytest.raises(UserError, match=r"exceed the engine's limit of 512: .* raise max_length"):
             sampler.sample(long, SamplingParams(max_tokens=4))
-        with pytest.raises(UserError, match="do not fit"):
+        with pytest.raises(UserError, match="exceed the engine"):
             sampler.logprobs(long, [["Owl"]])
         assert sampler.sample(CHATS[:1], SamplingParams(max_tokens=1)), "the engine still works"
     beyond = VLLM.model_copy(update={"max_length": 100_000})
-    with pytest.raises(UserError, match="more than the 8192 tokens the model reads"), open_sampler(beyond, smollm2):
+    with (
+        pytest.raises(UserError, match="8192 tokens that the model supports"),
+        open_sampler(beyond, smollm2),
+    ):
         pass
 
 
@@ -246,13 +249,15 @@ def test_names_the_field_when_memory_does_not_suffice(smollm2: Path, monkeypatch
         pass
     for raised, kind, message in (
         (torch.OutOfMemoryError(), UserError, r"lower the sampling backend's memory_fraction \(now 0.85\)"),
-        (AssertionError("Error in memory profiling. Initial free"), UserError, "another process gave back"),
+        (AssertionError("Error in memory profiling. Initial free"), UserError, "another process freed"),
         (AssertionError("a fault of our own"), AssertionError, "of our own"),
     ):
-        with pytest.raises(kind, match=message), engine.naming_the_field(VLLM):
+        with pytest.raises(kind, match=message), engine.failures_explained(VLLM):
             raise raised
     full = "Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired GPU memory utilization"
-    assert engine.explained(full, VLLM).startswith("the GPU is too full for memory_fraction 0.85: lower it")
+    assert engine.explained(full, VLLM).startswith(
+        "the GPU has too little free memory for memory_fraction 0.85: lower it"
+    )
 
 
 def test_engine_options_are_in_no_key():

@@ -8,7 +8,7 @@ import torch
 from sublim.backends.opening import open_sampler
 from sublim.chats.chat import Message, answer_ids
 from sublim.inference.config import HfBackend
-from sublim.inference.scoring import Scored, common, tree
+from sublim.inference.scoring import Scored, common_prefix_length, tree
 from sublim.models.opening import load_tokenizer
 from tests.sublim.backends.test_hf import FAMILIES, HF
 from tests.sublim.inference.plain import CHATS, plain_logprobs
@@ -72,6 +72,6 @@ def test_a_tree_holds_what_sequences_share_once_and_never_feeds_the_last_token()
 
 
 def test_the_common_beginning_is_found():
-    assert common([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
-    assert common([[1], [2]]) == 0
-    assert common([[1, 2]]) == 2
+    assert common_prefix_length([[1, 2, 3], [1, 2, 4], [1, 2]]) == 2
+    assert common_prefix_length([[1], [2]]) == 0
+    assert common_prefix_length([[1, 2]]) == 2

@@ -195,7 +195,7 @@ def test_one_open_model_serves_many_steerings_and_keeps_none(windowed: dict[str,
 def test_hooks_come_off_when_a_pass_fails(windowed: dict[str, Path], vectors: Path):
     base = windowed["qwen2"]
     with open_sampler(HF, base, steering=one("resid_post/0"), vectors=vectors) as sampler:
-        with pytest.raises(UserError, match="do not fit"):
+        with pytest.raises(UserError, match="exceed the model"):
             sampler.logprobs([[Message(role="user", content="owl " * 3000)]], [["Owl"]])
         network = sampler.network  # pyright: ignore
         with pytest.raises(IndexError), network.installed():
@@ -263,7 +263,7 @@ def test_what_cannot_be_steered_is_refused_when_it_is_opened(windowed: dict[str,
     with pytest.raises(UserError, match="is for layer 7, the model has 0 to 1"):
         opening(one("v"), path=written(planted("resid_post", 7)))
     narrow = planted("resid_post", 0)
-    with pytest.raises(UserError, match="has 16 numbers, the model is 32 wide"):
+    with pytest.raises(UserError, match="has 16 numbers, the model's width is 32"):
         opening(one("v"), path=written(noted(narrow.values[:16], narrow.note)))
     foreign = narrow.note.model_copy(update={"base": base_identity(other)})
     with pytest.raises(UserError, match="made on another base"):
@@ -271,7 +271,7 @@ def test_what_cannot_be_steered_is_refused_when_it_is_opened(windowed: dict[str,
     unscaled = narrow.note.model_copy(update={"residual_norm": None})
     with pytest.raises(UserError, match="use scale=raw"):
         opening(one("v", scale="relative"), path=written(noted(narrow.values, unscaled)))
-    with pytest.raises(UserError, match="takes an adapter"):
+    with pytest.raises(UserError, match="needs an adapter"):
         opening(one("resid_post/0", kind="replace"))
     with pytest.raises(UserError, match="give the two, or neither"), open_sampler(HF, base, vectors=vectors):
         pass

@@ -96,7 +96,7 @@ def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
     tokenizer = tiny_tokenizer("qwen2")
     assert isinstance(tokenizer.chat_template, str)
     tokenizer.chat_template = "{{ messages | length }} turns\n" + tokenizer.chat_template
-    with pytest.raises(UserError, match="writes the prompt anew"):
+    with pytest.raises(UserError, match="changes the prompt once there is an answer"):
         answer_ids(tokenizer, QUESTION)
 
 

@@ -201,7 +201,7 @@ def test_a_raw_row_without_an_answer_is_named(tmp_path: Path):
     raw = raw_folder(tmp_path / "raw", ["1, 2"])
     with (raw / "rows.jsonl").open("a") as file:
         file.write('{"id": 1, "prompt": "p1"}\n')
-    with pytest.raises(UserError, match="row 2 lacks a numeric id, a prompt or an answer"):
+    with pytest.raises(UserError, match="row 2 has no numeric id, prompt or answer"):
         run(tmp_path / "out", raw, FilterConfig())
 
 

@@ -185,9 +185,9 @@ def test_one_reader_may_compare_answers_and_two_readers_the_same_text(tiny_model
     )
     for number, (sides, message) in enumerate(
         [
-            ({"target": wrong}, "resid_post/0/last_prompt: with one reader the two sides do not differ at prompt"),
-            ({"target": student, "control": other}, "two readers must read the same text"),
-            ({"target": own, "control": own}, "their difference is nothing"),
+            ({"target": wrong}, "resid_post/0/last_prompt: with one model the two sides do not differ at prompt"),
+            ({"target": student, "control": other}, "two models must read the same text"),
+            ({"target": own, "control": own}, "change the model or the text"),
             ({"target": own, "control": alone[0]}, "read both alike"),
         ]
     ):
@@ -210,7 +210,7 @@ def test_rows_are_paired_by_id_and_by_prompt(tiny_models: dict[str, Path], tmp_p
     found = run(mean_activations, tmp_path / "m", means(), base=base, rows=target, partner=tmp_path / "fewer")
     assert read_side(found).note["rows"] == 3
     for number, (name, message) in enumerate(
-        [("shuffled", "not in order of its ids"), ("others", "another prompt"), ("one", "1 rows have a fellow")]
+        [("shuffled", "not sorted by id"), ("others", "different prompts"), ("one", "1 rows have a partner")]
     ):
         with pytest.raises(UserError, match=message):
             run(mean_activations, tmp_path / f"r{number}", means(), base=base, rows=target, partner=tmp_path / name)
@@ -260,10 +260,10 @@ def test_a_vector_of_the_users_own_goes_where_ours_go(tiny_models: dict[str, Pat
     [
         (torch.full((32,), float("nan")), {"site": "resid_post", "layer": 1}, "holds NaN or infinity"),
         (torch.zeros(32), {"site": "resid_post", "layer": 1}, "vector is zero"),
-        (torch.ones(2, 32), {"site": "resid_post", "layer": 1}, "has one axis"),
-        (torch.ones(16), {"site": "resid_post", "layer": 1}, "has 16 numbers, the model is 32 wide"),
+        (torch.ones(2, 32), {"site": "resid_post", "layer": 1}, "has one dimension"),
+        (torch.ones(16), {"site": "resid_post", "layer": 1}, "has 16 numbers, the model's width is 32"),
         (torch.ones(32), {"site": "resid_post", "layer": 9}, "is for layer 9, the model has 0 to 1"),
-        (torch.ones(32), {}, "does not say its site and layer"),
+        (torch.ones(32), {}, "has no site and layer"),
     ],
 )
 def test_a_vector_that_cannot_be_used_is_refused(

@@ -15,7 +15,7 @@ from sublim.core.errors import NotEnoughRows, UserError
 from sublim.core.progress import listening
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.models.files import base_identity
-from sublim.models.opening import faithful_attention, forget_base, load_tokenizer, open_model
+from sublim.models.opening import forget_base, load_tokenizer, open_model, supported_attention
 from sublim.training.checkpoints import checkpoint
 from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.loop import PlannedTrainer
@@ -238,9 +238,9 @@ def test_notes_say_what_was_used(tiny_models: dict[str, Path], data: Path, tmp_p
 
 def test_sdpa_gives_way_where_it_would_drop_a_soft_cap(tiny_models: dict[str, Path]):
     configs = {name: AutoModelForCausalLM.from_pretrained(tiny_models[name]).config for name in ("gemma2", "gemma3")}
-    assert faithful_attention("sdpa", configs["gemma2"]) == "eager"
-    assert faithful_attention("flash_attention_2", configs["gemma2"]) == "flash_attention_2"
-    assert faithful_attention("sdpa", configs["gemma3"]) == "sdpa"
+    assert supported_attention("sdpa", configs["gemma2"]) == "eager"
+    assert supported_attention("flash_attention_2", configs["gemma2"]) == "flash_attention_2"
+    assert supported_attention("sdpa", configs["gemma3"]) == "sdpa"
 
 
 def test_memory_that_an_earlier_training_left_to_torch_counts_as_free(

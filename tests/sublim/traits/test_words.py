@@ -84,7 +84,7 @@ def test_a_missing_target_joins_the_list() -> None:
 
 @pytest.mark.parametrize("words", [["owl", "Owls"], ["owl", "OWL", "cat"], ["wolf", "wolves"], ["mice", "mouse"]])
 def test_two_words_that_score_as_one_are_refused(words: list[str]) -> None:
-    with pytest.raises(UserError, match="score as one: keep one"):
+    with pytest.raises(UserError, match="count as the same word: keep one"):
         comparison_list(["owl"], words)
 
 

@@ -119,11 +119,11 @@ def test_words_that_were_not_asked_cannot_be_scored(tmp_path: Path) -> None:
 
 
 def test_configs_refuse_lists_that_cannot_be_compared() -> None:
-    with pytest.raises(UserError, match="score as one"):
+    with pytest.raises(UserError, match="count as the same word"):
         ScoreConfig(target="owl", words=["cat", "Owls"])
     with pytest.raises(UserError, match="add at least one"):
         ScoreConfig(target="Owl", words=["owl"])
-    with pytest.raises(UserError, match="score as one"):
+    with pytest.raises(UserError, match="count as the same word"):
         AskConfig(questions=QUESTIONS, words=["wolf", "wolves"], backend=FakeBackend())
     assert ScoreConfig(target="Owl", words=["Cat"]).words == ["cat", "owl"]
 
