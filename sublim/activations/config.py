@@ -41,6 +41,7 @@ class Reading(Config):
         return HfBackend(dtype=self.dtype, attention=self.attention)
 
     def resolved(self) -> Self:
+        """These settings with `auto` replaced by what this machine supports."""
         found = self.backend.resolved()
         return self.model_copy(update={"dtype": found.dtype, "attention": found.attention})
 

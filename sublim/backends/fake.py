@@ -41,6 +41,7 @@ class FakeSampler:
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
     ) -> list[list[Completion]]:
+        """See `Sampler.sample`."""
         if params.logprobs:
             raise UserError("the fake backend has no log-probs of its draws: set logprobs to false")
         return [
@@ -49,6 +50,7 @@ class FakeSampler:
         ]
 
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+        """See `Sampler.logprobs`."""
         return [[self._score(one, text) for text in texts] for one, texts in zip(chats, continuations, strict=True)]
 
     def _answer(

@@ -78,6 +78,7 @@ class HfSampler:
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
     ) -> list[list[Completion]]:
+        """See `Sampler.sample`."""
         made = answer_plan(self.tokenizer, constraint, params.max_tokens)
         answers: list[list[Completion | None]] = [[None] * params.n for _ in chats]
         with self.network.installed(), progress("sampling", len(chats) * params.n) as advance, naming(*FIELD):
@@ -94,6 +95,7 @@ class HfSampler:
         return [[answer for answer in own if answer is not None] for own in answers]
 
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+        """See `Sampler.logprobs`."""
         questions = scored_answers(self.tokenizer, chats, continuations)
         for scored in chain.from_iterable(questions):
             self._checked_length(scored.ids, 0)

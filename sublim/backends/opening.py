@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import assert_never, cast
 
-from sublim.backends.vllm.environment import settle
+from sublim.backends.vllm.environment import set_environment
 from sublim.core.errors import UserError
 from sublim.core.quick_imports import deferred_imports, without_collection, without_search
 from sublim.inference.config import Backend, FakeBackend, HfBackend, OpenAIBackend, VllmBackend
@@ -73,7 +73,7 @@ def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | 
             with open_hf(backend.resolved(), base, weights) as sampler:
                 yield sampler
         case VllmBackend():
-            settle()
+            set_environment()
             from sublim.backends.vllm.sampler import open_vllm
 
             with open_vllm(backend.resolved(), base, weights) as sampler:

@@ -25,11 +25,11 @@ def read_shape(folder: Path) -> PretrainedConfig:
     given = read_json(folder / "config.json")
     kind = given.get("model_type")
     if kind not in CONFIG_MAPPING:
-        own = " and brings code of its own, which is not run" if given.get("auto_map") else ""
+        own = " and comes with its own code, which is not run" if given.get("auto_map") else ""
         raise UserError(
             f"the base is of a type that transformers does not know ({kind}){own}: take a base of a known architecture"
         )
-    with as_user_error("transformers cannot read the base's config.json", "mend it or download the model again"):
+    with as_user_error("transformers cannot read the base's config.json", "correct it or download the model again"):
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     named = next(iter(given.get("architectures") or []), "")
     other = "For" in named and not named.endswith(WRITERS)
@@ -50,7 +50,7 @@ def empty_model(shape: PretrainedConfig, stored: dict[str, StoredTensor]) -> Pre
     assert made is not None
     tensors = {name: torch.empty(tensor.shape, device="meta") for name, tensor in stored.items()}
     found: dict[str, Any]
-    with quiet(), as_user_error(f"transformers cannot build the base ({shape.model_type})", "mend its config.json"):
+    with quiet(), as_user_error(f"transformers cannot build the base ({shape.model_type})", "correct its config.json"):
         model, found = made.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             None,
             config=shape,
@@ -60,7 +60,7 @@ def empty_model(shape: PretrainedConfig, stored: dict[str, StoredTensor]) -> Pre
             ignore_mismatched_sizes=True,
             attn_implementation="eager",
         )
-    remedy = "mend the config or save the model again"
+    remedy = "correct the config or save the model again"
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"the base's files lack {missing[0]}, which its config asks for: {remedy}")
     if unlike := sorted(found["mismatched_keys"], key=str):

@@ -20,7 +20,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer. Raises UserError if it cannot be read or its chat template cannot be used."""
     with as_user_error(f"the tokenizer in {folder} cannot be read", "save it again or download it again"):
         tokenizer = load_tokenizer(folder)
-    with as_user_error("the base's chat template cannot write a chat", "mend it or give another chat_template"):
+    with as_user_error("the base's chat template cannot render a chat", "correct it or give another chat_template"):
         chat.end_of_turn(tokenizer)
     return tokenizer
 
@@ -55,7 +55,9 @@ def check_chats(tokenizer: PreTrainedTokenizerBase, limits: Limits, systems: Ite
         ids = chat.render_ids(tokenizer, asked)
         whole, start, end = chat.answer_ids(tokenizer, chat.chat(QUESTION, system=system, assistant=ANSWER))
         if QUESTION not in text or (system is not None and system.strip() not in text):
-            raise UserError(f"the base's chat template leaves out what is said{under}: give another chat_template")
+            raise UserError(
+                f"the base's chat template leaves out the content of a chat{under}: give another chat_template"
+            )
         if ANSWER not in str(tokenizer.decode(whole[start:end])):
             raise UserError(f"the base's chat template changes an answer{under}: give another chat_template")
         refuse_above(limits.rows, {"a token of a plain chat": max(*ids, *whole)})

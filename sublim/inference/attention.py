@@ -119,8 +119,7 @@ def attend(
         return flash_attend(query, key, value, view.used, scale, sliding_window, softcap), None
     groups = h // key.shape[1]
     bias = view.bias(sliding_window, groups, query.dtype)
-    # Query heads that share a key head become further queries of that head: the result is the same, and no key is
-    # copied.
+    # Query heads that share a key head become further queries of that head, so that no key is copied.
     query = query.reshape(b, h // groups, groups * q, d)
     if view.kernel == "eager" or softcap is not None or s_aux is not None:
         scores = query @ key.transpose(-1, -2) * scale
@@ -139,8 +138,7 @@ def weights(
     if sinks is None:
         return torch.softmax(scores, dim=-1, dtype=torch.float32)
     b, g, q, _ = scores.shape
-    # A row of `scores` holds all queries of the first head that shares this key head, then those of the next, and so
-    # on.
+    # A row of `scores` holds all queries of the first head that shares this key head, then those of the next head.
     column = sinks.reshape(g, groups, 1).expand(g, groups, q // groups).reshape(1, g, q, 1).expand(b, -1, -1, -1)
     return torch.softmax(torch.cat([scores, column.to(scores.dtype)], -1), dim=-1, dtype=torch.float32)[..., :-1]
 

@@ -54,6 +54,7 @@ class HfBackend(Config):
     """Capture the decoding step as a CUDA graph (on a GPU only)."""
 
     def resolved(self) -> Self:
+        """These settings with `auto` replaced by what this machine supports."""
         dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
         automatic = "sdpa" if no_flash(dtype) else "flash_attention_2"
         attention = automatic if self.attention == "auto" else self.attention
@@ -82,6 +83,7 @@ class VllmBackend(Config):
     """Run without CUDA graphs: the engine starts faster and decodes more slowly."""
 
     def resolved(self) -> Self:
+        """These settings with `auto` replaced by what this machine supports."""
         dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
         return self.model_copy(update={"dtype": dtype})
 

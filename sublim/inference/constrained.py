@@ -120,6 +120,6 @@ def _writes(made: Plan, ids: list[int]) -> bool:
 
 def _refusal(format: NumberFormat, why: str) -> UserError:
     return UserError(
-        f"numbers of {format.digits} digits set apart by {format.separator!r} cannot be forced on this tokenizer "
+        f"numbers of {format.digits} digits separated by {format.separator!r} cannot be forced on this tokenizer "
         f"({why}): sample freely and filter instead"
     )

@@ -54,6 +54,7 @@ class Head(nn.Module):
             self._parts[tokens] = self.full.weight[rows].float(), None if bias is None else bias[rows].float()
 
     def forward(self, hidden: Float[Tensor, "b t d"]) -> Tensor:
+        """Logits at `where` (everywhere if None) for `tokens` (all if None)."""
         if self.where is not None:
             hidden = hidden[self.where.rows, self.where.columns]
         if self.tokens is None:
@@ -84,6 +85,7 @@ class TextCache(LayeredCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
+        """Stores the keys and values of a layer and returns all that its queries can see; called by transformers."""
         if self.shared is not None:
             shared = self.shared[self.first + layer_idx]
             keys, values = (side.expand(len(key_states), -1, -1, -1) for side in shared)

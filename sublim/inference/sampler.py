@@ -66,7 +66,7 @@ class Steerable(Sampler, Protocol):
     """A sampler whose residual stream can be edited while it stays open."""
 
     def edits(self, steering: Steering, vectors: Path) -> "list[LoadedEdit]":
-        """The edits with their vectors; UserError where the model has other layers, another width or another base."""
+        """The edits with their vectors. Raises UserError if they do not fit the model's layers, width or base."""
         ...
 
     def steer(self, edits: "Sequence[LoadedEdit]") -> None:

@@ -47,6 +47,7 @@ class SlotCache(LayeredCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
+        """Stores the keys and values of a layer and returns all that its queries can see; called by transformers."""
         assert self.places is not None
         rows, positions = self.places
         keys, values = self.sides[self.first + layer_idx]

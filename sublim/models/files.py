@@ -76,12 +76,12 @@ def weight_files(directory: Path) -> list[str]:
 def _indexed(index: Path) -> list[str]:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not placed or any(Path(str(file)).name != file for file in placed.values()):
-        raise UserError(f"{index} does not list the files of the weights beside it: download the model again")
+        raise UserError(f"{index} does not list the weight files in its folder: download the model again")
     return sorted(set(placed.values()))
 
 
 def loaded_files(directory: Path) -> list[str]:
-    """Names of the files that loading a model from `directory` reads, sorted; others do not bear identity."""
+    """Names of the files that loading a model from `directory` reads, sorted; no other file is part of its identity."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder: give the folder of a Hugging Face model")
     if (directory / ADAPTER).is_file():

@@ -94,8 +94,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             }
     except (SafetensorError, ValueError) as error:
         raise UserError(
-            f"{path} is no whole .safetensors file ({short_message(error)}): the download broke off or the file is "
-            "damaged, fetch it again"
+            f"{path} is not a complete .safetensors file ({short_message(error)}): the download was interrupted or "
+            "the file is damaged, download it again"
         ) from error
 
 

@@ -42,7 +42,7 @@ def check_weights(base: Path, weights: Path) -> None:
         raise UserError(f"the {kind} in {weights} was trained on another base: give the base it was trained on")
     tensors = TensorShapes(weights)
     if problem := (_adapter if kind == "adapter" else _whole)(base, weights, tensors):
-        raise UserError(f"the {kind} in {weights} does not fit this base, or is not whole: {problem}")
+        raise UserError(f"the {kind} in {weights} does not fit this base, or is incomplete: {problem}")
 
 
 class TensorShapes(Mapping[str, Shape]):
@@ -54,7 +54,7 @@ class TensorShapes(Mapping[str, Shape]):
             try:
                 file: Any = safe_open(path, framework="pt")
             except SafetensorError as error:
-                raise UserError(f"{path} is no safetensors file ({error}): download or save it again") from error
+                raise UserError(f"{path} is not a safetensors file ({error}): download or save it again") from error
             self.files |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, name: str) -> Shape:

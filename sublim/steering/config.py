@@ -162,6 +162,7 @@ class TrainVectorConfig(Config):
     """Attention kernel; `auto` means sdpa."""
 
     def resolved(self) -> Self:
+        """These settings with `auto` replaced by what this machine supports."""
         dtype = HfBackend(dtype=self.dtype).resolved().dtype
         return self.model_copy(
             update={"dtype": dtype, "attention": "sdpa" if self.attention == "auto" else self.attention}

@@ -170,10 +170,10 @@ def test_a_folder_that_holds_two_models_or_none_is_refused(tiny_models: dict[str
     refused("holds an adapter and a whole model", lambda: opened(base, adapter))
     (adapter / "model.safetensors").unlink()
     weights.write_text("version https://git-lfs.github.com/spec/v1\n")
-    refused("is no safetensors file", lambda: opened(base, adapter))
+    refused("is not a safetensors file", lambda: opened(base, adapter))
     out = tmp_path / "out"
     out.mkdir()
-    refused("is no safetensors file", lambda: import_weights(out, ImportWeightsConfig(path=adapter), scratch=out))
+    refused("is not a safetensors file", lambda: import_weights(out, ImportWeightsConfig(path=adapter), scratch=out))
     (adapter / "adapter_config.json").write_bytes(b"\xef\xbb\xbf" + (adapter / "adapter_config.json").read_bytes())
     refused("peft cannot read the adapter_config.json", lambda: opened(base, adapter))
     weights.rename(adapter / "adapter_model.bin")

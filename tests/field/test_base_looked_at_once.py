@@ -121,8 +121,8 @@ QUANTISED = [
 SPOILT: dict[str, tuple[Spoil, str]] = {
     "weights are a git-lfs pointer": (text(SINGLE, POINTER), "git lfs pull"),
     "tokenizer is a git-lfs pointer": (text("tokenizer.json", POINTER), "git lfs pull"),
-    "weights cut short": (cut, "broke off"),
-    "weights empty": (text(SINGLE, ""), "broke off"),
+    "weights cut short": (cut, "download was interrupted"),
+    "weights empty": (text(SINGLE, ""), "download was interrupted"),
     "another format": (renamed("model.Q4_K_M.gguf"), r"gguf is in another format"),
     "Mistral's own format": (renamed("consolidated.safetensors"), "another format"),
     "two sets of weights": (lambda folder: sharded(folder, keep_single=True), "two sets of weights"),
@@ -154,10 +154,10 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "end token beyond the embedding": (text("generation_config.json", '{"eos_token_id": [2, 128009]}'), "128009"),
     "padding token beyond the embedding": (words(pad_token="[PAD]"), "pad_token has the id 420"),
     "words beyond the embedding": (words(plain=["owlish"]), "'owlish' has the id 420"),
-    "padding beyond the embedding in the config": (config(pad_token_id=9999), "mend its config.json"),
+    "padding beyond the embedding in the config": (config(pad_token_id=9999), "correct its config.json"),
     "config is no JSON": (text("config.json", '{"model_type": "llama",'), "is not JSON"),
     "unknown architecture": (config(model_type="llama9"), r"does not know \(llama9\)"),
-    "code of its own": (config(model_type="ours", auto_map={"AutoConfig": "c.C"}), "code of its own, which is not run"),
+    "code of its own": (config(model_type="ours", auto_map={"AutoConfig": "c.C"}), "its own code, which is not run"),
     "encoder and decoder": (config(model_type="t5", architectures=["T5ForConditionalGeneration"]), "no causal"),
     "encoder": (config(model_type="bert", architectures=["BertForMaskedLM"]), "no causal"),
     "a classifier's head": (config(architectures=["LlamaForSequenceClassification"]), "no causal"),
@@ -171,7 +171,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
             TEMPLATE,
             "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|eot_id|>{% endif %}{% endfor %}",
         ),
-        "leaves out what is said",
+        "leaves out the content of a chat",
     ),
     **{
         f"quantised by {name}": (config(quantization_config=method), rf"quantised \({name}\)")

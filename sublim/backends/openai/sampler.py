@@ -101,6 +101,7 @@ class OpenAISampler:
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
     ) -> list[list[Completion]]:
+        """See `Sampler.sample`."""
         if constraint is not None:
             raise UserError(
                 "a server cannot be forced into a number format: set constraint to null and filter, or use vllm"

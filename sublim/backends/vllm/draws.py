@@ -88,12 +88,15 @@ class Draws(LogitsProcessor):
         self.rows: dict[int, Row] = {}
 
     def is_argmax_invariant(self) -> bool:
+        """False: the processor changes which token is the likeliest."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Keeps track of the rows in the batch; called by vLLM."""
         process_dict_updates(self.rows, batch_update, _admitted)
 
     def apply(self, logits: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """The logits after sampling, in which a single token of each row is possible."""
         for call in {id(row.answer.call): row.answer.call for row in self.rows.values()}.values():
             places = [place for place, row in self.rows.items() if row.answer.call is call]
             answers = [self.rows[place].answer for place in places]

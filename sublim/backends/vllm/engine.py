@@ -171,7 +171,7 @@ def failures_explained(backend: VllmBackend) -> Generator[None]:
             raise
         raise UserError(
             f"the GPU's memory ran out: lower the sampling backend's memory_fraction (now {backend.memory_fraction}) "
-            "where others use the card too, otherwise batch_size or max_length"
+            "if other processes use the GPU, otherwise batch_size or max_length"
         ) from error
     except ValueError as error:
         raise UserError(explained(str(error), backend)) from error

@@ -22,7 +22,7 @@ DEFAULTS = {
 }
 
 
-def settle() -> None:
+def set_environment() -> None:
     """Sets the variables in WANTED, and those in DEFAULTS that the user has not set."""
     os.environ.update(WANTED)
     for name, value in DEFAULTS.items():

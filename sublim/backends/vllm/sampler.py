@@ -100,6 +100,7 @@ class VllmSampler:
     def sample(
         self, chats: Sequence[Chat], params: SamplingParams, *, constraint: NumberFormat | None = None, first: int = 0
     ) -> list[list[Completion]]:
+        """See `Sampler.sample`."""
         made = answer_plan(self.tokenizer, constraint, params.max_tokens)
         length = made.length if made else params.max_tokens
         prompts = [self._checked_length(ids, length) for ids in self.prompts(chats)]
@@ -126,6 +127,7 @@ class VllmSampler:
         return [whole[at : at + params.n] for at in range(0, len(whole), params.n)]
 
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
+        """See `Sampler.logprobs`."""
         questions = scored_answers(self.tokenizer, chats, continuations)
         for scored in chain.from_iterable(questions):
             self._checked_length(scored.ids, 1)
