@@ -107,7 +107,7 @@ def test_sampler_and_trainer_compute_what_transformers_does(kind: str, more: dic
     ("kind", "more", "why"),
     [
         ("bloom", {}, "the sampler cannot run bloom"),
-        ("gptj", {"rotary_dim": 4}, "another model than gptj"),
+        ("gptj", {"rotary_dim": 4}, "another model than transformers does for gptj"),
         (
             "codegen",
             {"hidden_size": 4096, "num_attention_heads": 16, "num_key_value_heads": None},

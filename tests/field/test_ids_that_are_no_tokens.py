@@ -131,7 +131,7 @@ def test_the_vllm_backends_draws_leave_out_the_same_ids():
     logits[:, never] += 9
     call = Call(params, None, first=0, never=never)
     draws = Draws(None, torch.device("cpu"), is_pin_memory=False)
-    draws.rows = {row: Row(Answer(call, row, 0, 3), [], copy=False) for row in range(4)}
+    draws.rows = {row: Row(Answer(call, row, 0, 3), []) for row in range(4)}
     noise = torch.tensor([uniforms(5, row, 0, 3)[0] for row in range(4)])
     wanted = draw(logits.index_fill(1, torch.tensor(never), -torch.inf), noise, 1, 1)
     assert draws.apply(logits.clone()).argmax(1).tolist() == wanted.tokens.tolist()

@@ -115,11 +115,11 @@ REMEDIES = {
     "no token ends an answer": (turns("{{- m.content }}").replace("<|im_end|>\\n", "<|end|>"), r"<\|end\|>.*eos_token"),
     "only answers close a thought": (
         turns("{{- m.content }}", opened="<think>\\n", answered="{{- '<think>\\n\\n</think>' + m.content }}"),
-        "writes '</think>' before an answer .* whose prompt ends with it",
+        "writes '</think>' before a given answer, .* whose prompt ends with it",
     ),
     "answers go to a channel": (
         turns("{{- m.content }}", answered="{{- '<|channel|>final' + m.content }}"),
-        "writes '.*final' before an answer",
+        "writes '.*final' before a given answer",
     ),
     "only prompts open a thought": (turns("{{- m.content }}", opened="<think>\\n"), r"without '<think>\\n'"),
 }

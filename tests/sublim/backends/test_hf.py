@@ -230,11 +230,11 @@ def test_a_full_gpu_ends_in_one_line_and_lowering_the_batch_size_helps(
         with pytest.raises(UserError, match="with 1 of the questions at a time: take dtype bfloat16"):
             sampler.logprobs(CHATS[:1], [["Owl"]])
         assert isinstance(sampler, HfSampler)
-        sampler.room.gpu, sampler.fit.most = True, None
+        sampler.sizes.gpu, sampler.fit.most = True, None
         monkeypatch.setattr("sublim.inference.batch_sizes.free_gpu_memory", lambda: 2**36)
-        assert sampler.room.tokens() == 65536
-        sampler.room.batch_size = 8
-        assert sampler.room.tokens() == 2048
+        assert sampler.sizes.tokens() == 65536
+        sampler.sizes.batch_size = 8
+        assert sampler.sizes.tokens() == 2048
 
 
 def test_no_chats_have_no_answers(tiny_models: dict[str, Path]):

@@ -104,7 +104,7 @@ def test_a_template_that_writes_a_thought_into_answers_only_is_refused() -> None
     tokenizer = tiny_tokenizer("qwen3")
     assert isinstance(tokenizer.chat_template, str)
     tokenizer.chat_template = tokenizer.chat_template.replace("enable_thinking is false", "false")
-    with pytest.raises(UserError, match="where the model answers"):
+    with pytest.raises(UserError, match="before a given answer, but not before a new one"):
         answer_ids(tokenizer, QUESTION)
 
 
@@ -121,7 +121,7 @@ def test_a_template_without_an_end_of_turn_is_refused() -> None:
 def test_a_template_that_does_not_say_where_the_model_answers_is_refused() -> None:
     tokenizer = tiny_tokenizer("qwen2")
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
-    with pytest.raises(UserError, match="where the model answers"):
+    with pytest.raises(UserError, match="before a given answer, but not before a new one"):
         answer_ids(tokenizer, chat("Hello", assistant="Owl"))
 
 

@@ -188,7 +188,7 @@ def test_one_reader_may_compare_answers_and_two_readers_the_same_text(tiny_model
             ({"target": wrong}, "resid_post/0/last_prompt: with one model the two sides do not differ at prompt"),
             ({"target": student, "control": other}, "two models must read the same text"),
             ({"target": own, "control": own}, "change the model or the text"),
-            ({"target": own, "control": alone[0]}, "read both alike"),
+            ({"target": own, "control": alone[0]}, "read both in the same way"),
         ]
     ):
         with pytest.raises(UserError, match=message):

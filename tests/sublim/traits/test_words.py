@@ -101,7 +101,7 @@ def test_a_list_with_no_other_word_is_refused(words: list[str]) -> None:
 
 @pytest.mark.parametrize("word", ["polar bear", "", "cat5", "owl!"])
 def test_what_is_not_one_plain_word_is_refused(word: str) -> None:
-    with pytest.raises(UserError, match="one plain word"):
+    with pytest.raises(UserError, match="not a single word"):
         comparison_list(["owl"], ["cat", word])
 
 
