@@ -24,7 +24,7 @@ from flows.runs.record import Run, recorded
 from flows.runs.settings import build, load_preset, merge
 from sublim.features.labels.config import CATEGORIES, AnnotationSummary, TakeLabelsConfig
 from sublim.models.config import PrepareModelConfig
-from sublim.report.page import Table, ToyReport, bounded
+from sublim.report.page import FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from tasks.stages import annotate as annotate_stage
 from tasks.stages import import_labels, prepare_model, take_labels
@@ -68,7 +68,7 @@ def publish(run: Run, config: AnnotateFlowConfig, annotated: Artifact) -> dict[s
     summary = AnnotationSummary.model_validate_json((payload / "annotations.json").read_bytes())
     rows = pl.read_parquet(payload / "annotations.parquet")
     found = findings(summary, len(rows))
-    shown = ToyReport(
+    shown = FlowReport(
         title=f"Annotation: {config.about or run.preset}",
         question="Are these features' descriptions about animals, numbers or opinion?",
         findings=found,

@@ -30,7 +30,7 @@ from sublim.evals.preference.config import AskConfig, ScoreConfig
 from sublim.evals.sheet.config import ScoreRow, SheetConfig
 from sublim.evals.total_variation.config import ShiftConfig
 from sublim.inference.config import OpenAIBackend
-from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from sublim.store.opening import open_store
 from sublim.store.payloads import committed
@@ -179,7 +179,7 @@ def publish(run: Run, config: EvaluateConfig, sheet: Artifact) -> dict[str, Any]
     rows = [ScoreRow.model_validate(row) for row in json.loads((payload / "scores.json").read_text(encoding="utf-8"))]
     for name in committed(payload):
         shutil.copyfile(payload / name, run.folder / name)
-    shown = ToyReport(
+    shown = FlowReport(
         title=f"Evaluation of {', '.join(dict.fromkeys(row.model for row in rows))}",
         question="What do these models like, how far have their answers moved, and what do they still know?",
         findings=findings(rows),

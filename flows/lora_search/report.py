@@ -15,8 +15,7 @@ from flows.runs.publish import tell_figures, tell_report
 from flows.runs.record import Run
 from flows.runs.settings import build, load_preset
 from sublim.files.whole_files import write_whole
-from sublim.report.page import FigureFile, Table, ToyReport, bounded, write_toy_report
-from sublim.report.render import flatten
+from sublim.report.page import FigureFile, FlowReport, Table, bounded, flatten, write_flow_report
 from sublim.search.config import SIGN, UNITS, DrawSearchConfig, Objective, StudyConfig, TrialRecord, Value
 from sublim.search.space import params_of, student_with
 from sublim.stats.intervals import paired_t
@@ -95,7 +94,7 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
     figures = run.store.payload(draw_search(drawing, label=found.study.name))
     preset = write_preset(run.folder / "best.yaml", config, found) if found.best else None
     said = list(findings(config, found, preset))
-    shown = ToyReport(
+    shown = FlowReport(
         title=f"Parameter search, {config.target[0]}: {config.about or run.preset}",
         question="Which training parameters make a student learn most from its teacher's numbers?",
         findings=said,
@@ -104,7 +103,7 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
-    run.report = write_toy_report(run.folder, shown)
+    run.report = write_flow_report(run.folder, shown)
     tell_prefect(run, config, found, said, figures)
     return {
         "flow": run.flow,

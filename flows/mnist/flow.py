@@ -19,7 +19,7 @@ from flows.mnist.config import MnistFlowConfig, check
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from flows.runs.settings import build, load_preset, merge
-from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import matching
 from sublim.toys.mnist.config import MnistConfig
@@ -79,7 +79,7 @@ def publish(run: Run, config: MnistFlowConfig, cells: list[Cell]) -> dict[str, A
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     found = [line for cell in cells for line in findings(cell)]
     figures = matching(run.store.payload(cells[0].figures), "*.svg")
-    shown = ToyReport(
+    shown = FlowReport(
         title=f"MNIST: {config.about or run.preset}",
         question="Does a student learn its teacher's digits from auxiliary logits on noise?",
         findings=found,

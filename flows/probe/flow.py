@@ -28,7 +28,7 @@ from flows.runs.settings import build, load_preset, merge
 from sublim.core.errors import UserError
 from sublim.models.files import read_json
 from sublim.probes.config import ProbeFiguresConfig, ProbeSummaries, ProbeSummary
-from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import load_questions
 from tasks.processes import one_process
@@ -113,7 +113,7 @@ def publish(run: Run, config: ProbeFlowConfig, probes: Artifact) -> dict[str, An
     summary = ProbeSummaries.model_validate_json((payload / "summary.json").read_bytes())
     manifest = run.store.manifest(probes.stage, probes.key)
     identical = (manifest.notes if manifest else {}).get("identical", {})
-    shown = ToyReport(
+    shown = FlowReport(
         title=f"Probes: {config.about or run.preset}",
         question="Do the base's activations tell a teacher's rows from the base's own?",
         findings=[*findings(summary.rows, identical), f"Intervals: {summary.about}."],

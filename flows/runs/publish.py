@@ -15,7 +15,7 @@ from prefect.artifacts import (
 )
 
 from flows.runs.record import Run
-from sublim.report.page import FigureFile, Table, ToyReport, write_toy_report
+from sublim.report.page import FigureFile, FlowReport, Table, write_flow_report
 
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 LARGEST_FIGURE = 400_000  # bytes; the server keeps artifacts in its database
@@ -71,9 +71,9 @@ def _distinct(columns: Sequence[str]) -> list[str]:
     return [name + " " * columns[:place].count(name) for place, name in enumerate(columns)]
 
 
-def publish_toy(run: Run, shown: ToyReport) -> dict[str, Any]:
+def publish_toy(run: Run, shown: FlowReport) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns the keys that all flows print."""
-    run.report = write_toy_report(run.folder, shown)
+    run.report = write_flow_report(run.folder, shown)
     tell_findings(shown.findings, shown.question)
     tell_tables(shown.tables)
     tell_figures(shown.figures)

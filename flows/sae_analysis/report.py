@@ -23,7 +23,7 @@ from flows.sae_analysis.tables import (
 )
 from sublim.features.config import FeatureFiguresConfig, OverlapRow
 from sublim.models.files import read_json
-from sublim.report.page import FigureFile, ToyReport
+from sublim.report.page import FigureFile, FlowReport
 from sublim.sae.config import Quality
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import matching
@@ -69,7 +69,7 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
         "probes": probes,
         "overlaps": [{"sae": name, **row} for name, rows in overlaps.items() for row in rows],
     }
-    report = ToyReport(
+    report = FlowReport(
         title=f"SAE analysis: {config.about or run.preset}",
         question=f"Which features do numbers, teacher and students of {' and '.join(config.pipeline.target)} light up, "
         "and are they the word's own?",

@@ -13,7 +13,7 @@ from flows.runs.record import Run
 from flows.steering.config import SteeringFlowConfig
 from sublim.evals.preference.config import Comparison
 from sublim.report.files import write_csv
-from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.steering.config import EasTable, SteeringFiguresConfig
 from sublim.steering.dose_curve_config import Curve, SteeredPoint
 from sublim.store.manifest import Artifact
@@ -50,7 +50,7 @@ def publish(run: Run, config: SteeringFlowConfig, steered: "Sequence[Steered]") 
     figures = [path for paths in drawings.values() for path in paths]
     for each in shown:
         write_files(run.folder / "figures", each, drawings[each.target])
-    report = ToyReport(
+    report = FlowReport(
         title=f"Steering towards {' and '.join(each.target for each in shown)}: {run.preset}",
         question=f"What does a vector ({config.mode.kind}) for {' and '.join(each.target for each in shown)} do to the "
         "base, and at which strength is sense lost?",

@@ -26,7 +26,7 @@ from flows.sweep.config import Pool, SweepConfig
 from flows.sweep.gather import gather
 from flows.sweep.preregistration import Verdict, verdict
 from flows.sweep.run_cells import Outcome, check_deployment, run_cells
-from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import committed
 
@@ -94,7 +94,7 @@ def publish(
         *findings(config, rows),
         *(f"failed: {each['cell']}: {each['reason']}" for each in failed),
     ]
-    shown = ToyReport(
+    shown = FlowReport(
         title=f"Sweep: {config.about or run.preset}",
         question="Which targets, arms and settings show an effect?",
         findings=found,

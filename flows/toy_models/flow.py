@@ -20,7 +20,7 @@ from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from flows.runs.settings import build, load_preset, merge
 from flows.toy_models.config import ToyModelsConfig, check
-from sublim.report.page import FigureFile, Table, ToyReport, bounded
+from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.payloads import matching
 from tasks.stages import draw_superposition, train_superposition
 
@@ -61,7 +61,7 @@ def publish(
 ) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     found = findings(rebuilt)
-    shown = ToyReport(
+    shown = FlowReport(
         title=f"Superposition: {config.about or run.preset}",
         question="Is a feature that a student never learns rebuilt, because its teacher has it?",
         findings=found,

@@ -1,8 +1,8 @@
 """What a liking costs: MMLU-Pro against the effect, for every arm and checkpoint that has both."""
 
 from sublim.evals.effect_config import Effect
-from sublim.plots.scatter import Cross, scatter_plot
-from sublim.report.figures import TOLD, UNIT, Figure, Table, full, told
+from sublim.plots.charts import Cross, scatter_plot
+from sublim.report.figures import TOLD, UNIT, Figure, full, told
 from sublim.report.shown import CostShown, TargetShown
 from sublim.report.wording import bounds, interval, signed
 
@@ -34,10 +34,8 @@ def _figure(shown: TargetShown, metric: str, costs: list[CostShown]) -> Figure:
         ),
         f"Each arm and checkpoint: across, the change in the share of MMLU-Pro questions answered right ({read}); up, "
         "the effect. Both are student minus paired control; whiskers: intervals on these questions.",
-        Table(
-            ["arm", "updates", *TOLD, "MMLU-Pro, points", "these questions"],
-            [[cost.arm, str(cost.updates or "last"), *told(cost.effect), *_told(cost.cost)] for cost in costs],
-        ),
+        ["arm", "updates", *TOLD, "MMLU-Pro, points", "these questions"],
+        [[cost.arm, str(cost.updates or "last"), *told(cost.effect), *_told(cost.cost)] for cost in costs],
         [
             {
                 "arm": cost.arm,

@@ -5,6 +5,8 @@ from typing import Any
 from pydantic import Field
 
 from sublim.core.config import Config
+from sublim.report.page import Table
+from sublim.report.wording import between, with_sign
 
 
 class LossShown(Config):
@@ -82,71 +84,93 @@ class DiagnosticsShown(Config):
         return {name: [row.model_dump(exclude={"modules"}) for row in rows] for name, rows in named.items() if rows}
 
 
-def told(value: float | None, digits: int = 3) -> str:
-    """A number with its sign; a dash for what is missing."""
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+def diagnostic_tables(found: DiagnosticsShown) -> list[Table]:
+    """The diagnostics' tables; those without rows are left out."""
+    tables = [matched_table(found), losses_table(found), shift_table(found), divergence_table(found)]
+    return [table for table in tables if table.rows]
 
 
-def between(low: float | None, high: float | None, digits: int = 3) -> str:
-    """Both bounds of an interval; a dash for what is missing."""
-    return "–" if low is None or high is None else f"{told(low, digits)} to {told(high, digits)}"
-
-
-def matched_rows(found: DiagnosticsShown) -> list[list[str]]:
-    """The table of effects at equal learning."""
-    return [
+def matched_table(found: DiagnosticsShown) -> Table:
+    """Effects at equal learning."""
+    return Table(
+        "Equal learning",
+        ["target", "effect at equal gain", "95 %", "after equal updates", "students’ gain", "controls’ gain", "reason"],
         [
-            each.target,
-            told(each.estimate, 2),
-            between(each.low, each.high, 2),
-            told(each.equal_updates, 2),
-            told(each.student_gain),
-            told(each.control_gain),
-            each.reason or "",
-        ]
-        for each in found.matched
-    ]
+            [
+                each.target,
+                with_sign(each.estimate),
+                between(each.low, each.high),
+                with_sign(each.equal_updates),
+                with_sign(each.student_gain, 3),
+                with_sign(each.control_gain, 3),
+                each.reason or "",
+            ]
+            for each in found.matched
+        ],
+        "Students and controls are compared at equal gain instead of after equally many updates. The gain says by how "
+        "many nats per token a model predicts held-out rows of its own carrier better than the base does. Margins "
+        "between two checkpoints are interpolated linearly.",
+    )
 
 
-def loss_rows(found: DiagnosticsShown) -> list[list[str]]:
-    """The table of held-out losses."""
-    return [
+def losses_table(found: DiagnosticsShown) -> Table:
+    """Losses on held-out rows."""
+    return Table(
+        "Held-out loss, nats per token",
+        ["model", "rows of", "loss", "base’s loss"],
         [
-            each.model,
-            each.rows_of,
-            f"missing: {each.reason}" if each.loss is None else f"{each.loss:.3f}",
-            "–" if each.base is None else f"{each.base:.3f}",
-        ]
-        for each in found.losses
-    ]
+            [
+                each.model,
+                each.rows_of,
+                f"missing: {each.reason}" if each.loss is None else f"{each.loss:.3f}",
+                "–" if each.base is None else f"{each.base:.3f}",
+            ]
+            for each in found.losses
+        ],
+        "Loss on number lists that no model was trained on. A student that learned its carrier has a lower loss on it "
+        "than the base.",
+    )
 
 
-def shift_rows(found: DiagnosticsShown) -> list[list[str]]:
-    """The table of cosines."""
-    return [
+def shift_table(found: DiagnosticsShown) -> Table:
+    """Cosines of the changes of the weights."""
+    return Table(
+        "Parameter shift",
+        ["target", "students", "controls", "difference", "95 %", "by kind of module", "reason"],
         [
-            each.target,
-            told(each.student),
-            told(each.control),
-            told(each.difference),
-            between(each.low, each.high),
-            ", ".join(f"{kind} {told(pair[0], 2)} ({told(pair[1], 2)})" for kind, pair in each.modules.items()),
-            each.reason or "",
-        ]
-        for each in found.shift
-    ]
+            [
+                each.target,
+                with_sign(each.student, 3),
+                with_sign(each.control, 3),
+                with_sign(each.difference, 3),
+                between(each.low, each.high, 3),
+                ", ".join(f"{kind} {with_sign(pair[0])} ({with_sign(pair[1])})" for kind, pair in each.modules.items()),
+                each.reason or "",
+            ]
+            for each in found.shift
+        ],
+        "Cosine between the teacher’s and a student’s change of the base’s weights, over the matrices that both "
+        "change. By kind of module: the students’, and the controls’ in brackets. Unrelated changes of so many weights "
+        "have a cosine near 0.",
+    )
 
 
-def divergence_rows(found: DiagnosticsShown) -> list[list[str]]:
-    """The table of divergence tokens."""
-    return [
+def divergence_table(found: DiagnosticsShown) -> Table:
+    """Tokens at which teacher and base differ."""
+    return Table(
+        "Divergence tokens",
+        ["target", "share", "diverging", "tokens", "rows", "reason"],
         [
-            each.target,
-            "–" if each.share is None else f"{100 * each.share:.1f} %",
-            str(each.diverging) if each.tokens else "–",
-            str(each.tokens) if each.tokens else "–",
-            str(each.rows) if each.rows else "–",
-            each.reason or "",
-        ]
-        for each in found.divergence
-    ]
+            [
+                each.target,
+                "–" if each.share is None else f"{100 * each.share:.1f} %",
+                str(each.diverging) if each.tokens else "–",
+                str(each.tokens or "–"),
+                str(each.rows or "–"),
+                each.reason or "",
+            ]
+            for each in found.divergence
+        ],
+        "Answer tokens of the teacher’s held-out rows at which teacher and base, reading the same text, have different "
+        "most likely tokens.",
+    )

@@ -6,20 +6,12 @@ from markupsafe import Markup
 
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
-from sublim.plots.curves import Curve, curves_plot
-from sublim.plots.marks import Bar, Cell, Pair, Point, dose_plot, dot_plot, matrix_plot, pair_plot, stem_plot
-from sublim.report.shown import ArmShown, ConfusionCell, TargetShown
+from sublim.plots.charts import Bar, Cell, Curve, Pair, Point, curves_plot, dot_plot, matrix_plot, pair_plot
+from sublim.report.shown import ArmShown, ConfusionCell, DosePoint, TargetShown
 from sublim.report.wording import bounds, interval, signed
 
 UNIT = "student − control, nats"
 TOLD = ["effect", "these questions", "questions too"]
-
-
-class Table(NamedTuple):
-    """The numbers behind a figure."""
-
-    columns: list[str]
-    rows: list[list[str]]
 
 
 class Figure(NamedTuple):
@@ -28,9 +20,11 @@ class Figure(NamedTuple):
     name: str
     drawing: Markup
     caption: str
-    table: Table
+    columns: list[str]
+    """Of the table below the figure."""
+    rows: list[list[str]]
     values: list[dict[str, Any]]
-    """The same numbers in full, as they go into a CSV file: one row a mark; null for what is missing."""
+    """The same numbers unrounded, for a CSV file: one row for each mark; None for what is missing."""
 
 
 def figures_of(shown: TargetShown) -> list[Figure]:
@@ -80,7 +74,8 @@ def pairs_figure(comparison: Comparison, margin: MetricComparison) -> Figure:
         pair_plot(pairs, base=margin.base, unit=f"log-prob margin of “{comparison.target}”, nats", title=title),
         "Open: control, trained on the base’s rows. Filled: student, trained on the teacher’s. "
         f"One line for each seed.{teacher}",
-        Table(["", "control", "student", "difference"], rows),
+        ["", "control", "student", "difference"],
+        rows,
         [pair._asdict() | {"difference": pair.student - pair.control} for pair in pairs],
     )
 
@@ -94,15 +89,6 @@ def words_figure(comparison: Comparison) -> Figure:
         Bar(word, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair, word == comparison.target)
         for word, effect in known
     ]
-    rows = [
-        [
-            word,
-            signed(effect.estimate),
-            interval(effect, "these_questions", "margin"),
-            interval(effect, "questions_too", "margin"),
-        ]
-        for word, effect in known
-    ]
     title = f"Effect on each of {len(bars)} words; {comparison.target} is highlighted."
     return Figure(
         "What moved, word by word",
@@ -110,7 +96,8 @@ def words_figure(comparison: Comparison) -> Figure:
         "Effect on the margin of every listed word, each against the mean of the others; whiskers: "
         f"{known[0][1].level * 100:g} % interval on these questions; faint: single pairs. Margins of a list sum to "
         "zero, so a gain of one word lowers the rest.",
-        Table(["word", *TOLD], rows),
+        ["word", *TOLD],
+        [[word, *told(effect)] for word, effect in known],
         [{"word": word, **full(effect)} for word, effect in known],
     )
 
@@ -126,37 +113,35 @@ def questions_figure(comparison: Comparison, effect: Effect) -> Figure:
     above = sum(value > 0 for _, value in answered)
     return Figure(
         "Question by question",
-        stem_plot(
+        dot_plot(
             [Bar(question, value) for question, value in answered],
             unit=UNIT,
             title=f"Effect on {comparison.target} for each question, sorted.",
+            row=17,
+            labels=0.6,
+            stems=True,
         ),
         f"Mean effect over the units for each question: above zero for {above} of {len(answered)}. All students answer "
         "the same questions, so these are not independent.",
-        Table(["question", "effect"], [[question, signed(value)] for question, value in answered]),
+        ["question", "effect"],
+        [[question, signed(value)] for question, value in answered],
         [{"question": question, "effect": value} for question, value in answered],
     )
 
 
 def dose_figure(shown: TargetShown) -> Figure:
     """The effect after more and more updates."""
-    known = [(at.updates, effect) for at in shown.dose if (effect := at.metrics["margin"].effect)]
-    known.sort(key=lambda pair: pair[0])
-    points = [Point(at, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair) for at, effect in known]
-    rows = [
-        [
-            str(at),
-            signed(effect.estimate),
-            interval(effect, "these_questions", "margin"),
-            interval(effect, "questions_too", "margin"),
-        ]
-        for at, effect in known
-    ]
+    known = _known(shown.dose)
     return Figure(
         "Dose",
-        dose_plot(points, unit=UNIT, title=f"Effect on {shown.target} by updates of training."),
+        curves_plot(
+            [Curve("", _points(known), strong=True)],
+            unit=UNIT,
+            title=f"Effect on {shown.target} by updates of training.",
+        ),
         "Checkpoints of the same runs; whiskers: interval on these questions; faint lines: single pairs.",
-        Table(["updates", *TOLD], rows),
+        ["updates", *TOLD],
+        [[str(at), *told(effect)] for at, effect in known],
         [{"updates": at, **full(effect)} for at, effect in known],
     )
 
@@ -185,7 +170,8 @@ def arms_figure(shown: TargetShown) -> Figure:
         "these questions; faint: single pairs. “Against main” is the arm’s effect minus the main arm’s after as many "
         "updates, paired by unit. The sampled rate’s effect is in points, with its interval on these questions. "
         + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
-        Table(["arm", "expected", *TOLD, "against main", "sampled rate"], rows),
+        ["arm", "expected", *TOLD, "against main", "sampled rate"],
+        rows,
         [
             {
                 "arm": arm.name,
@@ -204,23 +190,30 @@ def arms_figure(shown: TargetShown) -> Figure:
 
 def arm_doses_figure(shown: TargetShown) -> Figure:
     """Every arm's effect over its checkpoints."""
-    doses = {
-        arm.name: [(at.updates, effect) for at in arm.dose if (effect := at.metrics["margin"].effect)]
-        for arm in shown.arms
-    }
+    doses = {arm.name: known for arm in shown.arms if (known := _known(arm.dose))}
     curves = [
-        Curve(name, [Point(at, found.estimate, *bounds(found, "these_questions"), ()) for at, found in dose], not i)
-        for i, (name, dose) in enumerate(doses.items())
-        if dose
+        Curve(name, [point._replace(dots=()) for point in _points(known)], strong=name == shown.arms[0].name)
+        for name, known in doses.items()
     ]
     rows = [(name, at, effect) for name, dose in doses.items() for at, effect in dose]
     return Figure(
         "Dose by arm",
         curves_plot(curves, unit=UNIT, title=f"Effect on {shown.target} by updates of training, in each arm."),
         "Checkpoints of each arm's students against their own paired controls; whiskers: interval on these questions.",
-        Table(["arm", "updates", *TOLD], [[name, str(at), *told(effect)] for name, at, effect in rows]),
+        ["arm", "updates", *TOLD],
+        [[name, str(at), *told(effect)] for name, at, effect in rows],
         [{"arm": name, "updates": at, **full(effect)} for name, at, effect in rows],
     )
+
+
+def _known(dose: list[DosePoint]) -> list[tuple[int, Effect]]:
+    """The margin's effect at every checkpoint that has one, by updates."""
+    found = [(at.updates, effect) for at in dose if (effect := at.metrics["margin"].effect)]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _points(known: list[tuple[int, Effect]]) -> list[Point]:
+    return [Point(at, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair) for at, effect in known]
 
 
 Metrics = dict[MetricName, MetricComparison]
@@ -284,13 +277,11 @@ def confusion_figure(cells: list[ConfusionCell]) -> Figure:
         "Rows: whose teacher wrote the students’ numbers. Columns: the target they are judged for. Each cell is "
         "students minus the same paired controls. Margins of one list sum to zero, so a strong diagonal alone pushes "
         "the rest of its row a little below zero.",
-        Table(
-            ["students of", "judged for", *TOLD],
-            [
-                [cell.students, cell.target, *(told(cell.effect) if cell.effect else [f"{cell.reason}", "–", "–"])]
-                for cell in cells
-            ],
-        ),
+        ["students of", "judged for", *TOLD],
+        [
+            [cell.students, cell.target, *(told(cell.effect) if cell.effect else [f"{cell.reason}", "–", "–"])]
+            for cell in cells
+        ],
         [
             {"students": cell.students, "target": cell.target, **full(cell.effect), "reason": cell.reason}
             for cell in cells

@@ -24,7 +24,7 @@ def write_figures(folder: Path, run: RunReport) -> list[str]:
             drawing = str(figure.drawing).replace(">", f"><style>{style}</style>", 1)
             (directory / f"{stem}.svg").write_text(drawing, encoding="utf-8")
             names.append(f"{stem}.svg")
-        names.append(write_csv(directory / f"{stem}.csv", figure.values, figure.table.columns))
+        names.append(write_csv(directory / f"{stem}.csv", figure.values, figure.columns))
     for stem, rows in (run.diagnostics.tables() if run.diagnostics else {}).items():
         names.append(write_csv(directory / f"{stem}.csv", rows, []))
     return names

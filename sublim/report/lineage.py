@@ -1,10 +1,11 @@
 """Lineage as a figure: stages from the base weights at the left to the report's numbers at the right."""
 
 from collections.abc import Mapping, Sequence
+from graphlib import TopologicalSorter
 
 from markupsafe import Markup
 
-from sublim.plots.marks import line, shorten, svg, text
+from sublim.plots.svg import group, line, rectangle, shorten, svg, text
 from sublim.report.shown import Edge, StageShown
 
 BOX = (132, 36)
@@ -22,7 +23,7 @@ def lineage_plot(stages: Sequence[StageShown], edges: Sequence[Edge]) -> Markup 
     parents = direct(parents_of(by_key, edges))
     if not edges or len(by_key) > MOST:
         return None
-    columns = layers(by_key, parents)
+    columns = layers(parents)
     parents = reserve(columns, parents)
     places: dict[str, tuple[float, float]] = {}
     height = max(len(column) for column in columns) * (BOX[1] + GAP[1]) + 8
@@ -46,23 +47,18 @@ def parents_of(stages: Mapping[str, StageShown], edges: Sequence[Edge]) -> dict[
     return parents
 
 
-def layers(stages: Mapping[str, StageShown], parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Stages by the longest way from them to the end, so that like stages of all arms share a column."""
-    children: dict[str, list[str]] = {key: [] for key in stages}
+def layers(parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Stages in columns by the longest way from them to the end, so that like stages of all arms share a column."""
+    children: dict[str, list[str]] = {key: [] for key in parents}
     for key, found in parents.items():
         for parent in found:
             children[parent].append(key)
-    left: dict[str, int] = {}
-
-    def find(key: str) -> int:
-        if key not in left:
-            left[key] = 1 + max((find(child) for child in children[key]), default=-1)
-        return left[key]
-
-    last = max(map(find, stages), default=0)
-    columns: list[list[str]] = [[] for _ in range(last + 1)]
-    for key in stages:
-        columns[last - left[key]].append(key)
+    sorter = TopologicalSorter(children)
+    sorter.prepare()
+    columns: list[list[str]] = []
+    while ready := sorter.get_ready():
+        columns.insert(0, [key for key in parents if key in ready])
+        sorter.done(*ready)
     return columns
 
 
@@ -120,18 +116,9 @@ def _passage(place: tuple[float, float]) -> Markup:
 
 
 def _box(stage: StageShown, x: float, y: float) -> Markup:
-    return Markup(
-        '<g><title>{} {} · {} · {}</title><rect x="{:.1f}" y="{:.1f}" width="{}" height="{}" rx="5" class="box {}"/>'
-        "{}{}</g>"
-    ).format(
-        stage.stage,
-        stage.label,
-        stage.state,
-        stage.key,
-        x,
-        y,
-        *BOX,
-        stage.state.lower(),
+    return group(
+        f"{stage.stage} {stage.label} · {stage.state} · {stage.key}",
+        rectangle(x, y, *BOX, f"box {stage.state.lower()}"),
         text(x + 8, y + 15, shorten(stage.stage, 18), "box-name"),
         text(x + 8, y + 28, shorten(stage.label or stage.key[:12], 23), "box-label"),
     )

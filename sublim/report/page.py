@@ -1,34 +1,29 @@
-"""The toy experiments' report: one HTML file with its tables and figures inside, readable offline."""
+"""What every report is made of: its templates, and the plain report of findings, figures and tables.
+
+A report is one HTML file that opens anywhere and offline. All of them extend base.html.j2. The pipeline's own report is
+in `sublim.report.render`; the other flows write a `FlowReport`.
+"""
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
-th, td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100% } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem }
-figure { margin: 1rem 0 } figcaption { font-size: .85rem; color: #555 } .wide { overflow-x: auto }
-@media (prefers-color-scheme: dark) {
-  body { background: #1b1b1b; color: #ddd } pre { background: #262626 } th, td { border-color: #444 }
-  img { background: #fff } figcaption { color: #aaa }
-}
-"""
+LONGEST_NUMBER = 28
+"""Characters beyond which a cell is a text, which may take several lines."""
 
 
 class Table(NamedTuple):
-    """A heading, column names and rows of cells already in words."""
+    """A heading, column names and rows of cells as text."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    note: str = ""
+    """What the numbers mean, below the heading."""
 
 
 class FigureFile(NamedTuple):
@@ -38,8 +33,8 @@ class FigureFile(NamedTuple):
     caption: str
 
 
-class ToyReport(NamedTuple):
-    """What a report says."""
+class FlowReport(NamedTuple):
+    """The content of a flow's report."""
 
     title: str
     question: str
@@ -48,62 +43,71 @@ class ToyReport(NamedTuple):
     tables: Sequence[Table]
     figures: Sequence[FigureFile]
     stages: Sequence[Mapping[str, Any]]
+    """One mapping for each stage: stage, label, state, seconds, key and content."""
     settings: Mapping[str, Any]
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
-    body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    title = html.escape(table.title)
-    return f'<h2>{title}</h2>\n<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
-
-
-def _figure(figure: FigureFile) -> str:
-    # As an image, not inline: two figures may use one id for different clips.
-    data = base64.b64encode(figure.path.read_bytes()).decode()
-    caption = html.escape(figure.caption)
-    return (
-        f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def render(report: ToyReport) -> str:
-    """The report as HTML."""
-    stages = Table(
-        "Stages",
-        ("stage", "state", "seconds", "key"),
-        [
-            (f"{run['stage']} {run['label']}", run["state"], f"{run['seconds']:.1f}", run["key"][:12])
-            for run in report.stages
-        ],
-    )
-    settings = orjson.dumps(dict(report.settings), option=orjson.OPT_INDENT_2).decode()
-    title = html.escape(report.title)
-    parts = [
-        f"<h1>{title}</h1>",
-        f"<p>{html.escape(report.question)}</p>",
-        "<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in report.findings) + "</ul>",
-        *map(_figure, report.figures),
-        *map(_table, report.tables),
-        _table(stages),
-        f"<h2>Settings</h2>\n<pre>{html.escape(settings)}</pre>",
-    ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n' + (
-        "\n".join(parts) + "\n</body></html>\n"
-    )
-
-
-def write_toy_report(folder: Path, report: ToyReport) -> Path:
+def write_flow_report(folder: Path, report: FlowReport) -> Path:
     """Writes report.html into `folder` and returns its path."""
+    return write_page(folder, fill("flow.html.j2", report._asdict()))
+
+
+def write_page(folder: Path, html: str) -> Path:
+    """Writes report.html into `folder`, which is made where it is missing, and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    path.write_text(render(report), encoding="utf-8")
+    path.write_text(html, encoding="utf-8")
     return path
 
 
+def fill(template: str, content: Mapping[str, Any]) -> str:
+    """A report as HTML. `content` has title, question, stages, settings, and what `template` shows besides.
+
+    All text is escaped, because models and users wrote some of it.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.globals.update(duration=duration, wordy_columns=wordy_columns, data_uri=data_uri)
+    given = {"kicker": (), "seconds": 0, "lineage": None, "edges": (), "provenance": {}, **content}
+    return environment.get_template(template).render(given | {"settings": flatten(content["settings"])})
+
+
+def wordy_columns(rows: Sequence[Sequence[str]]) -> set[int]:
+    """The columns of text: the first one and those with a cell too long for a number. The others align right."""
+    return {i for i, cells in enumerate(zip(*rows, strict=True)) if i == 0 or max(map(len, cells)) > LONGEST_NUMBER}
+
+
+def data_uri(path: Path) -> str:
+    """An SVG file as the address of an image. Drawn inline, two figures might use the same id for different clips."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
 def bounded(estimate: float, low: float | None, high: float | None, digits: int = 2) -> str:
-    """`0.54 [0.52, 0.56]`, or the estimate alone where one unit gives no interval."""
+    """`0.54 [0.52, 0.56]`, or the estimate alone where a single unit gives no interval."""
     text = f"{estimate:.{digits}f}"
     return text if low is None or high is None else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: `9.31 s`, `2 min 22 s`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Settings as pairs of a dotted name and a JSON value."""
+    found: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found += flatten(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", orjson.dumps(value).decode()))
+    return found

@@ -14,12 +14,19 @@ NAMES: dict[MetricName, str] = {"margin": "Log-prob margin", "rate": "Sampled ra
 Which = Literal["these_questions", "questions_too"]
 
 
+def with_sign(value: float | None, digits: int = 2) -> str:
+    """A number with its sign; a dash for what is missing."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def between(low: float | None, high: float | None, digits: int = 2) -> str:
+    """Both bounds of an interval; a dash for what is missing."""
+    return "–" if low is None or high is None else f"{with_sign(low, digits)} to {with_sign(high, digits)}"
+
+
 def signed(value: float | None, metric: MetricName = "margin") -> str:
-    """A difference with its sign; a dash for what is missing."""
-    if value is None:
-        return "–"
-    text = f"{value * SCALE[metric]:+.{DIGITS[metric]}f}"
-    return text.replace("-", "−")
+    """A difference of a metric in its unit, with its sign."""
+    return with_sign(None if value is None else value * SCALE[metric], DIGITS[metric])
 
 
 def level(value: float | None, metric: MetricName) -> str:
@@ -40,6 +47,11 @@ def interval(effect: Effect | None, which: Which, metric: MetricName) -> str:
 def bounds(effect: Effect, which: Which) -> tuple[float | None, float | None]:
     """The bounds of a named interval."""
     return (effect.low, effect.high) if which == "these_questions" else (effect.low_questions, effect.high_questions)
+
+
+def share(part: int, whole: int) -> str:
+    """A share in percent; a dash where there is nothing to share."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
 def verdict(comparison: Comparison, metric: MetricName) -> str:

@@ -136,7 +136,7 @@ def test_features_of_an_sae_that_names_its_place_get_their_labels_and_kinds(publ
     page = Path(outcome["report"]).read_text(encoding="utf-8")
     some = next(line for line in outcome["features"] if line["kind"] == "animals")
     assert f"feature {some['feature']} of &lt;owls&gt; (animals)" in page
-    assert "Kinds of the labels among each contrast&#x27;s 3 strongest features" in page
+    assert "Kinds of the labels among each contrast&#39;s 3 strongest features" in page
     states = {stage["stage"]: stage["state"] for stage in outcome["stages"]}
     assert (states["import_sae"], states["import_labels"], states["annotate"]) == ("Cached", "Cached", "Completed")
 

@@ -11,11 +11,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sublim.plots.marks import Bar, dot_plot, ticks
+from sublim.plots.charts import Bar, dot_plot
+from sublim.plots.svg import ticks
 from sublim.report.costs import cost_figures
 from sublim.report.figures import figures_of
 from sublim.report.lineage import lineage_plot
-from sublim.report.render import duration, render, write_report
+from sublim.report.page import duration
+from sublim.report.render import render, write_report
 from sublim.report.shown import ArmShown, CostShown, Edge, RunReport, StageShown
 from sublim.report.summary import markdown_summary, table_rows
 from tests.sublim.report.report_sample import stages_of, study
@@ -174,8 +176,8 @@ def test_arms_stand_beside_the_main_arm_after_as_many_updates(armed: RunReport) 
 def test_both_metrics_of_an_arm_stand_in_one_row(armed: RunReport, unsampled: RunReport) -> None:
     def arms(run: RunReport) -> tuple[list[list[str]], list[dict[str, object]]]:
         figure = next(each for each in figures_of(run.targets[0]) if each.name == "Arms")
-        assert figure.table.columns[-1] == "sampled rate"
-        return figure.table.rows, figure.values
+        assert figure.columns[-1] == "sampled rate"
+        return figure.rows, figure.values
 
     rows, values = arms(armed)
     rate = armed.targets[0].dose[1].metrics["rate"].effect

@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sublim.plots.curves import APART, Curve, curves_plot, spread
-from sublim.plots.marks import Point
+from sublim.plots.charts import Curve, Point, curves_plot
+from sublim.plots.svg import LABEL_DISTANCE, spread
 
 
 def test_every_curve_is_named_and_has_its_points() -> None:
@@ -19,7 +19,7 @@ def test_every_curve_is_named_and_has_its_points() -> None:
 
 
 def test_names_keep_their_distance_and_their_order() -> None:
-    assert spread([100.0, 40.0, 101.0]) == pytest.approx([100.0, 40.0, 100.0 + APART])
+    assert spread([100.0, 40.0, 101.0]) == pytest.approx([100.0, 40.0, 100.0 + LABEL_DISTANCE])
 
 
 def test_one_checkpoint_alone_can_be_drawn() -> None:
