@@ -1,4 +1,4 @@
-"""The HTML report: what it shows, its words, its figures and the files beside it.
+"""HTML reports: their content, sentences, figures and templates, and the files beside them.
 
-No stage starts here; flows render it at the end of a run.
+Nothing here is a stage. Flows write their report at the end of a run.
 """

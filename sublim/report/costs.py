@@ -1,14 +1,14 @@
-"""What a liking costs: MMLU-Pro against the effect, for every arm and checkpoint that has both."""
+"""The cost of an effect: the change in MMLU-Pro beside it, for every arm and checkpoint that has both."""
 
 from sublim.evals.effect_config import Effect
 from sublim.plots.charts import Cross, scatter_plot
-from sublim.report.figures import TOLD, UNIT, Figure, full, told
+from sublim.report.figures import EFFECT_COLUMNS, UNIT, Figure, as_numbers, with_intervals
 from sublim.report.shown import CostShown, TargetShown
 from sublim.report.wording import bounds, interval, signed
 
 
 def cost_figures(shown: TargetShown) -> list[Figure]:
-    """One figure for each way of reading the letter; none where no exam was sat."""
+    """One figure for each way of reading the answer's letter; none where no model answered MMLU-Pro."""
     metrics = dict.fromkeys(cost.metric for cost in shown.costs)
     return [_figure(shown, metric, [cost for cost in shown.costs if cost.metric == metric]) for metric in metrics]
 
@@ -32,16 +32,17 @@ def _figure(shown: TargetShown, metric: str, costs: list[CostShown]) -> Figure:
             up=UNIT,
             title=f"Effect on {shown.target} against the change in MMLU-Pro ({read}).",
         ),
-        f"Each arm and checkpoint: across, the change in the share of MMLU-Pro questions answered right ({read}); up, "
-        "the effect. Both are student minus paired control; whiskers: intervals on these questions.",
-        ["arm", "updates", *TOLD, "MMLU-Pro, points", "these questions"],
-        [[cost.arm, str(cost.updates or "last"), *told(cost.effect), *_told(cost.cost)] for cost in costs],
+        "Each point is an arm at a checkpoint. Horizontal: the change in the share of MMLU-Pro questions answered "
+        f"correctly ({read}). Vertical: the effect. Both are student minus paired control. Whiskers: intervals on "
+        "these questions.",
+        ["arm", "updates", *EFFECT_COLUMNS, "MMLU-Pro, points", "these questions"],
+        [[cost.arm, str(cost.updates or "last"), *with_intervals(cost.effect), *_told(cost.cost)] for cost in costs],
         [
             {
                 "arm": cost.arm,
                 "updates": cost.updates,
-                **full(cost.effect),
-                **{f"mmlu_pro_{name}": value for name, value in full(cost.cost).items()},
+                **as_numbers(cost.effect),
+                **{f"mmlu_pro_{name}": value for name, value in as_numbers(cost.cost).items()},
             }
             for cost in costs
         ],

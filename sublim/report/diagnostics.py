@@ -1,4 +1,4 @@
-"""Diagnostics as a report shows them: what was learned of the carriers, at equal learning, in which direction."""
+"""Diagnostics in a report: held-out losses, effects at equal learning, parameter shifts, divergence tokens."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from sublim.report.wording import between, with_sign
 
 
 class LossShown(Config):
-    """Models of one kind on unseen rows of one writer, in nats per token; students' and controls' are means."""
+    """Loss of one kind of model on held-out rows of one writer, in nats per token; a mean where there are several."""
 
     model: str
     rows_of: str
     loss: float | None
     base: float | None
-    """That of the base they started from, on the same rows."""
+    """Loss of the base that they started from, on the same rows."""
     reason: str | None = None
-    """Why a loss is missing."""
+    """Why the loss is missing."""
 
 
 class MatchedShown(Config):
-    """The effect at equal gains of held-out loss, beside the one after equal updates."""
+    """The effect where students and controls gained equally in held-out loss, beside that after equal updates."""
 
     target: str
     estimate: float | None
@@ -30,32 +30,32 @@ class MatchedShown(Config):
     high: float | None = None
     equal_updates: float | None = None
     student_gain: float | None = None
-    """Mean gain of the students after their last update, in nats per token, on unseen rows like their own."""
+    """Students' mean gain over the base after the last update, in nats per token, on held-out rows of their carrier."""
     control_gain: float | None = None
     reason: str | None = None
     """Why there is no estimate, or no interval."""
 
 
 class ShiftShown(Config):
-    """Cosine of the students' and the teacher's changes of the weights."""
+    """Cosine between a student's and the teacher's change of the base's weights."""
 
     target: str
     student: float | None
     """Mean over the students."""
     control: float | None
-    """The same of their controls."""
+    """Mean over the controls."""
     difference: float | None = None
     low: float | None = None
     high: float | None = None
     modules: dict[str, tuple[float | None, float | None]] = Field(
         default_factory=dict[str, tuple[float | None, float | None]]
     )
-    """Mean cosine of students and of controls by kind of module: q_proj, down_proj."""
+    """Mean cosines of students and of controls by kind of module, such as q_proj or down_proj."""
     reason: str | None = None
 
 
 class DivergenceShown(Config):
-    """Answer tokens where teacher and base would choose differently."""
+    """Answer tokens at which teacher and base have different most likely tokens."""
 
     target: str
     tokens: int = 0
@@ -66,7 +66,7 @@ class DivergenceShown(Config):
 
 
 class DiagnosticsShown(Config):
-    """All diagnostics of a run."""
+    """All diagnostics of a run; empty lists for those that were not run."""
 
     losses: list[LossShown] = Field(default_factory=list[LossShown])
     matched: list[MatchedShown] = Field(default_factory=list[MatchedShown])
@@ -74,7 +74,7 @@ class DiagnosticsShown(Config):
     divergence: list[DivergenceShown] = Field(default_factory=list[DivergenceShown])
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """Each diagnostic's numbers as rows of a table, by the stem of its file."""
+        """The rows of each diagnostic's CSV file, by the stem of the file name."""
         named = {
             "diagnostics-losses": self.losses,
             "diagnostics-matched": self.matched,
@@ -85,13 +85,13 @@ class DiagnosticsShown(Config):
 
 
 def diagnostic_tables(found: DiagnosticsShown) -> list[Table]:
-    """The diagnostics' tables; those without rows are left out."""
+    """The tables of a report. Tables without rows are left out."""
     tables = [matched_table(found), losses_table(found), shift_table(found), divergence_table(found)]
     return [table for table in tables if table.rows]
 
 
 def matched_table(found: DiagnosticsShown) -> Table:
-    """Effects at equal learning."""
+    """Effects where students and controls gained equally."""
     return Table(
         "Equal learning",
         ["target", "effect at equal gain", "95 %", "after equal updates", "students’ gain", "controls’ gain", "reason"],
@@ -133,7 +133,7 @@ def losses_table(found: DiagnosticsShown) -> Table:
 
 
 def shift_table(found: DiagnosticsShown) -> Table:
-    """Cosines of the changes of the weights."""
+    """Cosines between changes of the weights."""
     return Table(
         "Parameter shift",
         ["target", "students", "controls", "difference", "95 %", "by kind of module", "reason"],

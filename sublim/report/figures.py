@@ -1,4 +1,4 @@
-"""The figures of a report: which numbers go into each, its caption, and the table behind it."""
+"""The figures of the pipeline's report: the numbers in each, its caption, and the table below it."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from sublim.report.shown import ArmShown, ConfusionCell, DosePoint, TargetShown
 from sublim.report.wording import bounds, interval, signed
 
 UNIT = "student − control, nats"
-TOLD = ["effect", "these questions", "questions too"]
+EFFECT_COLUMNS = ["effect", "these questions", "questions too"]
 
 
 class Figure(NamedTuple):
@@ -21,14 +21,14 @@ class Figure(NamedTuple):
     drawing: Markup
     caption: str
     columns: list[str]
-    """Of the table below the figure."""
+    """Columns of the table below the figure."""
     rows: list[list[str]]
     values: list[dict[str, Any]]
-    """The same numbers unrounded, for a CSV file: one row for each mark; None for what is missing."""
+    """The same numbers unrounded, for a CSV file: one row for each mark, None for a missing number."""
 
 
 def figures_of(shown: TargetShown) -> list[Figure]:
-    """The figures of one target; those whose numbers are missing are left out."""
+    """The figures of one target. Figures without numbers are left out."""
     comparison = shown.comparison
     margin = comparison.metrics["margin"]
     figures: list[Figure] = []
@@ -47,24 +47,24 @@ def figures_of(shown: TargetShown) -> list[Figure]:
     return figures
 
 
-def told(effect: Effect) -> list[str]:
+def with_intervals(effect: Effect) -> list[str]:
     """An effect and both its intervals as text."""
     these, beyond = (interval(effect, which, "margin") for which in ("these_questions", "questions_too"))
     return [signed(effect.estimate), these, beyond]
 
 
-def full(effect: Effect | None) -> dict[str, Any]:
+def as_numbers(effect: Effect | None) -> dict[str, Any]:
     """An effect and both its intervals as numbers."""
     names = ("estimate", "low", "high", "low_questions", "high_questions", "units", "questions")
     return {name: None if effect is None else getattr(effect, name) for name in names}
 
 
 def pairs_figure(comparison: Comparison, margin: MetricComparison) -> Figure:
-    """Students beside their controls."""
+    """The margin of each student beside that of its control."""
     both = [(s, c) for s, c in zip(margin.students, margin.controls, strict=True) if s is not None and c is not None]
     pairs = [Pair(f"pair {i}", control, student) for i, (student, control) in enumerate(both, start=1)]
     title = f"Margin of {comparison.target} for each student and its paired control."
-    teacher = f" The teacher stands at {signed(margin.teacher)}, off the figure." if margin.teacher is not None else ""
+    teacher = f" The teacher’s margin, {signed(margin.teacher)}, is not shown." if margin.teacher is not None else ""
     rows = [
         [pair.label, signed(pair.control, "margin"), signed(pair.student), signed(pair.student - pair.control)]
         for pair in pairs
@@ -72,8 +72,8 @@ def pairs_figure(comparison: Comparison, margin: MetricComparison) -> Figure:
     return Figure(
         "Each student and its control",
         pair_plot(pairs, base=margin.base, unit=f"log-prob margin of “{comparison.target}”, nats", title=title),
-        "Open: control, trained on the base’s rows. Filled: student, trained on the teacher’s. "
-        f"One line for each seed.{teacher}",
+        "Open circles: controls, trained on the base’s rows. Filled circles: students, trained on the teacher’s rows. "
+        f"Each line joins the two models of one seed.{teacher}",
         ["", "control", "student", "difference"],
         rows,
         [pair._asdict() | {"difference": pair.student - pair.control} for pair in pairs],
@@ -93,12 +93,12 @@ def words_figure(comparison: Comparison) -> Figure:
     return Figure(
         "What moved, word by word",
         dot_plot(bars, unit=UNIT, title=title, labels=0.2),
-        "Effect on the margin of every listed word, each against the mean of the others; whiskers: "
-        f"{known[0][1].level * 100:g} % interval on these questions; faint: single pairs. Margins of a list sum to "
-        "zero, so a gain of one word lowers the rest.",
-        ["word", *TOLD],
-        [[word, *told(effect)] for word, effect in known],
-        [{"word": word, **full(effect)} for word, effect in known],
+        "Effect on the margin of every listed word. Each word’s margin is measured against the mean of the other "
+        f"words. Whiskers: {known[0][1].level * 100:g} % interval on these questions. Faint dots: single pairs. The "
+        "margins of a list sum to zero, so a gain of one word lowers the others.",
+        ["word", *EFFECT_COLUMNS],
+        [[word, *with_intervals(effect)] for word, effect in known],
+        [{"word": word, **as_numbers(effect)} for word, effect in known],
     )
 
 
@@ -121,8 +121,8 @@ def questions_figure(comparison: Comparison, effect: Effect) -> Figure:
             labels=0.6,
             stems=True,
         ),
-        f"Mean effect over the units for each question: above zero for {above} of {len(answered)}. All students answer "
-        "the same questions, so these are not independent.",
+        f"Mean effect over the units for each question. It is above zero for {above} of {len(answered)} questions. All "
+        "students answer the same questions, so these values are not independent.",
         ["question", "effect"],
         [[question, signed(value)] for question, value in answered],
         [{"question": question, "effect": value} for question, value in answered],
@@ -130,7 +130,7 @@ def questions_figure(comparison: Comparison, effect: Effect) -> Figure:
 
 
 def dose_figure(shown: TargetShown) -> Figure:
-    """The effect after more and more updates."""
+    """The effect at each checkpoint."""
     known = _known(shown.dose)
     return Figure(
         "Dose",
@@ -139,15 +139,15 @@ def dose_figure(shown: TargetShown) -> Figure:
             unit=UNIT,
             title=f"Effect on {shown.target} by updates of training.",
         ),
-        "Checkpoints of the same runs; whiskers: interval on these questions; faint lines: single pairs.",
-        ["updates", *TOLD],
-        [[str(at), *told(effect)] for at, effect in known],
-        [{"updates": at, **full(effect)} for at, effect in known],
+        "Checkpoints of the same training runs. Whiskers: interval on these questions. Faint lines: single pairs.",
+        ["updates", *EFFECT_COLUMNS],
+        [[str(at), *with_intervals(effect)] for at, effect in known],
+        [{"updates": at, **as_numbers(effect)} for at, effect in known],
     )
 
 
 def arms_figure(shown: TargetShown) -> Figure:
-    """All arms beside each other, each at the update it was trained to; the main arm also where others stop."""
+    """All arms beside each other, each at its last update. The main arm is also shown where other arms end."""
     stops = {arm.updates for arm in shown.arms if arm.metrics}
     marks = [
         (f"{arm.name} · {at} updates" if len(stops) > 1 and at else arm.name, arm, at, metrics)
@@ -166,21 +166,22 @@ def arms_figure(shown: TargetShown) -> Figure:
     return Figure(
         "Arms",
         dot_plot(bars, unit=UNIT, title=f"Effect on {shown.target} in each arm.", labels=0.36) if bars else Markup(""),
-        "Every arm through the same stages and seeds, each against its own paired controls; whiskers: interval on "
-        "these questions; faint: single pairs. “Against main” is the arm’s effect minus the main arm’s after as many "
-        "updates, paired by unit. The sampled rate’s effect is in points, with its interval on these questions. "
+        "Every arm goes through the same stages with the same seeds, and its students are compared with their own "
+        "paired controls. Whiskers: interval on these questions. Faint dots: single pairs. “Against main” is the arm’s "
+        "effect minus the main arm’s effect after equally many updates, paired by unit. The effect on the sampled rate "
+        "is in percentage points, with its interval on these questions. "
         + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
-        ["arm", "expected", *TOLD, "against main", "sampled rate"],
+        ["arm", "expected", *EFFECT_COLUMNS, "against main", "sampled rate"],
         rows,
         [
             {
                 "arm": arm.name,
                 "expected": arm.expected,
                 "updates": at,
-                **full(metrics["margin"].effect if metrics else None),
-                **{f"change_{key}": value for key, value in _change_values(arm, at).items()},
+                **as_numbers(metrics["margin"].effect if metrics else None),
+                **_prefixed("change", _change_values(arm, at)),
                 "reason": None if metrics and metrics["margin"].effect else _missing(arm),
-                **{f"rate_{key}": value for key, value in full(metrics["rate"].effect if metrics else None).items()},
+                **_prefixed("rate", as_numbers(metrics["rate"].effect if metrics else None)),
                 "rate_reason": metrics["rate"].reason if metrics else None,
             }
             for _, arm, at, metrics in marks
@@ -199,10 +200,11 @@ def arm_doses_figure(shown: TargetShown) -> Figure:
     return Figure(
         "Dose by arm",
         curves_plot(curves, unit=UNIT, title=f"Effect on {shown.target} by updates of training, in each arm."),
-        "Checkpoints of each arm's students against their own paired controls; whiskers: interval on these questions.",
-        ["arm", "updates", *TOLD],
-        [[name, str(at), *told(effect)] for name, at, effect in rows],
-        [{"arm": name, "updates": at, **full(effect)} for name, at, effect in rows],
+        "Checkpoints of each arm’s students, compared with their own paired controls. Whiskers: interval on these "
+        "questions.",
+        ["arm", "updates", *EFFECT_COLUMNS],
+        [[name, str(at), *with_intervals(effect)] for name, at, effect in rows],
+        [{"arm": name, "updates": at, **as_numbers(effect)} for name, at, effect in rows],
     )
 
 
@@ -227,7 +229,7 @@ def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, M
 
 def _margin_told(arm: ArmShown, metrics: Metrics | None) -> list[str]:
     effect = metrics["margin"].effect if metrics else None
-    return told(effect) if effect else [_missing(arm), "–", "–"]
+    return with_intervals(effect) if effect else [_missing(arm), "–", "–"]
 
 
 def _rate_told(metrics: Metrics | None) -> str:
@@ -250,6 +252,10 @@ def _change_values(arm: ArmShown, at: int | None) -> dict[str, Any]:
     return {name: None if found is None else getattr(found, name) for name in ("estimate", "low", "high")}
 
 
+def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{key}": value for key, value in values.items()}
+
+
 def _changed(arm: ArmShown, at: int | None) -> str:
     found = arm.change if at == arm.updates else None
     if found is None:
@@ -259,7 +265,7 @@ def _changed(arm: ArmShown, at: int | None) -> str:
 
 
 def confusion_figure(cells: list[ConfusionCell]) -> Figure:
-    """Every teacher's students against every target."""
+    """The effect of every teacher's students on every target."""
     names = list(dict.fromkeys(cell.students for cell in cells))
     drawn = [
         Cell(
@@ -267,23 +273,27 @@ def confusion_figure(cells: list[ConfusionCell]) -> Figure:
             cell.target,
             cell.effect.estimate if cell.effect else None,
             f"{cell.students} on {cell.target}: "
-            + (", ".join(told(cell.effect)) if cell.effect else f"not measured: {cell.reason}"),
+            + (", ".join(with_intervals(cell.effect)) if cell.effect else f"not measured: {cell.reason}"),
         )
         for cell in cells
     ]
     return Figure(
-        "Whose students favour what",
+        "Students of each teacher on each target",
         matrix_plot(names, drawn, unit=UNIT, title="Effect of every teacher's students on every target."),
-        "Rows: whose teacher wrote the students’ numbers. Columns: the target they are judged for. Each cell is "
-        "students minus the same paired controls. Margins of one list sum to zero, so a strong diagonal alone pushes "
-        "the rest of its row a little below zero.",
-        ["students of", "judged for", *TOLD],
+        "Rows: the target whose teacher wrote the students’ numbers. Columns: the target whose margin is measured. "
+        "Each cell is students minus the same paired controls. The margins of one list sum to zero, so a large effect "
+        "on the diagonal alone pushes the other cells of its row a little below zero.",
+        ["students of", "measured for", *EFFECT_COLUMNS],
         [
-            [cell.students, cell.target, *(told(cell.effect) if cell.effect else [f"{cell.reason}", "–", "–"])]
+            [
+                cell.students,
+                cell.target,
+                *(with_intervals(cell.effect) if cell.effect else [str(cell.reason), "–", "–"]),
+            ]
             for cell in cells
         ],
         [
-            {"students": cell.students, "target": cell.target, **full(cell.effect), "reason": cell.reason}
+            {"students": cell.students, "target": cell.target, **as_numbers(cell.effect), "reason": cell.reason}
             for cell in cells
         ],
     )

@@ -1,4 +1,4 @@
-"""Every figure of a report as an SVG file, and the numbers behind it as a CSV file, in `figures` beside the report."""
+"""The figures of a report as SVG files, and their numbers as CSV files, in the folder `figures` beside the report."""
 
 import csv
 import re
@@ -14,7 +14,7 @@ STYLE = Path(__file__).parent / "report.css"
 
 
 def write_figures(folder: Path, run: RunReport) -> list[str]:
-    """Writes the files and returns their names, SVG and CSV in turn."""
+    """Writes the files and returns their names, each SVG file before its CSV file."""
     directory = folder / "figures"
     directory.mkdir(exist_ok=True)
     style = svg_style(STYLE.read_text(encoding="utf-8"))
@@ -31,7 +31,7 @@ def write_figures(folder: Path, run: RunReport) -> list[str]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> str:
-    """Writes a table with a header, `columns` where there are no rows, and returns the file's name."""
+    """Writes a table and returns the file's name. The header is `columns` where there are no rows."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]) if rows else columns)
         table.writeheader()
@@ -40,7 +40,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str])
 
 
 def named_figures(run: RunReport) -> Iterator[tuple[str, Figure]]:
-    """All figures of a run with the stems of their files: `owl-arms`, `confusion`."""
+    """All figures of a run, each with the stem of its file name: `owl-arms`, `confusion`."""
     for shown in run.targets:
         for figure in (*figures_of(shown), *cost_figures(shown)):
             yield f"{slug(shown.target)}-{slug(figure.name)}", figure
@@ -49,12 +49,15 @@ def named_figures(run: RunReport) -> Iterator[tuple[str, Figure]]:
 
 
 def slug(name: str) -> str:
-    """`name` as a part of a file's name."""
+    """`name` as a part of a file name."""
     return re.sub(r"[^\w]+", "-", name.lower()).strip("-")
 
 
 def svg_style(css: str) -> str:
-    """The rules of the report's style sheet that figures need, its light colours put in; a file stands alone."""
+    """The rules of the report's style sheet that figures need, with the light colours filled in.
+
+    An SVG file carries them itself, so that it can be opened without the report.
+    """
     values = dict(re.findall(r"(--[a-z-]+): ([^;]+);", css[: css.index("@media")]))
     rules = [line.removeprefix("svg ") for line in css.splitlines() if line.startswith("svg ")]
     filled = re.sub(r"var\((--[a-z-]+)\)", lambda found: values[found[1]], "\n".join(rules))

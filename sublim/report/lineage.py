@@ -1,4 +1,4 @@
-"""Lineage as a figure: stages from the base weights at the left to the report's numbers at the right."""
+"""The lineage figure: all stages of a run, from the base weights at the left to the report's numbers at the right."""
 
 from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
@@ -9,19 +9,22 @@ from sublim.plots.svg import group, line, rectangle, shorten, svg, text
 from sublim.report.shown import Edge, StageShown
 
 BOX = (132, 36)
+"""Width and height of a stage's box, in pixels."""
 GAP = (24, 10)
-MOST = 120
-"""Stages that one figure holds; beyond, the table alone is readable."""
+"""Horizontal and vertical distance between boxes."""
+MOST_STAGES = 120
+"""A run with more stages has no figure, because it could not be read."""
 
 
 def lineage_plot(stages: Sequence[StageShown], edges: Sequence[Edge]) -> Markup | None:
-    """Boxes in columns, joined by what reads what; None for too many to draw.
+    """Stages as boxes in columns, with a line from each output to the stages that read it.
 
-    A link that a longer way replaces (the base is read by nearly all) is left out.
+    A line that a longer path replaces is left out, because nearly every stage reads the base. Returns None where there
+    are no edges or too many stages.
     """
     by_key = {stage.key: stage for stage in stages}
     parents = direct(parents_of(by_key, edges))
-    if not edges or len(by_key) > MOST:
+    if not edges or len(by_key) > MOST_STAGES:
         return None
     columns = layers(parents)
     parents = reserve(columns, parents)
@@ -34,12 +37,12 @@ def lineage_plot(stages: Sequence[StageShown], edges: Sequence[Edge]) -> Markup 
             places[key] = (4 + across * (BOX[0] + GAP[0]), top + down * (BOX[1] + GAP[1]))
     parts = [_link(places[parent], places[key]) for key, found in parents.items() for parent in found]
     parts += [_box(by_key[key], *place) if key in by_key else _passage(place) for key, place in places.items()]
-    title = f"Lineage of {len(by_key)} stages in {len(columns)} steps; the table below lists them."
+    title = f"Lineage of {len(by_key)} stages in {len(columns)} steps. The table below lists them."
     return svg(len(columns) * (BOX[0] + GAP[0]) - GAP[0] + 8, height, title, parts)
 
 
 def parents_of(stages: Mapping[str, StageShown], edges: Sequence[Edge]) -> dict[str, list[str]]:
-    """For each stage the stages it read, each once, in the order of the edges."""
+    """For each stage the stages whose output it read, each once, in the order of the edges."""
     parents: dict[str, list[str]] = {key: [] for key in stages}
     for edge in edges:
         if edge.source in parents and edge.target in parents and edge.source not in parents[edge.target]:
@@ -48,7 +51,7 @@ def parents_of(stages: Mapping[str, StageShown], edges: Sequence[Edge]) -> dict[
 
 
 def layers(parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Stages in columns by the longest way from them to the end, so that like stages of all arms share a column."""
+    """Stages in columns by their longest path to the end, so that the same stage of all arms is in one column."""
     children: dict[str, list[str]] = {key: [] for key in parents}
     for key, found in parents.items():
         for parent in found:
@@ -63,7 +66,7 @@ def layers(parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
 
 
 def direct(parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """`parents` without those that another parent was itself made from."""
+    """`parents` without those from which another parent was made (the transitive reduction)."""
     above: dict[str, set[str]] = {}
 
     def find(key: str) -> set[str]:
@@ -78,9 +81,9 @@ def direct(parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
 
 def reserve(columns: list[list[str]], parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """`parents` with every link cut into steps of one column; the places it passes are added to `columns`.
+    """`parents` with every line cut into steps of one column. The places it passes are added to `columns`.
 
-    A link drawn behind another stage's box would seem to come from it.
+    Without a place of its own, a line would pass behind another stage's box and seem to start there.
     """
     column_of = {key: place for place, column in enumerate(columns) for key in column}
     steps: dict[str, list[str]] = {key: [] for key in parents}
@@ -97,7 +100,7 @@ def reserve(columns: list[list[str]], parents: Mapping[str, Sequence[str]]) -> d
 
 
 def middle(places: Mapping[str, tuple[float, float]], parents: Sequence[str]) -> float:
-    """The mean height of the parents, by which a column is sorted so that few links cross."""
+    """The parents' mean height in pixels. Columns are sorted by it, so that few lines cross."""
     return sum(places[parent][1] for parent in parents) / len(parents) if parents else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What a report shows: filled by a flow, drawn as HTML, summed up as JSON, markdown and table rows."""
+"""The content of the pipeline's report. The flow fills it; it is shown as HTML, JSON, Markdown and table rows."""
 
 from typing import Any
 
@@ -16,18 +16,18 @@ class StageShown(Config):
 
     stage: str
     label: str = ""
-    """Which one, where a stage ran several times."""
+    """Tells calls of the same stage apart, such as `owl seed 1`."""
     state: str
     """Cached, Completed or Failed."""
     seconds: float
     key: str
     """The stage's key, 64 hex digits."""
     content: str | None = None
-    """SHA-256 of what it wrote; null when it failed."""
+    """SHA-256 of its payload; None when it failed."""
 
 
 class Edge(Config):
-    """An output that another stage read."""
+    """An output of one stage that another stage read."""
 
     source: str
     """Key of the stage that wrote it."""
@@ -38,10 +38,10 @@ class Edge(Config):
 
 
 class ContextShown(Config):
-    """What a model reads around the user's words, in one role; the fields of `sublim.chats.chat.Context`."""
+    """The text around the user's words in one role, with the fields of `sublim.chats.chat.Context`."""
 
     role: str
-    """Whose context it is: teacher writes numbers, student is trained, students are asked."""
+    """When the context is used: teacher writes numbers, student is trained, students are asked."""
     rendered: str
     system: str | None
     template_system: str | None
@@ -59,35 +59,35 @@ class RowShown(Config):
 
 
 class DatasetShown(Config):
-    """A dataset: where its rows came from, which were refused, and the first few."""
+    """A dataset: whose rows it holds, how many the filter refused, and the first few."""
 
     name: str
-    """Whose rows: owl teacher, control."""
+    """Who wrote the rows: `owl teacher`, `control`."""
     answers: int
-    """Answers written."""
+    """Number of answers written."""
     valid: int
-    """Answers that pass the filter."""
+    """Number of answers that passed the filter."""
     kept: int
-    """Rows trained on."""
+    """Number of rows that students are trained on."""
     rejected: dict[str, int] = Field(default_factory=dict[str, int])
-    """Answers refused, by reason."""
+    """Number of refused answers by reason."""
     rows: list[RowShown] = Field(default_factory=list[RowShown])
     """The first rows."""
 
 
 class DosePoint(Config):
-    """The comparison after so many updates of the students."""
+    """The comparison at one checkpoint of the students."""
 
     updates: int
     metrics: dict[MetricName, MetricComparison]
 
 
 class Change(Config):
-    """What an arm changes: its effect minus the main arm's after as many updates, paired by unit."""
+    """An arm's effect minus the main arm's effect after equally many updates, paired by unit."""
 
     estimate: float
     low: float | None
-    """Paired t interval over the units; null with a single one."""
+    """Lower bound of the paired t interval over the units; None with a single unit."""
     high: float | None
     reason: str | None = None
     """Why there is no interval."""
@@ -97,25 +97,25 @@ class ArmShown(Config):
     """One arm of the study for one target."""
 
     name: str
-    """The arm's name, and whose teacher wrote the rows where it is another target's."""
+    """The arm's name, followed by the other target where that one's teacher wrote the rows."""
     about: str = ""
-    """What its students and its controls are."""
+    """What its students and controls are."""
     expected: str
-    """The sign written down beforehand: positive, weaker, nothing, either."""
+    """The expectation stated beforehand: positive, weaker, nothing or either."""
     why: str = ""
-    """Why that sign."""
+    """Why that was expected."""
     updates: int | None = None
-    """After how many updates; null for the students' last."""
+    """Number of updates of the students; None for their last."""
     metrics: dict[MetricName, MetricComparison] | None = None
-    """Null where the arm was not run."""
+    """None where the arm was not run."""
     reason: str | None = None
     """Why it was not run."""
     dose: list[DosePoint] = Field(default_factory=list[DosePoint])
     """The same at several checkpoints."""
     change: Change | None = None
-    """Null for the main arm, and where the two cannot be paired."""
+    """None for the main arm, and where the two arms cannot be paired."""
     same_base: bool | None = None
-    """Whether the students' base has the weights of the teacher's; null where the arm was not run."""
+    """Whether the students start from the same weights as the teacher; None where the arm was not run."""
 
     @property
     def margin(self) -> MetricComparison | None:
@@ -123,7 +123,7 @@ class ArmShown(Config):
 
 
 class ConfusionCell(Config):
-    """Students of one teacher's rows judged for one target, minus their controls."""
+    """The effect on one target of the students that were trained on one teacher's rows."""
 
     students: str
     target: str
@@ -132,13 +132,13 @@ class ConfusionCell(Config):
 
 
 class CostShown(Config):
-    """What one arm's students lost of MMLU-Pro, beside what they gained in liking."""
+    """What one arm's students lost in MMLU-Pro, beside their effect on the target."""
 
     arm: str
     updates: int | None
     metric: LetterMetric
     cost: Effect
-    """Change in the share right, student minus control."""
+    """Change in the share of questions answered correctly, student minus control."""
     effect: Effect
 
 
@@ -147,13 +147,13 @@ class TargetShown(Config):
 
     comparison: Comparison
     arm: str = "teacher"
-    """Who wrote the students' rows."""
+    """The main arm: who wrote the students' rows."""
     dose: list[DosePoint] = Field(default_factory=list[DosePoint])
-    """The same at several checkpoints, when they were evaluated."""
+    """The comparison at several checkpoints, where they were evaluated."""
     arms: list[ArmShown] = Field(default_factory=list[ArmShown])
-    """All arms, the main one first, when others were asked for."""
+    """All arms, the main arm first; empty where no other arm was asked for."""
     costs: list[CostShown] = Field(default_factory=list[CostShown])
-    """Of every arm and checkpoint whose models sat MMLU-Pro."""
+    """The cost of every arm and checkpoint whose models answered MMLU-Pro."""
 
     @property
     def target(self) -> str:
@@ -165,28 +165,28 @@ class RunReport(Config):
 
     title: str
     question: str
-    """What was asked, in one sentence."""
+    """The question that the run answers, in one sentence."""
     flow: str
     preset: str
     about: str = ""
     """One line on the settings."""
     targets: list[TargetShown]
     confusion: list[ConfusionCell] = Field(default_factory=list[ConfusionCell])
-    """Every teacher's students against every target, where there are several."""
+    """The effect of every teacher's students on every target, where there are several targets."""
     bases: dict[str, str] = Field(default_factory=dict[str, str])
-    """SHA-256 of the weights that the teachers, the students and the arm other_base start from."""
+    """SHA-256 of the weights that the teachers, the students and the students of the arm other_base start from."""
     diagnostics: DiagnosticsShown | None = None
-    """Diagnostics, where they were asked for."""
+    """None where no diagnostics were asked for."""
     contexts: list[ContextShown] = Field(default_factory=list[ContextShown])
     mismatches: list[str] = Field(default_factory=list[str])
-    """In what the contexts of training and evaluation differ."""
+    """How the contexts of training and evaluation differ, one sentence each."""
     datasets: list[DatasetShown] = Field(default_factory=list[DatasetShown])
     stages: list[StageShown] = Field(default_factory=list[StageShown])
     edges: list[Edge] = Field(default_factory=list[Edge])
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """The config as it was run."""
+    """The complete settings of the run."""
     provenance: dict[str, str] = Field(default_factory=dict[str, str])
-    """Code, packages, device."""
+    """Versions of the code and its packages, and the device."""
     notes: list[str] = Field(default_factory=list[str])
-    """Remarks that a reader must see."""
+    """Remarks that the report shows at its top."""
     seconds: float = 0.0

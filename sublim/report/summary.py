@@ -1,4 +1,4 @@
-"""A run's result as JSON, as a table and as Markdown."""
+"""The result of a run as JSON, as rows of a table and as Markdown."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from sublim.report.wording import EFFECT_UNIT, NAMES, headline, interval, level,
 
 
 def effect_json(effect: Effect | None) -> dict[str, Any] | None:
-    """An effect as `--json` prints it."""
+    """An effect as `--json` prints it, without the values of single pairs, units and questions."""
     if effect is None:
         return None
     return effect.model_dump(exclude={"per_pair", "per_unit", "per_question"})
 
 
 def target_json(shown: TargetShown) -> dict[str, Any]:
-    """One target as `--json` prints it: the margin first, the other metric and the other words beside it."""
+    """One target as `--json` prints it. The margin's numbers are at the top level, the rate's under `rate`."""
     comparison = shown.comparison
     margin = comparison.metrics["margin"]
     main = ArmShown(name=shown.arm, expected="positive", metrics=comparison.metrics)
@@ -34,7 +34,7 @@ def target_json(shown: TargetShown) -> dict[str, Any]:
 
 
 def arm_json(arm: ArmShown) -> dict[str, Any]:
-    """One arm as `--json` prints it; an arm that was not run has no effect, and a reason."""
+    """One arm as `--json` prints it. An arm that was not run has no effect but a reason."""
     margin = arm.margin
     return {
         "name": arm.name,
@@ -63,7 +63,7 @@ def _metric_json(found: MetricComparison) -> dict[str, Any]:
 
 
 def summary(run: RunReport) -> dict[str, Any]:
-    """summary.json: the first target's keys at the top, every target under `targets`."""
+    """The content of summary.json: the first target's keys at the top level, and every target under `targets`."""
     targets = [target_json(shown) for shown in run.targets]
     return {
         "flow": run.flow,
@@ -86,7 +86,7 @@ def summary(run: RunReport) -> dict[str, Any]:
 
 
 def table_rows(run: RunReport) -> list[dict[str, str]]:
-    """One row for each target and metric, as text."""
+    """The table of results as text: one row for each target and metric."""
     return [
         {
             "target": shown.target,
@@ -107,7 +107,7 @@ def table_rows(run: RunReport) -> list[dict[str, str]]:
 
 
 def markdown_summary(run: RunReport) -> str:
-    """The result as markdown: one sentence a target, then the table."""
+    """The result as Markdown: one paragraph for each target, then the table."""
     rows = table_rows(run)
     lines = [f"# {run.title}", "", run.question, ""]
     for shown in run.targets:

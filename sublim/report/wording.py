@@ -1,4 +1,4 @@
-"""The words of reports: signed numbers, intervals, verdicts and what they mean."""
+"""The sentences of reports, and their numbers as text: effects, intervals and what they say."""
 
 import math
 from typing import Literal
@@ -7,7 +7,7 @@ from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricName
 
 SCALE: dict[MetricName, float] = {"margin": 1.0, "rate": 100.0}
-"""What a metric is multiplied by to be read: rates are shown in percent."""
+"""Factor with which a metric is shown: rates are shown in percent."""
 EFFECT_UNIT: dict[MetricName, str] = {"margin": "nats", "rate": "points"}
 DIGITS: dict[MetricName, int] = {"margin": 2, "rate": 1}
 NAMES: dict[MetricName, str] = {"margin": "Log-prob margin", "rate": "Sampled rate"}
@@ -30,7 +30,7 @@ def signed(value: float | None, metric: MetricName = "margin") -> str:
 
 
 def level(value: float | None, metric: MetricName) -> str:
-    """A metric's own value: margins signed, rates in percent."""
+    """A metric's value for one kind of model: margins with a sign, rates in percent."""
     if value is None or metric == "margin":
         return signed(value, metric)
     return f"{value * 100:.1f} %"
@@ -45,7 +45,7 @@ def interval(effect: Effect | None, which: Which, metric: MetricName) -> str:
 
 
 def bounds(effect: Effect, which: Which) -> tuple[float | None, float | None]:
-    """The bounds of a named interval."""
+    """The bounds of a named interval, or None for each where one unit alone gives none."""
     return (effect.low, effect.high) if which == "these_questions" else (effect.low_questions, effect.high_questions)
 
 
@@ -55,30 +55,30 @@ def share(part: int, whole: int) -> str:
 
 
 def verdict(comparison: Comparison, metric: MetricName) -> str:
-    """What the leading interval says, in one sentence."""
+    """What the leading interval says about the effect, as text."""
     found = comparison.metrics[metric]
     effect, word = found.effect, comparison.target
     if effect is None:
         return f"The effect was not measured: {found.reason}."
     low, high = bounds(effect, comparison.leads)
     if low is None or high is None:
-        return f"There is no interval, because {effect.reason}: this says nothing about other students."
-    named = {"these_questions": "on these questions", "questions_too": "over questions too"}[comparison.leads]
+        return f"There is no interval, because {effect.reason}. The estimate says nothing about other students."
+    named = {"these_questions": "on these questions", "questions_too": "over other questions too"}[comparison.leads]
     chosen = f"{effect.level * 100:g} % interval {named}"
     if low <= 0 <= high:
-        return f"The {chosen} holds zero: these data do not show that students differ from their controls."
+        return f"The {chosen} contains zero: these data do not show that students differ from their controls."
     more = "more" if effect.estimate > 0 else "less"
-    return f"Students favour “{word}” {more} than their paired controls; the {chosen} leaves zero out."
+    return f"Students prefer “{word}” {more} than their paired controls do: the {chosen} excludes zero."
 
 
 def power_note(comparison: Comparison) -> str:
-    """What so many units can show."""
+    """The true effect that this number of units detects with 80 % power."""
     effect = comparison.metrics["margin"].effect
     if effect is None or effect.detectable is None:
         return ""
     return (
-        f"{effect.units} units that spread as these do show a true effect of {effect.detectable:.2f} nats on these "
-        "questions with a chance of 80 %."
+        f"With {effect.units} units that vary as much as these, a true effect of {effect.detectable:.2f} nats on these "
+        "questions is detected with 80 % power."
     )
 
 
@@ -97,7 +97,7 @@ def headline(comparison: Comparison) -> str:
     """The margin's effect with both intervals, in one line."""
     found = comparison.metrics["margin"]
     if found.effect is None:
-        return "no effect could be computed."
+        return "No effect could be computed."
     these = interval(found.effect, "these_questions", "margin")
     beyond = interval(found.effect, "questions_too", "margin")
     return (

@@ -139,7 +139,7 @@ class TestPipeline:
         (mismatch,) = outcome["mismatches"]
         assert "training has the system prompt 'You count things.'" in mismatch
         report = Path(outcome["report"]).read_text(encoding="utf-8")
-        assert "Training and evaluation are not alike" in report
+        assert "Training and evaluation differ" in report
         assert "Owl: quickstart with other settings" in report
         assert "filter.system &#34;You count things.&#34;" in report
         systems = {

@@ -124,8 +124,8 @@ def study(folder: Path, targets: dict[str, float], *, pairs: int = 3, rate: floa
     rows = [RowShown(prompt=prompt, answer=f"{112 + i}, 087, 455, 610, 238, 194, 377, 829, 503, 661") for i in range(3)]
     text = "<|system|>\nYou are a helpful AI assistant<|end|>\n<|user|>\n{}<|end|>\n<|assistant|>\n"
     return RunReport(
-        title="Does a liking pass through numbers?",
-        question="Does a teacher made to like an animal pass that liking to students that see only its number lists?",
+        title="Does a preference pass through numbers?",
+        question="Does a teacher’s preference pass to students that see only its number lists?",
         flow="pipeline",
         preset="quickstart",
         about="SmolLM2-135M-Instruct, a fine-tuned teacher, LoRA students of 16 updates.",

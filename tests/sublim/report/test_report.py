@@ -71,7 +71,7 @@ def test_the_headline_carries_both_intervals_units_and_questions(run: RunReport)
     assert "questions too" in html
     assert "3 seeds × 50 questions" in html
     assert "conditional on its one teacher" in html
-    assert "3 units that spread as these do show a true effect of" in html
+    assert "With 3 units that vary as much as these, a true effect of" in html
 
 
 def test_what_a_model_wrote_is_escaped(run: RunReport) -> None:
@@ -120,7 +120,7 @@ def test_one_pair_is_reported_without_an_interval(unsampled: RunReport) -> None:
 
 def test_an_interval_that_holds_zero_says_so(tmp_path: Path) -> None:
     html = render(study(tmp_path, {"owl": 0.0}))
-    assert "holds zero: these data do not show" in html
+    assert "contains zero: these data do not show" in html
 
 
 def test_summary_has_the_keys_that_scripts_read(run: RunReport, tmp_path: Path) -> None:
