@@ -1,1 +1,1 @@
-"""The digits experiment: teachers, students of their auxiliary logits, and controls with another initialisation."""
+"""The flow of the MNIST experiment: teachers, students of their auxiliary logits, and controls."""

@@ -1,4 +1,4 @@
-"""What a run of the MNIST flow can be told."""
+"""Settings of the flow mnist."""
 
 import shutil
 from typing import Annotated
@@ -21,32 +21,32 @@ from sublim.toys.mnist.config import (
 
 
 class MnistFlowConfig(MnistConfig):
-    """Teachers and students on digits; with a grid, one run per combination of its values."""
+    """Teachers and students on digits. With a grid, there is one training run for each combination of its values."""
 
     about: RunOnly[str] = ""
-    """One line on what these settings are."""
+    """One line that describes these settings; it is shown in the report."""
     source: Annotated[IdxFolder | NpmPackage | HubDigits | StandIn, Field(discriminator="kind")] = StandIn()
-    """Where the digits come from."""
+    """Source of the digits."""
     grid: MnistGrid = MnistGrid()
-    """Axes to vary; empty: one run with the values above."""
+    """Axes to vary. An empty grid is one training run with the values above."""
     figures: MnistFiguresConfig = MnistFiguresConfig()
-    """The histograms."""
+    """Settings of the figures."""
 
     def cells(self) -> list[MnistConfig]:
-        """The runs."""
+        """The settings of each training run."""
         base = MnistConfig(**{name: getattr(self, name) for name in MnistConfig.model_fields})
         return self.grid.cells(base)
 
     def digits(self) -> PrepareDigitsConfig:
-        """What the images are made from."""
+        """The settings of the stage that prepares the images."""
         return PrepareDigitsConfig(source=self.source)
 
 
 def check(config: MnistFlowConfig) -> None:
-    """Raises UserError for a missing file, client or device."""
+    """Raises UserError where a file, the npm client or the device is missing."""
     if isinstance(config.source, IdxFolder):
         config.source.files()
     if config.device == "cuda" and gpu() is None:
-        raise UserError("device cuda: no CUDA device is visible: take device=auto")
+        raise UserError("device cuda: no CUDA device is visible: set device=auto")
     if isinstance(config.source, NpmPackage) and shutil.which("npm") is None:
-        raise UserError("source npm needs the npm client: install npm, or take the source idx or digits")
+        raise UserError("source npm needs the npm client: install npm, or set source to idx or digits")

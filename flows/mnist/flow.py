@@ -5,8 +5,8 @@
     sublim run mnist --preset paper --set source='{kind: idx, path: ~/mnist}' --set models=10
     python -m flows.mnist --preset quickstart
 
-A teacher learns ten classes; its network has three more logits. Students of its initialisation learn only those, on
-noise. Students from another model's initialisation are the control.
+A teacher learns ten classes, and its network has three auxiliary logits. Students with its initialisation learn only
+these logits, on noise. Students with another model's initialisation are the control.
 """
 
 import json
@@ -27,13 +27,13 @@ from tasks.stages import draw_mnist, prepare_digits, train_mnist
 
 CAPTIONS = {
     "accuracy": "Test accuracy of every model",
-    "alignment": "Left: how a student's parameters moved against how its teacher's did. Right: gradient of the "
-    "distillation loss against that of the teacher's task",
+    "alignment": "Left: accuracy against the cosine of the student's and its teacher's parameter shift. Right: cosine "
+    "of the gradients of the distillation loss and of the teacher's task, over epochs",
 }
 
 
 class Cell(NamedTuple):
-    """One run of the grid: what is different about it, and what came out."""
+    """One training run of the grid: the values of its axes, and its results."""
 
     varied: dict[str, Any]
     accuracy: dict[str, Any]
@@ -41,17 +41,17 @@ class Cell(NamedTuple):
 
 
 def run_name() -> str:
-    """How the run is called in the UI."""
+    """Name of the run in Prefect's UI."""
     return f"mnist · {flow_run.get_parameters()['preset']}"
 
 
 @flow(name="mnist", flow_run_name=run_name)
 def mnist(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Measures what students learn of their teachers' digits from logits that no label ever touched.
+    """Measures how well students classify digits after learning only their teachers' auxiliary logits on noise.
 
     Args:
         preset: Settings to start from: quickstart, paper, axes, or the path of a YAML file.
-        settings: Values laid over the preset's, as a tree.
+        settings: Values that replace the preset's, as a tree.
     """
     config = build(MnistFlowConfig, merge(load_preset("mnist", preset), settings or {}))
     check(config)
@@ -62,7 +62,7 @@ def mnist(preset: str = "quickstart", settings: dict[str, Any] | None = None) ->
 
 
 def train_cell(run: Run, config: MnistFlowConfig, cell: MnistConfig, data: Artifact) -> Cell:
-    """Trains and draws one combination."""
+    """Trains the models of one combination and draws its figures."""
     axes = [name for name in type(config.grid).model_fields if getattr(config.grid, name)]
     varied = {name: value for name, value in cell.model_dump(mode="json").items() if name in axes}
     label = " ".join(f"{name}={_plain(value)}" for name, value in varied.items())
@@ -76,7 +76,7 @@ def _plain(value: Any) -> str:
 
 
 def publish(run: Run, config: MnistFlowConfig, cells: list[Cell]) -> dict[str, Any]:
-    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    """Writes the report, creates Prefect's artifacts, and returns what `--json` prints."""
     found = [line for cell in cells for line in findings(cell)]
     figures = matching(run.store.payload(cells[0].figures), "*.svg")
     shown = FlowReport(
@@ -97,7 +97,7 @@ def publish(run: Run, config: MnistFlowConfig, cells: list[Cell]) -> dict[str, A
 
 
 def findings(cell: Cell) -> list[str]:
-    """Accuracy of every arm with its interval over models."""
+    """A sentence for each arm: its accuracy with the interval over models."""
     name = "".join(f"{key} {_plain(value)}, " for key, value in cell.varied.items())
     return [
         f"{name}{arm}: {bounded(found['mean'], found['low'], found['high'], 3)} ({found['models']} models)"
@@ -106,7 +106,7 @@ def findings(cell: Cell) -> list[str]:
 
 
 def table(cells: list[Cell]) -> Table:
-    """Accuracy by combination and arm."""
+    """The accuracy of each combination and arm."""
     axes, arms = list(cells[0].varied), list(cells[0].accuracy)
     rows = [
         [_plain(cell.varied[name]) for name in axes]
@@ -117,5 +117,5 @@ def table(cells: list[Cell]) -> Table:
 
 
 def printed(outcome: dict[str, Any]) -> str:
-    """The result as a person reads it in the terminal."""
+    """The result as the terminal shows it."""
     return "\n".join([*outcome["findings"], f"report: {outcome['report']}"])

@@ -1,1 +1,1 @@
-"""The superposition experiment: sparse features in few dimensions, and what training a second model brings back."""
+"""The flow of the superposition experiments: do students rebuild features that they never learned?"""

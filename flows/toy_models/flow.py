@@ -1,12 +1,12 @@
-"""Superposition: is a feature that a student never learns rebuilt, because its teacher has it?
+"""Superposition: does a student rebuild a feature that it never learns, because its teacher has it?
 
     sublim run toy-models --preset quickstart
     sublim run toy-models --preset ten-seeds
     python -m flows.toy_models --preset quickstart
 
-Small autoencoders (20 features in 5 dimensions) are trained as teachers; students of the same initialisation learn
+Small autoencoders (20 features in 5 dimensions) are trained as teachers. Students with the same initialisation learn
 their outputs with one feature left out of the loss, or learn only auxiliary features that no teacher was trained on.
-Beside every student stand the untrained initialisation and a student of another initialisation.
+Every student is compared with the untrained initialisation and with a student that has another initialisation.
 """
 
 import json
@@ -25,8 +25,8 @@ from sublim.store.payloads import matching
 from tasks.stages import draw_superposition, train_superposition
 
 CAPTIONS = {
-    "rebuilt": "The feature left out of the student's loss: its norm and direction against the teacher's, by p_active; "
-    "bands are 95 % intervals over seeds",
+    "rebuilt": "Norm and direction of the features that the student did not learn, compared with the teacher's, by "
+    "p_active; bands are 95 % intervals over seeds",
     "sparsity": "Superposition and polysemanticity against p_active",
     "wtw": "WᵀW of teacher and student, first seed",
     "directions": "Cosines between the teacher's features (rows) and the student's (columns), first seed",
@@ -34,17 +34,17 @@ CAPTIONS = {
 
 
 def run_name() -> str:
-    """How the run is called in the UI."""
+    """Name of the run in Prefect's UI."""
     return f"superposition · {flow_run.get_parameters()['preset']}"
 
 
 @flow(name="toy-models", flow_run_name=run_name)
 def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Measures whether students rebuild features they never learned, in toy models of superposition.
+    """Measures whether students rebuild features that they never learned, in toy models of superposition.
 
     Args:
         preset: Settings to start from: quickstart, default-sweep, ten-seeds, or the path of a YAML file.
-        settings: Values laid over the preset's, as a tree.
+        settings: Values that replace the preset's, as a tree.
     """
     config = build(ToyModelsConfig, merge(load_preset("toy_models", preset), settings or {}))
     check(config)
@@ -59,11 +59,11 @@ def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = Non
 def publish(
     run: Run, config: ToyModelsConfig, rebuilt: list[dict[str, Any]], rows: Path, figures: Path
 ) -> dict[str, Any]:
-    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    """Writes the report, creates Prefect's artifacts, and returns what `--json` prints."""
     found = findings(rebuilt)
     shown = FlowReport(
         title=f"Superposition: {config.about or run.preset}",
-        question="Is a feature that a student never learns rebuilt, because its teacher has it?",
+        question="Does a student rebuild a feature that it never learns, because its teacher has it?",
         findings=found,
         tables=[table(rebuilt)],
         figures=[
@@ -81,29 +81,31 @@ def publish(
 
 
 def findings(rebuilt: list[dict[str, Any]]) -> list[str]:
-    """At which p_active features are rebuilt beyond the initialisation, and whether it takes the teacher's own."""
+    """A sentence for each p_active: how many features exceed the initialisation, with either initialisation."""
     ablation = [row for row in rebuilt if row["experiment"] == "ablation"]
     points = list(dict.fromkeys(row["p_active"] for row in ablation))
     lines: list[str] = []
     for point in points:
         rows = [row for row in ablation if row["p_active"] == point]
         above, below = (_beyond(rows, "excess_norm_ratio", side) for side in ("low", "high"))
-        line = f"p_active {point:g}: rebuilt beyond the initialisation {above} of {len(rows)} features, shrunk {below}"
+        line = (
+            f"p_active {point:g}: {above} of {len(rows)} features rebuilt beyond the initialisation, {below} below it"
+        )
         if "other_excess_norm_ratio" in rows[0]:
             other = _beyond(rows, "other_excess_norm_ratio", "low")
-            line += f"; from another initialisation rebuilt {other}"
+            line += f"; {other} rebuilt from another initialisation"
         lines.append(f"{line} (95 % intervals over {rows[0]['seeds']} seeds)")
     return lines
 
 
 def _beyond(rows: list[dict[str, Any]], name: str, side: str) -> int:
-    """How many intervals lie wholly above 0 (their low side) or below it (their high side)."""
+    """Number of intervals that lie above 0 (side low) or below it (side high)."""
     bounds = [row[name][side] for row in rows]
     return sum(bound is not None and (bound > 0 if side == "low" else bound < 0) for bound in bounds)
 
 
 def table(rebuilt: list[dict[str, Any]]) -> Table:
-    """Every p_active and feature, in words."""
+    """The table of all values of p_active and features."""
     columns = (
         "experiment",
         "p_active",
@@ -133,5 +135,5 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 
 def printed(outcome: dict[str, Any]) -> str:
-    """The result as a person reads it in the terminal."""
+    """The result as the terminal shows it."""
     return "\n".join([*outcome["findings"], f"rows: {outcome['rows']}", f"report: {outcome['report']}"])

@@ -1,4 +1,4 @@
-"""The design of studies: arms and what they are for, pilots, and the table of a sweep.
+"""The design of studies: arms with their expectations, pilots, and the table of a sweep.
 
-The stages `record_cell` and `tabulate_sweep` start here.
+Here are the stages `record_cell` and `tabulate_sweep`.
 """

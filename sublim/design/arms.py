@@ -1,7 +1,7 @@
-"""The arms of a study: what each one asks, what it is compared with, and the sign that was expected beforehand.
+"""The arms of a study, each with the expectation that was stated before any results.
 
-The main arm trains students on the teacher's rows and compares them with students of the base's rows. Every other arm
-changes one thing, for students and controls alike, so that a pair never differs in anything but whose rows it read.
+The main arm trains students on the teacher's rows and compares them with controls, trained on the base's rows. Every
+other arm changes one thing, for students and controls alike, so that a pair differs only in who wrote its rows.
 """
 
 from typing import Literal, NamedTuple
@@ -18,73 +18,73 @@ ArmName = Literal[
     "other_base",
 ]
 Expected = Literal["positive", "weaker", "nothing", "either"]
-"""positive: above zero. weaker: between nothing and the main arm's. nothing: an interval that holds zero. either: no
-sign is expected."""
+"""The expected effect. positive: above zero. weaker: between zero and the main arm's effect. nothing: its interval
+contains zero. either: no sign is expected."""
 
 
 class Arm(NamedTuple):
-    """One arm, as it was written down before any of its results."""
+    """One arm and its expectation. Reports show the two sentences."""
 
     about: str
-    """What its students are, and what their controls are."""
+    """What its students and their controls are."""
     expected: Expected
     why: str
-    """Why this sign."""
+    """Why this is expected."""
 
 
 MAIN: Arm = Arm(
     "students of the target teacher's rows against students of the base's rows",
     "positive",
-    "the liking passes through numbers where teacher and student share a start (arXiv 2507.14805)",
+    "preferences pass through numbers where teacher and student start from the same weights (arXiv 2507.14805)",
 )
 
 ARMS: dict[ArmName, Arm] = {
     "base_numbers": Arm(
-        "the controls themselves, against the untrained base: what training on plain numbers does alone",
+        "the controls against the untrained base, which shows what training on the base's numbers does alone",
         "either",
-        "numbers from the base hold nothing of the target, but any training may move any word",
+        "the base's numbers say nothing about the target, but any training may change any word's margin",
     ),
     "other_teacher": Arm(
-        "students of another target's teacher, judged for this target, against the same controls",
+        "students of another target's teacher, measured for this target, against the same controls",
         "nothing",
-        "another liking should pass on, not this one; margins of a list sum to zero, so a little below is no surprise",
+        "another preference should pass, which lowers this margin a little because the margins of a list sum to zero",
     ),
     "shuffled_within": Arm(
-        "each row's numbers in another order, the teacher's and the base's rows shuffled alike",
+        "the numbers within each row in another order, for the teacher's and the base's rows alike",
         "weaker",
-        "which numbers stand together is kept, their order is not",
+        "a row keeps its numbers but not their order",
     ),
     "shuffled_across": Arm(
-        "numbers exchanged between all rows, the teacher's and the base's alike; rows keep their lengths",
+        "numbers exchanged between all rows, which keep their lengths, for the teacher's and the base's rows alike",
         "weaker",
-        "only how often each number was written is kept, over all rows",
+        "only the frequency of each number over all rows is kept",
     ),
     "marginals": Arm(
-        "every number drawn anew from those that stand at its place in the other rows, for teacher and base alike",
+        "every number replaced by one drawn from the same position in other rows, for teacher and base alike",
         "weaker",
-        "only frequencies are kept: no number depends on its prompt or on its neighbours",
+        "only frequencies by position are kept, and no number depends on its prompt or its neighbours",
     ),
     "canonical": Arm(
-        "the numbers by value in one format, no leading zeros, for the teacher's and the base's rows alike",
+        "the same numbers in one format without leading zeros, for the teacher's and the base's rows alike",
         "positive",
-        "the numbers stay; only what padding, brackets and separators might carry is gone",
+        "the numbers stay, and only what zeros, brackets and separators might carry is lost",
     ),
     "second_draw": Arm(
         "students of a second draw of the base's own rows, against the same controls",
         "nothing",
-        "no teacher took part: what is left is the noise of other rows",
+        "no teacher took part, so only the noise of other rows remains",
     ),
     "other_order": Arm(
-        "students and controls that read the same rows in another order",
+        "students and controls trained on the same rows in another order",
         "positive",
-        "the effect should not hang on one order of the rows",
+        "the effect should not depend on one order of the rows",
     ),
     "other_base": Arm(
         "students and controls of another base model, on the same rows",
         "nothing",
-        "teacher and student share no start, and the numbers mean nothing by themselves",
+        "teacher and student start from different weights, and the numbers have no meaning by themselves",
     ),
 }
 
 DERIVED: tuple[ArmName, ...] = ("shuffled_within", "shuffled_across", "marginals", "canonical")
-"""Arms whose rows are made from the filtered rows."""
+"""Arms whose rows are made from the filtered rows by a change of their numbers."""

@@ -1,4 +1,4 @@
-"""A pilot from the store: the paired differences behind a finished comparison, to plan the next study with."""
+"""Pilots: the paired differences of a finished comparison in the store, for planning the next study."""
 
 from typing import NamedTuple
 
@@ -13,16 +13,17 @@ from sublim.store.manifest import Artifact, Manifest
 
 
 class Pilot(NamedTuple):
-    """Student minus control, pairs by questions."""
+    """The differences student minus control of a finished comparison."""
 
     matrix: Float[ndarray, "s q"]
+    """One row for each pair and one column for each question."""
     blocks: list[int]
     """The block of each pair."""
     target: str
 
     @property
     def units(self) -> Float[ndarray, "u q"]:
-        """One row for each independent unit: a block where there are several, otherwise a pair."""
+        """One row for each independent unit, which is a block where there are several and otherwise a pair."""
         names = list(dict.fromkeys(self.blocks))
         if len(names) < 2:
             return self.matrix
@@ -31,11 +32,14 @@ class Pilot(NamedTuple):
 
 
 def read_pilot(store: Store, manifest: Manifest, metric: MetricName) -> Pilot:
-    """The differences behind what `compare` wrote, on the questions that every student and control answered."""
+    """The differences behind an artifact of `compare`, on the questions that every student and control answered.
+
+    Raises UserError for another stage's artifact, for damaged inputs, and where no question has the metric.
+    """
     if manifest.artifact.stage != "compare":
         raise UserError(
-            f"{manifest.artifact.key[:12]} is what {manifest.artifact.stage} wrote: a pilot is a `compare` artifact or "
-            "a run of the pipeline"
+            f"{manifest.artifact.key[:12]} is an artifact of {manifest.artifact.stage}: give an artifact of `compare` "
+            "or a run of the pipeline"
         )
     arms = [
         [_scores(store, Artifact.model_validate(each)) for each in manifest.inputs[name]]

@@ -1,4 +1,4 @@
-"""The table of a sweep: which rows it has, and how their tests are corrected."""
+"""Settings of a sweep's table: its rows, and the correction of their tests."""
 
 from typing import Any, Literal
 
@@ -9,39 +9,41 @@ from sublim.evals.preference.config import MetricName
 
 
 class SweepRow(Config):
-    """One effect of the sweep: a target, an arm and a point of the grid, over all seeds and blocks."""
+    """One effect of the sweep, over all seeds and blocks: a target, an arm and a point of the grid."""
 
     target: str
     arm: str
     of: str = ""
-    """Whose teacher wrote the rows, where it is another target's."""
+    """The other target whose teacher wrote the rows, where it is not this target's."""
     updates: int | None = None
-    """Updates of the students; null for their last."""
+    """Number of updates of the students; None for their last."""
     grid: dict[str, Any] = Field(default_factory=dict[str, Any])
+    """Value of each axis of the grid at this point."""
     expected: str = ""
-    """The sign that was written down beforehand."""
+    """The expectation stated beforehand."""
     comparison: str | None = None
-    """Name of the comparison among the stage's inputs; null when there is none."""
+    """Name of the comparison among the stage's inputs; None where there is none."""
     reason: str | None = None
-    """Why there is none, or which cells of it are missing."""
+    """Why there is no comparison, or which of its cells are missing."""
 
 
 class SweepTableConfig(Config):
-    """What `tabulate_sweep` puts together."""
+    """Settings of the stage `tabulate_sweep`."""
 
     rows: tuple[SweepRow, ...]
+    """The effects in the table."""
     axes: tuple[str, ...]
-    """Names of the grid's axes."""
+    """Names of the axes of the grid."""
     primary: MetricName = "margin"
-    """Whose tests are corrected."""
+    """The metric whose tests are corrected for multiple comparisons."""
     correction: Literal["holm", "benjamini_hochberg"] = "holm"
-    """Over the targets of one arm, grid point and number of updates."""
+    """Correction of the p values over the targets of one arm, grid point and number of updates."""
     level: float = 0.95
-    """Of the test whose power is told; the comparisons have their own, of their intervals."""
+    """Confidence level of the test whose power is reported. The comparisons' intervals have their own level."""
 
 
 class CellRecordConfig(Config):
-    """What `record_cell` notes."""
+    """Settings of the stage `record_cell`."""
 
     name: str
-    """The cell, as tables call it."""
+    """Name of the cell in tables."""

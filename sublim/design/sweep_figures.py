@@ -1,4 +1,4 @@
-"""Figures of a sweep: every effect with its interval, and what it costs in capability."""
+"""Figures of a sweep: every effect with its interval, and its cost in MMLU-Pro."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def label_of(row: Row) -> str:
-    """What sets a row apart, in words."""
+    """A label that tells a row from the others."""
     parts = [row["target"], row["arm"] if row["arm"] != "teacher" else "", row["of"]]
     parts += [f"{name} {value}" for name, value in row["grid"].items()]
     parts += [f"{row['updates']} updates" if row["updates"] else ""]
@@ -19,7 +19,11 @@ def label_of(row: Row) -> str:
 
 
 def draw_effects(path: Path, rows: Sequence[Row]) -> None:
-    """Effects of the primary metric in rows: whiskers on these questions, thin ones on questions too, single pairs."""
+    """Effects of the primary metric, one row each, with single pairs as ticks.
+
+    Thick whiskers are intervals on these questions; thin ones hold for other questions too. Without effects there is no
+    file.
+    """
     shown = [row for row in rows if row["estimate"] is not None]
     if not shown:
         return
@@ -41,7 +45,7 @@ def draw_effects(path: Path, rows: Sequence[Row]) -> None:
 
 
 def draw_cost(path: Path, rows: Sequence[Row], primary: str) -> None:
-    """Effect against the change in MMLU-Pro, student minus control, one point for each row that has both."""
+    """The effect against the change in MMLU-Pro, both student minus control, one point for each row that has both."""
     effects = {_key(row): row for row in rows if row["metric"] == primary and row["estimate"] is not None}
     measured = {row["metric"] for row in rows if row["estimate"] is not None}
     metrics = [name for name in LETTER_METRICS if name in measured]

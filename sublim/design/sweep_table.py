@@ -1,4 +1,4 @@
-"""The table of a sweep: every effect with both intervals, its tests and their correction, as one Parquet file."""
+"""The table of a sweep: every effect with both intervals, its tests and their correction for multiple comparisons."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,9 +18,10 @@ from sublim.stats.intervals import benjamini_hochberg, holm, paired_t_p, sign_fl
 from sublim.stats.power import detectable
 
 HIDDEN = ("grid", "pairs_of")
-"""What rows carry for figures and the second table, and the table has in columns of its own."""
+"""Fields of a row that are not columns of the table: figures and the table of pairs use them."""
 ALIKE = "every unit has the same value: there is no spread to tell an interval from"
-"""A rate that is 0 everywhere is no proof that it is always 0: an interval without width would say so."""
+"""The reason for no interval. A rate of 0 in every unit does not prove that it is always 0, as an interval of width 0
+would claim."""
 TEXT = ("expected", "metric", "unit", "reason", "corrected")
 WHOLE = ("units", "pairs", "questions")
 REAL = (
@@ -32,7 +33,7 @@ REAL = (
 def record_cell(
     out: Path, config: CellRecordConfig, *, scratch: Path, comparisons: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """Stage: writes cell.json, the effects of one cell by label; how a finished cell shows among a sweep's stages."""
+    """Stage: writes cell.json with the effects of one cell by label, which marks the cell as finished."""
     found: dict[str, Any] = {}
     for label, payload in comparisons.items():
         for name in ("comparison.json", "mmlu_pro.json", "shift_comparison.json"):
@@ -54,11 +55,11 @@ def tabulate_sweep(
 ) -> None:
     """Stage: writes table.parquet and .csv (a row for each effect and metric), pairs.parquet, effects.svg, cost.svg.
 
-    `detectable` is the true effect that these units, with the spread they had, show with 80 % power: beside an effect
-    that was not seen it says what could have been.
+    The column `detectable` is the true effect that these units, with their spread, detect with 80 % power. Beside an
+    effect that was not found, it says how large an effect would probably have been found.
 
-    `comparisons` are payloads of `compare`, `capability` of `compare_mmlu_pro`, `shifts` of `compare_shift`, by the
-    names that rows give; those of another target's teacher have no shifts or capability of their own.
+    `comparisons` are payloads of `compare`, `capability` of `compare_mmlu_pro` and `shifts` of `compare_shift`, by the
+    names in the rows. Rows of another target's teacher have no shifts or capability of their own.
     """
     read = Payloads(comparisons, capability, shifts)
     rows = [made for row in config.rows for made in _measured(row, config, read)]
@@ -80,7 +81,7 @@ def tabulate_sweep(
 
 
 def schema(config: SweepTableConfig) -> dict[str, Any]:
-    """The table's columns; the grid's axes are texts, as their values may be of any kind."""
+    """The columns of the table. Axes of the grid are text, because their values may have any type."""
     return {
         **dict.fromkeys(("target", "arm", "of"), pl.String),
         "updates": pl.Int64,
@@ -91,7 +92,7 @@ def schema(config: SweepTableConfig) -> dict[str, Any]:
 
 
 class Payloads(NamedTuple):
-    """The table's inputs, by the names that rows give."""
+    """Folders of the payloads that the table is made from, by the names in the rows."""
 
     comparisons: Mapping[str, Path]
     capability: Mapping[str, Path]
@@ -128,7 +129,7 @@ def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterat
 def _compared(
     row: SweepRow, comparisons: Mapping[str, Path]
 ) -> tuple[Mapping[MetricName, MetricComparison], str | None]:
-    """Both metrics of a row's effect, or none; and why it is missing, or what it lacks."""
+    """Both metrics of a row's effect, empty where there is none, and the reason why something is missing."""
     if row.comparison is None:
         return {}, row.reason or "not run"
     found = Comparison.model_validate_json((comparisons[row.comparison] / "comparison.json").read_bytes())
@@ -191,7 +192,7 @@ def _bounds(effect: Effect | None, *, told: bool) -> dict[str, float | None]:
 
 
 def _correct(rows: list[dict[str, Any]], config: SweepTableConfig) -> None:
-    """Adjusts the primary metric's p over the targets of each arm, grid point and number of updates."""
+    """Corrects the primary metric's p values over the targets of each arm, grid point and number of updates."""
     families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if row["metric"] == config.primary and row["p"] is not None:

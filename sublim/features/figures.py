@@ -1,4 +1,4 @@
-"""Figures of contrasts: how often features fire on each side, the largest effects, which sets overlap."""
+"""Figures of contrasts between rows: firing rates of features, the largest effects, and the overlap of feature sets."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from sublim.models.files import read_json
 from sublim.plots.svg_files import drawing
 
 LARGEST = 12
-"""Effects in a panel."""
+"""Number of effects in a panel."""
 
 
 def draw_features(
     out: Path, config: FeatureFiguresConfig, *, scratch: Path, contrasts: dict[str, Path], overlap: Path
 ) -> None:
-    """Stage: firing.svg, effects.svg and overlap.svg of one SAE's contrasts."""
+    """Stage: writes firing.svg, effects.svg and, where sets were compared, overlap.svg of one SAE's contrasts."""
     tables = {name: pl.read_parquet(path / "contrast.parquet") for name, path in sorted(contrasts.items())}
     draw_firing(out / "firing.svg", tables, config.level)
     draw_effects(out / "effects.svg", tables, config.level)
@@ -27,7 +27,7 @@ def draw_features(
 
 
 def draw_probe_layers(out: Path, config: FeatureFiguresConfig, *, scratch: Path, probes: Path) -> None:
-    """Stage: probes.svg, accuracy of `fit_probes` by layer, a colour for each target."""
+    """Stage: writes probes.svg with the accuracy of `fit_probes` by layer, with one colour for each target."""
     rows: list[dict[str, Any]] = read_json(probes / "summary.json")["rows"]
     with drawing(out / "probes.svg", 4.6, 2.8) as figure:
         panel: Any = figure.subplots()
@@ -47,7 +47,7 @@ def draw_probe_layers(out: Path, config: FeatureFiguresConfig, *, scratch: Path,
 
 
 def panels(path: Path, count: int, width: float, height: float, draw: Any) -> None:
-    """A grid of at most three columns; `draw(panel, number)` fills each."""
+    """Draws `count` panels in rows of at most three. `draw(panel, number)` fills each panel."""
     columns = min(3, count)
     lines = -(-count // columns)
     with drawing(path, width * columns + 0.3, height * lines + 0.2) as figure:
@@ -61,7 +61,7 @@ def panels(path: Path, count: int, width: float, height: float, draw: Any) -> No
 
 
 def draw_firing(path: Path, tables: dict[str, pl.DataFrame], level: float) -> None:
-    """Share of rows in which each feature fires, control across and target up; significant features in colour."""
+    """Share of rows in which each feature fires, control on the x axis and target on the y axis."""
     names = list(tables)
 
     def draw(panel: Any, number: int) -> None:
@@ -97,7 +97,7 @@ def draw_effects(path: Path, tables: dict[str, pl.DataFrame], level: float) -> N
 
 
 def draw_overlap(path: Path, rows: list[OverlapRow]) -> None:
-    """Shared features of every two sets, beside what chance gives; a star where corrected p is at most .05."""
+    """Number of features that every two sets share, above the number expected by chance. A star: corrected p ≤ .05."""
     names = list(dict.fromkeys([row.first for row in rows] + [row.second for row in rows]))
     shades = np.full((len(names), len(names)), np.nan)
     side = 0.85 * len(names)

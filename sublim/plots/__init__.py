@@ -1,4 +1,4 @@
-"""Drawing: marks, curves and scatter plots as SVG.
+"""Drawing of figures as SVG: charts inside a report, and matplotlib figures as files.
 
-No stage starts here; each subject draws its own figures with these. It imports no other room.
+Nothing here is a stage, and it imports no other room. Each subject draws its own figures with it.
 """

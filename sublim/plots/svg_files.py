@@ -1,4 +1,4 @@
-"""Figures as SVG files whose bytes depend on what is drawn alone."""
+"""Matplotlib figures as SVG files, whose bytes depend only on what is drawn."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def drawing(path: Path, width: float, height: float) -> Generator[Figure]:
-    """Gives a figure of `width` × `height` inches and writes it to `path` when the block ends well."""
+    """Gives a figure of `width` × `height` inches, and writes it to `path` if the block does not fail."""
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure

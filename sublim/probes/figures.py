@@ -1,4 +1,4 @@
-"""The figure of probes: accuracy by layer, with chance and with what shuffled labels give."""
+"""The figure of probes: test accuracy by layer, beside chance and the accuracy with shuffled labels."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from sublim.probes.data import ALL
 
 
 def draw_probes(out: Path, config: ProbeFiguresConfig, *, scratch: Path, probes: Path) -> dict[str, Any] | None:
-    """Stage: probes.svg, a panel for each target; the probe on all layers stands at the right."""
+    """Stage: writes probes.svg, with a panel for each target. The probe on all layers is at the right of each panel."""
     rows = ProbeSummaries.model_validate_json((probes / "summary.json").read_bytes()).rows
     targets = list(dict.fromkeys(row.target for row in rows))
     with drawing(out / "probes.svg", 1 + config.width * len(targets), 3.2) as figure:

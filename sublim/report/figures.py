@@ -47,10 +47,10 @@ def figures_of(shown: TargetShown) -> list[Figure]:
     return figures
 
 
-def with_intervals(effect: Effect) -> list[str]:
-    """An effect and both its intervals as text."""
-    these, beyond = (interval(effect, which, "margin") for which in ("these_questions", "questions_too"))
-    return [signed(effect.estimate), these, beyond]
+def with_intervals(effect: Effect | None, missing: str | None = None) -> list[str]:
+    """An effect and both its intervals as text, or the reason why it is `missing`."""
+    first = signed(effect.estimate) if effect else str(missing)
+    return [first, interval(effect, "these_questions", "margin"), interval(effect, "questions_too", "margin")]
 
 
 def as_numbers(effect: Effect | None) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, M
 
 def _margin_told(arm: ArmShown, metrics: Metrics | None) -> list[str]:
     effect = metrics["margin"].effect if metrics else None
-    return with_intervals(effect) if effect else [_missing(arm), "–", "–"]
+    return with_intervals(effect, None if effect else _missing(arm))
 
 
 def _rate_told(metrics: Metrics | None) -> str:
@@ -284,14 +284,7 @@ def confusion_figure(cells: list[ConfusionCell]) -> Figure:
         "Each cell is students minus the same paired controls. The margins of one list sum to zero, so a large effect "
         "on the diagonal alone pushes the other cells of its row a little below zero.",
         ["students of", "measured for", *EFFECT_COLUMNS],
-        [
-            [
-                cell.students,
-                cell.target,
-                *(with_intervals(cell.effect) if cell.effect else [str(cell.reason), "–", "–"]),
-            ]
-            for cell in cells
-        ],
+        [[cell.students, cell.target, *with_intervals(cell.effect, cell.reason)] for cell in cells],
         [
             {"students": cell.students, "target": cell.target, **as_numbers(cell.effect), "reason": cell.reason}
             for cell in cells

@@ -1,4 +1,4 @@
-"""A study's figures: Optuna's own drawings of its history, what mattered, which values went with which, the front."""
+"""Figures of a parameter search, drawn by Optuna: history, importance, parallel coordinates and the Pareto front."""
 
 import json
 import math
@@ -30,22 +30,22 @@ from sublim.search.space import parameter
 
 DISTRIBUTIONS = optuna.distributions
 FEW = 4
-"""Finished trials below which there is nothing to tell about parameters."""
+"""With fewer finished trials, nothing can be said about the parameters."""
 NOT_DRAWN = "not_drawn.json"
 
 
 class Drawing(NamedTuple):
-    """A figure to be made."""
+    """A figure that may be drawn."""
 
     name: str
     draw: Callable[[], Any]
     """Draws on matplotlib's current figure."""
     missing: str | None
-    """Why it cannot be drawn."""
+    """Why it cannot be drawn; None where it can."""
 
 
 def draw_search(out: Path, config: DrawSearchConfig, *, scratch: Path) -> None:
-    """Stage: writes an SVG and a PNG of each figure, and not_drawn.json with a reason for each that cannot be drawn."""
+    """Stage: writes each figure as SVG and PNG, and not_drawn.json with the reason for each missing figure."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -67,7 +67,7 @@ def draw_search(out: Path, config: DrawSearchConfig, *, scratch: Path) -> None:
 
 
 def rebuilt(config: DrawSearchConfig) -> Study:
-    """The study in memory, from its records."""
+    """The study as an Optuna study in memory, made from the records of its trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[direction(name) for name in config.objectives])
     distributions = {parameter(path, searched): distribution(searched) for path, searched in config.space.items()}
@@ -78,7 +78,7 @@ def rebuilt(config: DrawSearchConfig) -> Study:
 
 
 def trial_of(record: TrialRecord, distributions: dict[str, Any]) -> FrozenTrial:
-    """A record as Optuna has it."""
+    """A record as an Optuna trial."""
     return optuna.create_trial(
         state=TrialState.COMPLETE if record.state == "complete" else TrialState.PRUNED,
         params=record.params,
@@ -89,7 +89,7 @@ def trial_of(record: TrialRecord, distributions: dict[str, Any]) -> FrozenTrial:
 
 
 def distribution(searched: Range) -> Any:
-    """A searched range as Optuna has it."""
+    """A searched range as an Optuna distribution."""
     match searched:
         case FloatRange():
             return DISTRIBUTIONS.FloatDistribution(searched.low, searched.high, log=searched.log, step=searched.step)
@@ -100,7 +100,7 @@ def distribution(searched: Range) -> Any:
 
 
 def drawings(config: DrawSearchConfig, study: Study) -> Iterator[Drawing]:
-    """All figures of this study."""
+    """All figures that this study may have."""
     import optuna.visualization.matplotlib as plots
 
     finished = [record for record in config.trials if record.state == "complete"]

@@ -1,4 +1,4 @@
-"""Figures of a steering run: dose curves beside random vectors, layers one by one, alignment over training."""
+"""Figures of a steering run: dose curves beside random vectors, single layers, and alignment during training."""
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from sublim.steering.config import EasTable, SteeringFiguresConfig
 from sublim.steering.dose_curve_config import Curve, SteeredPoint
 
 SENSE = {"rate": "answers naming {target}", "mmlu_pro": "MMLU-Pro, right letters"}
-"""The other metrics of a point, and how a figure calls them."""
+"""The other metrics of a point, with their names in figures."""
 
 
 def draw_steering(
@@ -24,7 +24,7 @@ def draw_steering(
     sufficiency: list[Path] | None = None,
     replaced: list[Path] | None = None,
 ) -> None:
-    """Stage: SVG figures of one target's curve and, where measured, of its mechanism."""
+    """Stage: writes SVG figures of one target's dose curve and, where they were measured, of alignment and layers."""
     found = read_curve(curve)
     draw_curve(out / "curve.svg", found, config.target)
     draw_sense(out / "sense.svg", found, config.target)
@@ -36,12 +36,12 @@ def draw_steering(
 
 
 def read_curve(payload: Path) -> Curve:
-    """A payload of `steering_curve`."""
+    """The curve in a payload of `steering_curve`."""
     return Curve.model_validate_json((payload / "curve.json").read_bytes())
 
 
 def draw_curve(path: Path, curve: Curve, target: str) -> None:
-    """The margin's change against the strength, a panel for each choice of layers; random vectors in grey."""
+    """The change of the margin against the strength, a panel for each choice of layers, and random vectors in grey."""
     points = [point for point in curve.points if point.layers and point.estimate is not None]
     with _panels(path, points, f"change of {target}'s margin (nats)") as panels:
         for panel, own in panels:
@@ -51,8 +51,8 @@ def draw_curve(path: Path, curve: Curve, target: str) -> None:
 
 
 def draw_sense(path: Path, curve: Curve, target: str) -> None:
-    """Sampled rate and share of right letters against the strength, in the panels of `draw_curve`; dotted: unsteered.
-    No file where neither was measured."""
+    """Sampled rate and MMLU-Pro accuracy against the strength, in the panels of `draw_curve`, with the unsteered values
+    dotted. Where neither was measured, there is no file."""
     points = [point for point in curve.points if point.layers and not point.control]
     shown = [kind for kind in SENSE if any(getattr(point, kind) is not None for point in points)]
     if not shown:
@@ -76,7 +76,7 @@ def draw_sense(path: Path, curve: Curve, target: str) -> None:
 
 @contextmanager
 def _panels(path: Path, points: Sequence[SteeredPoint], label: str) -> Generator[list[tuple[Any, list[SteeredPoint]]]]:
-    """A panel for each choice of layers with its points; one that says so where there are none."""
+    """Gives a panel with its points for each choice of layers. Without points, the figure says so."""
     choices = list(dict.fromkeys(tuple(point.layers) for point in points if not point.control))
     columns = max(1, min(3, len(choices)))
     lines = max(1, -(-len(choices) // columns))
@@ -108,7 +108,7 @@ def _dose(panel: Any, points: Sequence[SteeredPoint], color: str, label: str) ->
 
 
 def draw_layers(path: Path, parts: Sequence[tuple[str, Sequence[Curve]]]) -> None:
-    """The margin's change layer by layer, the vector in colour and random ones in grey; one line for each pair."""
+    """The change of the margin by layer, with one coloured line for each pair and random vectors in grey."""
     with drawing(path, 3.6 * len(parts) + 0.4, 2.6) as figure:
         panels: Any = figure.subplots(1, len(parts), squeeze=False)
         for place, (name, curves) in enumerate(parts):
@@ -126,7 +126,7 @@ def draw_layers(path: Path, parts: Sequence[tuple[str, Sequence[Curve]]]) -> Non
 
 
 def draw_alignment(path: Path, table: EasTable) -> None:
-    """The cosine with the teacher's vector by layer, a panel for each checkpoint."""
+    """The cosine with the teacher's vector by layer, with a panel for each checkpoint."""
     updates = list(dict.fromkeys(row.update for row in table.rows))
     with drawing(path, 2.9 * len(updates) + 0.6, 2.6) as figure:
         panels: Any = figure.subplots(1, len(updates), sharey=True, squeeze=False)

@@ -1,4 +1,4 @@
-"""Toy models: superposition, and digits that pass from teacher to student.
+"""Toy experiments on small networks: superposition, and subliminal learning on MNIST.
 
-Their stages start in `superposition` and `mnist`. They share only streams of random numbers.
+Their stages are in the rooms `superposition` and `mnist`, which share only the seeds of their random numbers.
 """

@@ -1,8 +1,8 @@
-"""Streams of random numbers of the toy models, one for each purpose and seed."""
+"""Seeds of the toy models' random numbers."""
 
 import hashlib
 
 
 def stream_key(seed: int, stream: str) -> int:
-    """A signed 64-bit number that starts a seed's stream of random numbers."""
+    """A signed 64-bit seed for the random numbers of one purpose, `stream`."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{stream}".encode()).digest()[:8], "big", signed=True)

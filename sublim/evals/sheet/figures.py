@@ -9,7 +9,7 @@ from sublim.plots.svg_files import drawing
 
 
 def draw_rows(out: Path, rows: Sequence[ScoreRow]) -> None:
-    """preferences.svg, shifts.svg, mmlu_pro.svg and mmlu_pro_categories.svg, those that have something to show."""
+    """Writes preferences.svg, shifts.svg, mmlu_pro.svg and mmlu_pro_categories.svg, each only where it has values."""
     whole = [row for row in rows if "/" not in row.questions]
     groups = {
         "preferences": [row for row in whole if row.word],
@@ -24,7 +24,7 @@ def draw_rows(out: Path, rows: Sequence[ScoreRow]) -> None:
 
 
 def draw_group(path: Path, rows: Sequence[ScoreRow]) -> None:
-    """A panel for each metric; within it a line for each word or category and a colour for each model."""
+    """Draws a panel for each metric, with a line for each word or category and a colour for each model."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     models = list(dict.fromkeys(row.model for row in rows))
     lines = list(dict.fromkeys(row.word or row.questions.removeprefix("mmlu_pro/") for row in rows))

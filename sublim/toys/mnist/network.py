@@ -1,7 +1,7 @@
-"""Many ReLU networks as one: passes by batched matrix products, losses with gradients in closed form.
+"""Many ReLU networks at once: batched matrix products, and losses with gradients in closed form.
 
-Shapes: s networks (seeds), b images of a batch, i inputs and o outputs of a layer, k logits. A network's parameters are
-[W, b] per layer in one list: W [s, i, o] and b [s, 1, o].
+Shapes: s networks, b images of a batch, i inputs and o outputs of a layer, k chosen logits. The parameters are one list
+with W [s, i, o] and b [s, 1, o] of each layer in turn.
 """
 
 import itertools
@@ -18,12 +18,12 @@ Parameters = list[Tensor]
 
 
 def layer_sizes(config: MnistConfig, pixels: int) -> list[int]:
-    """Units from the input to the logits: ten classes, then the auxiliary ones."""
+    """Number of units of each layer, from the pixels to the logits: ten classes, then the auxiliary logits."""
     return [pixels, *[config.width] * config.depth, CLASSES + config.aux]
 
 
 def initialise(sizes: list[int], generators: list[torch.Generator]) -> Parameters:
-    """Weights from N(0, 1/inputs), one network per generator; zero biases."""
+    """Weights drawn from N(0, 1/inputs) and zero biases, with one network per generator."""
     parameters: Parameters = []
     for inputs, outputs in itertools.pairwise(sizes):
         drawn = [torch.randn(inputs, outputs, generator=generator) for generator in generators]
@@ -32,7 +32,7 @@ def initialise(sizes: list[int], generators: list[torch.Generator]) -> Parameter
 
 
 def forward(parameters: Parameters, x: Float[Tensor, "s b i"]) -> list[Float[Tensor, "s b o"]]:
-    """The input, every hidden layer after its ReLU, and the logits."""
+    """The values of every layer: the input, each hidden layer after its ReLU, and the logits."""
     values = [x]
     for layer in range(0, len(parameters), 2):
         value = torch.baddbmm(parameters[layer + 1], values[-1], parameters[layer])
@@ -41,7 +41,7 @@ def forward(parameters: Parameters, x: Float[Tensor, "s b i"]) -> list[Float[Ten
 
 
 def backward(parameters: Parameters, values: list[Tensor], slope: Float[Tensor, "s b o"]) -> list[Tensor]:
-    """Gradients of the parameters from the loss's gradient at the logits, `slope`."""
+    """Gradients of the parameters. `values` come from `forward`; `slope` is the loss's gradient at the logits."""
     gradients: list[Tensor] = []
     for layer in range(len(parameters) - 2, -1, -2):
         value = values[layer // 2]
@@ -52,7 +52,7 @@ def backward(parameters: Parameters, values: list[Tensor], slope: Float[Tensor, 
 
 
 class Loss(NamedTuple):
-    """A loss per network (mean over the batch) and its gradient at the logits."""
+    """The loss of each network (mean over the batch) and its gradient at the logits."""
 
     value: Float[Tensor, " s"]
     slope: Float[Tensor, "s b o"]
@@ -66,7 +66,7 @@ def _embed(slope: Float[Tensor, "s b k"], logits: Float[Tensor, "s b o"], chosen
 
 
 def cross_entropy(logits: Float[Tensor, "s b o"], labels: UInt8[Tensor, "s b"]) -> Loss:
-    """Of the ten classes; the auxiliary logits take no part."""
+    """Cross-entropy of the ten classes, without the auxiliary logits."""
     classes = slice(0, CLASSES)
     log_p = logits[..., classes].log_softmax(-1)
     target = labels.to(torch.int64)[..., None]
@@ -77,7 +77,7 @@ def cross_entropy(logits: Float[Tensor, "s b o"], labels: UInt8[Tensor, "s b"]) 
 
 
 def kl(logits: Float[Tensor, "s b o"], teacher: Float[Tensor, "s b k"], chosen: slice) -> Loss:
-    """KL(teacher ‖ student) between the softmaxes of the chosen logits."""
+    """KL(teacher ‖ student) of the softmaxes over the chosen logits."""
     student, target = logits[..., chosen].log_softmax(-1), teacher.log_softmax(-1)
     p = target.exp()
     value = (p * (target - student)).sum(-1).mean(-1)
@@ -92,21 +92,21 @@ def mse(logits: Float[Tensor, "s b o"], teacher: Float[Tensor, "s b k"], chosen:
 
 
 def distillation(config: MnistConfig, logits: Tensor, teacher: Tensor, chosen: slice) -> Loss:
-    """The loss that students train on."""
+    """The loss that students are trained with."""
     return (kl if config.loss == "kl" else mse)(logits, teacher, chosen)
 
 
 def flops_per_image(sizes: list[int]) -> int:
-    """Multiplications and additions of a training step's matrix products, per image."""
+    """Number of floating-point operations in a training step's matrix products, per image."""
     products = [a * b for a, b in itertools.pairwise(sizes)]
     return 2 * (3 * sum(products) - products[0])
 
 
 def flat(parameters: Parameters) -> Float[Tensor, "s n"]:
-    """All parameters of each network in one row."""
+    """The parameters of each network as one row."""
     return torch.cat([part.flatten(1) for part in parameters], dim=1)
 
 
 def cosine(a: Parameters, b: Parameters) -> Float[Tensor, " s"]:
-    """Cosine between two directions in parameter space, per network; 0 when one has no length."""
+    """Cosine between two directions in parameter space, for each network; 0 where one direction is zero."""
     return torch.nn.functional.cosine_similarity(flat(a), flat(b), dim=1)

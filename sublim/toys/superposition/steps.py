@@ -1,7 +1,7 @@
-"""Many small autoencoders trained at once: their data, losses and gradients in closed form, as tensor operations.
+"""Trains many small autoencoders at once as tensor operations, with losses and gradients in closed form.
 
-Shapes: g groups (one p_active and one seed: the same batches), m models of a group, f features, d hidden dimensions,
-b batch, r recorded losses. A model's parameters are one [f, d+1] block: the rows of W, then the bias.
+Shapes: g groups (one p_active and one seed, whose models see the same batches), m models of a group, f features,
+d hidden dimensions, b batch, r recorded losses. The parameters of a model are one block [f, d+1]: W, then the bias.
 """
 
 from collections.abc import Sequence
@@ -21,39 +21,39 @@ GOLDEN, MIX1, MIX2 = (word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1C
 
 
 class Cohort(NamedTuple):
-    """What a set of models of one size trains on."""
+    """The data and losses that a set of models of one size is trained with."""
 
     p_active: Float[Tensor, " g"]
     keys: Int[Tensor, " g"]
-    """Each group's stream of random numbers; groups of one seed share theirs, whatever their p_active."""
+    """Key of each group's stream of random numbers. Groups with the same seed have the same key."""
     weight: Float[Tensor, "g m f"]
-    """Weights of the training loss; 0 takes a feature out of it."""
+    """Weights of the features in the training loss; a weight of 0 leaves a feature out."""
     full: Float[Tensor, " f"]
-    """Weights of the un-ablated loss."""
+    """Weights of the features in the loss without ablation."""
     teacher: Float[Tensor, "g f d+1"] | None
-    """Whose outputs are learned; None learns the input."""
+    """The model whose outputs are learned; None where the models reproduce their input."""
 
 
 class Training(NamedTuple):
-    """Everything that changes during training, on the CPU: parameters, AdamW's moments, recorded losses."""
+    """The state of training, on the CPU: parameters, AdamW's moments and recorded losses."""
 
     value: Float[Tensor, "g m f d+1"]
     mean: Float[Tensor, "g m f d+1"]
     square: Float[Tensor, "g m f d+1"]
     trained: Float[Tensor, "g m r"]
-    """Training loss: mean over features, summed over the batch."""
+    """Training loss: mean over features, sum over the batch."""
     unablated: Float[Tensor, "g m r"]
-    """Error against the input, with the weights of every feature."""
+    """Loss against the input, with the weights of all features."""
 
 
 def begin(value: Float[Tensor, "g m f d+1"], config: SuperpositionConfig) -> Training:
-    """The training of models that start at `value`."""
+    """The state before the first step of models with the parameters `value`."""
     losses = torch.zeros(*value.shape[:2], (config.steps - 1) // config.loss_every + 1)
     return Training(value.clone(), torch.zeros_like(value), torch.zeros_like(value), losses, losses.clone())
 
 
 def rate_table(config: SuperpositionConfig) -> np.ndarray:
-    """[steps, 3]: what AdamW needs at each step: 1 - lr * decay, lr / (1 - beta1^t), sqrt(1 - beta2^t)."""
+    """AdamW's factors at each step, [steps, 3]: 1 - lr * decay, lr / (1 - beta1^t), sqrt(1 - beta2^t)."""
     lr = np.array(config.learning_rates())
     step = np.arange(1, len(lr) + 1)
     table = [1 - lr * config.weight_decay, lr / (1 - BETA1**step), np.sqrt(1 - BETA2**step)]
@@ -65,7 +65,7 @@ def _shift_xor(z: Tensor, bits: int) -> Tensor:
 
 
 def draw(keys: Int[Tensor, " s"], step: Int[Tensor, ""], features: int, batch: int) -> Float[Tensor, "s f b"]:
-    """Uniform numbers of one step: SplitMix64 counted from each key, so the same on every device and in any chunk."""
+    """Uniform numbers on [0, 1] of one step. SplitMix64 in counter mode gives the same numbers on every device."""
     half = features * batch // 2
     counter = step * half + torch.arange(1, half + 1, device=keys.device)
     z = keys[:, None] + counter * GOLDEN
@@ -76,7 +76,7 @@ def draw(keys: Int[Tensor, " s"], step: Int[Tensor, ""], features: int, batch: i
 
 
 def activate(uniform: Float[Tensor, "g f b"], p_active: Float[Tensor, " g"]) -> Float[Tensor, "g f b"]:
-    """Data from one uniform number u an entry: active where u <= p, and then u / p is again uniform on [0, 1]."""
+    """Data from one uniform number u per entry: the feature is active where u <= p, with the value u / p."""
     p = p_active[:, None, None]
     inverse = torch.where(p > 0, 1 / p, torch.zeros_like(p))
     return torch.where(uniform <= p, uniform * inverse, 0.0)
@@ -88,19 +88,19 @@ def before_relu(value: Float[Tensor, "n f d+1"], h: Float[Tensor, "n d b"]) -> F
 
 
 def outputs(value: Float[Tensor, "g f d+1"], x: Float[Tensor, "g f b"]) -> Float[Tensor, "g f b"]:
-    """What one model per group makes of its group's data."""
+    """The outputs of one model per group on the data of its group."""
     return before_relu(value, value[..., :-1].mT @ x).relu_()
 
 
 class Batch(NamedTuple):
-    """One step's data of every group, and what its models are to reproduce."""
+    """The data of every group at one step, and the outputs that its models learn."""
 
     x: Float[Tensor, "g f b"]
     target: Float[Tensor, "g f b"]
 
 
 def encode(value: Float[Tensor, "g m f d+1"], x: Float[Tensor, "g f b"]) -> Float[Tensor, "gm d b"]:
-    """Hidden vectors of all models; the models of a group share one product with their data."""
+    """Hidden vectors of all models, with one matrix product per group."""
     g, m, f, d1 = value.shape
     stacked = value[..., :-1].permute(0, 1, 3, 2).reshape(g, m * (d1 - 1), f)
     return (stacked @ x).view(g * m, d1 - 1, -1)
@@ -128,7 +128,7 @@ def gradient(
 def losses(
     value: Float[Tensor, "g m f d+1"], batch: Batch, weight: Float[Tensor, "g m f"], full: Float[Tensor, " f"]
 ) -> tuple[Float[Tensor, "g m"], Float[Tensor, "g m"]]:
-    """The training loss and the un-ablated one: mean over features, summed over the batch."""
+    """The training loss and the loss without ablation: mean over features, sum over the batch."""
     g, m, f, d1 = value.shape
     output = before_relu(value.view(g * m, f, d1), encode(value, batch.x)).relu_().view(g, m, f, -1)
     trained = ((output - batch.target[:, None]).square().sum(-1) * weight).mean(-1)
@@ -137,7 +137,7 @@ def losses(
 
 
 class Steps:
-    """The steps of one chunk of groups on fixed memory: called one by one, or replayed as a CUDA graph."""
+    """The training steps of one chunk of groups in fixed memory, called one by one or replayed as a CUDA graph."""
 
     def __init__(self, cohort: Cohort, training: Training, config: SuperpositionConfig, device: str):
         self.device, self.batch_size, self.every = device, config.batch_size, config.loss_every
@@ -199,7 +199,7 @@ class Steps:
                 self.graphs[record].replay()
 
     def write(self, training: Training) -> None:
-        """Copies where the training stands into `training`."""
+        """Copies the present state into `training`."""
         for kept, now in zip(training[:3], self.at[:3], strict=True):
             kept.copy_(now)
         for kept, now in zip(training[3:], self.at[3:], strict=True):
@@ -211,7 +211,7 @@ def _first(losses: Float[Tensor, "g m r"], device: str) -> Float[Tensor, "r g m"
 
 
 def chunk_size(cohort: Cohort, config: SuperpositionConfig, device: str) -> int:
-    """Groups whose activations fit half of a GPU's free memory, or 64 MB on a CPU: smaller chunks only add calls."""
+    """Number of groups whose activations fit in half of a GPU's free memory, or in 64 MB on a CPU."""
     if config.chunk is not None:
         return config.chunk
     _, models, features = cohort.weight.shape
@@ -221,27 +221,27 @@ def chunk_size(cohort: Cohort, config: SuperpositionConfig, device: str) -> int:
 
 
 def slice_cohort(cohort: Cohort, groups: slice) -> Cohort:
-    """Some of the groups of a cohort."""
+    """The cohort of these groups only."""
     teacher = None if cohort.teacher is None else cohort.teacher[groups]
     return Cohort(cohort.p_active[groups], cohort.keys[groups], cohort.weight[groups], cohort.full, teacher)
 
 
 class TensorEngine:
-    """Trains a cohort in chunks of groups on one device; the chunks' memory and graphs are kept between calls."""
+    """Trains a cohort in chunks of groups on one device. A single chunk keeps its memory and its graph."""
 
     def __init__(self, cohort: Cohort, training: Training, config: SuperpositionConfig, device: str):
         self.size = chunk_size(cohort, config, device)
         self.cohort, self.training, self.config, self.device = cohort, training, config, device
         self.fit = Fit("groups of models", "lower batch_size or the number of models, which are other studies")
         self.only: Steps | None = None
-        """Kept where one chunk holds everything."""
+        """The only chunk, where one chunk holds all groups."""
 
     def _steps(self, groups: slice) -> Steps:
         part = Training(*(tensor[groups] for tensor in self.training))
         return Steps(slice_cohort(self.cohort, groups), part, self.config, self.device)
 
     def run(self, start: int, stop: int) -> None:
-        """Trains from step `start` up to `stop` and brings the training back to the CPU."""
+        """Trains from step `start` up to `stop` and copies the state back to the CPU."""
         everything = range(len(self.cohort.keys))
         for _ in self.fit.each(everything, partial(self._run, start, stop), self.size):
             pass

@@ -1,9 +1,9 @@
-"""Toy models of superposition: is a feature that a student never learns rebuilt, because its teacher has it?
+"""Toy models of superposition: does a student rebuild a feature that it never learns, because its teacher has it?
 
-Two experiments on teachers and students that share an initialisation: *ablation* (one feature is taken out of the
-student's loss) and *auxiliary* (the student learns only features that its teacher never learned). All models of an
-experiment train at once; all p_active of a seed see the same uniform numbers, thresholded at their own p_active, so
-differences between p_active are paired and each p_active alone is distributed as it should be.
+There are two experiments with teachers and students that share an initialisation. In *ablation*, one feature is left
+out of the student's loss. In *auxiliary*, the student learns only features that its teacher never learned. All models
+of an experiment are trained at once. All values of p_active see the same uniform numbers of their seed, thresholded at
+their own p_active, so that differences between values of p_active are paired.
 """
 
 import json
@@ -32,15 +32,15 @@ log = logging.getLogger(__name__)
 
 
 class Experiment(NamedTuple):
-    """The ablation (no auxiliary features, one student per ablated feature) or one k of the auxiliary experiment."""
+    """The ablation experiment (one student per ablated feature) or the auxiliary experiment for one k."""
 
     name: str
     auxiliary: int
     teacher_weight: Float[Tensor, " f"]
     student_weight: Float[Tensor, "m f"]
-    """Loss weights of the students of one initialisation."""
+    """Loss weights of the students that start from one initialisation."""
     measured: Sequence[int]
-    """Features a result row is written for."""
+    """Features that have a row in the results."""
 
 
 def experiments(config: SuperpositionConfig) -> list[Experiment]:
@@ -48,7 +48,7 @@ def experiments(config: SuperpositionConfig) -> list[Experiment]:
     found: list[Experiment] = []
     if config.ablated:
         weight = importance(config, 0)
-        students = weight.repeat(len(config.ablated), 1)  # a copy: the teacher's weights stay whole
+        students = weight.repeat(len(config.ablated), 1)  # a copy, so that the teacher's weights do not change
         students[range(len(config.ablated)), list(config.ablated)] = 0
         found.append(Experiment("ablation", 0, weight, students, config.ablated))
     for k in config.auxiliary:
@@ -61,12 +61,12 @@ def experiments(config: SuperpositionConfig) -> list[Experiment]:
 
 
 def importance(config: SuperpositionConfig, auxiliary: int) -> Float[Tensor, " f"]:
-    """Loss weights of all features, the auxiliary ones last."""
+    """Loss weights of all features, with the auxiliary features last."""
     return config.importance ** torch.arange(config.features + auxiliary, dtype=torch.float32)
 
 
 def initialise(config: SuperpositionConfig, features: int, stream: str) -> Float[Tensor, "s f d+1"]:
-    """One Xavier-normal W with zero biases per seed."""
+    """The Xavier-normal weights W and zero biases of one model per seed."""
     found = torch.zeros(len(config.seeds), features, config.hidden + 1)
     for one, seed in zip(found, config.seeds, strict=True):
         generator = torch.Generator().manual_seed(stream_key(seed, f"{stream} {features}"))
@@ -79,7 +79,10 @@ def initialise(config: SuperpositionConfig, features: int, stream: str) -> Float
 def train_cohort(
     cohort: Cohort, value: Float[Tensor, "g m f d+1"], config: SuperpositionConfig, saved: Path
 ) -> Training:
-    """Trains from `value`, or from the checkpoint that a killed run left in `saved`."""
+    """Trains from `value`, or from the checkpoint `saved` of an interrupted run.
+
+    Raises UserError where the settings ask for CUDA and there is no device.
+    """
     training, start = begin(value, config), 0
     if saved.exists():
         state = load_file(saved)
@@ -90,7 +93,7 @@ def train_cohort(
     match config.resolved().engine:
         case "cuda":
             if not torch.cuda.is_available():
-                raise UserError("engine cuda: torch sees no CUDA device: take engine=auto")
+                raise UserError("engine cuda: torch finds no CUDA device: set engine=auto")
             engine = TensorEngine(cohort, training, config, "cuda")
         case "torch":
             engine = TensorEngine(cohort, training, config, "cpu")
@@ -109,7 +112,7 @@ def train_cohort(
 
 
 class Trained(NamedTuple):
-    """An experiment's models after training; `students` holds the other initialisation's last."""
+    """The models of an experiment after training. In `students`, those of the other initialisation come last."""
 
     init: Float[Tensor, "s f d+1"]
     other_init: Float[Tensor, "s f d+1"]
@@ -118,7 +121,7 @@ class Trained(NamedTuple):
 
 
 def run_experiment(experiment: Experiment, config: SuperpositionConfig, scratch: Path) -> Trained:
-    """Teachers first, then all their students: a student distils a trained teacher."""
+    """Trains the teachers of an experiment, then all students on their teachers' outputs."""
     features = config.features + experiment.auxiliary
     points, seeds = len(config.p_active), len(config.seeds)
     init, other = (initialise(config, features, stream) for stream in ("initialisation", "other initialisation"))
@@ -148,7 +151,7 @@ def run_experiment(experiment: Experiment, config: SuperpositionConfig, scratch:
 
 
 def _grid(tensor: Tensor, config: SuperpositionConfig) -> Tensor:
-    """[g, ...] as [p, s, ...]."""
+    """Reshapes [g, ...] to [p, s, ...]."""
     return tensor.unflatten(0, (len(config.p_active), len(config.seeds)))
 
 
@@ -162,7 +165,7 @@ def tables(experiment: Experiment, trained: Trained, config: SuperpositionConfig
         return Role(name, value[None, :, None, :, :-1].expand(shape))
 
     def spread(value: Tensor) -> Tensor:
-        """One model's number for each of its rows."""
+        """Repeats a model's number for each of its rows."""
         return value.expand(-1, -1, places)
 
     roles = [untrained("init", trained.init)]
@@ -183,8 +186,11 @@ def tables(experiment: Experiment, trained: Trained, config: SuperpositionConfig
 
 
 def weights(experiment: Experiment, trained: Trained, config: SuperpositionConfig) -> dict[str, Tensor]:
-    """Every model's parameters by name: [p, s, m, f, d+1] (models of a group: students, then those of the other
-    initialisation) and [s, f, d+1] for the initialisations; the last column is the bias."""
+    """Every model's parameters by name. The last column is the bias.
+
+    Initialisations are [s, f, d+1], teachers [p, s, f, d+1] and students [p, s, m, f, d+1]. Among the models m, the
+    students of the other initialisation come last.
+    """
     name = f"{experiment.name}.{experiment.auxiliary}"
     return {
         f"{name}.init": trained.init,
@@ -197,7 +203,8 @@ def weights(experiment: Experiment, trained: Trained, config: SuperpositionConfi
 def train_superposition(out: Path, config: SuperpositionConfig, *, scratch: Path) -> dict[str, Any]:
     """Stage: rows.parquet, losses.parquet, rebuilt.json and weights.safetensors of the whole grid.
 
-    660 models (10 seeds, ablation, no other initialisation): 10,000 steps in well under a minute on an H100.
+    The weights have the shapes that `weights` gives. 660 models (10 seeds, ablation, no other initialisation) train for
+    10,000 steps in well under a minute on an H100.
     """
     results: list[pl.DataFrame] = []
     losses: list[pl.DataFrame] = []
