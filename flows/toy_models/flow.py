@@ -89,7 +89,7 @@ def findings(rebuilt: list[dict[str, Any]]) -> list[str]:
         rows = [row for row in ablation if row["p_active"] == point]
         above, below = (_beyond(rows, "excess_norm_ratio", side) for side in ("low", "high"))
         line = (
-            f"p_active {point:g}: {above} of {len(rows)} features rebuilt beyond the initialisation, {below} below it"
+            f"p_active {point:g}: {above} of {len(rows)} features rebuilt beyond the initialisation, {below} below"
         )
         if "other_excess_norm_ratio" in rows[0]:
             other = _beyond(rows, "other_excess_norm_ratio", "low")

@@ -96,8 +96,9 @@ def dot_plot(
     `row` is the height of a row in pixels and `labels` the largest share of the width that labels may take. With
     `stems`, each estimate is joined to zero and coloured by its sign.
     """
-    characters = min(max(len(bar.label) for bar in bars), int(WIDTH * labels / CHARACTER))
-    left, top = characters * CHARACTER + 18, 8
+    character = CHARACTER * (0.92 if stems else 1)  # labels of stems are smaller
+    characters = min(max(len(bar.label) for bar in bars), int(WIDTH * labels / character))
+    left, top = characters * character + 18, 8
     bottom = top + row * len(bars)
     values = _known(value for bar in bars for value in (bar.value, bar.low, bar.high, *bar.dots))
     scale, parts = horizontal_axis([*values, 0.0], left, RIGHT, top, bottom, unit)
