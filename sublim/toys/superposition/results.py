@@ -4,6 +4,7 @@ Shapes: p values of p_active, s seeds, q places (a student, or a feature of it),
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -77,19 +78,25 @@ def _frame(axes: Axes, role: Role, teacher: Float[Tensor, "p s q f d"]) -> pl.Da
         "trained_loss": role.trained,
         "unablated_loss": role.unablated,
     }
-    columns: dict[str, Any] = {
-        "experiment": [axes.experiment] * (p * s * q),
-        "auxiliary": [axes.auxiliary] * (p * s * q),
-        "p_active": [p_active for p_active in axes.p_active for _ in range(s * q)],
-        "feature": list(axes.features) * (p * s),
-        "seed": [seed for _ in range(p) for seed in axes.seeds for _ in range(q)],
-        "role": [role.name] * (p * s * q),
-    }
+    columns = _keys(axes, role.name)
     for name, value in values.items():
         numbers = [None] * (p * s * q) if value is None else value.flatten().tolist()
         columns[name] = pl.Series(numbers, dtype=pl.Float64)
     columns["feature_norms"] = norms.flatten(0, 2).tolist()
     return pl.DataFrame(columns)
+
+
+def _keys(axes: Axes, role: str, records: int = 1) -> dict[str, Any]:
+    """The columns that identify a row, in the order of a role's tensors, with each row repeated `records` times."""
+    places = [*product(axes.p_active, axes.seeds, axes.features or [None], range(records))]
+    return {
+        "experiment": [axes.experiment] * len(places),
+        "auxiliary": [axes.auxiliary] * len(places),
+        "p_active": [p_active for p_active, _, _, _ in places],
+        "feature": pl.Series([feature for _, _, feature, _ in places], dtype=pl.Int64),
+        "seed": [seed for _, seed, _, _ in places],
+        "role": [role] * len(places),
+    }
 
 
 def rows(axes: Axes, roles: Sequence[Role]) -> pl.DataFrame:
@@ -100,20 +107,11 @@ def rows(axes: Axes, roles: Sequence[Role]) -> pl.DataFrame:
 
 def loss_rows(axes: Axes, role: str, trained: Float[Tensor, "p s q r"], unablated: Tensor, every: int) -> pl.DataFrame:
     """The recorded losses, one row per record. `feature` is the ablated feature, or null."""
-    p, s, q, r = trained.shape
-    features = [i for i in axes.features or [None] for _ in range(r)] * (p * s)
+    records = trained.shape[-1]
+    columns = _keys(axes, role, records)
+    columns["step"] = [record * every for record in range(records)] * (trained.numel() // records)
     return pl.DataFrame(
-        {
-            "experiment": pl.Series([axes.experiment] * (p * s * q * r)),
-            "auxiliary": [axes.auxiliary] * (p * s * q * r),
-            "p_active": [p_active for p_active in axes.p_active for _ in range(s * q * r)],
-            "feature": pl.Series(features, dtype=pl.Int64),
-            "seed": [seed for _ in range(p) for seed in axes.seeds for _ in range(q * r)],
-            "role": [role] * (p * s * q * r),
-            "step": [record * every for record in range(r)] * (p * s * q),
-            "trained_loss": trained.flatten().tolist(),
-            "unablated_loss": unablated.flatten().tolist(),
-        }
+        columns | {"trained_loss": trained.flatten().tolist(), "unablated_loss": unablated.flatten().tolist()}
     )
 
 
