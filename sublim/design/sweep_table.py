@@ -168,7 +168,7 @@ def _numbers(
         "metric": metric,
         "unit": unit,
         **{name: getattr(found, name, None) for name in ("base", "teacher", "student", "control")},
-        **_bounds(effect, told=not alike),
+        **_bounds(effect, with_interval=not alike),
         "units": effect.units if effect else 0,
         "pairs": effect.seeds if effect else 0,
         "questions": effect.questions if effect else 0,
@@ -183,11 +183,11 @@ def _numbers(
     }
 
 
-def _bounds(effect: Effect | None, *, told: bool) -> dict[str, float | None]:
+def _bounds(effect: Effect | None, *, with_interval: bool) -> dict[str, float | None]:
     bounds = ("low", "high", "low_questions", "high_questions")
     return {
         "estimate": effect.estimate if effect else None,
-        **{name: getattr(effect, name) if effect and told else None for name in bounds},
+        **{name: getattr(effect, name) if effect and with_interval else None for name in bounds},
     }
 
 

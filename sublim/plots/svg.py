@@ -41,7 +41,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number as figures show it: rounded to 12 places, with a typographic minus sign."""
+    """A number as figures show it: six significant digits and a typographic minus sign."""
     return f"{value:g}".replace("-", "−")
 
 

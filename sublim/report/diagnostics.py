@@ -22,7 +22,7 @@ class LossShown(Config):
 
 
 class MatchedShown(Config):
-    """The effect where students and controls gained equally in held-out loss, beside that after equal updates."""
+    """The effect at equal gains in held-out loss, compared with the effect after equally many updates."""
 
     target: str
     estimate: float | None
