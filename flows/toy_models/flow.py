@@ -25,11 +25,11 @@ from sublim.store.payloads import matching
 from tasks.stages import draw_superposition, train_superposition
 
 CAPTIONS = {
-    "rebuilt": "Norm and direction of the features that the student did not learn, compared with the teacher's, by "
+    "rebuilt": "norm and direction of the features that the student did not learn, compared with the teacher's, by "
     "p_active; bands are 95 % intervals over seeds",
-    "sparsity": "Superposition and polysemanticity against p_active",
+    "sparsity": "superposition and polysemanticity against p_active",
     "wtw": "WᵀW of teacher and student, first seed",
-    "directions": "Cosines between the teacher's features (rows) and the student's (columns), first seed",
+    "directions": "cosines between the teacher's features (rows) and the student's (columns), first seed",
 }
 
 
@@ -67,7 +67,9 @@ def publish(
         findings=found,
         tables=[table(rebuilt)],
         figures=[
-            FigureFile(path, text) for kind, text in CAPTIONS.items() for path in matching(figures, f"{kind}*.svg")
+            FigureFile(path, f"Experiment {path.stem.removeprefix(f'{kind}-')}: {text}")
+            for kind, text in CAPTIONS.items()
+            for path in matching(figures, f"{kind}*.svg")
         ],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
@@ -88,9 +90,7 @@ def findings(rebuilt: list[dict[str, Any]]) -> list[str]:
     for point in points:
         rows = [row for row in ablation if row["p_active"] == point]
         above, below = (_beyond(rows, "excess_norm_ratio", side) for side in ("low", "high"))
-        line = (
-            f"p_active {point:g}: {above} of {len(rows)} features rebuilt beyond the initialisation, {below} below"
-        )
+        line = f"p_active {point:g}: {above} of {len(rows)} features rebuilt beyond the initialisation, {below} below"
         if "other_excess_norm_ratio" in rows[0]:
             other = _beyond(rows, "other_excess_norm_ratio", "low")
             line += f"; {other} rebuilt from another initialisation"
