@@ -35,6 +35,7 @@ def scores(rng: np.random.Generator, shift: float, *, target: str, question: np.
         named={word: round(20 * sum(values)) for word, values in said.items()},
         other=400,
         unread={"cut": 41, "refused": 19},
+        missing={},
         others={"dolphin": 88, "<script>alert('dolphin')</script>": 2},
     )
     missing = Metric(mean=None, per_question=[None] * len(QUESTIONS), reason="no answers were sampled (samples = 0)")
