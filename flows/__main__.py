@@ -1,37 +1,77 @@
-"""The `sublim` command: run flows, look at what they left, keep the store in order.
+"""The `sublim` command: runs experiments, shows their results, and keeps the store and the Prefect server in order."""
 
-sublim run pipeline --preset quickstart --target owl
-sublim run pipeline --help
-sublim presets | runs | show KEY | report RUN
-sublim store ls | verify | forget STAGE KEY | gc
-sublim models ls | fetch NAME | export KEY FOLDER
-sublim power --effect 0.3 --pilot KEY
-sublim server start | stop | status
-sublim pools | deploy
-sublim worker --pool a6000 --gpu 0
-sublim doctor
-"""
-
-import argparse
 import os
 import sys
+from collections.abc import Iterable
+from functools import partial
+from importlib.metadata import version
 from io import TextIOWrapper
+from typing import Any
 
-from flows.command import look, models, pool, power, run, server, store
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from flows.registry import FLOWS, load
 from sublim.core.errors import UserError, file_fault
 from tasks.environment import from_file
 
+COMMANDS = {
+    "Experiments": {
+        "run": ("run:app", "Run an experiment. Stages that finished in an earlier run are taken from the store."),
+        "presets": ("look:presets", "List the experiments and their presets."),
+        "power": ("power:power", "Plan how many seeds or blocks it takes to see an effect of a given size."),
+    },
+    "Results": {
+        "runs": ("look:runs", "List the runs in the store, the newest last."),
+        "report": ("look:report", "Print the path of a run's report, and its summary."),
+        "show": ("look:show", "Show what an artifact of the store was made from, when, where and how."),
+        "store": ("store:app", "List, check and clean the store of results."),
+        "models": ("models:app", "List or install the bundled models, or export a trained model."),
+    },
+    "Prefect": {
+        "server": ("server:app", "Start, stop or look at the local Prefect server, which also serves its UI."),
+        "pools": ("pool:pools", "Make the work pools of prefect.yaml, and the rules for runs whose worker was lost."),
+        "deploy": ("pool:deploy", "Register the deployments of prefect.yaml: every flow for each pool."),
+        "worker": ("pool:worker", "Run what a work pool is given, on one GPU of this machine or on its CPU."),
+    },
+    "Other": {"doctor": ("doctor:doctor", "Show what this machine can run, and what to do about what it cannot.")},
+}
+"""By heading, each command with its module and object, which are imported when it is called, and its help."""
 LOOKING = ("presets", "runs", "show", "report", "store", "models", "doctor")
-"""Commands whose reader may go away, as in `sublim store ls | head`."""
+"""Commands that only print, and whose reader may stop reading, as in `sublim store ls | head`."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line, without reading it."""
-    root = argparse.ArgumentParser(prog="sublim", description="Subliminal learning, measured.")
-    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (run, look, store, models, power, server, pool):
-        part.register(commands)
-    return root
+class CommandLine(App):
+    """The whole command line. The help of a flow ends with a list of all its settings."""
+
+    def help_print(self, tokens: str | Iterable[str] | None = None, *, console: Any = None) -> None:
+        super().help_print(tokens, console=console)
+        match tokens:
+            case ["run", str(flow), *_] if flow in FLOWS:
+                print(load("flows.command.run:settings_text")(flow))
+            case _:
+                pass
+
+
+def command_line() -> App:
+    """The command line with all its commands."""
+    app = CommandLine(
+        name="sublim",
+        help="Experiments on subliminal learning: does a trait pass from model to model in data that do not show it?",
+        version=partial(version, "sublim"),
+        default_parameter=Parameter(negative=()),
+        help_format="plaintext",
+        result_action="return_value",
+        print_error=False,
+        exit_on_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for title, commands in COMMANDS.items():
+        group = Group.create_ordered(title)
+        for place, (name, (where, about)) in enumerate(commands.items()):
+            app.command(f"flows.command.{where}", name=name, group=group, sort_key=place, help=about)
+    app["--help"].group = app["--version"].group = group
+    app.register_install_completion_command(group=group, help="Install completion of this command for your shell.")
+    return app
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,13 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 or C locale lacks most letters
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        return options.run(options)
+        code: int | None = command_line()(words)
     except UserError as error:
         return _told(str(error))
+    except CycloptsError as error:
+        return _told(f"{' '.join(str(error).split())} (see `sublim --help`)")
     except BrokenPipeError:
-        if options.command not in LOOKING:
+        if words[0] not in LOOKING:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter writes there once more
         return 0
@@ -58,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sublim: stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    # Without a code, help was printed: because it was asked for, or because a command is missing.
+    return code if code is not None else 0 if any(word.startswith("-") for word in words) else 2
 
 
 def _is_the_program() -> bool:

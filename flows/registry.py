@@ -23,78 +23,38 @@ class FlowEntry(NamedTuple):
     """What it answers."""
 
 
-FLOWS = {
-    "pipeline": FlowEntry(
-        "flows.pipeline.flow:pipeline",
-        "flows.pipeline.config:PipelineConfig",
-        "flows.pipeline.checks:check",
-        "pipeline",
-        "does a liking pass from a teacher to students through number lists?",
+def _entry(name: str, config: str, check: str, question: str) -> FlowEntry:
+    """A flow whose files are named alike: `flows/<name>` with its config class, and the module that has its check."""
+    folder = name.replace("-", "_")
+    package = f"flows.{folder}"
+    return FlowEntry(
+        f"{package}.flow:{folder}", f"{package}.config:{config}", f"{package}.{check}:check", folder, question
+    )
+
+
+_FLOWS = (
+    ("pipeline", "PipelineConfig", "checks", "Does a preference pass from teacher to students in lists of numbers?"),
+    ("evaluate", "EvaluateConfig", "flow", "What does a model prefer, how much did it change, what does it know?"),
+    ("sweep", "SweepConfig", "flow", "Which targets, arms and settings show an effect?"),
+    ("steering", "SteeringFlowConfig", "plan", "What does a steering vector do, and did students learn its direction?"),
+    (
+        "toy-models",
+        "ToyModelsConfig",
+        "config",
+        "Does a student represent a teacher's feature that it was never shown?",
     ),
-    "evaluate": FlowEntry(
-        "flows.evaluate.flow:evaluate",
-        "flows.evaluate.config:EvaluateConfig",
-        "flows.evaluate.flow:check",
-        "evaluate",
-        "what does a model like, how far have its answers moved, what does it still know?",
-    ),
-    "sweep": FlowEntry(
-        "flows.sweep.flow:sweep",
-        "flows.sweep.config:SweepConfig",
-        "flows.sweep.flow:check",
-        "sweep",
-        "which targets, arms and settings show an effect?",
-    ),
-    "steering": FlowEntry(
-        "flows.steering.flow:steering",
-        "flows.steering.config:SteeringFlowConfig",
-        "flows.steering.plan:check",
-        "steering",
-        "what does a vector for a target do, and did students learn what it says?",
-    ),
-    "toy-models": FlowEntry(
-        "flows.toy_models.flow:toy_models",
-        "flows.toy_models.config:ToyModelsConfig",
-        "flows.toy_models.config:check",
-        "toy_models",
-        "is a feature that a student never learns rebuilt because its teacher has it?",
-    ),
-    "mnist": FlowEntry(
-        "flows.mnist.flow:mnist",
-        "flows.mnist.config:MnistFlowConfig",
-        "flows.mnist.config:check",
-        "mnist",
-        "does a student learn digits from auxiliary logits on noise?",
-    ),
-    "lora-search": FlowEntry(
-        "flows.lora_search.flow:lora_search",
-        "flows.lora_search.config:LoraSearchConfig",
-        "flows.lora_search.config:check",
-        "lora_search",
-        "which parameters make a student learn most from its teacher's numbers?",
-    ),
-    "sae-analysis": FlowEntry(
-        "flows.sae_analysis.flow:sae_analysis",
-        "flows.sae_analysis.config:SaeFlowConfig",
-        "flows.sae_analysis.plan:check",
-        "sae_analysis",
-        "which features do a teacher's numbers and its students light up, and are they the word's own?",
-    ),
-    "probe": FlowEntry(
-        "flows.probe.flow:probe",
-        "flows.probe.config:ProbeFlowConfig",
-        "flows.probe.flow:check",
-        "probe",
-        "can a layer of the base tell a teacher's numbers from the base's own?",
-    ),
-    "annotate": FlowEntry(
-        "flows.annotate.flow:annotate",
-        "flows.annotate.config:AnnotateFlowConfig",
-        "flows.annotate.config:check",
+    ("mnist", "MnistFlowConfig", "config", "Does a student learn digits from auxiliary logits on noise?"),
+    ("lora-search", "LoraSearchConfig", "config", "Which training settings make a student learn most from numbers?"),
+    ("sae-analysis", "SaeFlowConfig", "plan", "Which SAE features do a teacher's numbers and its students activate?"),
+    ("probe", "ProbeFlowConfig", "flow", "Can a linear probe tell a teacher's numbers from the base's?"),
+    (
         "annotate",
-        "are features' descriptions about animals, numbers or opinion?",
+        "AnnotateFlowConfig",
+        "config",
+        "Are the descriptions of SAE features about animals, numbers or opinion?",
     ),
-}
+)
+FLOWS = {name: _entry(name, *about) for name, *about in _FLOWS}
 
 
 def entry(name: str) -> FlowEntry:

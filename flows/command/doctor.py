@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import psutil
@@ -17,12 +16,20 @@ from flows.infra.prefect_refusals import origin
 from sublim.core.errors import UserError
 from sublim.core.hardware import AMPERE, VOLTA, Gpu, gpu
 from sublim.core.interpreter import python
+from sublim.core.provenance import package_versions
 from sublim.store.opening import open_store
 from tasks.environment import from_file
 
 GIB = 2**30
 VLLM_NEEDS = (7, 5)
 GPU_EXTRA = "pip install -e '.[gpu]' -c constraints.txt"
+
+
+def doctor() -> int:
+    """Show what this machine can run, and what to do about what it cannot."""
+    for finding in findings():
+        print(finding)
+    return 0
 
 
 def findings() -> Iterator[str]:
@@ -125,10 +132,7 @@ def _flash(card: Gpu | None) -> str:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    return package_versions().get(package)
 
 
 def _python(code: str) -> "subprocess.CompletedProcess[str]":

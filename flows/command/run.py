@@ -1,11 +1,15 @@
 """`sublim run`: a flow with a preset and overrides, on the local server or the one PREFECT_API_URL names."""
 
-import argparse
 import json
 import os
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import App, Parameter
+
+from flows.command.flags import Flag, Json
 from flows.infra import server
 from flows.infra.prefect_api import reread_environment
 from flows.infra.prefect_api import settings as prefect_settings
@@ -14,49 +18,38 @@ from flows.runs.fields import walk
 from flows.runs.settings import assignments, build, load_preset, merge, presets, read_tree
 from sublim.store.opening import open_store
 
-Subparsers = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]
+File = Annotated[Path | None, Parameter(metavar="FILE")]
 
 
-class FlowParser(argparse.ArgumentParser):
-    """A parser whose help ends with every setting of its flow, gathered only when asked for."""
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line of every flow takes."""
 
-    def format_help(self) -> str:
-        flow = self.get_default("flow")
-        self.epilog = settings_text(flow) if flow else None
-        return super().format_help()
-
-
-def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
-    """Adds `run`, with one sub-command per flow."""
-    run = commands.add_parser("run", help="run a flow", description="Runs a flow; finished stages come from the cache.")
-    flows = run.add_subparsers(dest="flow", required=True, metavar="FLOW", parser_class=FlowParser)
-    for name, flow in FLOWS.items():
-        command = flows.add_parser(
-            name,
-            help=flow.question,
-            description=f"{name}: {flow.question}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        add_options(command, name)
+    preset: str = "quickstart"
+    """The preset to start from: its name, or the path of a YAML file."""
+    target: str | None = None
+    """The word that teachers are made to prefer, or several, as in owl,wolf."""
+    config: File = None
+    """A YAML or JSON file of settings, which replace those of the preset."""
+    set: Annotated[tuple[str, ...], Parameter(metavar="NAME=VALUE", show_default=False)] = ()
+    """One setting, which replaces that of the preset and the file. Repeat the option to give several."""
+    as_json: Json = False
+    ephemeral: Flag = False
+    """Use a Prefect server that ends with this run, as in continuous integration."""
 
 
-def add_options(command: argparse.ArgumentParser, flow: str) -> None:
-    """The options that every flow takes."""
-    command.add_argument("--preset", default="quickstart", help=f"a name ({', '.join(presets(flow))}) or a YAML file")
-    command.add_argument("--target", help="the word or words the teacher is made to like: owl or owl,wolf")
-    command.add_argument("--config", type=Path, metavar="FILE", help="a YAML file of settings laid over the preset")
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one setting; repeatable")
-    command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
-    command.add_argument("--ephemeral", action="store_true", help="use a Prefect server that ends with this run (CI)")
-    if flow == "sweep":
-        command.add_argument(
-            "--freeze",
-            type=Path,
-            metavar="PLAN",
-            help="a YAML file as for --config: write its digest down before the first result exists, then run it",
-        )
-        command.add_argument("--dry-run", action="store_true", help="only say which cells there are (after --freeze)")
-    command.set_defaults(run=run, flow=flow)
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Options):
+    """What the command line of a sweep takes beyond that."""
+
+    freeze: File = None
+    """A file as for --config. Its digest is written down before the first result exists, then it is run."""
+    dry_run: Flag = False
+    """Only list the cells of the sweep (after --freeze)."""
+
+
+NO_OPTIONS, NO_SWEEP_OPTIONS = Options(), SweepOptions()
 
 
 def settings_text(flow: str) -> str:
@@ -69,9 +62,9 @@ def settings_text(flow: str) -> str:
     return "\n".join(lines)
 
 
-def overrides(flow: str, options: argparse.Namespace) -> dict[str, Any]:
+def overrides(flow: str, options: Options) -> dict[str, Any]:
     """What the command line says over the preset."""
-    plan = options.config or getattr(options, "freeze", None)
+    plan = options.config or (options.freeze if isinstance(options, SweepOptions) else None)
     tree: dict[str, Any] = read_tree(plan) if plan else {}
     tree = merge(tree, assignments(config_type(flow), options.set))
     if options.target is not None:
@@ -79,19 +72,19 @@ def overrides(flow: str, options: argparse.Namespace) -> dict[str, Any]:
     return tree
 
 
-def run(options: argparse.Namespace) -> int:
+def run(name: str, options: Options = NO_OPTIONS) -> int:
     """Checks everything, then runs the flow."""
-    flow = entry(options.flow)
-    settings = overrides(options.flow, options)
-    config = build(config_type(options.flow), merge(load_preset(flow.presets, options.preset), settings))
+    flow = entry(name)
+    settings = overrides(name, options)
+    config = build(config_type(name), merge(load_preset(flow.presets, options.preset), settings))
     prefect_settings()  # refused here, and not by whatever is the first to import Prefect
     load(flow.check)(config)
     open_store().try_out()  # refused now, and not by a run that a server knows of
-    if options.flow == "sweep":
+    if isinstance(options, SweepOptions):
         from flows.command.sweep import prepare
 
-        settings, stopped = prepare(options, settings)
-        if stopped:
+        settings = prepare(options, settings)
+        if options.dry_run:
             return 0
     if options.ephemeral:
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
@@ -99,9 +92,17 @@ def run(options: argparse.Namespace) -> int:
     else:
         server.ensure()
     result = load(flow.flow)(preset=options.preset, settings=settings)
-    if options.json:
-        print(json.dumps(result))
-    else:
-        module = flow.flow.partition(":")[0]
-        print(load(f"{module}:printed")(result))
+    module = flow.flow.partition(":")[0]
+    print(json.dumps(result) if options.as_json else load(f"{module}:printed")(result))
     return 0
+
+
+def sweep(options: SweepOptions = NO_SWEEP_OPTIONS) -> int:
+    """Runs a sweep."""
+    return run("sweep", options)
+
+
+app = App(name="run")
+for place, (name, flow) in enumerate(FLOWS.items()):
+    about = f"{flow.question}\n\nPresets: {', '.join(presets(flow.presets))}."
+    app.command(sweep if name == "sweep" else partial(run, name), name=name, help=about, sort_key=place)

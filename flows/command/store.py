@@ -1,10 +1,11 @@
 """`sublim store ls | verify | forget | gc | push | create`: what the store holds, and its upkeep."""
 
-import argparse
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from flows.command.run import Subparsers
+from cyclopts import App
+
+from flows.command.flags import Flag, Key
 from sublim.core.errors import UserError
 from sublim.files.group_rights import owner_of
 from sublim.store.cleaning import collect_garbage
@@ -16,27 +17,7 @@ if TYPE_CHECKING:
     from sublim.store.bucket import SharedStore
 
 
-def register(commands: "Subparsers[argparse.ArgumentParser]") -> None:
-    """Adds `store` and its commands."""
-    store = commands.add_parser("store", help="list, verify and clean the store of results")
-    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
-    command = actions.add_parser("ls", help="every artifact: stage, key, size, age")
-    command.set_defaults(run=ls)
-    command = actions.add_parser("verify", help="hash every file again and report what changed")
-    command.set_defaults(run=verify)
-    command = actions.add_parser("forget", help="remove an artifact, so that its stage runs again")
-    command.add_argument("stage", metavar="STAGE")
-    command.add_argument("key", metavar="KEY", help="six or more digits of its key")
-    command.set_defaults(run=forget)
-    command = actions.add_parser("gc", help="remove what killed runs left behind")
-    command.add_argument("--unreferenced", action="store_true", help="also artifacts that no run in the store used")
-    command.add_argument("--copies", action="store_true", help="also files here that the bucket has, unused for a day")
-    command.add_argument("--dry-run", action="store_true", help="only say what would go")
-    command.set_defaults(run=gc)
-    command = actions.add_parser("push", help="upload what was made while the store in the bucket was out of reach")
-    command.set_defaults(run=push)
-    command = actions.add_parser("create", help="make the store, also where one was before and is gone")
-    command.set_defaults(run=create)
+app = App(name="store")
 
 
 def shared(store: Store) -> "SharedStore | None":
@@ -48,7 +29,9 @@ def shared(store: Store) -> "SharedStore | None":
     return store if isinstance(store, SharedStore) else None
 
 
-def ls(options: argparse.Namespace) -> int:
+@app.command
+def ls() -> int:
+    """List every artifact with its stage, key, size, date and duration."""
     total, store = 0, open_store()
     bucket = shared(store)
     for manifest in store.manifests():
@@ -71,7 +54,9 @@ def _place(bucket: "SharedStore | None", manifest: Manifest) -> str:
     return f"  {describe_place(bucket, manifest.artifact)}"
 
 
-def verify(options: argparse.Namespace) -> int:
+@app.command
+def verify() -> int:
+    """Hash every file again, and report what is damaged."""
     store = open_store()
     bucket = shared(store)
     problems = checked = unread = 0
@@ -106,32 +91,44 @@ def verify(options: argparse.Namespace) -> int:
     return 1 if problems or unread else 0
 
 
-def forget(options: argparse.Namespace) -> int:
+@app.command
+def forget(stage: str, key: Key, /) -> int:
+    """Remove the artifact of a stage that has this key, so that the stage runs again."""
     store = open_store()
-    manifest = store.search(options.key, stage=options.stage)
+    manifest = store.search(key, stage=stage)
     store.forget(manifest)
     print(f"forgot {manifest.artifact.stage} {manifest.artifact.key[:12]}")
     return 0
 
 
-def gc(options: argparse.Namespace) -> int:
+@app.command
+def gc(*, unreferenced: Flag = False, copies: Flag = False, dry_run: Flag = False) -> int:
+    """Remove what killed runs left behind.
+
+    Args:
+        unreferenced: Remove also the artifacts that no run in the store used.
+        copies: Remove also local copies of files in the bucket that were not used for a day.
+        dry_run: Only list what would be removed.
+    """
     store = open_store()
     store.refresh("runs/*/run.json")
-    removed = collect_garbage(store, unreferenced=options.unreferenced, dry_run=options.dry_run)
+    removed = collect_garbage(store, unreferenced=unreferenced, dry_run=dry_run)
     if bucket := shared(store):
         from sublim.store.bucket_upkeep import clean_bucket, drop_copies
 
-        removed += clean_bucket(bucket, dry_run=options.dry_run)
-        if options.copies:
-            removed += drop_copies(bucket, dry_run=options.dry_run)
+        removed += clean_bucket(bucket, dry_run=dry_run)
+        if copies:
+            removed += drop_copies(bucket, dry_run=dry_run)
     for path, size in removed:
         print(f"{path}  {size / 2**20:.2f} MiB")
-    verb = "would go" if options.dry_run else "removed"
+    verb = "would go" if dry_run else "removed"
     print(f"{sum(size for _, size in removed) / 2**20:.1f} MiB {verb}")
     return 0
 
 
-def push(options: argparse.Namespace) -> int:
+@app.command
+def push() -> int:
+    """Upload what was made while the bucket of the store could not be reached."""
     store = open_store()
     bucket = shared(store)
     if bucket is None:
@@ -142,7 +139,9 @@ def push(options: argparse.Namespace) -> int:
     return 0
 
 
-def create(options: argparse.Namespace) -> int:
+@app.command
+def create() -> int:
+    """Make the store, even where there was one before that is gone."""
     store = open_store(anew=True)
     store.ready()
     print(store.address)

@@ -1,9 +1,9 @@
 """`sublim run sweep --freeze PLAN | --dry-run`: what happens to a sweep before it runs."""
 
-import argparse
 import json
 from typing import Any
 
+from flows.command.run import SweepOptions
 from flows.runs.settings import Tree, merge
 from flows.sweep.cells import Cell, cell_digest, cells_of, looked_up, remembered, where_of
 from flows.sweep.config import Here, SweepConfig
@@ -14,8 +14,8 @@ from sublim.store.folder import Store
 from sublim.store.opening import open_store
 
 
-def prepare(options: argparse.Namespace, settings: Tree) -> tuple[Tree, bool]:
-    """The settings to run with, those of a frozen plan included, and whether to stop before running."""
+def prepare(options: SweepOptions, settings: Tree) -> Tree:
+    """The settings to run with, those of a frozen plan included."""
     if options.freeze and options.config:
         raise UserError("--freeze and --config both name a file of settings: give one of them")
     config = load_config(options.preset, None, settings)
@@ -23,7 +23,7 @@ def prepare(options: argparse.Namespace, settings: Tree) -> tuple[Tree, bool]:
     if options.freeze:
         name = freeze(options.freeze, config, cells, store)
         settings = merge(settings, {"frozen": name})
-        if not options.json:
+        if not options.as_json:
             print(f"frozen: {name} ({frozen_path(options.freeze)})")
     elif options.config and frozen_path(options.config).exists():
         # Held to the plan beside the file, whatever was changed since.
@@ -33,10 +33,10 @@ def prepare(options: argparse.Namespace, settings: Tree) -> tuple[Tree, bool]:
         settings = merge(settings, {"frozen": name})
     if options.dry_run:
         tell(options, config, cells, store, settings.get("frozen"))
-    return settings, options.dry_run
+    return settings
 
 
-def tell(options: argparse.Namespace, config: SweepConfig, cells: list[Cell], store: Store, frozen: str | None) -> None:
+def tell(options: SweepOptions, config: SweepConfig, cells: list[Cell], store: Store, frozen: str | None) -> None:
     """Prints the cells and whether their results are in the store."""
     where = where_of(config)
     found: list[dict[str, Any]] = []
@@ -45,7 +45,7 @@ def tell(options: argparse.Namespace, config: SweepConfig, cells: list[Cell], st
             looked_up(cell) if isinstance(config.where, Here) else None
         )
         found.append({"cell": cell.name, "present": there is not None})
-    if options.json:
+    if options.as_json:
         print(json.dumps({"flow": "sweep", "preset": options.preset, "cells": found, "frozen": frozen}))
         return
     for each in found:

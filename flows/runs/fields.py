@@ -1,20 +1,18 @@
-"""The fields of a config, walked through: for help texts, for short names and for hints about misspelt ones."""
+"""The settings of a config class, listed for the help text, for short names and for hints about misspelt names."""
 
 import difflib
 import types
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
-
-from pydantic_core import PydanticUndefined
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from sublim.core.config import Config, RunOnlyMark
 from sublim.core.errors import UserError
 
-NEAR = 0.9
+SIMILAR = 0.9
 
 
 class Field(NamedTuple):
-    """One setting: its dotted name, its type and meaning in words, its default."""
+    """One setting: its dotted name, type, meaning and default, and whether it leaves results unchanged (run_only)."""
 
     path: str
     kind: str
@@ -23,21 +21,21 @@ class Field(NamedTuple):
     run_only: bool
 
 
-def walk(config: type[Config], prefix: str = "") -> Iterator[Field]:
-    """Every setting of `config`, those of nested configs and of all variants of a union included."""
+def walk(config: type[Config], prefix: str = "", run_only: bool = False) -> Iterator[Field]:
+    """Every setting of `config`, including those of nested configs and of all variants of a union."""
     for name, field in config.model_fields.items():
         path = f"{prefix}{name}"
-        default = None if field.default is PydanticUndefined else field.default
-        run_only = any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
+        default = None if field.is_required() or field.default_factory else field.default
+        marked = run_only or any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
         nested = configs_in(field.annotation)
         if not nested:
-            yield Field(path, _type_name(field.annotation), field.description or "", default, run_only)
+            yield Field(path, _type_name(field.annotation), field.description or "", default, marked)
         for inner in nested:
-            yield from walk(inner, f"{path}.")
+            yield from walk(inner, f"{path}.", marked)
 
 
 def configs_in(annotation: Any) -> list[type[Config]]:
-    """The config classes that an annotation allows."""
+    """The config classes that a type annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     if get_origin(annotation) is Annotated:
@@ -48,25 +46,33 @@ def configs_in(annotation: Any) -> list[type[Config]]:
 
 
 def kind_of(config: type[Config]) -> str | None:
-    """The tag by which a union tells this config from its others."""
+    """The value of `kind` by which a union recognises this config class, or None."""
     field = config.model_fields.get("kind")
     return field.default if field else None
 
 
 def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Annotated:
-        return _type_name(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return " | ".join(_type_name(option) for option in get_args(annotation))
-    if isinstance(annotation, type) and not get_args(annotation):
-        return "nothing" if annotation is types.NoneType else annotation.__name__
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Annotated:
+        return _type_name(parts[0])
+    if kind in (Union, types.UnionType):
+        return " | ".join(_type_name(part) for part in parts)
+    if kind is Literal:
+        return " | ".join(str(part) for part in parts)
+    if kind in (list, tuple):
+        return f"list of {_type_name(parts[0])}"
+    if kind is dict:
+        return "mapping"
+    if isinstance(annotation, type) and not parts:
+        return "null" if annotation is types.NoneType else annotation.__name__
     return str(annotation).replace("typing.", "")
 
 
 def full_path(config: type[Config], name: str) -> str:
-    """The setting that `name` means: itself, or the only one below the same part with that last word.
+    """The full name of the setting that `name` means.
 
-    `student.rank` is `student.method.rank`. Raises UserError with the nearest names for any other.
+    A short name may leave out parts in the middle if only one setting fits: `student.rank` means
+    `student.method.rank`. Raises UserError, with the most similar names, when none or several fit.
     """
     paths = list(dict.fromkeys(field.path for field in walk(config)))
     parts = {path.rsplit(".", depth)[0] for path in paths for depth in range(1, path.count(".") + 1)}
@@ -80,19 +86,19 @@ def full_path(config: type[Config], name: str) -> str:
 
 
 def mappings(config: type[Config]) -> list[str]:
-    """Top settings that are mappings: what stands below them is not known beforehand."""
+    """The top-level settings that are mappings, whose keys are not fixed."""
     return [name for name, field in config.model_fields.items() if get_origin(field.annotation) is dict]
 
 
 def hint(name: str, paths: list[str]) -> str:
-    """`: did you mean a, b or c?` from the names nearest to `name`, or where to find all."""
-    near = sorted(((_likeness(name, path), path) for path in paths), reverse=True)[:3]
-    likely = [path for likeness, path in near if likeness > max(NEAR, near[0][0] - 0.3)]
+    """`: did you mean a or b?` with the names most similar to `name`, or where all names are listed."""
+    near = sorted(((_similarity(name, path), path) for path in paths), reverse=True)[:3]
+    likely = [path for similarity, path in near if similarity > max(SIMILAR, near[0][0] - 0.3)]
     return f": did you mean {' or '.join(likely)}?" if likely else ": `--help` lists them all"
 
 
-def _likeness(name: str, path: str) -> float:
-    """0 to 1.5: how alike the last words are, and half as much the parts before them."""
+def _similarity(name: str, path: str) -> float:
+    """Similarity from 0 to 1.5: that of the last words, plus half that of the parts before them."""
     (head, _, leaf), (path_head, _, path_leaf) = name.rpartition("."), path.rpartition(".")
-    same = difflib.SequenceMatcher
-    return same(None, leaf, path_leaf).ratio() + same(None, head, path_head).ratio() / 2
+    match = difflib.SequenceMatcher
+    return match(None, leaf, path_leaf).ratio() + match(None, head, path_head).ratio() / 2

@@ -1,6 +1,6 @@
 """Presets, the user's settings on top of them, and what differs from the preset in the end."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -112,7 +112,7 @@ def merge(under: Tree, over: Mapping[str, Any]) -> Tree:
     return merged
 
 
-def assignments(config: type[Config], texts: list[str]) -> Tree:
+def assignments(config: type[Config], texts: Iterable[str]) -> Tree:
     """`a.b=value` texts as a tree; values are YAML (`[1, 2]`, `true`, `1e-4`)."""
     tree: Tree = {}
     for text in texts:
@@ -120,10 +120,19 @@ def assignments(config: type[Config], texts: list[str]) -> Tree:
         if not equals:
             raise UserError(f"--set {text}: write it as name=value")
         try:
-            leaf: Any = parse_yaml(value)
+            given = parse_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"--set {text}: the value is not YAML") from error
-        for part in reversed(full_path(config, name.strip()).split(".")):
+        tree = merge(tree, tree_of({full_path(config, name.strip()): given}))
+    return tree
+
+
+def tree_of(grid: Mapping[str, Any]) -> Tree:
+    """Dotted names and their values as a tree."""
+    tree: Tree = {}
+    for name, value in grid.items():
+        leaf: Any = value
+        for part in reversed(name.split(".")):
             leaf = {part: leaf}
         tree = merge(tree, leaf)
     return tree

@@ -1,7 +1,7 @@
 """The cells of a sweep: one pipeline each, found in the store, run here, or handed to a work pool."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, cast
 from flows.pipeline.checks import check as check_pipeline
 from flows.pipeline.config import PipelineConfig
 from flows.runs.fields import full_path
-from flows.runs.settings import Tree, build, load_preset, merge
+from flows.runs.settings import Tree, build, load_preset, merge, tree_of
 from flows.sweep.config import TEACHER, Pool, SweepConfig
-from sublim.core.digest import canonical, digest
+from sublim.core.digest import digest
 from sublim.core.errors import UserError
 from sublim.design.arms import ARMS
 from sublim.files.whole_files import write_whole
@@ -88,17 +88,6 @@ def cell_arms(config: SweepConfig) -> list[str]:
     return arms if "other_teacher" not in config.arms or TEACHER in arms else [TEACHER, *arms]
 
 
-def tree_of(grid: Mapping[str, Any]) -> Tree:
-    """Dotted names and their values as a tree."""
-    tree: Tree = {}
-    for name, value in grid.items():
-        leaf: Any = value
-        for part in reversed(name.split(".")):
-            leaf = {part: leaf}
-        tree = merge(tree, leaf)
-    return tree
-
-
 def check_cells(cells: Iterable[Cell]) -> None:
     """Raises UserError for what can be known to go wrong in any cell, and names it."""
     for cell in cells:
@@ -114,12 +103,7 @@ def cell_digest(cell: Cell, where: str) -> str:
     What `auto` means is known of this machine, and of a pool's only that its machines are alike.
     """
     config = cell.config.resolved() if where == HERE else cell.config
-    return digest({"config": config, "versions": stage_versions(), "where": where})
-
-
-def stage_versions() -> dict[str, int]:
-    """The version of every stage that a pipeline may use."""
-    return {stage.name: stage.version for stage in PIPELINE}
+    return digest({"config": config, "versions": {stage.name: stage.version for stage in PIPELINE}, "where": where})
 
 
 def where_of(config: SweepConfig) -> str:
@@ -189,8 +173,3 @@ def _comparisons(stages: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Artifa
     for stage in stages:
         if stage["stage"] in COMPARED and stage["content"]:
             yield stage["label"], Artifact(content=stage["content"], stage=stage["stage"], key=stage["key"])
-
-
-def canonical_cell(cell: Cell) -> Any:
-    """A cell's config as a plan holds it."""
-    return canonical(cell.config)

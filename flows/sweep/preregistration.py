@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flows.sweep.cells import Cell, Measured, canonical_cell
+from flows.sweep.cells import Cell, Measured
 from flows.sweep.config import SweepConfig
 from flows.sweep.early_looks import first_answer, written
 from sublim.core.digest import canonical, digest
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
 def plan_of(config: SweepConfig, cells: list[Cell]) -> dict[str, Any]:
     """What is frozen. Run-only settings are not in it: where cells run changes no result."""
-    return {"sweep": canonical(config), "cells": [canonical_cell(cell) for cell in cells]}
+    return {"sweep": canonical(config), "cells": [canonical(cell.config) for cell in cells]}
 
 
 def plan_digest(config: SweepConfig, cells: list[Cell]) -> str:

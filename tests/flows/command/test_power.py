@@ -89,7 +89,9 @@ def test_blocks_of_a_pilot_are_its_units(capsys: pytest.CaptureFixture[str], sto
     [
         (["--effect", "1", "--pilot", "steering-owl"], "compared nothing"),
         (["--effect", "0", "--sd", "1"], "not zero"),
-        (["--effect", "1", "--sd", "1", "--wanted", "80"], "--wanted 80"),
+        (["--effect", "1", "--sd", "1", "--wanted", "80"], "--wanted. Must be < 1"),
+        (["--effect", "1"], "one of --pilot and --sd"),
+        (["--effect", "1", "--sd", "1", "--seeds", "2"], "--seeds needs a --pilot"),
         (["--effect", "1", "--pilot", "abcdef12"], "sublim store ls"),
         (["--effect", "1", "--pilot", "lost"], "matches no run"),
         (["--effect", "1", "--pilot", "fefefefe", "--metric", "rate"], "choose the other --metric"),
