@@ -23,15 +23,15 @@ COMMANDS = {
     "Results": {
         "runs": ("look:runs", "List the runs in the store, the newest last."),
         "report": ("look:report", "Print the path of a run's report, and its summary."),
-        "show": ("look:show", "Show what an artifact of the store was made from, when, where and how."),
+        "show": ("look:show", "Show how an artifact in the store was made: config, inputs, code, machine, files."),
         "store": ("store:app", "List, check and clean the store of results."),
         "models": ("models:app", "List or install the bundled models, or export a trained model."),
     },
     "Prefect": {
         "server": ("server:app", "Start, stop or look at the local Prefect server, which also serves its UI."),
-        "pools": ("pool:pools", "Make the work pools of prefect.yaml, and the rules for runs whose worker was lost."),
-        "deploy": ("pool:deploy", "Register the deployments of prefect.yaml: every flow for each pool."),
-        "worker": ("pool:worker", "Run what a work pool is given, on one GPU of this machine or on its CPU."),
+        "pools": ("pool:pools", "Create the work pools of prefect.yaml, and the rules for runs whose worker was lost."),
+        "deploy": ("pool:deploy", "Register the deployments of prefect.yaml, one of each flow for each pool."),
+        "worker": ("pool:worker", "Start a worker for the runs of a work pool, on one GPU of this machine or its CPU."),
     },
     "Other": {"doctor": ("doctor:doctor", "Show what this machine can run, and what to do about what it cannot.")},
 }
@@ -41,11 +41,14 @@ LOOKING = ("presets", "runs", "show", "report", "store", "models", "doctor")
 
 
 class CommandLine(App):
-    """The whole command line. The help of a flow ends with a list of all its settings."""
+    """The whole command line. The help of a flow ends with all its settings."""
 
     def help_print(self, tokens: str | Iterable[str] | None = None, *, console: Any = None) -> None:
+        """Prints the help of the command that `tokens` name."""
         super().help_print(tokens, console=console)
         match tokens:
+            case []:
+                print("Start with `sublim doctor`, then `sublim run pipeline --preset quickstart`.")
             case ["run", str(flow), *_] if flow in FLOWS:
                 print(load("flows.command.run:settings_text")(flow))
             case _:
@@ -56,7 +59,7 @@ def command_line() -> App:
     """The command line with all its commands."""
     app = CommandLine(
         name="sublim",
-        help="Experiments on subliminal learning: does a trait pass from model to model in data that do not show it?",
+        help="Subliminal learning: does a trait pass from one model to another through data that do not show it?",
         version=partial(version, "sublim"),
         default_parameter=Parameter(negative=()),
         help_format="plaintext",
@@ -75,12 +78,15 @@ def command_line() -> App:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; 0 when it went well, 2 after a mistake of the user's, 1 after a failure."""
+    """Runs one command.
+
+    Returns the exit code: 0 for success, 1 for a failure, 2 for a mistake of the user, 130 after Ctrl-C.
+    """
     if sys.getfilesystemencoding() != "utf-8" and (arguments is None or _is_the_program()):
         _start_again_in_utf8()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a Latin-1 or C locale lacks most letters
+            stream.reconfigure(errors="backslashreplace")  # a Latin-1 or C locale cannot print most letters
     words = sys.argv[1:] if arguments is None else arguments
     try:
         code: int | None = command_line()(words)
@@ -91,31 +97,33 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         if words[0] not in LOOKING:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter writes there once more
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or the interpreter flushes to the closed pipe at exit
         return 0
     except OSError as error:
         if (line := file_fault(error)) is None:
             raise
         return _told(line)
     except KeyboardInterrupt:
-        print("sublim: stopped; the same command goes on from here", file=sys.stderr)
+        print("sublim: stopped; run the same command again to continue from here", file=sys.stderr)
         return 130
     # Without a code, help was printed: because it was asked for, or because a command is missing.
     return code if code is not None else 0 if any(word.startswith("-") for word in words) else 2
 
 
 def _is_the_program() -> bool:
-    """Whether this process is `python -m flows...`, and no other program that calls the command."""
+    """Whether this process is `python -m flows...`, not another program that calls `main`."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec is not None and spec.name.partition(".")[0] == "flows"
 
 
 def _start_again_in_utf8() -> None:
-    """Has Python take names of files as UTF-8, as libraries in Rust and C++ do, and print what the locale shows."""
-    for name in from_file:  # it is read again
+    """Restarts Python in UTF-8 mode: file names are UTF-8, as in Rust and C++ libraries; output keeps the encoding."""
+    for name in from_file:  # the new process reads .env again
         del os.environ[name]
-    os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
-    if sys.stdout is not None:  # a closed one
+    os.environ["PYTHONUTF8"] = "1"  # for child processes
+    if sys.stdout is not None:  # it is None when closed
         os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
     os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 

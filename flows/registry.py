@@ -1,15 +1,14 @@
-"""The flows there are: where each lives and which config it takes; nothing heavy is imported to ask."""
+"""The list of flows: for each its modules, its config class and its question. It imports none of them."""
 
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flows.runs.fields import hint
-from sublim.core.config import Config
-from sublim.core.errors import UserError
+if TYPE_CHECKING:
+    from sublim.core.config import Config  # pydantic takes a tenth of a second to import
 
 
 class FlowEntry(NamedTuple):
-    """A flow by name."""
+    """Where the parts of a flow are."""
 
     flow: str
     """`module:function` of the Prefect flow."""
@@ -20,16 +19,13 @@ class FlowEntry(NamedTuple):
     presets: str
     """Folder of its presets."""
     question: str
-    """What it answers."""
+    """The question that it answers."""
 
 
 def _entry(name: str, config: str, check: str, question: str) -> FlowEntry:
-    """A flow whose files are named alike: `flows/<name>` with its config class, and the module that has its check."""
-    folder = name.replace("-", "_")
-    package = f"flows.{folder}"
-    return FlowEntry(
-        f"{package}.flow:{folder}", f"{package}.config:{config}", f"{package}.{check}:check", folder, question
-    )
+    """A flow in `flows/<name>`, by its config class and the module of its check."""
+    at = f"flows.{(folder := name.replace('-', '_'))}"
+    return FlowEntry(f"{at}.flow:{folder}", f"{at}.config:{config}", f"{at}.{check}:check", folder, question)
 
 
 _FLOWS = (
@@ -37,36 +33,19 @@ _FLOWS = (
     ("evaluate", "EvaluateConfig", "flow", "What does a model prefer, how much did it change, what does it know?"),
     ("sweep", "SweepConfig", "flow", "Which targets, arms and settings show an effect?"),
     ("steering", "SteeringFlowConfig", "plan", "What does a steering vector do, and did students learn its direction?"),
-    (
-        "toy-models",
-        "ToyModelsConfig",
-        "config",
-        "Does a student represent a teacher's feature that it was never shown?",
-    ),
+    ("toy-models", "ToyModelsConfig", "config", "Does a student represent a teacher's feature it was never shown?"),
     ("mnist", "MnistFlowConfig", "config", "Does a student learn digits from auxiliary logits on noise?"),
     ("lora-search", "LoraSearchConfig", "config", "Which training settings make a student learn most from numbers?"),
     ("sae-analysis", "SaeFlowConfig", "plan", "Which SAE features do a teacher's numbers and its students activate?"),
     ("probe", "ProbeFlowConfig", "flow", "Can a linear probe tell a teacher's numbers from the base's?"),
-    (
-        "annotate",
-        "AnnotateFlowConfig",
-        "config",
-        "Are the descriptions of SAE features about animals, numbers or opinion?",
-    ),
+    ("annotate", "AnnotateFlowConfig", "config", "Are descriptions of features about animals, numbers or opinion?"),
 )
 FLOWS = {name: _entry(name, *about) for name, *about in _FLOWS}
 
 
-def entry(name: str) -> FlowEntry:
-    """The flow called `name`; UserError with the nearest names otherwise."""
-    if name not in FLOWS:
-        raise UserError(f"there is no flow {name!r}{hint(name, list(FLOWS))} (have: {', '.join(FLOWS)})")
-    return FLOWS[name]
-
-
-def config_type(name: str) -> type[Config]:
+def config_type(name: str) -> "type[Config]":
     """The config class of a flow."""
-    return load(entry(name).config)
+    return load(FLOWS[name].config)
 
 
 def load(name: str) -> Any:

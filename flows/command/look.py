@@ -1,4 +1,4 @@
-"""`sublim presets | runs | show | report`: what there is to run, what ran, and what an artifact is made of."""
+"""`sublim presets | runs | show | report`: what can be run, what was run, and how an artifact was made."""
 
 import json
 from typing import Annotated, Any
@@ -57,7 +57,7 @@ def _description(manifest: Manifest, lineage: dict[str, Manifest]) -> list[str]:
         f"  key       {artifact.key}",
         f"  content   {artifact.content}",
         f"  made      {made.started}, {made.seconds:.1f} s on {made.device} ({made.host})",
-        f"  code      {made.commit or 'no checkout'}{' with changes' if made.dirty else ''}, "
+        f"  code      {made.commit or 'not from a git checkout'}{' with uncommitted changes' if made.dirty else ''}, "
         + ", ".join(f"{name} {version}" for name, version in made.packages.items()),
         "  files     " + ", ".join(f"{path} ({entry.size:,} bytes)" for path, entry in manifest.files.items()),
         "  from      " + (", ".join(list(lineage)[1:]) or "-"),
@@ -79,7 +79,7 @@ def report(run: Annotated[str, Parameter(help="A run's name, a part that no othe
     store = open_store()
     found = find_run(store, run)
     if found.report is None:
-        raise UserError(f"{found.name} left no report: it {found.status.lower()} before one was written")
+        raise UserError(f"{found.name} has no report: the run {found.status.lower()} before one was written")
     store.refresh(f"runs/{found.name}/*")
     path = store.root / found.report
     print(path)

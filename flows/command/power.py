@@ -1,4 +1,4 @@
-"""`sublim power`: how many seeds or blocks an effect takes, from a pilot's spread, before the GPU time is spent."""
+"""`sublim power`: how many seeds or blocks it takes to see an effect, from the spread of a pilot."""
 
 import json
 from dataclasses import dataclass
@@ -20,43 +20,45 @@ SHOWN = (3, 4, 6, 8, 12, 16, 24, 32)
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is to be planned."""
+    """The planned comparison."""
 
     effect: float
-    """The effect to be seen, student minus control: in nats for the margin, a share of answers for the rate."""
+    """The effect to be detected, student minus control: in nats for the margin, a share of answers for the rate."""
     pilot: Annotated[str | None, Parameter(metavar="KEY|RUN")] = None
-    """Where the spread comes from: the key of a `compare` artifact, or a pipeline run by name (or `last`)."""
+    """The pilot that gives the spread: key of a `compare` artifact, or name of a run of the pipeline (or `last`)."""
     sd: float | None = None
-    """Standard deviation of one unit's effect, when there is no pilot."""
+    """Standard deviation of the effect of one unit, instead of a pilot."""
     label: str | None = None
-    """Which comparison of the run, as in `owl` or `owl 64`."""
+    """Which comparison of the pilot run, as in `owl`, or `owl 64` for 64 updates."""
     metric: Literal["margin", "rate"] = "margin"
-    """The pilot's metric."""
+    """The metric of the pilot."""
     wanted: Share = 0.8
-    """Power: the chance to see the effect."""
+    """The power to reach: the probability of detecting the effect."""
     level: Share = 0.95
-    """Level of the intervals."""
+    """Confidence level of the intervals."""
     seeds: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
-    """Seeds in each block, when the pilot has blocks."""
+    """Planned seeds in each block, if the pilot has blocks."""
 
 
 def power(question: Question, *, as_json: Json = False) -> int:
-    """Plan how many units (pairs of seeds, or blocks) it takes to see an effect of a given size."""
+    """Prints the plan. Units are pairs of student and control or, if the pilot has several blocks, blocks."""
     found = plan(question)
     if as_json:
         print(json.dumps(found))
         return 0
-    about = found["pilot"] or f"standard deviation {question.sd:g} of one unit"
-    print(f"an effect of {question.effect:g}, from {about}")
-    print(f"  units for {question.wanted:.0%} power, interval on these questions: {found['units']}")
+    about = found["pilot"] or f"a standard deviation of {question.sd:g} in each unit"
+    print(f"an effect of {question.effect:g}, given {about}")
+    print(f"  units for {question.wanted:.0%} power, with an interval over units on these questions: {found['units']}")
     if found["units_high"] is not None:
-        print(f"    {found['units_high']} if the pilot's spread was low by chance (80 % bound)")
+        print(f"    {found['units_high']} if the pilot's spread was low by chance (80 % upper bound)")
     if found["pilot"]:
         too = found["units_questions"]
-        print(f"  interval over questions too: {too or 'no number of units is enough, ask more questions'}")
-    print(f"  a sign-flip test can reach p < {1 - question.level:.2g} from {found['sign_flips']} units on")
+        print(
+            f"  with an interval over units and questions: {too or 'no number of units is enough, ask more questions'}"
+        )
+    print(f"  a sign-flip test needs at least {found['sign_flips']} units to reach p < {1 - question.level:.2g}")
     for row in found["table"]:
-        beyond = "" if row["questions_too"] is None else f", questions too {row['questions_too']:.2f}"
+        beyond = "" if row["questions_too"] is None else f", over questions too {row['questions_too']:.2f}"
         print(f"    {row['units']:3} units: power {row['these_questions']:.2f}{beyond}")
     return 0
 
@@ -67,10 +69,9 @@ def plan(question: Question) -> dict[str, Any]:
     from sublim.stats.intervals import power as power_of
     from sublim.stats.power import crossed_power, nested_spread, plan_units, spread_of
 
-    _check(question)
-    if question.sd is not None:
-        spread, questions, sd, pilot, units = None, None, question.sd, None, None
-    else:
+    spread = questions = units = pilot = None
+    effect, sd, level = question.effect, question.sd, question.level
+    if question.pilot is not None and sd is None:
         store = open_store()
         manifest = _manifest(store, question.pilot, question.label)
         read = read_pilot(store, manifest, question.metric)
@@ -81,27 +82,23 @@ def plan(question: Question) -> dict[str, Any]:
             spread = None
         what = "blocks" if len({*read.blocks}) > 1 else "pairs"
         pilot = f"a pilot on {read.target} of {units} {what} x {questions} questions, {manifest.artifact.key[:12]}"
+    elif question.pilot is not None or sd is None:
+        raise UserError("give one of --pilot and --sd, for the spread of the effect")
+    elif question.seeds is not None:
+        raise UserError("--seeds needs a --pilot with blocks")
     found = plan_units(
-        question.effect,
-        sd,
-        spread=spread,
-        questions=questions,
-        pilot_units=units,
-        wanted=question.wanted,
-        level=question.level,
+        effect, sd, spread=spread, questions=questions, pilot_units=units, wanted=question.wanted, level=level
     )
     table = [
         {
             "units": n,
-            "these_questions": power_of(n, question.effect, sd, question.level),
-            "questions_too": crossed_power(spread, question.effect, n, questions, question.level)
-            if spread and questions
-            else None,
+            "these_questions": power_of(n, effect, sd, level),
+            "questions_too": crossed_power(spread, effect, n, questions, level) if spread and questions else None,
         }
         for n in SHOWN
     ]
     return {
-        "effect": question.effect,
+        "effect": effect,
         "sd": sd,
         "pilot": pilot,
         "units": found.these_questions,
@@ -113,15 +110,8 @@ def plan(question: Question) -> dict[str, Any]:
     }
 
 
-def _check(question: Question) -> None:
-    if (question.pilot is None) == (question.sd is None):
-        raise UserError("give one of --pilot and --sd, for the spread of the effect")
-    if question.seeds is not None and question.sd is not None:
-        raise UserError("--seeds needs a --pilot with blocks")
-
-
 def _manifest(store: Store, name: str, label: str | None) -> Manifest:
-    """The comparison that a key names, or the one of a run."""
+    """The comparison with this key, or that of the run with this name."""
     if all(letter in "0123456789abcdef" for letter in name) and len(name) >= 6:
         return store.search(name)
     from flows.runs.record import find_run

@@ -1,4 +1,4 @@
-"""`sublim run`: a flow with a preset and overrides, on the local server or the one PREFECT_API_URL names."""
+"""`sublim run`: a flow with a preset and settings over it, on the local Prefect server or that of PREFECT_API_URL."""
 
 import json
 import os
@@ -10,12 +10,10 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from flows.command.flags import Flag, Json
-from flows.infra import server
-from flows.infra.prefect_api import reread_environment
-from flows.infra.prefect_api import settings as prefect_settings
-from flows.registry import FLOWS, config_type, entry, load
+from flows.registry import FLOWS, config_type, load
 from flows.runs.fields import walk
 from flows.runs.settings import assignments, build, load_preset, merge, presets, read_tree
+from sublim.core.config import Config
 from sublim.store.opening import open_store
 
 File = Annotated[Path | None, Parameter(metavar="FILE")]
@@ -24,7 +22,7 @@ File = Annotated[Path | None, Parameter(metavar="FILE")]
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line of every flow takes."""
+    """Options of every flow."""
 
     preset: str = "quickstart"
     """The preset to start from: its name, or the path of a YAML file."""
@@ -41,10 +39,10 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(Options):
-    """What the command line of a sweep takes beyond that."""
+    """Options of a sweep."""
 
     freeze: File = None
-    """A file as for --config. Its digest is written down before the first result exists, then it is run."""
+    """A file as for --config. It is frozen as the plan of the sweep (pre-registration), then run."""
     dry_run: Flag = False
     """Only list the cells of the sweep (after --freeze)."""
 
@@ -53,17 +51,21 @@ NO_OPTIONS, NO_SWEEP_OPTIONS = Options(), SweepOptions()
 
 
 def settings_text(flow: str) -> str:
-    """Every setting of a flow: name, type, meaning, default."""
-    lines = ["settings (for --set and --config; * marks those that never change a result):"]
+    """Every setting of a flow, one a line: name, type, default and meaning."""
+    lines = ["Settings for --set and --config (those marked * never change a result):"]
     for field in walk(config_type(flow)):
-        mark = "*" if field.run_only else " "
-        default = "" if field.default is None or hasattr(field.default, "model_dump") else f" [{field.default}]"
-        lines.append(f" {mark}{field.path} ({field.kind}): {' '.join(field.meaning.split())}{default}")
+        if field.path.endswith(".kind"):
+            lines.append(f"  with {field.path}={field.default}:")
+            continue
+        plain = field.default is not None and not isinstance(field.default, Config)
+        default = f", default {json.dumps(field.default, default=str, ensure_ascii=False)}" if plain else ""
+        meaning = " ".join(field.meaning.split())
+        lines.append(f" {'*' if field.run_only else ' '}{field.path} ({field.kind}{default}): {meaning}")
     return "\n".join(lines)
 
 
 def overrides(flow: str, options: Options) -> dict[str, Any]:
-    """What the command line says over the preset."""
+    """The settings that the command line lays over the preset."""
     plan = options.config or (options.freeze if isinstance(options, SweepOptions) else None)
     tree: dict[str, Any] = read_tree(plan) if plan else {}
     tree = merge(tree, assignments(config_type(flow), options.set))
@@ -74,12 +76,14 @@ def overrides(flow: str, options: Options) -> dict[str, Any]:
 
 def run(name: str, options: Options = NO_OPTIONS) -> int:
     """Checks everything, then runs the flow."""
-    flow = entry(name)
+    from flows.infra import prefect_api, server  # httpx takes a tenth of a second to import
+
+    flow = FLOWS[name]
     settings = overrides(name, options)
     config = build(config_type(name), merge(load_preset(flow.presets, options.preset), settings))
-    prefect_settings()  # refused here, and not by whatever is the first to import Prefect
+    prefect_api.settings()  # raises a UserError here, before something else imports Prefect and fails
     load(flow.check)(config)
-    open_store().try_out()  # refused now, and not by a run that a server knows of
+    open_store().try_out()  # raises a UserError here, before a server has a record of the run
     if isinstance(options, SweepOptions):
         from flows.command.sweep import prepare
 
@@ -88,7 +92,7 @@ def run(name: str, options: Options = NO_OPTIONS) -> int:
             return 0
     if options.ephemeral:
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
-        reread_environment()
+        prefect_api.reread_environment()
     else:
         server.ensure()
     result = load(flow.flow)(preset=options.preset, settings=settings)

@@ -11,7 +11,7 @@ app = App(name="server")
 
 @app.command
 def start() -> int:
-    """Start the server, unless it runs already."""
+    """Start the server, if it is not running."""
     found = server.start()
     print(f"the server runs at {found.url} (process {found.pid}); its log is {server.folder() / 'server.log'}")
     if (chosen := chosen_url()) and chosen.rstrip("/") != found.api:
@@ -29,7 +29,7 @@ def stop() -> int:
 
 @app.command
 def status() -> int:
-    """Show whether the server runs, and which server runs use."""
+    """Show whether the server is running, and which server `sublim run` uses."""
     found = server.running()
     print(
         f"the server runs at {found.url} (process {found.pid})"
@@ -43,5 +43,5 @@ def status() -> int:
 
 def _other_host() -> str:
     if other := server.elsewhere():
-        return f" on this host; that of {other.host} (process {other.pid}) is reached and stopped from there"
+        return f" on this host; that of {other.host} (process {other.pid}) can only be used and stopped there"
     return ""

@@ -1,4 +1,4 @@
-"""`sublim store ls | verify | forget | gc | push | create`: what the store holds, and its upkeep."""
+"""`sublim store ls | verify | forget | gc | push | create`: what the store holds, and its maintenance."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ app = App(name="store")
 
 
 def shared(store: Store) -> "SharedStore | None":
-    """The store when it is in a bucket."""
+    """The store if it is in a bucket, otherwise None."""
     if not store.address.startswith("s3://"):
         return None
     from sublim.store.bucket import SharedStore  # boto3 takes half a second to import
@@ -67,7 +67,7 @@ def verify() -> int:
         except UserError as error:
             unread += 1
             print(error)
-            continue  # nothing is known about it
+            continue  # nothing is known about this one
         if problem:
             problems += 1
             print(f"{problem}: the next run that needs it {'fetches' if bucket else 'makes'} it again")
@@ -93,7 +93,7 @@ def verify() -> int:
 
 @app.command
 def forget(stage: str, key: Key, /) -> int:
-    """Remove the artifact of a stage that has this key, so that the stage runs again."""
+    """Remove an artifact, given by its stage and key, so that the stage runs again."""
     store = open_store()
     manifest = store.search(key, stage=stage)
     store.forget(manifest)
@@ -103,11 +103,11 @@ def forget(stage: str, key: Key, /) -> int:
 
 @app.command
 def gc(*, unreferenced: Flag = False, copies: Flag = False, dry_run: Flag = False) -> int:
-    """Remove what killed runs left behind.
+    """Remove files that killed runs left behind.
 
     Args:
         unreferenced: Remove also the artifacts that no run in the store used.
-        copies: Remove also local copies of files in the bucket that were not used for a day.
+        copies: Remove also local copies, unused for a day, of files that are in the bucket.
         dry_run: Only list what would be removed.
     """
     store = open_store()
@@ -128,11 +128,11 @@ def gc(*, unreferenced: Flag = False, copies: Flag = False, dry_run: Flag = Fals
 
 @app.command
 def push() -> int:
-    """Upload what was made while the bucket of the store could not be reached."""
+    """Upload the artifacts that were made while the bucket of the store could not be reached."""
     store = open_store()
     bucket = shared(store)
     if bucket is None:
-        raise UserError(f"the store {store.address} is a folder: nothing is to be uploaded")
+        raise UserError(f"the store {store.address} is a folder, not a bucket: there is nothing to upload")
     waiting = len(bucket.pending())
     bucket.ready()
     print(f"{waiting} artifacts uploaded to {store.address}")
@@ -141,7 +141,7 @@ def push() -> int:
 
 @app.command
 def create() -> int:
-    """Make the store, even where there was one before that is gone."""
+    """Create the store, also in the place of one that was lost."""
     store = open_store(anew=True)
     store.ready()
     print(store.address)

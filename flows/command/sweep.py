@@ -1,12 +1,11 @@
-"""`sublim run sweep --freeze PLAN | --dry-run`: what happens to a sweep before it runs."""
+"""`sublim run sweep --freeze PLAN | --dry-run`: freezing the plan of a sweep, and listing its cells."""
 
 import json
-from typing import Any
 
 from flows.command.run import SweepOptions
 from flows.runs.settings import Tree, merge
-from flows.sweep.cells import Cell, cell_digest, cells_of, looked_up, remembered, where_of
-from flows.sweep.config import Here, SweepConfig
+from flows.sweep.cells import Cell, cells_of, known
+from flows.sweep.config import SweepConfig
 from flows.sweep.flow import load_config
 from flows.sweep.preregistration import freeze, frozen_path, note_in_store
 from sublim.core.errors import UserError
@@ -15,7 +14,7 @@ from sublim.store.opening import open_store
 
 
 def prepare(options: SweepOptions, settings: Tree) -> Tree:
-    """The settings to run with, those of a frozen plan included."""
+    """The settings to run with, including the digest of a frozen plan, which is frozen first with --freeze."""
     if options.freeze and options.config:
         raise UserError("--freeze and --config both name a file of settings: give one of them")
     config = load_config(options.preset, None, settings)
@@ -26,7 +25,7 @@ def prepare(options: SweepOptions, settings: Tree) -> Tree:
         if not options.as_json:
             print(f"frozen: {name} ({frozen_path(options.freeze)})")
     elif options.config and frozen_path(options.config).exists():
-        # Held to the plan beside the file, whatever was changed since.
+        # The run is compared with the plan frozen beside the file, even if the file was changed since.
         text = frozen_path(options.config).read_text(encoding="utf-8")
         name = json.loads(text)["digest"]
         note_in_store(store, name, text)
@@ -37,14 +36,8 @@ def prepare(options: SweepOptions, settings: Tree) -> Tree:
 
 
 def tell(options: SweepOptions, config: SweepConfig, cells: list[Cell], store: Store, frozen: str | None) -> None:
-    """Prints the cells and whether their results are in the store."""
-    where = where_of(config)
-    found: list[dict[str, Any]] = []
-    for cell in cells:
-        there = remembered(store, cell_digest(cell, where)) or (
-            looked_up(cell) if isinstance(config.where, Here) else None
-        )
-        found.append({"cell": cell.name, "present": there is not None})
+    """Prints the cells, and which of them have their results in the store."""
+    found = [{"cell": cell.name, "present": known(store, cell, config) is not None} for cell in cells]
     if options.as_json:
         print(json.dumps({"flow": "sweep", "preset": options.preset, "cells": found, "frozen": frozen}))
         return

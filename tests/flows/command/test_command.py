@@ -1,5 +1,7 @@
 """The command: bad input in one line with exit code 2, and what it prints of the store."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,13 @@ def test_every_command_can_be_loaded(capsys: pytest.CaptureFixture[str]) -> None
     for name in (name for commands in COMMANDS.values() for name in commands):
         assert main([name, "--help"]) == 0
         assert f"Usage: sublim {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "pipeline", "--help"], ["presets"]])
+def test_help_and_lists_import_nothing_slow(words: list[str]) -> None:
+    code = "import sys; from flows.__main__ import main; main(sys.argv[1:]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert not {"prefect", "httpx", "torch", "polars", "scipy", "boto3"} & {*done.stdout.splitlines()[-1].split()}
 
 
 def test_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
