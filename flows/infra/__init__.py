@@ -1,4 +1,4 @@
-"""The Prefect server and its work pools: finding or starting a server, registering pools, and runs that were lost.
+"""The Prefect server and its work pools: finding or starting a server, registering pools, restarting lost runs.
 
-It imports no flow.
+Nothing here imports a flow.
 """

@@ -1,8 +1,8 @@
-"""What becomes of runs whose worker was lost: the server notices, and hands them to another worker, which resumes.
+"""Prefect automations for runs whose worker was lost: the server hands them to another worker, which resumes them.
 
-A run says every 30 s that it is alive. One that falls silent is marked Crashed; one that crashed is scheduled again
-until it has been started three times, and takes its finished stages from the cache. A run that *failed* (a wrong
-setting, a GPU whose memory does not suffice, a bug) is left alone: another try would end the same way.
+A run sends a heartbeat every 30 s. The server marks a run without heartbeats as Crashed. It schedules a crashed run
+again until the run was started three times; finished stages come from the cache. A run that *failed* (a wrong setting,
+too little GPU memory, a bug) is not scheduled again, because it would fail again.
 """
 
 from datetime import timedelta
@@ -16,10 +16,10 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import ResourceSpecification
 
 STARTS = 3
-"""How often a run is started at most."""
+"""The most times that a run is started."""
 ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Cached", "Failed", "Crashed", "Cancelled")}
 TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
-"""What a worker says of a run, one after the other, before the run itself says that it is running."""
+"""States that a worker reports between taking a run and the start of its process."""
 RUNNING = "prefect.flow-run.Running"
 
 Labels = dict[str, str | list[str]]
@@ -29,25 +29,25 @@ class Patience(NamedTuple):
     """How long the server waits, in seconds."""
 
     silence: float = 100.0
-    """For a sign of life of a run; they come every 30 s."""
+    """Without a heartbeat, before a run counts as crashed. Heartbeats come every 30 s."""
     start: float = 300.0
-    """For a run that a worker took to start."""
+    """For a run to start after a worker took it."""
     gpu: float = 72 * 3600.0
-    """For a run on a GPU to end, from each of its starts."""
+    """For a run tagged `gpu` to end, counted from each start."""
     cpu: float = 24 * 3600.0
-    """For any other."""
+    """For a run tagged `cpu` to end."""
 
 
 def automations(patience: Patience) -> list[Automation]:
-    """The rules, by what they watch."""
+    """The automations to register on the server."""
     runs: Labels = {"prefect.resource.id": "prefect.flow-run.*"}
     deployed: Labels = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
     again: dict[str, Any] = {"state": StateType.SCHEDULED, "name": "AwaitingRetry"}
-    silent = "no sign of life: its worker or its machine was lost"
+    silent = "no heartbeat: the worker or its machine was lost"
     lost = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=silent, force=False)
     return [
         Automation(
-            name="sublim: a silent run has crashed",
+            name="sublim: mark a run without heartbeats as crashed",
             trigger=_within(
                 patience.silence,
                 after={"prefect.flow-run.heartbeat"},
@@ -57,7 +57,7 @@ def automations(patience: Patience) -> list[Automation]:
             actions=[lost],
         ),
         Automation(
-            name="sublim: a run that never started goes to another worker",
+            name="sublim: schedule a run again that its worker never started",
             trigger=_within(
                 patience.start,
                 after=TAKEN,
@@ -65,19 +65,19 @@ def automations(patience: Patience) -> list[Automation]:
                 match=runs,
                 related=deployed,
             ),
-            actions=[ChangeFlowRunState(**again, message="its worker never started it", force=True)],
+            actions=[ChangeFlowRunState(**again, message="the worker that took the run never started it", force=True)],
         ),
         Automation(
-            name="sublim: a crashed run goes to another worker",
+            name="sublim: schedule a crashed run again",
             trigger=EventTrigger(
                 expect={"prefect.flow-run.Crashed"},
-                # Not "0": what cannot even be imported crashes before its first start, and would do so for ever.
+                # Not "0": code that cannot be imported crashes before its first start, and would be scheduled for ever.
                 match=ResourceSpecification({**runs, "prefect.run-count": [str(n) for n in range(1, STARTS)]}),
                 match_related=ResourceSpecification(deployed),
                 posture=Posture.Reactive,
                 threshold=1,
             ),
-            actions=[ChangeFlowRunState(**again, message="lost: another worker goes on", force=False)],
+            actions=[ChangeFlowRunState(**again, message="its worker was lost; another one resumes it", force=False)],
         ),
         *(_overlong(tag, seconds) for tag, seconds in (("gpu", patience.gpu), ("cpu", patience.cpu))),
     ]
@@ -85,22 +85,22 @@ def automations(patience: Patience) -> list[Automation]:
 
 def _overlong(tag: str, seconds: float) -> Automation:
     return Automation(
-        name=f"sublim: a {tag} run of more than {seconds / 3600:g} h is cancelled",
+        name=f"sublim: cancel a {tag} run after {seconds / 3600:g} h",
         trigger=_within(
             seconds,
             after={RUNNING},
-            # With its start among them, a run that crashed and was resumed is waited for anew; otherwise its first
-            # end would count for ever, and what was resumed would have no limit.
+            # RUNNING is expected too, so that the clock starts again when a crashed run is resumed. Otherwise the
+            # crash would count as the end, and the resumed run would have no limit.
             expect=ENDED | {RUNNING},
             match={"prefect.resource.id": "prefect.flow-run.*"},
             related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"},
         ),
-        # Not CancelFlowRun, whose message would tell a number of the automation's only.
+        # Not CancelFlowRun: its message would only give the automation's id.
         actions=[
             ChangeFlowRunState(
                 state=StateType.CANCELLING,
                 name="Cancelling",
-                message=f"more than {seconds / 3600:g} h, the limit of runs tagged {tag}",
+                message=f"it ran for more than {seconds / 3600:g} h, the limit for runs tagged {tag}",
                 force=False,
             )
         ],
@@ -110,7 +110,7 @@ def _overlong(tag: str, seconds: float) -> Automation:
 def _within(
     seconds: float, *, after: set[str], expect: set[str], match: Labels, related: Labels | None = None
 ) -> EventTrigger:
-    """Fires for a run when, after one event, none of the expected ones comes in time."""
+    """A trigger that fires for a run when none of the `expect` events follows an `after` event within `seconds`."""
     return EventTrigger(
         after=after,
         expect=expect,
@@ -124,7 +124,7 @@ def _within(
 
 
 def install(patience: Patience = Patience()) -> list[str]:  # noqa: B008 - a named tuple does not change
-    """Puts the rules on the server in place of earlier ones of ours; gives their names."""
+    """Registers the automations on the server, replaces those of an earlier call, and returns their names."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

@@ -1,4 +1,4 @@
-"""Work pools as prefect.yaml declares them: the environment of their runs, and the card that a worker must have."""
+"""Work pools as prefect.yaml declares them: the environment of their runs, and the GPU that a worker needs."""
 
 import os
 import re
@@ -18,34 +18,34 @@ UNSET = re.compile(r"\{\{\s*\$(\w+)\s*\}\}")
 
 
 class Card(Config):
-    """The least GPU that a pool's runs are made for."""
+    """The smallest GPU that can do a pool's runs."""
 
     name: str
-    """As a person calls it."""
+    """Name of the model, for messages."""
     memory_gib: Annotated[float, Field(gt=0)]
-    """Memory as it is sold; a card may show up to a tenth less."""
+    """Nominal memory in GiB. The driver may report up to 10 % less."""
     capability: Annotated[str, Field(pattern=r"^\d+\.\d+$")]
-    """CUDA compute capability, as in 8.6."""
+    """CUDA compute capability, such as 8.6."""
 
 
 class Pool(Config):
-    """A work pool: one line on it, its card and what its runs find in their environment."""
+    """A work pool: what it is for, the GPU it needs, and the environment variables of its runs."""
 
     about: str
-    """Shown on the pool's page."""
+    """Description on the pool's page in the UI."""
     card: Card | None = None
-    """Nothing for a pool whose runs need no GPU."""
+    """None for a pool whose runs need no GPU."""
     env: dict[str, str]
-    """Environment of every run, before what a deployment says of its own."""
+    """Environment variables of every run; a deployment may override them."""
 
 
 def repository() -> Path:
-    """The checkout that deployments run from: SUBLIM_REPO, or the one that this module is in."""
+    """The checkout that deployments run from: SUBLIM_REPO, or the checkout that holds this module."""
     return Path(os.environ.get("SUBLIM_REPO") or Path(__file__).parents[2])
 
 
 def declared(path: Path | None = None) -> dict[str, Pool]:
-    """The pools that prefect.yaml defines. Raises UserError for a file that is missing or defines none."""
+    """The pools that prefect.yaml defines. Raises UserError when the file cannot be read or defines none."""
     path = path or repository() / "prefect.yaml"
     try:
         found = parse_yaml(path.read_text(encoding="utf-8-sig"))["definitions"]["pools"]
@@ -54,18 +54,21 @@ def declared(path: Path | None = None) -> dict[str, Pool]:
         raise UserError(f"{path} cannot be read ({error.strerror}): set SUBLIM_REPO to a checkout of sublim") from error
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
-        raise UserError(f"{path} defines no pools that can be read ({why}): see definitions.pools in ours") from error
+        raise UserError(f"{path} defines no pools that can be read ({why}): compare sublim's own") from error
 
 
 def filled(env: dict[str, str]) -> dict[str, str]:
-    """`{{ $NAME }}` replaced from this environment; a line whose variable is unset or empty is left out."""
-    # Prefect itself would put an empty text there, which is another setting than none.
+    """`env` with each `{{ $NAME }}` replaced by that environment variable.
+
+    An entry whose variable is unset or empty is left out.
+    """
+    # Prefect itself would set an empty string, which is not the same as an unset variable.
     kept = {name: text for name, text in env.items() if all(os.environ.get(each) for each in UNSET.findall(text))}
     return {name: UNSET.sub(lambda match: os.environ[match[1]], text) for name, text in kept.items()}
 
 
 def template(pool: Pool) -> dict[str, Any]:
-    """The pool's base job template: that of Prefect's process workers, with our environment and the card."""
+    """The pool's base job template: that of Prefect's process worker, with the pool's environment and GPU."""
     from prefect.workers.process import ProcessWorker
 
     found = ProcessWorker.get_default_base_job_template()
@@ -74,26 +77,26 @@ def template(pool: Pool) -> dict[str, Any]:
     properties["card"] = {
         "title": "Card",
         "type": "object",
-        "description": "The least GPU that a worker of this pool must have; `sublim worker` checks it.",
+        "description": "The smallest GPU that a worker of this pool may have. `sublim worker` checks it.",
         "default": pool.card.model_dump() if pool.card else {},
     }
     return found
 
 
 def card_of(base_job_template: dict[str, Any]) -> Card | None:
-    """The card that a pool's template declares."""
+    """The GPU that a pool's base job template asks for, or None."""
     default = base_job_template.get("variables", {}).get("properties", {}).get("card", {}).get("default")
     return Card.model_validate(default) if default else None
 
 
 def environment_of(base_job_template: dict[str, Any]) -> dict[str, str]:
-    """The environment that a pool's template gives its runs."""
+    """The environment variables that a pool's base job template sets."""
     return base_job_template.get("variables", {}).get("properties", {}).get("env", {}).get("default") or {}
 
 
 def lacking(card: Card, found: Gpu | None) -> str | None:
-    """What a machine's card lacks for a pool, or None."""
-    wanted = f"a card like {card.name} ({card.memory_gib:g} GiB, compute capability {card.capability})"
+    """Why a machine's GPU is too small for a pool, or None when it is not."""
+    wanted = f"a GPU like {card.name} ({card.memory_gib:g} GiB, compute capability {card.capability})"
     if found is None:
         return f"its runs need {wanted} and no GPU is visible here"
     major, minor = (int(part) for part in card.capability.split("."))
@@ -104,7 +107,7 @@ def lacking(card: Card, found: Gpu | None) -> str | None:
 
 
 def create(name: str, pool: Pool) -> None:
-    """Makes the pool on the server, or brings the one that is there up to date."""
+    """Creates the pool on the server, or updates it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
@@ -114,7 +117,7 @@ def create(name: str, pool: Pool) -> None:
 
 
 def read(name: str) -> dict[str, Any]:
-    """The base job template of a pool of the server; UserError when there is no such pool."""
+    """The base job template of a pool on the server. Raises UserError when there is no such pool."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 
@@ -123,4 +126,6 @@ def read(name: str) -> dict[str, Any]:
             return client.read_work_pool(name).base_job_template
         except ObjectNotFound as error:
             known = ", ".join(sorted(pool.name for pool in client.read_work_pools())) or "none"
-            raise UserError(f"the server has no work pool {name!r} (has: {known}): `make pools` makes ours") from error
+            raise UserError(
+                f"the server has no work pool {name!r} (has: {known}): `make pools` creates them"
+            ) from error

@@ -1,4 +1,4 @@
-"""The Prefect API that runs use: which one Prefect's own settings choose, and whether a Prefect answers there."""
+"""The Prefect API that runs use: the address in Prefect's own settings, and whether a Prefect server answers there."""
 
 import os
 import re
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.settings import Settings
 
-CONNECT_SECONDS = 3.0  # for each of the four tries that Prefect's client makes
+CONNECT_SECONDS = 3.0  # for each of the four attempts of Prefect's client
 VERSION = re.compile(r"(\d+)\.\d+\S*")
 
 
 def settings() -> "Settings":
-    """Prefect's settings as they are now: environment, `.env`, prefect.toml, pyproject.toml and the active profile.
+    """Prefect's current settings, from the environment, `.env`, prefect.toml, pyproject.toml and the active profile.
 
-    Raises UserError where Prefect cannot read them. Takes two seconds when it is the first to import Prefect.
+    Raises UserError when Prefect cannot read them. The first import of Prefect takes two seconds.
     """
-    # What a wrong type in a profile raises is what Prefect's code ran into.
+    # A value of the wrong type in a profile raises whatever error Prefect's code runs into.
     try:
-        import_module("prefect.context")  # reads the profiles, too
+        import_module("prefect.context")  # this also reads the profiles
         from prefect.settings import Settings
 
         return Settings()
-    except RuntimeError as error:  # `~` in a path of PREFECT_HOME or its default
+    except RuntimeError as error:  # PREFECT_HOME, or its default, starts with `~`
         raise UserError("this user has no home folder: set PREFECT_HOME and SUBLIM_HOME to folders, or HOME") from error
     except (ValueError, OSError, TypeError, AttributeError) as error:
         raise UserError(_unreadable(error)) from error
@@ -46,7 +46,7 @@ def settings() -> "Settings":
 def _unreadable(error: Exception) -> str:
     from pydantic import ValidationError
 
-    if isinstance(error, ValidationError):  # without the value, which may be a secret
+    if isinstance(error, ValidationError):  # the value is left out: it may be a secret
         first = error.errors()[0]
         what = f"{error.title} {'.'.join(map(str, first['loc']))}: {first['msg']}"
     else:
@@ -60,16 +60,16 @@ def _unreadable(error: Exception) -> str:
 
 
 def chosen_url() -> str | None:
-    """The API address that the user's settings choose, or None.
+    """The API address in the user's settings, or None.
 
-    Raises UserError for one that holds a password: addresses are shown and logged.
+    Raises UserError for a malformed address, and for one that holds a password, because addresses are logged.
     """
     url = settings().api.url
     if not url:
         return None
     parts = urlsplit(url)
     if parts.username is not None:
-        raise UserError("the Prefect server's address holds a user or password: put them in PREFECT_API_AUTH_STRING")
+        raise UserError("the Prefect server's address holds a user or password: put them into PREFECT_API_AUTH_STRING")
     if parts.scheme not in ("http", "https") or not parts.hostname or not _is_address(url):
         raise UserError(
             f"PREFECT_API_URL ({origin()}) is {url!r}: write the whole address, as in http://127.0.0.1:4200/api"
@@ -78,7 +78,7 @@ def chosen_url() -> str | None:
 
 
 def _is_address(url: str) -> bool:
-    """Whether an address holds what every client can use: no blanks, a port below 65536, a possible host name."""
+    """Whether every client accepts the address: no spaces, a port below 65536, a valid host name."""
     try:
         return url == "".join(url.split()) and bool(httpx.URL(url).host.encode("idna")) and urlsplit(url).port != 0
     except (httpx.InvalidURL, ValueError):
@@ -86,7 +86,7 @@ def _is_address(url: str) -> bool:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a host is this one: a loopback address, or 0.0.0.0, which many write for it."""
+    """Whether `host` means this machine: a loopback address, or 0.0.0.0, which is often used for it."""
     if host in LOOPBACK:
         return True
     try:
@@ -97,16 +97,17 @@ def is_loopback(host: str | None) -> bool:
 
 
 def check(url: str, seconds: float = 30.0) -> str:
-    """The version of the Prefect server at `url`. Raises UserError, with the cause and its cure, when none can be used.
+    """The version of the Prefect server at `url`.
 
-    `seconds`: how long a server that is reached may take; a busy one takes half a minute.
+    Raises UserError, with the cause and what to do, when there is no usable server. `seconds` is how long a server may
+    take to answer once it is connected; a busy one takes half a minute.
     """
     from prefect import __version__ as own
     from prefect.client.base import ServerType
 
     with asking(url, seconds) as client:
         try:
-            if client.server_type == ServerType.CLOUD:  # always compatible, and has no version
+            if client.server_type == ServerType.CLOUD:  # always compatible, and reports no version
                 client.request("GET", "/health")
                 return own
             answer = client.request("GET", "/admin/version")
@@ -116,17 +117,17 @@ def check(url: str, seconds: float = 30.0) -> str:
     if not isinstance(found, str) or not (version := VERSION.fullmatch(found)):
         kind = answer.headers.get("Content-Type", "no content type").partition(";")[0]
         raise NoAnswer(
-            f"what answers at {url} is not Prefect's API (it sent {kind}), whose address usually ends in /api"
+            f"what answers at {url} is not Prefect's API (it sent {kind}): that address usually ends in /api"
         )
     if version[1] != own.partition(".")[0]:
         raise NoAnswer(
-            f"the server at {url} is Prefect {found} and this is Prefect {own}: their first numbers must be equal"
+            f"the server at {url} is Prefect {found} and this is Prefect {own}: install one with the same major version"
         )
     return found
 
 
 def check_chosen(url: str) -> str:
-    """As `check`, for the address that the user's settings choose: the error says where that is set."""
+    """Like `check`, for the address in the user's settings; the error says where that address is set."""
     try:
         return check(url)
     except NoAnswer as error:
@@ -134,7 +135,7 @@ def check_chosen(url: str) -> str:
 
 
 def responds(url: str, seconds: float = 2.0) -> bool:
-    """Whether a Prefect API at `url` says that it is healthy, which it says without a password."""
+    """Whether a Prefect API at `url` reports that it is healthy, which needs no password."""
     with asking(url, seconds) as client:
         try:
             return _json(client.request("GET", "/health")) is True
@@ -151,10 +152,10 @@ def _json(answer: httpx.Response) -> object:
 
 @contextmanager
 def asking(url: str, seconds: float) -> "Generator[SyncPrefectClient]":
-    """Prefect's own client, with its proxies, certificates, headers and passwords, that asks once.
+    """Prefect's own client without retries, with the proxies, certificates, headers and passwords of its settings.
 
-    A loopback address is asked through no proxy, here and by whatever this process does or starts from now on.
-    Raises UserError for settings that no client can be made with.
+    From here on, this process and its child processes connect to a loopback address without a proxy.
+    Raises UserError when no client can be made from the settings.
     """
     found, host = settings(), urlsplit(url).hostname
     if host and (is_loopback(host) or in_spared_range(host)):
@@ -175,17 +176,17 @@ def asking(url: str, seconds: float) -> "Generator[SyncPrefectClient]":
             )
         except (ssl.SSLError, OSError) as error:
             raise UserError(
-                f"PREFECT_API_SSL_CERT_FILE names {found.api.ssl_cert_file}, which holds no certificate that can be "
-                f"read ({error})"
+                f"PREFECT_API_SSL_CERT_FILE names {found.api.ssl_cert_file}, which holds no readable "
+                f"certificate ({error})"
             ) from error
         except UnicodeError as error:
             raise UserError(
-                "only ASCII characters can be sent in a header: correct PREFECT_API_KEY, PREFECT_API_AUTH_STRING or "
+                "a header can only contain ASCII characters: correct PREFECT_API_KEY, PREFECT_API_AUTH_STRING or "
                 "PREFECT_CLIENT_CUSTOM_HEADERS"
             ) from error
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise UserError(
-                f"Prefect's client cannot be made with the proxy settings in the environment ({error}): correct "
+                f"Prefect's client does not accept the proxy settings in the environment ({error}): correct "
                 "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY, or unset them"
             ) from error
         with client:
@@ -193,6 +194,6 @@ def asking(url: str, seconds: float) -> "Generator[SyncPrefectClient]":
 
 
 def reread_environment() -> None:
-    """Has Prefect look at its variables again, where something imported it already."""
+    """Makes Prefect read the environment again, if it is imported already."""
     if "prefect.context" in sys.modules:
         sys.modules["prefect.context"].refresh_global_settings_context()

@@ -1,4 +1,4 @@
-"""Why a Prefect server cannot be used, in one line that says what to do."""
+"""Why a Prefect server cannot be used, in one line with the next step."""
 
 import os
 import socket
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class NoAnswer(UserError):
-    """Nothing that could be used answered at the address of a Prefect server."""
+    """There is no usable Prefect server at an address."""
 
 
 def origin(name: str = "PREFECT_API_URL") -> str:
-    """Where a setting of Prefect's comes from."""
+    """Where one of Prefect's settings comes from, in words."""
     if name in from_file:
         return ".env in this folder"
     return "the environment" if name in os.environ else "prefect.toml, pyproject.toml or the active Prefect profile"
 
 
 def proxy_of(url: str) -> str | None:
-    """Host and port of the proxy that is asked for an address, without its password; None when there is none."""
+    """Host and port of the proxy for an address, without its password; None without a proxy."""
     parts, found = urlsplit(url), getproxies()
     proxy = found.get(parts.scheme) or found.get("all")
     if not proxy or proxy_bypass(parts.hostname or ""):
@@ -37,19 +37,21 @@ def proxy_of(url: str) -> str | None:
 
 
 def explained(error: Exception, url: str, settings: "Settings") -> NoAnswer:
-    """What an error of Prefect's client means, and what to do about it."""
+    """The exception that says what an error of Prefect's client means, and what to do about it."""
     proxy = proxy_of(url)
     if isinstance(error, httpx.HTTPStatusError):
         why = f"the Prefect server at {url} cannot be used: {_status(error.response, settings)}"
-    elif isinstance(error, httpx.LocalProtocolError):  # its own words show the header, which may be a secret
+    elif isinstance(error, httpx.LocalProtocolError):  # its own message contains the header, which may be a secret
         why = (
-            f"nothing can be sent to {url} with a line break or blank at an end of PREFECT_API_KEY or a header in "
-            "PREFECT_CLIENT_CUSTOM_HEADERS: remove it"
+            f"no request can be sent to {url}: PREFECT_API_KEY or a header in PREFECT_CLIENT_CUSTOM_HEADERS has "
+            "a line break in it or a space at an end; remove it"
         )
     else:
         why = f"no Prefect server answers at {url}: {_unreached(error, url, proxy)}"
     if proxy:
-        why += f"; it was asked through the proxy {proxy}: if it needs none, add {urlsplit(url).hostname} to NO_PROXY"
+        why += (
+            f"; the request went through the proxy {proxy}: if it needs none, add {urlsplit(url).hostname} to NO_PROXY"
+        )
     return NoAnswer(why)
 
 
@@ -62,7 +64,7 @@ def _status(answer: httpx.Response, settings: "Settings") -> str:
         case 401:
             return (
                 "it wants a password: set PREFECT_API_AUTH_STRING to its user:password, or PREFECT_API_KEY or "
-                "PREFECT_CLIENT_CUSTOM_HEADERS where a gateway asks for those"
+                "PREFECT_CLIENT_CUSTOM_HEADERS if a gateway in front of it needs those"
             )
         case 403:
             return "it forbids access (403): check PREFECT_API_AUTH_STRING, PREFECT_API_KEY and the address"
@@ -71,7 +73,7 @@ def _status(answer: httpx.Response, settings: "Settings") -> str:
         case 407:
             return "the proxy wants a user and password (407)"
         case 400 if answer.url.scheme == "http":
-            return "it refuses the request (400): where the server is behind TLS, write https://"
+            return "it refuses the request (400): if the server uses TLS, write https://"
         case code:
             return f"it answers {code} {answer.reason_phrase}".rstrip()
 
@@ -86,9 +88,9 @@ def _unreached(error: Exception, url: str, proxy: str | None) -> str:
                     "certificate of your lab's authority"
                 )
             case ssl.SSLError():
-                return f"no TLS can be agreed on ({cause.reason}): where the server speaks plain HTTP, write http://"
+                return f"the TLS handshake failed ({cause.reason}): if the server uses plain HTTP, write http://"
             case socket.gaierror():
-                return f"the host name {host} is not known here: check it, or the network"
+                return f"the host name {host} is not known here: check the name and the network"
             case ConnectionRefusedError():
                 return "nothing listens there: start it" if proxy is None else "nothing listens at the proxy's address"
             case _:
@@ -97,10 +99,10 @@ def _unreached(error: Exception, url: str, proxy: str | None) -> str:
         case httpx.ProxyError():
             return f"the proxy refuses ({error})"
         case httpx.ConnectTimeout():
-            return "it cannot be reached in time: check address, firewall and VPN"
+            return "the connection timed out: check the address, the firewall and the VPN"
         case httpx.TimeoutException():
-            return "it is reached but does not answer in time: it is busy, or hangs"
+            return "it is connected but does not answer in time: it is busy, or hangs"
         case httpx.RemoteProtocolError() | httpx.ReadError():
-            return f"it does not speak HTTP there ({error}): where the server is behind TLS, write https://"
+            return f"the answer is not HTTP ({error}): if the server uses TLS, write https://"
         case _:
             return str(error) or type(error).__name__

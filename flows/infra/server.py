@@ -1,4 +1,4 @@
-"""The local Prefect server: one long-lived process that `sublim run` finds, or starts when there is none."""
+"""The local Prefect server: one long-lived process, which `sublim run` finds or starts."""
 
 import os
 import re
@@ -21,18 +21,19 @@ from sublim.core.owner import same_process
 from sublim.files.locks import locked
 
 USUAL_PORT = 4200
-START_SECONDS = 180.0  # on a host with ten times the work it can do, a minute was seen
-ANSWER_SECONDS = 60.0  # from the moment that it listens
+START_SECONDS = 180.0  # a minute was measured on a host with a load ten times its cores
+ANSWER_SECONDS = 60.0  # counted from when the server listens on its port
 END_SECONDS = 10.0
 COMMAND = ("-m", "prefect", "server", "start")
 TAKEN = "already in use"
-# Profiles are the user's; a server that moves its API is asked at the usual place all the same.
-NOT_ITS = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_API_BASE_PATH")
+# Variables that the local server does not inherit. Profiles are meant for the user's clients, and clients of the local
+# server expect its API at the default path.
+NOT_INHERITED = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_API_BASE_PATH")
 NO_LOOPBACK = "this host cannot reach its own address 127.0.0.1: bring its loopback interface up (ip link set lo up)"
 
 
 def home() -> Path:
-    """Where servers keep their state: SUBLIM_HOME, by default `~/.sublim`."""
+    """The folder of the local servers' state: SUBLIM_HOME, by default `~/.sublim`."""
     try:
         return Path(os.environ.get("SUBLIM_HOME") or "~/.sublim").expanduser().absolute()
     except RuntimeError as error:
@@ -40,7 +41,7 @@ def home() -> Path:
 
 
 def folder() -> Path:
-    """Where this host's server keeps its database, log and note: the home, or a part of one that another host uses."""
+    """The folder of this host's server: `home()`, or a subfolder when the server of another host uses `home()`."""
     top = home()
     note = server_note.read(top)
     if note is None or not note.runs_elsewhere(top):
@@ -49,26 +50,26 @@ def folder() -> Path:
     note = server_note.read(own)
     if note is not None and note.runs_elsewhere(own):
         raise UserError(
-            f"the Prefect server of {own} is process {note.pid} of another container that is called {note.host}: set "
+            f"the Prefect server of {own} is process {note.pid} of another container, also called {note.host}: set "
             "SUBLIM_HOME to a folder of this container's own, or PREFECT_API_URL"
         )
     return own
 
 
 def elsewhere() -> Server | None:
-    """The server that keeps the home on another host, which cannot be reached from here."""
+    """The server of another host that uses `home()`, or None. It cannot be reached from this host."""
     note = server_note.read(home())
     return note if note is not None and note.runs_elsewhere(home()) else None
 
 
 def running() -> Server | None:
-    """This host's local server, or None; waits for one that is starting. UserError for one that does not answer."""
+    """This host's local server, or None. Waits for one that is starting; raises UserError if it does not answer."""
     return _answering(folder())
 
 
 def start() -> Server:
-    """The local server, started when none runs. Takes 10 to 30 s then. A start that fails leaves no process."""
-    with asking("http://127.0.0.1", 1.0):  # what no client can be made with is refused before anything is started
+    """The local server; starts it, in 10 to 30 s, if it does not run. After a failed start no process is left."""
+    with asking("http://127.0.0.1", 1.0):  # settings that no client can use are refused before anything is started
         pass
     with _writable(home()), locked(home() / "server.lock"):
         place = folder()
@@ -80,11 +81,11 @@ def start() -> Server:
         for port in (_wanted_port(), 0, 0):
             if server := _started(place, port):
                 return server
-        raise UserError("the local Prefect server did not start: another program took each port that was free before")
+        raise UserError("the local Prefect server did not start: another program took each port that it tried")
 
 
 def stop() -> Server | None:
-    """Ends this host's local server and returns what ran, or None."""
+    """Stops this host's local server. Returns the server that ran, or None."""
     place = folder()
     server = _alive(place)
     if server is not None:
@@ -97,7 +98,7 @@ def stop() -> Server | None:
 
 
 def ensure() -> str:
-    """The API address to use from here on, put into PREFECT_API_URL."""
+    """Finds or starts a Prefect server, sets PREFECT_API_URL to the address of its API, and returns that address."""
     if url := chosen_url():
         check_chosen(url)
     else:
@@ -115,13 +116,13 @@ def _writable(path: Path) -> Generator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the local Prefect server needs a folder to write in, and {error.filename or path} is none "
-            f"({error.strerror}): set SUBLIM_HOME to one, or PREFECT_API_URL to your lab's server"
+            f"the local Prefect server cannot write to {error.filename or path} ({error.strerror}): set SUBLIM_HOME to "
+            "another folder, or PREFECT_API_URL to your lab's server"
         ) from error
 
 
 def _alive(place: Path) -> Server | None:
-    """The server of `place` that is a process of this host, also where its note is lost or of an older version."""
+    """The server of `place` that is a process of this host, even if its note is missing or of an older version."""
     note = server_note.read(place)
     if note is not None and note.runs_here():
         return note
@@ -133,13 +134,13 @@ def _alive(place: Path) -> Server | None:
             if server_note.spaces(process.pid) == server_note.spaces():
                 url = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
                 return server_note.here(url, process.pid, process.create_time())
-        except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):  # ended, another user's, or with no port named
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):  # ended, another user's, or without a port
             continue
     return None
 
 
 def _answering(place: Path) -> Server | None:
-    """The server of `place`, once it answers. One that ends while it is waited for is being stopped, and is none."""
+    """The server of `place`, once it answers, or None. A server that ends while this waits was being stopped."""
     while server := _alive(place):
         try:
             _wait(server, place / "server.log", 0)
@@ -152,7 +153,7 @@ def _answering(place: Path) -> Server | None:
 
 
 def _started(place: Path, port: int) -> Server | None:
-    """A new server of `place`, or None when its port was taken by the time that it asked for it."""
+    """A new server of `place`, or None when another program took its port in the meantime."""
     port = _free_port(port)
     log = place / "server.log"
     (place / "prefect").mkdir(exist_ok=True)
@@ -164,7 +165,7 @@ def _started(place: Path, port: int) -> Server | None:
                 process = subprocess.Popen(
                     [sys.executable, *COMMAND, "--host", "127.0.0.1", "--port", str(port)],
                     env=_environment(place, port),
-                    cwd=place / "prefect",  # a working folder's prefect.toml is not this server's; it may be unmounted
+                    cwd=place / "prefect",  # the user's folder may hold a prefect.toml, or be unmounted
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -178,7 +179,7 @@ def _started(place: Path, port: int) -> Server | None:
         server = server_note.here(f"http://127.0.0.1:{port}", process.pid, started)
         undo.callback(server_note.remove, place)
         undo.callback(_end, server)
-        server_note.write(place, server)  # before it answers: whoever comes while it starts must start no other
+        server_note.write(place, server)  # before it answers, so that no other process starts a second server meanwhile
         try:
             _wait(server, log, before)
         except UserError:
@@ -190,7 +191,7 @@ def _started(place: Path, port: int) -> Server | None:
 
 
 def _wait(server: Server, log: Path, before: int) -> None:
-    """Waits until a server answers. Raises UserError when it ends, or takes too long."""
+    """Waits until a server answers. Raises UserError when it ends or takes too long."""
     wait, begun = START_SECONDS, time.monotonic()
     while not ((listens := _listens(server)) and responds(server.api, END_SECONDS)):
         if not server.runs_here():
@@ -206,7 +207,7 @@ def _wait(server: Server, log: Path, before: int) -> None:
 
 
 def _listens(server: Server) -> bool:
-    """Whether it has its port: another program that took it would answer in its place."""
+    """Whether the server listens on its port. If another program has the port, that program would answer instead."""
     process = same_process(server.pid, server.started)
     if process is None:
         return False
@@ -221,7 +222,7 @@ def _listens(server: Server) -> bool:
 
 
 def _end(server: Server) -> None:
-    """Ends a server of this host and all that it started. Only if it is still the same process."""
+    """Ends a server of this host and its child processes, if it is still the same process."""
     process = same_process(server.pid, server.started)
     if process is None:
         return
@@ -240,38 +241,38 @@ def _said(log: Path, before: int) -> str:
 
 
 def _reason(log: Path, before: int) -> str:
-    """The line of a server's log that says why it ended."""
+    """The line of the server's log that says why it ended."""
     lines = [line.strip() for line in _said(log, before).splitlines() if line.strip()]
     telling = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line) or TAKEN in line]
-    return (telling or lines or ["it ended without a word"])[-1][:300]
+    return (telling or lines or ["it wrote nothing to its log"])[-1][:300]
 
 
 def _environment(place: Path, port: int) -> dict[str, str]:
-    kept = {name: text for name, text in os.environ.items() if name not in NOT_ITS}
+    kept = {name: text for name, text in os.environ.items() if name not in NOT_INHERITED}
     ours = {
-        "COLUMNS": "300",  # no line of its log is broken in two
+        "COLUMNS": "300",  # so that lines of the log are not wrapped
         "PREFECT_HOME": str(place / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_MEMO_STORE_PATH": str(place / "prefect" / "memo_store.toml"),
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        # Otherwise the UI asks port 4200, wherever its own server is.
+        # Otherwise the UI would use port 4200, whatever port its own server has.
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
     }
     if not any(name.startswith(("PREFECT_SERVER_DATABASE_", "PREFECT_API_DATABASE_")) for name in kept):
-        # Below its working folder, whose own name could hold signs that an address gives a meaning.
+        # Relative to the working folder, because the folder's own name may hold characters with a meaning in a URL.
         ours["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = "sqlite+aiosqlite:///prefect.db"
     return kept | ours
 
 
 def _wanted_port() -> int:
-    """Where clients of this host look for the server: the port of a configured address that is this host's own."""
+    """The port of the configured API address, if that address is on this host; otherwise Prefect's default port."""
     chosen = urlsplit(chosen_url() or "")
     return chosen.port or USUAL_PORT if is_loopback(chosen.hostname) else USUAL_PORT
 
 
 def _check_loopback() -> None:
-    # A namespace made by `unshare --net` has the interface down: a server would start there and never be reached.
+    # In a network namespace made by `unshare --net`, the interface is down: a server would start and never be reached.
     try:
         with socket.create_server(("127.0.0.1", 0)) as one, socket.create_connection(one.getsockname(), END_SECONDS):
             pass
@@ -280,7 +281,7 @@ def _check_loopback() -> None:
 
 
 def _free_port(wanted: int) -> int:
-    """`wanted` where it is free, otherwise any that is."""
+    """`wanted` if that port is free, otherwise any free port."""
     for port in (wanted, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,6 +1,7 @@
-"""What is written down about a local Prefect server: where it answers and whose process it is.
+"""The note that a local Prefect server leaves in its folder: its address and its process.
 
-A home may be shared: by hosts over a network, by containers of one host. Each has its own loopback and process numbers.
+Hosts may share a home folder over a network, and so may the containers of one host. Each of them has its own loopback
+interface and its own process numbers, so a note is only valid where it was written.
 """
 
 import fcntl
@@ -17,19 +18,19 @@ from sublim.files.whole_files import write_whole
 
 
 class Server(Config):
-    """A local server, and the process that it is."""
+    """A local server and its process."""
 
     url: str
-    """Address of the UI; the API is below it at /api."""
+    """Address of the UI. The API is at `/api` below it."""
     pid: int
     started: float
-    """When its process started, in seconds since 1970."""
+    """Start time of the process, in seconds since 1970."""
     host: str
-    """Name of its host."""
+    """Name of the host."""
     boot: str
-    """The boot of that host."""
+    """Boot id of the host, which changes with every boot."""
     spaces: list[str]
-    """The process and network namespaces: those of a container are its own."""
+    """Process and network namespaces; each container has its own."""
 
     @property
     def api(self) -> str:
@@ -37,19 +38,19 @@ class Server(Config):
         return f"{self.url}/api"
 
     def is_here(self) -> bool:
-        """Whether this process could reach it, and sees its process number."""
+        """Whether this process can reach the server and sees its process number."""
         return (self.host, self.boot, self.spaces) == (socket.gethostname(), boot(), spaces())
 
     def runs_here(self) -> bool:
-        """Whether it is a process of this host that is still there."""
+        """Whether the server is a running process of this host."""
         return self.is_here() and same_process(self.pid, self.started) is not None
 
     def runs_elsewhere(self, folder: Path) -> bool:
-        """Whether another host or container may still run it."""
+        """Whether another host or container may still run the server."""
         if self.is_here():
             return False
-        # On one kernel, and after a reboot of this host, a free lock says that the server is gone. Between hosts not
-        # every file system tells of the other's locks.
+        # On the same kernel, and after a reboot of this host, a free lock means that the server is gone. Between
+        # hosts, not every file system shows the locks of the other host.
         if boot() == self.boot or socket.gethostname() == self.host:
             return is_held(folder)
         return True
@@ -61,36 +62,37 @@ def spaces(pid: int | str = "self") -> list[str]:
 
 
 def here(url: str, pid: int, started: float) -> Server:
-    """A server that is a process of this host."""
+    """The note of a server that is a process of this host."""
     return Server(url=url, pid=pid, started=started, host=socket.gethostname(), boot=boot(), spaces=spaces())
 
 
 def read(folder: Path) -> Server | None:
-    """The server noted in `folder`; None without a note, or with one that is cut short or of an older version."""
+    """The server noted in `folder`; None without a note, or when the note is incomplete or of an older version."""
     try:
         return Server.model_validate_json((folder / "server.json").read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):
         return None
     except PermissionError as error:
         raise UserError(
-            f"{error.filename} is another user's and cannot be read: set SUBLIM_HOME to a folder of your own"
+            f"{error.filename} belongs to another user and cannot be read: set SUBLIM_HOME to a folder of your own"
         ) from error
 
 
 def write(folder: Path, server: Server) -> None:
-    """Notes the server of `folder`."""
+    """Writes the note of the server into `folder`."""
     write_whole(folder / "server.json", server.model_dump_json())
 
 
 def remove(folder: Path) -> None:
-    """Forgets the server of `folder`."""
+    """Removes the note of the server from `folder`."""
     (folder / "server.json").unlink(missing_ok=True)
 
 
 def hold(folder: Path) -> int | None:
-    """Takes the lock that a server inherits and holds while it runs. None where the file system has no locks.
+    """Takes the lock of `folder`, which a server inherits and holds while it runs.
 
-    Raises UserError when a server holds it.
+    Returns the lock's file descriptor, or None where the file system has no locks. Raises UserError when a server holds
+    the lock.
     """
     descriptor = os.open(folder / "server.alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
     try:
@@ -98,7 +100,7 @@ def hold(folder: Path) -> int | None:
     except BlockingIOError as error:
         os.close(descriptor)
         raise UserError(
-            f"a Prefect server that cannot be seen from here uses {folder} (another container's or user's): end it, or "
+            f"a Prefect server that cannot be seen from here uses {folder} (of another container or user): stop it, or "
             "set SUBLIM_HOME to a folder of your own"
         ) from error
     except OSError:
@@ -108,7 +110,7 @@ def hold(folder: Path) -> int | None:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a server holds the lock of `folder`, or may: True where the file system has no locks."""
+    """Whether a server holds the lock of `folder`. True also where the file system has no locks, to be safe."""
     try:
         descriptor = os.open(folder / "server.alive", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -201,7 +201,7 @@ def test_own_certificate_is_trusted_where_prefect_is_told_to(
         monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", str(tmp_path / "none.pem"))
         assert "none.pem" in refusal(url)
         monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", str(certificate[1]))
-        assert "holds no certificate" in refusal(url)
+        assert "holds no readable certificate" in refusal(url)
         monkeypatch.setenv("PREFECT_API_SSL_CERT_FILE", str(certificate[0]))
         assert check(url) == own
         monkeypatch.delenv("PREFECT_API_SSL_CERT_FILE")
