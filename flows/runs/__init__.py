@@ -1,4 +1,4 @@
-"""What every flow shares: settings and presets, the record of its stages, checks of the machine, and what it shows.
+"""What all flows share: settings and presets, the record of a run, checks of the machine, and artifacts for the UI.
 
-It imports no flow.
+Nothing here imports a flow.
 """

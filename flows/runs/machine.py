@@ -1,4 +1,4 @@
-"""Checks of this machine before a run: enough memory on the card, and a model that can be found."""
+"""Checks before a run: a GPU with enough memory, and a model folder that can be used."""
 
 from sublim.core.config import Config
 from sublim.core.errors import UserError
@@ -8,7 +8,7 @@ from sublim.models.files import TEMPLATE, loaded_files, read_json
 
 
 def check_machine(memory_gib: float) -> None:
-    """Raises UserError when this machine lacks the GPU that the settings need."""
+    """Raises UserError when this machine has no GPU with `memory_gib` GiB; 10 % less is accepted."""
     if not memory_gib:
         return
     card = gpu()
@@ -19,13 +19,13 @@ def check_machine(memory_gib: float) -> None:
         )
     if card.memory / 2**30 < 0.9 * memory_gib:
         raise UserError(
-            f"these settings need {memory_gib:g} GiB, {card.name} has {card.memory / 2**30:.0f}: "
+            f"these settings need {memory_gib:g} GiB and {card.name} has {card.memory / 2**30:.0f}: "
             "lower the batch sizes and gpu_memory_gib"
         )
 
 
 def check_model(model: Config) -> None:
-    """Raises UserError for a local folder that holds no model, or none that can chat."""
+    """Raises UserError for a local folder without a model, or with a model that has no chat template."""
     if not isinstance(model, LocalModel) or model.chat_template:
         return
     files = loaded_files(model.path)

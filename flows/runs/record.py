@@ -1,4 +1,4 @@
-"""Runs: what each flow run asked, which stages it used and where its report is, in the store's `runs` folder."""
+"""Records of runs in the store's `runs` folder: the flow, its preset and target, its stages and its report."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ from sublim.store.opening import open_store
 from tasks.stage import RunLog, StageRun, run_log
 
 TARGET_BYTES = 64
-"""Of a run's name, of which some file systems take 143 in all, are for its targets."""
+"""Most bytes of the targets in a run's name, because some file systems limit a whole name to 143 bytes."""
 
 
 class StageRecord(Config):
@@ -41,7 +41,7 @@ class StageRecord(Config):
 
 
 class RunRecord(Config):
-    """One run of a flow, finished or not."""
+    """One run of a flow, whether it succeeded or not."""
 
     name: str
     flow: str
@@ -52,12 +52,12 @@ class RunRecord(Config):
     seconds: float
     stages: list[StageRecord]
     report: str | None
-    """Path of the report below the store; None when the run did not get that far."""
+    """Path of the report, relative to the store; None when the run ended before it was written."""
     flow_run: str | None
 
 
 class Run:
-    """A run while it goes on: its folder, its stages so far, its clock."""
+    """A run in progress: its folder, its stages so far and its start time."""
 
     def __init__(self, store: Store, flow: str, preset: str, target: str) -> None:
         self.store, self.flow, self.preset, self.target = store, flow, preset, target
@@ -104,7 +104,7 @@ class Run:
 
 @contextmanager
 def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
-    """Notes every stage called inside, and writes the run's record whether or not it succeeds."""
+    """Collects the stages called inside, and writes the run's record whether or not the run succeeds."""
     run = Run(open_store(), flow, preset, target)
     if run.flow_run:
         worker = os.environ.get("PREFECT__WORKER_NAME", "")
@@ -115,7 +115,7 @@ def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
         with file_faults_told(run.store.root):
             yield run
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk has no room for the record of what it stopped
+        with contextlib.suppress(OSError):  # a full disk has no room for the record either
             run.save("Failed")
         raise
     finally:
@@ -125,7 +125,7 @@ def recorded(flow: str, preset: str, target: str) -> Generator[Run]:
 
 
 def tag(run_id: str, words: list[str]) -> None:
-    """Adds tags to those a flow run has, so that the UI finds it by what it does."""
+    """Adds tags to a flow run, by which the UI can search."""
     tags = sorted({*flow_run.get_tags(), *filter(None, words)})
     with get_client(sync_client=True) as client:
         client.update_flow_run(UUID(run_id), tags=tags)
@@ -138,13 +138,16 @@ def list_runs(store: Store) -> list[RunRecord]:
     for path in sorted((store.root / "runs").glob("*/run.json")):
         try:
             found.append(RunRecord.model_validate_json(path.read_bytes()))
-        except (ValidationError, PermissionError):  # of another version, cut short, or another user's alone
+        except (ValidationError, PermissionError):  # of another version, incomplete, or unreadable for this user
             continue
     return found
 
 
 def find_run(store: Store, name: str) -> RunRecord:
-    """The run whose name starts with or contains `name`, or the last one for `last`."""
+    """The run with this name, the only one whose name contains it, or for `last` the newest run.
+
+    Raises UserError when no run or several runs fit.
+    """
     runs = list_runs(store)
     if name == "last" and runs:
         return runs[-1]
@@ -156,8 +159,11 @@ def find_run(store: Store, name: str) -> RunRecord:
 
 
 def file_name(text: str) -> str:
-    """`text` as a part of a file's name on any file system and in any locale; what is lost by that is in its digest."""
-    name = re.sub(r'[\x00-\x1f\x7f/\\<>:"|?*]', "_", text)  # SMB and exFAT take none of <>:"|?*
+    """`text` as part of a file name that is valid on any file system and in any locale.
+
+    When characters are replaced or cut off, a digest of `text` is added to keep names distinct.
+    """
+    name = re.sub(r'[\x00-\x1f\x7f/\\<>:"|?*]', "_", text)  # SMB and exFAT do not allow <>:"|?*
     if sys.getfilesystemencoding() != "utf-8":
         name = re.sub(r"[^\x00-\x7f]", "_", name)
     cut = name.encode(errors="replace")[: TARGET_BYTES - 9].decode(errors="ignore")

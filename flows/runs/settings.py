@@ -1,4 +1,4 @@
-"""Presets, the user's settings on top of them, and what differs from the preset in the end."""
+"""Presets, the user's settings over them, and the settings that differ from the preset."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,11 +13,14 @@ from sublim.core.errors import UserError
 from sublim.files.text_files import parse_yaml, quoting_advice
 from sublim.files.user_files import reading
 
+C = TypeVar("C", bound=Config)
+Tree = dict[str, Any]
+
 
 def changes(config: Config, flow: str, preset: str) -> dict[str, Any]:
-    """The settings in which `config` differs from `preset`, by dotted name, with their values in `config`.
+    """The settings in which `config` differs from `preset`: dotted names with their values in `config`.
 
-    A preset that is no whole config by itself (a file of the user's may leave things to the command line) has none.
+    Empty for a preset that is not a complete config by itself, such as a file that needs more from the command line.
     """
     try:
         plain = build(type(config), load_preset(flow, preset))
@@ -36,14 +39,9 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-FLOWS = Path(__file__).parents[1]
-C = TypeVar("C", bound=Config)
-Tree = dict[str, Any]
-
-
 def preset_folder(flow: str) -> Path:
-    """Where the presets lie that come with `flow`."""
-    return FLOWS / flow / "presets"
+    """The folder of the presets that come with `flow`."""
+    return Path(__file__).parents[1] / flow / "presets"
 
 
 def presets(flow: str) -> list[str]:
@@ -52,10 +50,10 @@ def presets(flow: str) -> list[str]:
 
 
 def load_preset(flow: str, name: str, below: tuple[str, ...] = ()) -> Tree:
-    """A preset's settings, by name or by the path of a YAML file.
+    """The settings of a preset, given by its name or by the path of a YAML file.
 
-    `extends` names a preset to start from, as `flow/name` one of another flow. It may also stand in a part of the
-    settings: `study: {extends: pipeline/quickstart, ...}`. `below` are the presets that led here.
+    A preset may start from another one: `extends: name`, or `extends: flow/name` for a preset of another flow. A part
+    of the settings may do so too: `study: {extends: pipeline/quickstart, ...}`. `below` are the presets that led here.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else preset_folder(flow) / f"{name}.yaml"
     if not path.exists():
@@ -86,7 +84,7 @@ def _extended(tree: Tree, flow: str, path: Path, below: tuple[str, ...], part: s
 
 
 def read_tree(path: Path) -> Tree:
-    """The mapping in a YAML or JSON file; UserError when there is none."""
+    """The mapping in a YAML or JSON file. Raises UserError when the file holds no mapping."""
     with reading(path, "file of settings"):
         content = path.read_bytes()
     try:
@@ -99,7 +97,7 @@ def read_tree(path: Path) -> Tree:
 
 
 def merge(under: Tree, over: Mapping[str, Any]) -> Tree:
-    """`over` laid on `under`; another `kind` of a union replaces all of the part it is in."""
+    """`under` with the values of `over`. A part with another `kind` replaces the whole part below it."""
     merged = dict(under)
     for name, value in over.items():
         below = merged.get(name)
@@ -113,7 +111,7 @@ def merge(under: Tree, over: Mapping[str, Any]) -> Tree:
 
 
 def assignments(config: type[Config], texts: Iterable[str]) -> Tree:
-    """`a.b=value` texts as a tree; values are YAML (`[1, 2]`, `true`, `1e-4`)."""
+    """Texts such as `a.b=value` as a tree of settings; values are YAML (`[1, 2]`, `true`, `1e-4`)."""
     tree: Tree = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -127,10 +125,10 @@ def assignments(config: type[Config], texts: Iterable[str]) -> Tree:
     return tree
 
 
-def tree_of(grid: Mapping[str, Any]) -> Tree:
-    """Dotted names and their values as a tree."""
+def tree_of(values: Mapping[str, Any]) -> Tree:
+    """Settings by dotted name as a tree."""
     tree: Tree = {}
-    for name, value in grid.items():
+    for name, value in values.items():
         leaf: Any = value
         for part in reversed(name.split(".")):
             leaf = {part: leaf}
@@ -139,7 +137,10 @@ def tree_of(grid: Mapping[str, Any]) -> Tree:
 
 
 def build(config: type[C], tree: Tree) -> C:
-    """The checked config; UserError in one line, with the nearest right names for an unknown one."""
+    """The config made from a tree of settings.
+
+    Raises UserError, in one line, for values that are not allowed and for unknown names, with similar names.
+    """
     whole = completed(config, tree)
     try:
         return config.model_validate(whole)
@@ -149,7 +150,7 @@ def build(config: type[C], tree: Tree) -> C:
 
 
 def completed(config: type[Config], tree: Mapping[str, Any]) -> Tree:
-    """`tree` with every part that has a default laid on that default, so that one value of it may be given alone."""
+    """`tree` with the defaults of nested configs filled in, so that a single value of a part may be given alone."""
     whole = dict(tree)
     for name, field in config.model_fields.items():
         part = whole.get(name)
@@ -162,7 +163,7 @@ def completed(config: type[Config], tree: Mapping[str, Any]) -> Tree:
 
 
 def _follows(problem: Any, problems: list[Any]) -> bool:
-    """Whether something is too short only because what is in it was refused."""
+    """Whether a list is too short only because its items were refused, which is a problem of its own."""
     place = problem["loc"]
     below = (each for each in problems if len(each["loc"]) > len(place) and each["loc"][: len(place)] == place)
     return problem["type"] == "too_short" and any(below)
@@ -187,10 +188,10 @@ def _explained(config: type[Config], tree: Tree, problem: Any) -> str:
 
 
 def _place(tree: Tree, problem: Any) -> str:
-    """The setting that a problem is about. The tag of a union's variant stands in its place too, and in no setting."""
+    """The dotted name of the setting that a problem is about. Pydantic's location also has the variants of unions."""
     found, here = list[str](), cast(Any, tree)
     for part in problem["loc"]:
-        # A list may lack the place that is missing in it.
+        # The location may be an index beyond the end of the list.
         listed = isinstance(here, list | tuple) and isinstance(part, int) and part < len(cast(Any, here))
         if listed or (isinstance(here, Mapping) and part in here):
             found.append(str(part))
