@@ -1,1 +1,1 @@
-"""Labels for SAE features, taken from Neuronpedia or written by a model."""
+"""Sorting of SAE features by their text descriptions, which come from the user or from Neuronpedia."""

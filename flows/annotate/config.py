@@ -1,4 +1,4 @@
-"""What a run of the annotation flow can be told."""
+"""Settings of the annotation flow."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,48 +14,49 @@ from sublim.models.config import BundledModel, ModelConfig
 
 
 class LayerLabels(Config):
-    """Neuronpedia's labels of the layers that the features lie in."""
+    """Where on Neuronpedia the labels of a layer's features are."""
 
     model: Name = "gemma-2-9b-it"
-    """The model's name on Neuronpedia."""
+    """Name of the model on Neuronpedia."""
     source: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*\{layer\}[A-Za-z0-9._-]*$")] = "{layer}-gemmascope-res-16k"
-    """The SAEs' name there, `{layer}` standing for the layer."""
+    """Name of the SAEs on Neuronpedia; `{layer}` stands for the number of the layer."""
     prefer: tuple[str, ...] = ()
-    """Models whose explanations are chosen first where scores do not decide."""
+    """Models whose explanations are preferred when a feature has several with equal scores or none."""
     endpoint: RunOnly[str | None] = None
-    """Address of another S3 server that holds the same bucket; nothing: Amazon's."""
+    """URL of another S3 server with the same bucket; null for Amazon's."""
 
     def of(self, layer: int) -> LabelsConfig:
-        """The import of one layer's labels."""
+        """The config that imports the labels of one layer."""
         source = self.source.replace("{layer}", str(layer))
         return LabelsConfig(model=self.model, source=source, prefer=self.prefer, endpoint=self.endpoint)
 
 
 class AnnotateFlowConfig(Config):
-    """Features and who sorts their descriptions."""
+    """Settings of an annotation: the features, and the model that sorts their descriptions into categories."""
 
     about: RunOnly[str] = ""
-    """One line on what these settings are."""
+    """One line that says what these settings are for."""
     features: tuple[Described, ...] = ()
-    """Features as `<layer>_<feature>`, with a description of one's own after a colon where wanted: `20_4711: owls`."""
+    """Features as `<layer>_<feature>`; a description of your own may follow a colon, as in `20_4711: owls`."""
     file: str = ""
-    """A list of features as .yaml or .json, the bundled one (feature_descriptions), or a .parquet table of labels."""
+    """A .yaml or .json list of features, a .parquet table of labels, or `feature_descriptions` for the bundled list."""
     layer: Annotated[int, Field(ge=0)] | None = None
-    """The layer that a table of labels belongs to, where it does not say."""
+    """Layer of the features in a table of labels without a layer column."""
     labels: LayerLabels = LayerLabels()
-    """Where descriptions come from that are not given."""
+    """Where to find the descriptions of features that are listed without one."""
     model: ModelConfig = BundledModel()
-    """The local model that sorts; of no effect with a chat server."""
+    """The local model that sorts the descriptions. Not used when the backend is a chat server."""
     backend: Backend = HfBackend()
-    """What runs it."""
+    """What runs the model."""
     by: Literal["auto", "generation", "log-probs"] = "auto"
-    """generation, log-probs, or auto: generation with a server, log-probs otherwise."""
+    """What is read from the model: the text that it generates, or its log-probs of the four category words. `auto` is
+    generation with a chat server, and log-probs otherwise."""
     calibrate: bool = True
-    """With log-probs: each word's score is relative to its mean over eight descriptions, two of each category."""
+    """With log-probs, subtract from each word's score its mean over eight descriptions, two of each category."""
     seed: int = 0
-    """Sent along, for servers that draw even at temperature 0."""
+    """Seed for servers that sample even at temperature 0."""
     gpu_memory_gib: RunOnly[float] = 0
-    """GPU memory these settings need; 0: none, a CPU will do."""
+    """GPU memory in GiB that these settings need; 0 if they run on a CPU."""
 
     @field_validator("features", mode="before")
     @classmethod
@@ -77,21 +78,21 @@ class AnnotateFlowConfig(Config):
 
     @property
     def table(self) -> bool:
-        """Whether the file is a table of labels."""
+        """Whether `file` is a table of labels."""
         return self.file.endswith(".parquet")
 
     def listed(self) -> tuple[Described, ...]:
-        """The features asked for; empty: all that the table describes. Raises UserError for a file that is none."""
+        """The features to sort; empty means all in the table. Raises UserError when `file` is not a valid list."""
         return self.features if not self.file or self.table else load_text(FeatureList, self.file).features
 
     def annotation(self) -> AnnotateConfig:
-        """What the stage is told."""
+        """The config of the `annotate` stage."""
         shared = {name: getattr(self, name) for name in ("layer", "backend", "by", "calibrate", "seed")}
         return AnnotateConfig.model_validate({"features": self.listed(), **shared})
 
 
 def check(config: AnnotateFlowConfig) -> None:
-    """Raises UserError for a file that is not there or a backend that cannot do what is asked."""
+    """Raises UserError for a missing file, or for a backend that cannot do what the settings ask."""
     check_machine(config.gpu_memory_gib)
     if config.table:
         TakeLabelsConfig.model_validate({"path": config.file}).identity()

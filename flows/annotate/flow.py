@@ -1,14 +1,15 @@
-"""Annotation: are features' descriptions about animals, numbers or opinion?
+"""The annotation flow: are the descriptions of SAE features about animals, numbers or opinion?
 
-    sublim run annotate --preset quickstart                             # 48 descriptions, the bundled model
-    sublim run annotate --preset neuronpedia --set features=20_4711,9_12      # by their Neuronpedia labels
-    sublim run annotate --set file=labels.parquet --set layer=20        # a table of labels
+    sublim run annotate --preset quickstart                               # 48 descriptions, the bundled model
+    sublim run annotate --preset neuronpedia --set features=20_4711,9_12  # descriptions from Neuronpedia
+    sublim run annotate --set file=labels.parquet --set layer=20          # a table of labels
     sublim run annotate --set 'features=["20_1: owls at night"]' --set 'file=""'
     python -m flows.annotate --preset quickstart
 
-Descriptions come with the list, from a table of one's own or from Neuronpedia's public bucket. Any sampler sorts them,
-greedily: a local model by the log-probs of the four words, a server by what it writes. Answers that name no category
-are counted and kept apart. With categories given by hand, the share of right answers comes with its interval.
+Descriptions come with the list of features, from the user's table, or from Neuronpedia's public bucket. A model sorts
+them, without sampling: a local model by the log-probs of the four category words, a server by the text it writes.
+Answers that name no category are counted separately. If the list gives categories assigned by hand, the share of
+correct answers is reported with its interval.
 """
 
 from typing import Any
@@ -30,21 +31,21 @@ from tasks.stages import annotate as annotate_stage
 from tasks.stages import import_labels, prepare_model, take_labels
 
 SHOWN = 500
-"""Rows of the report's table and of Prefect's; the Parquet has all."""
+"""Most rows in the table of the report and of the UI. The Parquet file has all rows."""
 
 
 def run_name() -> str:
-    """How the run is called in the UI."""
+    """Name of the run in the UI."""
     return f"annotate · {flow_run.get_parameters()['preset']}"
 
 
 @flow(name="annotate", flow_run_name=run_name)
 def annotate(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Sorts descriptions of features into animals, numbers, opinion and none.
+    """Sorts descriptions of SAE features into animals, numbers, opinion and none.
 
     Args:
-        preset: Settings to start from: quickstart, neuronpedia, or the path of a YAML file.
-        settings: Values laid over the preset's, as a tree.
+        preset: The preset to start from: quickstart, neuronpedia, or the path of a YAML file.
+        settings: Settings that replace those of the preset, as a nested mapping.
     """
     config = build(AnnotateFlowConfig, merge(load_preset("annotate", preset), settings or {}))
     check(config)
@@ -55,7 +56,7 @@ def annotate(preset: str = "quickstart", settings: dict[str, Any] | None = None)
 
 
 def labels(config: AnnotateFlowConfig) -> Artifact | dict[str, Artifact] | None:
-    """The labels that the features need: the user's table, or Neuronpedia's for every layer without descriptions."""
+    """The labels that are needed: the user's table, or Neuronpedia's for the layers of features without description."""
     if config.table:
         return take_labels(TakeLabelsConfig.model_validate({"path": config.file}))
     layers = sorted({each.layer for each in config.listed() if each.description is None})
@@ -63,14 +64,14 @@ def labels(config: AnnotateFlowConfig) -> Artifact | dict[str, Artifact] | None:
 
 
 def publish(run: Run, config: AnnotateFlowConfig, annotated: Artifact) -> dict[str, Any]:
-    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    """Writes the report, publishes it in the UI, and returns what `--json` prints."""
     payload = run.store.payload(annotated)
     summary = AnnotationSummary.model_validate_json((payload / "annotations.json").read_bytes())
     rows = pl.read_parquet(payload / "annotations.parquet")
     found = findings(summary, len(rows))
     shown = FlowReport(
         title=f"Annotation: {config.about or run.preset}",
-        question="Are these features' descriptions about animals, numbers or opinion?",
+        question="Are the descriptions of these features about animals, numbers or opinion?",
         findings=found,
         tables=list(tables(summary, rows)),
         figures=[],
@@ -91,8 +92,8 @@ def publish(run: Run, config: AnnotateFlowConfig, annotated: Artifact) -> dict[s
 
 
 def findings(summary: AnnotationSummary, rows: int) -> list[str]:
-    """The counts, and how far they are to be believed."""
-    sorted_by = "the likeliest word" if summary.by == "log-probs" else "what the model wrote"
+    """The counts, and what is known about the accuracy of the model."""
+    sorted_by = "the most likely word" if summary.by == "log-probs" else "the text that the model wrote"
     counts = ", ".join(f"{name} {count}" for name, count in summary.counts.items())
     lines = [f"{rows} descriptions sorted by {sorted_by}: {counts}"]
     if summary.unlabelled:
@@ -101,15 +102,17 @@ def findings(summary: AnnotationSummary, rows: int) -> list[str]:
         )
     if summary.missing:
         name, reason = next(iter(summary.missing.items()))
-        lines.append(f"{len(summary.missing)} descriptions have no answer and are in no count: {name}, as {reason}")
+        lines.append(
+            f"{len(summary.missing)} descriptions have no answer and are not counted, such as {name} ({reason})"
+        )
     if found := summary.agreement:
         share = bounded(found.estimate, found.low, found.high, 3)
         lines.append(
-            f"right by hand: {share}, {found.right} of {found.n} (Wilson, over descriptions like these; "
-            f"{found.unreadable} unreadable count as wrong)"
+            f"agreement with categories assigned by hand: {share}, {found.right} of {found.n} (Wilson interval over "
+            f"such descriptions; {found.unreadable} unreadable answers count as wrong)"
         )
     else:
-        lines.append("no categories were given by hand: how often this model is right is not known here")
+        lines.append("no categories were assigned by hand, so the accuracy of this model is not known")
     return lines
 
 
@@ -118,7 +121,7 @@ def _few(names: list[str]) -> str:
 
 
 def tables(summary: AnnotationSummary, rows: pl.DataFrame) -> list[Table]:
-    """By hand against by the model, and the descriptions; the unreadable ones in a table of their own."""
+    """The confusion table if categories were assigned by hand, the descriptions, and those with unreadable answers."""
     columns = ("feature", "category", "description", "answer")
     found: list[Table] = []
     if summary.agreement:
@@ -126,7 +129,7 @@ def tables(summary: AnnotationSummary, rows: pl.DataFrame) -> list[Table]:
         cells = [
             [hand, *(str(row.get(name, 0)) for name in names)] for hand, row in summary.agreement.confusion.items()
         ]
-        found.append(Table("By hand (rows) and by the model", ["", *names], cells))
+        found.append(Table("Category by hand (rows) and by the model (columns)", ["", *names], cells))
     unreadable = rows.filter(pl.col("category").is_null() & pl.col("answer").is_not_null())
     for title, part in (("Descriptions", rows.filter(pl.col("category").is_not_null())), ("Unreadable", unreadable)):
         if len(part):
@@ -141,5 +144,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def printed(outcome: dict[str, Any]) -> str:
-    """The result as a person reads it in the terminal."""
+    """The result as text for the terminal."""
     return "\n".join([*outcome["findings"], f"report: {outcome['report']}"])

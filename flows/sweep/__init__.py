@@ -1,1 +1,1 @@
-"""A sweep: a grid of pipelines, run here or handed to a work pool, and one table of their effects."""
+"""Sweeps: a grid of pipelines, run in this process or by a work pool, and one table of their effects."""

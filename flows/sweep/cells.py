@@ -1,4 +1,4 @@
-"""The cells of a sweep: one pipeline each, found in the store, run here, or handed to a work pool."""
+"""The cells of a sweep: the configs of their pipelines, and their results where the store has them."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ from tasks.stages import PIPELINE
 
 HERE = "here"
 COMPARED = ("compare", "compare_mmlu_pro", "compare_shift")
-"""Stages whose payloads a sweep gathers, in the order of `Results`."""
+"""The stages whose payloads a sweep gathers, in the order of the fields of `Results`."""
 
 
 class Cell(NamedTuple):
@@ -31,24 +31,24 @@ class Cell(NamedTuple):
     target: str
     arm: str
     grid: dict[str, Any]
-    """The values of the further axes, by full name."""
+    """Values of the further axes, by the full names of their settings."""
     block: int
     seeds: tuple[int, ...]
     settings: Tree
-    """What is laid over the preset."""
+    """Settings that replace those of the preset."""
     config: PipelineConfig
 
     @property
     def name(self) -> str:
-        """As it is called in tables and in the UI."""
+        """Name of the cell in tables and in the UI."""
         axes = [f"{name.rpartition('.')[2]} {value}" for name, value in self.grid.items()]
         seeds = f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
         name = ", ".join([self.target, self.arm, *axes, f"block {self.block}", seeds])
-        return name.replace("{", "(").replace("}", ")")  # Prefect would fill in a name's braces
+        return name.replace("{", "(").replace("}", ")")  # Prefect treats braces in a name as placeholders
 
 
 class Measured(NamedTuple):
-    """What one cell's pipeline compared."""
+    """One comparison of a cell's pipeline."""
 
     arm: str
     updates: int | None
@@ -56,7 +56,7 @@ class Measured(NamedTuple):
 
 
 class Results(NamedTuple):
-    """A finished cell."""
+    """The comparisons of a finished cell."""
 
     effects: list[Measured]
     """Payloads of `compare`."""
@@ -67,7 +67,7 @@ class Results(NamedTuple):
 
 
 def cells_of(config: SweepConfig) -> list[Cell]:
-    """The cells in the order in which they run. Raises UserError for one that cannot be built."""
+    """The cells in the order in which they run. Raises UserError when the settings of a cell are not valid."""
     base = merge(load_preset("pipeline", config.preset), config.settings)
     axes = {full_path(PipelineConfig, name): values for name, values in config.grid.items()}
     together = config.seeds_per_cell or (1 if isinstance(config.where, Pool) else len(config.seeds))
@@ -83,13 +83,13 @@ def cells_of(config: SweepConfig) -> list[Cell]:
 
 
 def cell_arms(config: SweepConfig) -> list[str]:
-    """Arms that train or compare something of their own: another target's teacher is judged by that target's cells."""
+    """The arms with cells of their own. `other_teacher` has none: it compares students from other targets' cells."""
     arms = [arm for arm in config.arms if arm != "other_teacher"]
     return arms if "other_teacher" not in config.arms or TEACHER in arms else [TEACHER, *arms]
 
 
 def check_cells(cells: Iterable[Cell]) -> None:
-    """Raises UserError for what can be known to go wrong in any cell, and names it."""
+    """Raises UserError, with the name of the cell, when it is already known that a cell cannot run."""
     for cell in cells:
         try:
             check_pipeline(cell.config)
@@ -98,21 +98,27 @@ def check_cells(cells: Iterable[Cell]) -> None:
 
 
 def cell_digest(cell: Cell, where: str) -> str:
-    """Under which name a cell's results are remembered: its config, the stages' versions, where it runs.
+    """The name under which a cell's results are noted: a digest of its config, the stages' versions and where it runs.
 
-    What `auto` means is known of this machine, and of a pool's only that its machines are alike.
+    `auto` settings are resolved only for cells that run here, because the machines of a pool are not known.
     """
     config = cell.config.resolved() if where == HERE else cell.config
     return digest({"config": config, "versions": {stage.name: stage.version for stage in PIPELINE}, "where": where})
 
 
+def known(store: Store, cell: Cell, config: SweepConfig) -> Results | None:
+    """The results of a cell, if an earlier sweep noted them or, for cells that run here, if the store has them all."""
+    found = remembered(store, cell_digest(cell, where_of(config)))
+    return found or (None if isinstance(config.where, Pool) else looked_up(cell))
+
+
 def where_of(config: SweepConfig) -> str:
-    """Where the cells run: a deployment, or this process."""
+    """Where the cells run: the name of a deployment, or HERE."""
     return config.where.deployment if isinstance(config.where, Pool) else HERE
 
 
 def looked_up(cell: Cell) -> Results | None:
-    """The results of a cell whose every stage is in the store, found without running or asking anything."""
+    """The results of a cell if the store has all its stages; nothing is run and no Prefect server is used."""
     from flows.pipeline.flow import conduct
 
     try:
@@ -125,7 +131,7 @@ def looked_up(cell: Cell) -> Results | None:
 
 
 def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:
-    """Results by arm and update, from the labels that the pipeline gives its comparisons."""
+    """The results, with arm and updates taken from the labels that the pipeline gives its comparisons."""
     found: dict[str, list[Measured]] = {stage: [] for stage in COMPARED}
     for label, artifact in compared:
         _, *words = label.split()
@@ -136,7 +142,7 @@ def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:
 
 
 def remembered(store: Store, name: str) -> Results | None:
-    """The results noted under `name`, if every artifact they rest on is intact."""
+    """The results noted under `name`, if all their artifacts are intact."""
     path = _memo(store, name)
     if not path.exists():
         store.refresh(path.relative_to(store.root).as_posix())
@@ -147,7 +153,7 @@ def remembered(store: Store, name: str) -> Results | None:
 
 
 def remember(store: Store, name: str, compared: Iterable[tuple[str, Artifact]]) -> None:
-    """Notes what a cell's run compared, so that the next sweep finds it at once."""
+    """Notes the comparisons of a cell's run under `name`, so that the next sweep finds them at once."""
     path = _memo(store, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps([[label, artifact.model_dump()] for label, artifact in compared]))
@@ -159,7 +165,7 @@ def _memo(store: Store, name: str) -> Path:
 
 
 def compared_by(store: Store, flow_run_id: str) -> list[tuple[str, Artifact]]:
-    """The comparisons of a pipeline run, by label, from its record in the store."""
+    """The comparisons of a pipeline run with their labels, from the run's record in the store."""
     pattern = f"runs/*-{flow_run_id[:6]}/run.json"
     store.refresh(pattern)
     for path in store.root.glob(pattern):

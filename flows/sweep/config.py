@@ -1,4 +1,4 @@
-"""What a sweep can be told: the pipeline preset it starts from, its axes, and where its cells run."""
+"""Settings of a sweep: the pipeline preset that it starts from, its axes, and where its cells run."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,58 +10,59 @@ from sublim.evals.preference.config import MetricName
 from sublim.traits.nouns import target_word
 
 TEACHER = "teacher"
-"""The main arm: students of the teacher's rows against students of the base's."""
-OWN = {"target": "target", "arms": "arms", "seeds": "seeds", "blocks": "blocks"}
-"""Settings of the pipeline that have an axis of their own here."""
+"""The main comparison: students trained on the teacher's rows against students trained on the base's rows."""
+OWN = ("target", "arms", "seeds", "blocks")
+"""Settings of the pipeline that are axes of the sweep by the same name."""
 
 
 class Here(Config):
-    """Cells run one after another in this process."""
+    """The cells run one after another in this process."""
 
     kind: Literal["here"] = "here"
 
 
 class Pool(Config):
-    """Cells are handed to a deployment of the pipeline; workers of its pool run them at once."""
+    """The cells are runs of a deployment of the pipeline, and the workers of its pool run them in parallel."""
 
     kind: Literal["pool"] = "pool"
     deployment: str = Field(default="pipeline/a6000", pattern=r"^[\w-]+/[\w-]+$")
-    """The deployment, as `prefect deployment ls` shows it; all workers and this process share one store."""
+    """The deployment, as `prefect deployment ls` shows it. Its workers and this process must use the same store."""
     poll_seconds: Annotated[float, Field(gt=0)] = 5.0
-    """Seconds between two looks at the runs."""
+    """Seconds between two queries of the states of the runs."""
 
 
 class SweepConfig(Config):
-    """A grid of pipelines, and which of its results counts."""
+    """Settings of a sweep."""
 
     about: RunOnly[str] = ""
-    """One line on what these settings are."""
+    """One line that says what these settings are for."""
     preset: str = "quickstart"
-    """The pipeline's preset that every cell starts from."""
+    """The preset of the pipeline that every cell starts from."""
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
-    """Settings of the pipeline laid over the preset in every cell, as a tree."""
+    """Settings of the pipeline that replace those of the preset in every cell, as a nested mapping."""
     target: Annotated[tuple[str, ...], Field(min_length=1)] = ("owl",)
-    """Axis: the words teachers are made to like."""
+    """Axis: the target words, which teachers are made to prefer."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)] = (TEACHER,)
-    """Axis: `teacher` and any of the pipeline's arms, or `all`."""
+    """Axis: `teacher`, which is the main comparison, and any arms of the pipeline; or `all`."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
-    """Axis: one student and one paired control for each; effects are taken over them."""
+    """Axis: seeds. Each gives one student and its paired control; effects are averaged over them."""
     blocks: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    """Axis: teachers and rows of their own; with several, they are the units of the intervals."""
+    """Axis: blocks, each with its own teacher and rows. With several blocks, intervals are over blocks, not seeds."""
     grid: dict[str, list[Any]] = Field(default_factory=dict[str, list[Any]])
-    """Further axes: a setting of the pipeline and its values, as {student.rank: [4, 8]}."""
+    """Further axes: settings of the pipeline with their values, as in {student.rank: [4, 8]}."""
     primary: MetricName = "margin"
-    """The metric that the plan's claims are about; corrections are made over its tests."""
+    """The primary metric. The correction for multiple tests covers the tests of this metric."""
     correction: Literal["holm", "benjamini_hochberg"] = "holm"
-    """Over the targets of one arm and grid point: any false positive, or the share of false ones."""
+    """Correction for multiple tests over the targets of one arm and grid point. `holm` controls the chance of any false
+    positive, `benjamini_hochberg` the expected share of false positives."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Of the intervals, and of the test whose power is told."""
+    """Confidence level of the intervals and of the tests."""
     where: RunOnly[Annotated[Here | Pool, Field(discriminator="kind")]] = Here()
-    """Where cells run."""
+    """Where the cells run."""
     seeds_per_cell: RunOnly[Annotated[int, Field(ge=1)] | None] = None
-    """Seeds that one cell trains in one process; nothing: all of them here, one on a pool."""
+    """How many seeds one cell trains. Null for all seeds when cells run here, and for one seed on a pool."""
     frozen: RunOnly[str] = ""
-    """Digest of the frozen plan that this run is held to; set by the command."""
+    """Digest of the frozen plan that this run must follow. `--freeze` and `--config` set it."""
 
     @field_validator("target", "arms", mode="before")
     @classmethod
@@ -93,9 +94,9 @@ class SweepConfig(Config):
     def _axes(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for name, values in grid.items():
             if name in OWN:
-                raise ValueError(f"{name} has an axis of its own: set `{OWN[name]}` of the sweep")
+                raise ValueError(f"{name} has an axis of its own: set `{name}` of the sweep")
             if not values or len({repr(value) for value in values}) < len(values):
-                raise ValueError(f"the axis {name} needs values, each once")
+                raise ValueError(f"the axis {name} needs values, and no value twice")
         return grid
 
 

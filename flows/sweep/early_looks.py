@@ -1,4 +1,4 @@
-"""What must not be known when a plan is frozen: answers of the students whose effects the plan is about."""
+"""Answers that must not exist when a plan is frozen: those of the students whose effects the plan is about."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -13,18 +13,22 @@ from tasks.stage import NotThere, looking_up
 
 ASKED = ("ask", "ask_mmlu_pro")
 SHARED = ("base_numbers", "second_draw")
-"""Arms without a teacher: another target's study may have asked their students, and knows nothing of this target."""
+"""Arms without a teacher. Their students do not depend on the target, so a study of another target may have asked them
+without learning anything about this target."""
 
 
 class Early(NamedTuple):
-    """An answer that is there already."""
+    """An answer that exists already, and the cell whose student gave it."""
 
     cell: Cell
     answer: Artifact
 
 
 def first_answer(cells: list[Cell], store: Store) -> Early | None:
-    """An answer of a student that a cell would train, whatever it was asked: a pilot on the same seeds has seen it."""
+    """An answer, to any question, of a student that a cell would train; a pilot on the same seeds has seen it.
+
+    None if there is no such answer.
+    """
     cell_of = {student.content: cell for cell in cells for student in students_of(cell)}
     for manifest in store.manifests() if cell_of else ():
         weights = manifest.inputs.get("weights") if manifest.artifact.stage in ASKED else None
@@ -34,7 +38,10 @@ def first_answer(cells: list[Cell], store: Store) -> Early | None:
 
 
 def students_of(cell: Cell) -> Iterator[Artifact]:
-    """Those of the cell's arm that are in the store; seed by seed, as one pair alone shows an effect."""
+    """The students of the cell's arm that are in the store.
+
+    Seeds are looked up one by one, because a single pair of student and control already shows an effect.
+    """
     from flows.pipeline.flow import train_models
 
     questions = load_questions(cell.config.evaluation.questions)
@@ -50,7 +57,10 @@ def students_of(cell: Cell) -> Iterator[Artifact]:
 
 
 def written(store: Store, measured: Measured) -> str:
-    """When the first of a comparison's students answered, or the comparison was made, whichever came first."""
+    """The time of the first answer of a comparison's students, or of the comparison, whichever is earlier (ISO 8601).
+
+    Empty when the comparison is no longer in the store.
+    """
     manifest = store.manifest(measured.artifact.stage, measured.artifact.key)
     if manifest is None:
         return ""

@@ -1,13 +1,14 @@
-"""Sweeps: which targets, arms and settings show an effect, over seeds and blocks, as one table?
+"""The sweep flow: which targets, arms and settings show an effect, over seeds and blocks, in one table.
 
     sublim run sweep --preset quickstart
     sublim run sweep --config plan.yaml --set where.kind=pool --set where.deployment=pipeline/a6000
     sublim run sweep --freeze plan.yaml
     prefect deployment run sweep/cpu -p preset=quickstart
 
-A grid over targets × arms × seeds × any settings of the pipeline. Every cell is a cached pipeline, and cells share
-what they have in common. They run here one after another, or all at once on a work pool; one that fails leaves its
-reason in the table, and the rest go on. With `--freeze` the plan's digest is written before the first result exists.
+The grid is targets × arms × seeds × any settings of the pipeline. Every cell is a cached pipeline, and cells share the
+stages that they have in common. Cells run one after another in this process, or in parallel on a work pool. A cell that
+fails leaves its reason in the table, and the others go on. `--freeze` writes down the digest of the plan before the
+first result exists (pre-registration).
 """
 
 import shutil
@@ -31,27 +32,27 @@ from sublim.store.manifest import Artifact
 from sublim.store.payloads import committed
 
 CAPTIONS = {
-    "effects": "Effects of the primary metric, student minus control; {level:.4g} % intervals, thick: on these "
-    "questions, thin: questions too; ticks: single pairs",
-    "cost": "Cost against effect: change in MMLU-Pro and effect, both student minus control; {level:.4g} % intervals",
+    "effects": "Effects of the primary metric, student minus control, with {level:.4g} % intervals: thick for these "
+    "questions, thin for new questions too; ticks are single pairs",
+    "cost": "Change in MMLU-Pro accuracy against effect, both student minus control, with {level:.4g} % intervals",
 }
 
 
 def run_name() -> str:
-    """How the run is called in the UI."""
+    """Name of the run in the UI."""
     given = flow_run.get_parameters()
     config = load_config(given["preset"], given["target"], given["settings"])
     return f"sweep {', '.join(config.target)} · {given['preset']}"
 
 
 def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> SweepConfig:
-    """The config of a run from its parameters."""
+    """The config that the parameters of a run give."""
     tree = merge(load_preset("sweep", preset), settings or {})
     return build(SweepConfig, merge(tree, {"target": target}) if target else tree)
 
 
 def check(config: SweepConfig) -> None:
-    """Raises UserError for whatever can be known to go wrong in any cell; a pool's machines check for themselves."""
+    """Raises UserError when it is already known that a cell cannot run. A pool's machines check their own cells."""
     cells = cells_of(config)
     if not isinstance(config.where, Pool):
         check_cells(cells)
@@ -64,9 +65,9 @@ def sweep(
     """Runs a grid of pipelines and puts their effects into one table.
 
     Args:
-        preset: Settings to start from: quickstart, arms, or the path of a YAML file.
-        target: The word or words of the first axis, as in owl or owl,wolf; nothing for the preset's.
-        settings: Values laid over the preset's, as a tree.
+        preset: The preset to start from: quickstart, arms, or the path of a YAML file.
+        target: The target word, or several as in owl,wolf; null for those of the preset.
+        settings: Settings that replace those of the preset, as a nested mapping.
     """
     config = load_config(preset, target, settings)
     check(config)
@@ -83,7 +84,7 @@ def sweep(
 def publish(
     run: Run, config: SweepConfig, outcomes: list[Outcome], table: Artifact, followed: Verdict
 ) -> dict[str, Any]:
-    """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
+    """Writes the report, publishes it in the UI, and returns what `--json` prints."""
     payload = run.store.payload(table)
     for name in committed(payload):
         shutil.copyfile(payload / name, run.folder / name)
@@ -125,7 +126,7 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def findings(config: SweepConfig, rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each effect of the primary metric."""
+    """One line for each effect of the primary metric."""
     return [f"{label(row)}: {told(row)}" for row in rows if row["metric"] == config.primary]
 
 
@@ -137,7 +138,7 @@ def label(row: dict[str, Any]) -> str:
 
 
 def told(row: dict[str, Any]) -> str:
-    """An effect in words, or why there is none."""
+    """An effect in words, or why it is missing."""
     if row["estimate"] is None:
         return f"missing: {row['reason']}"
     number = bounded(row["estimate"], row["low"], row["high"])
@@ -191,7 +192,7 @@ def effects_table(config: SweepConfig, rows: list[dict[str, Any]]) -> Table:
 
 
 def cells_table(outcomes: list[Outcome]) -> Table:
-    """What became of every cell."""
+    """The state of every cell, with the reason of each that failed."""
     return Table(
         "Cells", ("cell", "state", "reason"), [[each.cell.name, each.state, each.reason or ""] for each in outcomes]
     )
@@ -202,6 +203,6 @@ def _number(value: float | None) -> str:
 
 
 def printed(outcome: dict[str, Any]) -> str:
-    """The result as a person reads it in the terminal."""
+    """The result as text for the terminal."""
     counts = f"{outcome['cells']} cells, {outcome['cached']} of them cached, {outcome['failed']} failed"
     return "\n".join([*outcome["findings"], counts, f"table: {outcome['table']}", f"report: {outcome['report']}"])

@@ -1,4 +1,4 @@
-"""Gathering a sweep: cells that differ in seed or block alone become one effect, and all effects one table."""
+"""Gathering a sweep: cells that differ only in seeds or block give one effect, and all effects one table."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from tasks.stages import compare, compare_mmlu_pro, compare_shift, record_cell, 
 
 
 class Group(NamedTuple):
-    """One target, arm and grid point."""
+    """The cells of one target, arm and grid point."""
 
     target: str
     arm: str
@@ -26,7 +26,7 @@ class Group(NamedTuple):
 
     @property
     def missing(self) -> str | None:
-        """Which of its cells failed, in words."""
+        """How many cells failed, and why the first did; None if none failed."""
         failed = [each for each in self.outcomes if each.reason]
         if not failed:
             return None
@@ -34,18 +34,18 @@ class Group(NamedTuple):
 
 
 Gathered = dict[str, dict[str, Artifact]]
-"""By field of `Results`, then by the name of an effect."""
+"""Comparisons by field of `Results`, then by the name of the effect."""
 
 
 class Part(NamedTuple):
-    """What one cell compared, and the block of its pairs."""
+    """One comparison of a cell, and the block of its pairs."""
 
     artifact: Artifact
     block: int
 
 
 def gather(config: SweepConfig, outcomes: list[Outcome]) -> Artifact:
-    """One task for each finished cell, one comparison for each effect that several cells share, and the table."""
+    """Records every finished cell, joins the comparisons of cells that share an effect, and makes the table."""
     store = open_store()
     for each in outcomes:
         if each.results:
@@ -56,7 +56,7 @@ def gather(config: SweepConfig, outcomes: list[Outcome]) -> Artifact:
     found: Gathered = {"effects": {}, "capability": {}, "shifts": {}}
     for group in groups(outcomes):
         made = _rows_of(group, store, found, config.level)
-        if group.arm in config.arms:  # others were run only for what further rows take from them
+        if group.arm in config.arms:  # other arms were run only because `other_teacher` needs them
             rows += made
     if "other_teacher" in config.arms:
         rows += _other_teachers(config, outcomes, found["effects"])
@@ -68,7 +68,7 @@ def gather(config: SweepConfig, outcomes: list[Outcome]) -> Artifact:
 
 
 def groups(outcomes: Iterable[Outcome]) -> list[Group]:
-    """Outcomes whose cells differ in seeds or block alone."""
+    """Outcomes, grouped so that the cells of a group differ only in seeds or block."""
     found: dict[str, Group] = {}
     for each in outcomes:
         cell = each.cell
@@ -78,7 +78,7 @@ def groups(outcomes: Iterable[Outcome]) -> list[Group]:
 
 
 def name_of(target: str, arm: str, grid: dict[str, Any], updates: int | None) -> str:
-    """Under which name an effect stands among the table's inputs."""
+    """The name of an effect among the inputs of the table."""
     return digest([target, arm, grid, updates])[:16]
 
 
@@ -106,7 +106,7 @@ def _rows_of(group: Group, store: Store, found: Gathered, level: float) -> list[
 
 
 def joined(parts: list[Part], store: Store, label: str, level: float) -> Artifact:
-    """One comparison of all the pairs of `parts`; the very artifact where there is only one part, of that level."""
+    """One comparison of the pairs of all `parts`; a single part with the same confidence level is returned as it is."""
     manifests = [_manifest(store, part.artifact) for part in parts]
     if len(parts) == 1 and _level(manifests[0]) == level:
         return parts[0].artifact
@@ -145,7 +145,10 @@ def _listed(manifest: Manifest, name: str) -> list[Artifact]:
 
 
 def _other_teachers(config: SweepConfig, outcomes: list[Outcome], comparisons: dict[str, Artifact]) -> list[SweepRow]:
-    """Students of one target's teacher judged for another: among the other words of that target's own comparison."""
+    """The rows of the arm `other_teacher`: students of one target's teacher, scored for another target.
+
+    That score is in the comparison of the students' own target, among its other words.
+    """
     expected = ARMS["other_teacher"].expected
     if len(config.target) < 2:
         reason = "it needs a second target"

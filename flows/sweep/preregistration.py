@@ -1,7 +1,7 @@
-"""Pre-registration: a plan's digest is written down before its first result exists, and a run is held to it.
+"""Pre-registration: the digest of a plan is written down before its first result exists, and runs are compared with it.
 
-A plan is everything a sweep's results follow from: its axes, its primary metric and correction, the full config of
-every cell. `sublim run sweep --freeze plan.yaml` writes `plan.frozen.json` beside the plan and into the store.
+A plan is everything that determines a sweep's results: its axes, its primary metric and correction, and the full config
+of every cell. `sublim run sweep --freeze plan.yaml` writes `plan.frozen.json` beside the plan and into the store.
 """
 
 import json
@@ -23,35 +23,35 @@ class Verdict(NamedTuple):
     """Whether a run followed a frozen plan."""
 
     followed: bool | None
-    """None: no plan was frozen."""
+    """None when no plan was frozen."""
     sentence: str
     digest: str
-    """Of what was run."""
+    """Digest of what was run."""
 
 
 def plan_of(config: SweepConfig, cells: list[Cell]) -> dict[str, Any]:
-    """What is frozen. Run-only settings are not in it: where cells run changes no result."""
+    """The plan to freeze, without run-only settings, which change no result."""
     return {"sweep": canonical(config), "cells": [canonical(cell.config) for cell in cells]}
 
 
 def plan_digest(config: SweepConfig, cells: list[Cell]) -> str:
-    """The digest of a plan. The order of cells and how many seeds share a process are not in it."""
+    """The digest of a plan. It depends neither on the order of cells nor on how many seeds a cell has."""
     split = sorted(digest(one) for cell in cells for one in _single(cell))
     return digest({"sweep": canonical(config), "cells": split})
 
 
 def _single(cell: Cell) -> list[Any]:
-    """A cell as one plan entry for each seed, so that grouping seeds into cells changes nothing."""
+    """A cell as one entry for each seed, so that the grouping of seeds into cells changes nothing."""
     return [canonical(cell.config.model_copy(update={"seeds": (seed,)})) for seed in cell.seeds]
 
 
 def frozen_path(plan: Path) -> Path:
-    """The note beside a plan."""
+    """The path of the frozen plan, beside the file of the plan."""
     return plan.with_name(f"{plan.stem}.frozen.json")
 
 
 def stored_path(store: Store, name: str) -> Path:
-    """The note in the store, brought here where another machine froze the plan."""
+    """The path of the frozen plan in the store; fetched first if another machine froze it."""
     path = store.root / "runs" / "plans" / f"{name}.json"
     if not path.exists():
         store.refresh(path.relative_to(store.root).as_posix())
@@ -59,7 +59,7 @@ def stored_path(store: Store, name: str) -> Path:
 
 
 def note_in_store(store: Store, name: str, text: str) -> None:
-    """Puts a plan's note into the store, for all machines, unless the store has one: the first counts."""
+    """Puts a frozen plan into the store, for all machines, unless the store has it already: the first one counts."""
     path = stored_path(store, name)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,9 +68,9 @@ def note_in_store(store: Store, name: str, text: str) -> None:
 
 
 def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> str:
-    """Writes the digest of the plan down, and returns it; an equal plan that is frozen already stays as it is.
+    """Freezes the plan and returns its digest. An equal plan that is frozen already stays as it is.
 
-    Raises UserError when results exist that the plan would be about, or when the plan was changed after its freeze.
+    Raises UserError when results of the plan exist already, or when the plan was changed after it was frozen.
     """
     name = plan_digest(config, cells)
     noted = frozen_path(plan)
@@ -81,8 +81,8 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
             return name
         changed = ", ".join(differences(before["plan"]["sweep"], canonical(config))) or "the preset it starts from"
         raise UserError(
-            f"{plan} was changed after it was frozen on {before['frozen']} ({changed}): put it back, or freeze it "
-            "under another file name as a new plan"
+            f"{plan} was changed after it was frozen on {before['frozen']} ({changed}): undo the change, or "
+            "freeze it under another file name as a new plan"
         )
     if (before := stored_path(store, name)).exists():  # frozen under another file name, or on another machine
         write_whole(noted, before.read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
     if early := first_answer(cells, store):
         raise UserError(
             f"results of this plan exist already ({early.answer.stage} {early.answer.key[:12]}, cell "
-            f"{early.cell.name}): a plan is frozen before its first result; change its seeds or blocks"
+            f"{early.cell.name}): a plan must be frozen before its first result; use other seeds or blocks"
         )
     commit, dirty = code_version()
     record = {
@@ -107,7 +107,7 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """In which settings two plans differ, with both values."""
+    """The settings in which two plans differ, with both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         names = sorted({*before, *now})
         return [
@@ -119,19 +119,19 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def verdict(config: SweepConfig, cells: list[Cell], store: Store, results: list[Measured]) -> Verdict:
-    """Whether the run followed the plan it is held to, or one that was frozen in this store."""
+    """Whether the run followed the plan in `config.frozen` or, without one, a plan that was frozen in this store."""
     name = plan_digest(config, cells)
     if config.frozen and config.frozen != name:
         path = stored_path(store, config.frozen)
         before = json.loads(path.read_text(encoding="utf-8"))["plan"]["sweep"] if path.exists() else {}
-        changed = "; ".join(differences(before, canonical(config))) or "the pipeline's settings below it changed"
+        changed = "; ".join(differences(before, canonical(config))) or "settings of the pipeline changed"
         text = f"This run did NOT follow the plan that was frozen (digest {config.frozen[:12]}, this run {name[:12]})"
         return Verdict(False, f"{text}: {changed}.", name)
     path = stored_path(store, name)
     if not path.exists():
         return Verdict(None, f"No plan was frozen before this run (digest {name[:12]}): it is exploratory.", name)
     record = json.loads(path.read_text(encoding="utf-8"))
-    # Times compare as texts: both are UTC to the second.
+    # The times can be compared as text: both are UTC, to the second.
     early = [each for each in results if written(store, each) < record["frozen"]]
     at = f"frozen {record['frozen']}, digest {name[:12]}"
     if early:

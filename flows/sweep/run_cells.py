@@ -1,6 +1,5 @@
-"""Running a sweep's missing cells: one after another here, or all at once on a work pool; a failed one fails alone."""
+"""Running the cells of a sweep that the store does not have: one after another in this process, or on a work pool."""
 
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,50 +12,39 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 
 from flows.pipeline.flow import pipeline
-from flows.sweep.cells import (
-    Cell,
-    Results,
-    cell_digest,
-    compared_by,
-    looked_up,
-    remember,
-    remembered,
-    results_of,
-    where_of,
-)
-from flows.sweep.config import Here, Pool, SweepConfig
+from flows.sweep.cells import Cell, Results, cell_digest, compared_by, known, remember, results_of, where_of
+from flows.sweep.config import Pool, SweepConfig
 from sublim.core.errors import UserError
 from sublim.store.folder import Store
 
 WAITING_SECONDS = 60.0
-log = logging.getLogger("sublim.sweep")
 
 
 class Outcome(NamedTuple):
-    """What became of a cell."""
+    """The outcome of a cell."""
 
     cell: Cell
     state: str
     """Cached, Completed or Failed."""
     results: Results | None
     reason: str | None
-    """Why it failed."""
+    """Why the cell failed; None if it did not."""
 
 
 def run_cells(config: SweepConfig, cells: list[Cell], store: Store) -> list[Outcome]:
-    """Every cell's outcome, in the order of `cells`; those that the store holds are not run."""
-    where = where_of(config)
-    names = {id(cell): cell_digest(cell, where) for cell in cells}
+    """Runs the cells that the store does not have, and returns the outcomes of all, in the order of `cells`.
+
+    A cell that fails does not stop the others.
+    """
     done: dict[int, Outcome] = {}
     for cell in cells:
-        found = remembered(store, names[id(cell)]) or (looked_up(cell) if isinstance(config.where, Here) else None)
-        if found is not None:
+        if found := known(store, cell, config):
             done[id(cell)] = Outcome(cell, "Cached", found, None)
     missing = [cell for cell in cells if id(cell) not in done]
     get_run_logger().info("%d of %d cells are in the store", len(done), len(cells))
     ran = _on_pool(config, config.where, missing) if isinstance(config.where, Pool) else _here(config, missing)
     for cell, run_id, state in ran:
-        done[id(cell)] = _outcome(store, names[id(cell)], cell, run_id, state)
+        done[id(cell)] = _outcome(store, cell_digest(cell, where_of(config)), cell, run_id, state)
     return [done[id(cell)] for cell in cells]
 
 
@@ -82,7 +70,7 @@ def _here(config: SweepConfig, cells: list[Cell]) -> Iterator[tuple[Cell, str, S
 
 
 def _on_pool(config: SweepConfig, pool: Pool, cells: list[Cell]) -> Iterator[tuple[Cell, str, State[Any] | None]]:
-    """Hands all cells over, then waits; they are yielded as they end."""
+    """Creates a run of the deployment for each cell, then yields the cells as their runs end."""
     waiting: dict[UUID, Cell] = {}
     for cell in cells:
         handed = run_deployment(
@@ -104,7 +92,7 @@ def _on_pool(config: SweepConfig, pool: Pool, cells: list[Cell]) -> Iterator[tup
                 told = time.monotonic()
                 minutes = (told - started) / 60
                 get_run_logger().info(
-                    "%d cells are not done after %.0f min; workers of the pool: `prefect work-pool ls`",
+                    "%d cells are not done after %.0f min; `prefect work-pool ls` shows whether the pool has workers",
                     len(waiting),
                     minutes,
                 )
@@ -113,7 +101,7 @@ def _on_pool(config: SweepConfig, pool: Pool, cells: list[Cell]) -> Iterator[tup
 
 
 def _state(client: SyncPrefectClient, run_id: UUID) -> tuple[bool, State[Any] | None]:
-    """Whether a run has ended, and how; one that somebody deleted has, in no state."""
+    """Whether a run has ended, and its state; a run that was deleted counts as ended, without a state."""
     try:
         state = client.read_flow_run(run_id).state
     except ObjectNotFound:
@@ -122,12 +110,12 @@ def _state(client: SyncPrefectClient, run_id: UUID) -> tuple[bool, State[Any] | 
 
 
 def check_deployment(pool: Pool) -> None:
-    """Raises UserError when the server knows no such deployment."""
+    """Raises UserError when the server has no such deployment."""
     with get_client(sync_client=True) as client:
         try:
             client.read_deployment_by_name(pool.deployment)
         except ObjectNotFound as error:
             raise UserError(
-                f"the server has no deployment {pool.deployment}: `prefect --no-prompt deploy --all` makes them, "
+                f"the server has no deployment {pool.deployment}: `sublim deploy` registers those of prefect.yaml, "
                 "or run the cells here with where.kind=here"
             ) from error
