@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
 
 from flows.registry import FLOWS, load
 from sublim.core.errors import UserError, file_fault
@@ -36,7 +37,7 @@ COMMANDS = {
     "Other": {"doctor": ("doctor:doctor", "Show what this machine can run, and what to do about what it cannot.")},
 }
 """By heading, each command with its module and object, which are imported when it is called, and its help."""
-LOOKING = ("presets", "runs", "show", "report", "store", "models", "doctor")
+LOOKING = {"presets", "runs", "show", "report", "store", "models", "doctor"}
 """Commands that only print, and whose reader may stop reading, as in `sublim store ls | head`."""
 
 
@@ -45,7 +46,10 @@ class CommandLine(App):
 
     def help_print(self, tokens: str | Iterable[str] | None = None, *, console: Any = None) -> None:
         """Prints the help of the command that `tokens` name."""
-        super().help_print(tokens, console=console)
+        console = console or Console()
+        with console.capture() as captured:  # Rich itself would end the program with 1 when a reader goes away
+            super().help_print(tokens, console=console)
+        print(captured.get(), end="")
         match tokens:
             case []:
                 print("Start with `sublim doctor`, then `sublim run pipeline --preset quickstart`.")
@@ -88,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a Latin-1 or C locale cannot print most letters
     words = sys.argv[1:] if arguments is None else arguments
+    asked_for_help = not {"--help", "-h", "--version"}.isdisjoint(words)
     try:
         code: int | None = command_line()(words)
     except UserError as error:
@@ -95,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CycloptsError as error:
         return _told(f"{' '.join(str(error).split())} (see `sublim --help`)")
     except BrokenPipeError:
-        if words[0] not in LOOKING:
+        if not asked_for_help and not LOOKING.issuperset(words[:1]):
             raise
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
@@ -108,8 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sublim: stopped; run the same command again to continue from here", file=sys.stderr)
         return 130
-    # Without a code, help was printed: because it was asked for, or because a command is missing.
-    return code if code is not None else 0 if any(word.startswith("-") for word in words) else 2
+    # Without a code, help was printed: because the user asked for it, or because a command is missing.
+    return code if code is not None else 0 if asked_for_help or "--install-completion" in words else 2
 
 
 def _is_the_program() -> bool:

@@ -58,7 +58,7 @@ def test_a_run_over_its_limit_is_cancelled_and_its_stage_ends(lab: Lab) -> None:
         pids = [int(pid) for pid in journal.read_text().split()]
         lab.wait(run, "Cancelled", seconds=LIMIT + 60)
         wait_until_gone(pids, seconds=10)
-        assert f"more than {LIMIT / 3600:g} h, the limit of runs tagged gpu" in messages(run)
+        assert f"more than {LIMIT / 3600:g} h, the limit for runs tagged gpu" in messages(run)
         first, second = times(run, "Running")
         (cancelled,) = times(run, "Cancelling")
         assert first < second <= cancelled - LIMIT
@@ -78,7 +78,7 @@ def test_a_run_that_its_worker_never_started_goes_to_another_worker(lab: Lab) ->
         assert lab.state(run) in ("Pending", "Submitting", "InfrastructurePending")
         os.killpg(worker.pid, signal.SIGKILL)
     until(lambda: "AwaitingRetry" in states(run), START + 60, lambda: str(states(run)))
-    assert "its worker never started it" in messages(run)
+    assert "the worker that took the run never started it" in messages(run)
     assert bodies(journal) == 0
     with lab.worker("patience"):
         lab.wait(run, "Completed", "Failed", "Crashed")

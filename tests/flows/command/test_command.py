@@ -62,6 +62,13 @@ def test_help_and_lists_import_nothing_slow(words: list[str]) -> None:
     assert not {"prefect", "httpx", "torch", "polars", "scipy", "boto3"} & {*done.stdout.splitlines()[-1].split()}
 
 
+@pytest.mark.parametrize("words", ["run pipeline --help", "--help", "presets"])
+def test_reader_who_goes_away_is_no_failure(words: str) -> None:
+    command = f"set -o pipefail; {sys.executable} -u -m flows {words} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_unknown_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean quickstart" in refused(capsys, "run", "pipeline", "--preset", "quickstrt")
 
