@@ -176,7 +176,7 @@ def test_a_worker_on_a_lesser_card_refuses_to_start_and_says_why(driver: Path, t
         return done.stderr
 
     lesser = refused("--pool", "cards", "--gpu", "0")
-    assert "its runs need a card like RTX A6000 (48 GiB, compute capability 8.6)" in lesser
+    assert "its runs need a GPU like RTX A6000 (48 GiB, compute capability 8.6)" in lesser
     assert "this is RTX 3090 with 24.0 GiB, compute capability 8.6" in lesser
     assert "GPU 0" in lesser
     assert "name this worker's, as in --gpu 0" in refused("--pool", "cards")
