@@ -72,12 +72,12 @@ def command_line() -> App:
         exit_on_error=False,
         suppress_keyboard_interrupt=False,
     )
-    for title, commands in COMMANDS.items():
-        group = Group.create_ordered(title)
+    groups = [Group.create_ordered(title) for title in COMMANDS]
+    for group, commands in zip(groups, COMMANDS.values(), strict=True):
         for place, (name, (where, about)) in enumerate(commands.items()):
             app.command(f"flows.command.{where}", name=name, group=group, sort_key=place, help=about)
-    app["--help"].group = app["--version"].group = group
-    app.register_install_completion_command(group=group, help="Install completion of this command for your shell.")
+    app["--help"].group = app["--version"].group = groups[-1]
+    app.register_install_completion_command(group=groups[-1], help="Install completion of this command for your shell.")
     return app
 
 

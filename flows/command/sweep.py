@@ -37,10 +37,11 @@ def prepare(options: SweepOptions, settings: Tree) -> Tree:
 
 def tell(options: SweepOptions, config: SweepConfig, cells: list[Cell], store: Store, frozen: str | None) -> None:
     """Prints the cells, and which of them have their results in the store."""
-    found = [{"cell": cell.name, "present": known(store, cell, config) is not None} for cell in cells]
+    present = [known(store, cell, config) is not None for cell in cells]
     if options.as_json:
+        found = [{"cell": cell.name, "present": there} for cell, there in zip(cells, present, strict=True)]
         print(json.dumps({"flow": "sweep", "preset": options.preset, "cells": found, "frozen": frozen}))
         return
-    for each in found:
-        print(f"{'present' if each['present'] else 'to run ':8} {each['cell']}")
-    print(f"{len(found)} cells, {sum(each['present'] for each in found)} of them present; nothing was run")
+    for cell, there in zip(cells, present, strict=True):
+        print(f"{'present' if there else 'to run ':8} {cell.name}")
+    print(f"{len(cells)} cells, {sum(present)} of them present; nothing was run")
