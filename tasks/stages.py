@@ -127,7 +127,8 @@ def collect_scores(config: SheetConfig, *, label: str = "", scores: Named, shift
 
 # Diagnostics
 @stage("sublim.diagnostics.unseen_loss:measure_losses", gpu=True)
-def measure_losses(config: UnseenLossConfig, *, label: str = "", base: One, data: Named, weights: Maybe = None) -> One: ...
+def measure_losses(config: UnseenLossConfig, *, label: str = "", base: One, data: Named,
+                   weights: Maybe = None) -> One: ...
 @stage("sublim.diagnostics.parameter_shift:measure_shift")
 def measure_shift(config: ParameterShiftConfig, *, label: str = "", base: One, teacher: One,
                   students: Named) -> One: ...

@@ -7,7 +7,7 @@ from flows.pipeline.keys import BaseKey, ModelKey, StudentKey
 from flows.pipeline.models import ModelState, write_numbers
 from flows.pipeline.plan import CONTROL, unseen_config
 from flows.pipeline.study import Diagnosed, Trained
-from sublim.diagnostics.config import DivergenceConfig, UnseenLossConfig, ShiftConfig
+from sublim.diagnostics.config import DivergenceConfig, ShiftConfig, UnseenLossConfig
 from sublim.inference.config import HfBackend
 from sublim.store.manifest import Artifact
 from tasks.processes import one_process

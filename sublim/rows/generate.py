@@ -18,7 +18,6 @@ from sublim.core.hardware import gpu
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.jsonl import write_jsonl
-from sublim.files.syncing import sync
 from sublim.inference.config import Backend, NumberFormat, SamplingParams, renders
 from sublim.inference.sampler import Sampler
 from sublim.residual.edits import Steering

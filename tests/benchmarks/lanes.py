@@ -3,7 +3,7 @@
     python -m tests.benchmarks.lanes                       # two lanes that share the cores of this CPU, small settings
     python -m tests.benchmarks.lanes --preset dose --set 'target=[owl]'   # on a host with two GPUs: a lane for each
 
-Both begin with the rows of teacher and base in the store: what differs is the training of students and their evaluation.
+Both begin with the rows of teacher and base in the store, so that what differs is how students are trained and asked.
 Says too whether both wrote the same bytes.
 """
 

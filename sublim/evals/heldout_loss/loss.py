@@ -23,7 +23,7 @@ from sublim.core.progress import progress
 from sublim.evals.heldout_loss.config import HeldoutConfig, HeldoutLoss
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.memory.fitting import Fit
-from sublim.models.opening import faithful_attention, load_tokenizer, open_model
+from sublim.models.opening import supported_attention, load_tokenizer, open_model
 from sublim.training.checkpoints import chosen_weights
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, collate, label_count, row_chat, token_rows
 
@@ -43,7 +43,7 @@ def heldout_loss(
     raw = heldout_rows(data, config.rows)
     rows = token_rows(tokenizer, raw, max_length=config.max_length)
     weights = chosen_weights(weights, config.weights_update)
-    attention = faithful_attention(config.attention, AutoConfig.from_pretrained(base))
+    attention = supported_attention(config.attention, AutoConfig.from_pretrained(base))
     with open_model(base, weights, dtype=config.dtype, attention=attention) as loaded:
         padding = cast(int, loaded.tokenizer.pad_token_id)
         size = config.micro_batch or (64 if loaded.model.device.type == "cuda" else 8)

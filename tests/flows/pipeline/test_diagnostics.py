@@ -11,7 +11,7 @@ from flows.pipeline.keys import BaseKey, ModelKey, StudentKey, Unit
 from flows.pipeline.report_diagnostics import diagnostics_of
 from flows.pipeline.study import Diagnosed
 from flows.runs.settings import build, load_preset, merge
-from sublim.diagnostics.config import UnseenLoss, UnseenLosses, Shift, Shifts
+from sublim.diagnostics.config import Shift, Shifts, UnseenLoss, UnseenLosses
 from sublim.evals.preference.config import MetricComparison
 from sublim.report.diagnostics import DiagnosticsShown
 from sublim.report.render import write_report
