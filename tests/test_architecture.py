@@ -83,6 +83,8 @@ UNDECLARED = {"flash-attn"}  # optional, and to be compiled by hand: `sublim doc
 UNIMPORTED = {
     "fastapi",  # Prefect's: the bound keeps out versions that Prefect cannot import
     "psycopg",  # the driver that SQLAlchemy loads for PostgreSQL
+    "datasets",  # unsloth's: it takes none newer
+    "trl",  # unsloth's: this version works with the pinned one
 }
 
 
@@ -153,3 +155,33 @@ def test_module_opens_by_saying_what_it_holds(name: str) -> None:
     base = ROOT.joinpath(*name.split("."))
     path = base.with_suffix(".py") if base.with_suffix(".py").exists() else base / "__init__.py"
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def is_declaration(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function only declares a stage."""
+    return any(ast.unparse(each).startswith("stage(") for each in node.decorator_list)
+
+
+def public(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Classes and functions of a module that others may use; a stage's declaration is described by its function."""
+    for node in tree.body:
+        defines = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if defines and not node.name.startswith("_") and not is_declaration(node):
+            yield node
+
+
+def test_everything_public_says_what_it_is() -> None:
+    silent: list[str] = []
+    count = 0
+    for package in FORBIDDEN:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in public(ast.parse(path.read_text())):
+                count += 1
+                silent += [] if ast.get_docstring(node) else [f"{path.relative_to(ROOT)}: {node.name}"]
+    assert count > 1500
+    assert silent == []
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for top in FORBIDDEN for path in (ROOT / top).rglob("*.py")}
+    assert [str(path.relative_to(ROOT)) for path, length in lengths.items() if length > 300] == []

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.pipeline.studies import StudyConfig
+from flows.pipeline.study_config import StudyConfig
 from sublim.activations.config import ActivationsConfig
 from sublim.inference.config import HfBackend, VllmBackend
 from sublim.probes.config import ProbesConfig

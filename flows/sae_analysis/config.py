@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flows.pipeline.studies import StudyConfig
+from flows.pipeline.study_config import StudyConfig
 from sublim.core.config import Config
 from sublim.features.config import FeatureAt
 from sublim.features.labels.config import LabelsConfig

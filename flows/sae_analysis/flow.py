@@ -26,29 +26,21 @@ from flows.pipeline.keys import BaseName
 from flows.pipeline.plan import CONTROL
 from flows.runs.record import Run, recorded
 from flows.runs.settings import build, load_preset, merge
-from flows.sae_analysis.config import ChatTexts, FileTexts, SaeFlowConfig, TrainedSaes
+from flows.sae_analysis.config import SaeFlowConfig
 from flows.sae_analysis.plan import (
-    chats_config,
     check,
     check_layers,
     contrast_config,
-    encode_config,
-    import_configs,
     labels_config,
     means_config,
-    other_words,
     probe_reading,
     probes_config,
-    train_configs,
-    word_config,
 )
 from flows.sae_analysis.report import printed, publish
+from flows.sae_analysis.saes import encode_all, make_saes, note_of, take_saes
 from flows.sae_analysis.study import Analysis, Carrier, Contrast, Sae
 from sublim.features.config import ExamplesConfig, OverlapConfig, VectorFeaturesConfig
 from sublim.features.labels.config import AnnotateConfig
-from sublim.models.files import read_json
-from sublim.sae.config import QualityConfig, SaeNote
-from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig
 from sublim.steering.config import DifferenceConfig
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import Questions, load_questions
@@ -57,21 +49,13 @@ from tasks.stages import (
     annotate,
     contrast_features,
     difference_vectors,
-    encode_features,
     fit_probes,
-    gather_texts,
     import_labels,
-    import_sae,
-    import_texts,
     mean_activations,
-    measure_sae,
     overlap_features,
     read_activations,
     show_examples,
-    train_sae,
     vector_features,
-    word_rows,
-    write_chats,
 )
 
 __all__ = ["printed", "sae_analysis"]
@@ -175,18 +159,6 @@ def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact
     return fit_probes(probes_config(config, config.probes), target=targets, control=read[CONTROL])
 
 
-def take_saes(config: SaeFlowConfig) -> list[Artifact]:
-    """The SAEs of others, before anything that costs; none where they are trained here."""
-    if isinstance(config.saes, TrainedSaes):
-        return []
-    return [import_sae(each, label=str(number)) for number, each in enumerate(import_configs(config.saes))]
-
-
-def note_of(run: Run, sae: Artifact) -> SaeNote:
-    """What an SAE is for."""
-    return SaeNote.model_validate(read_json(run.store.payload(sae) / "sae.json"))
-
-
 def write_carrier(config: SaeFlowConfig, questions: Questions, bases: dict[BaseName, Artifact]) -> Carrier:
     """Number rows of every teacher and of the base, and the students of them, exactly as the pipeline makes them."""
     study = config.pipeline
@@ -196,63 +168,6 @@ def write_carrier(config: SaeFlowConfig, questions: Questions, bases: dict[BaseN
         seen = study.model_copy(update={"arms": (), "seeds": study.seeds[: config.pairs], "blocks": (block.number,)})
         students = train_students(seen, bases, [block], student_sets(seen, rows_by_writer([block]), derive))
     return Carrier(bases["base"], block.teachers, block.rows, students)
-
-
-def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier, taken: list[Artifact]) -> list[Sae]:
-    """The SAEs, trained here or taken in, each measured on texts that none here was trained on."""
-    sources: dict[str, Artifact] = {}
-    for number, text in enumerate(config.texts):
-        match text:
-            case ChatTexts():
-                sources[f"{number} chats"] = write_chats(chats_config(config, text), label="chats", base=carrier.base)
-            case FileTexts():
-                sources[f"{number} file"] = import_texts(ImportTextsConfig(path=text.path), label=text.path.name)
-            case _:
-                sources |= {f"{number} {arm} numbers": rows for arm, rows in carrier.rows.items()}
-    texts = gather_texts(GatherTextsConfig(held_out=config.held_out), label="texts", sources=sources)
-    with one_process():
-        made = taken
-        if isinstance(config.saes, TrainedSaes):
-            made = [
-                train_sae(each, label=f"layer {each.layer}", base=carrier.base, texts=texts)
-                for each in train_configs(config, config.saes)
-            ]
-        saes: list[Sae] = []
-        for artifact in made:
-            note = note_of(run, artifact)
-            settings = QualityConfig.model_validate(
-                {"tokens": config.quality_tokens, "dtype": encode_config(config, "last").dtype}
-            )
-            quality = measure_sae(settings, label=note.name, base=carrier.base, sae=artifact, texts=texts)
-            saes.append(Sae(note, artifact, quality))
-    return saes
-
-
-def encode_all(config: SaeFlowConfig, questions: Questions, carrier: Carrier, saes: list[Sae]) -> dict[str, Artifact]:
-    """Features by reader and rows: `base owl`, `teacher owl`, `student 0 owl`, `word chat owl`, and those of others."""
-    kept = {each.note.name: each.artifact for each in saes}
-    plain, base = encode_config(config, config.tokens, rows=config.rows), carrier.base
-    found: dict[str, Artifact] = {}
-
-    def encoded(name: str, rows: Artifact, weights: Artifact | None = None) -> None:
-        found[name] = encode_features(plain, label=name, base=base, rows=rows, saes=kept, weights=weights)
-
-    with one_process():
-        for arm, rows in carrier.rows.items():
-            encoded(f"base {arm}", rows)
-        last = encode_config(config, "last")
-        for target in config.pipeline.target:
-            for context in config.contexts:
-                for name, words in ((target, (target,)), (f"others {target}", other_words(config, questions, target))):
-                    rows = word_rows(word_config(config, questions, context, words), label=f"{name} {context}")
-                    label = f"word {context} {name}"
-                    found[label] = encode_features(last, label=label, base=base, rows=rows, saes=kept)
-            if config.teachers and carrier.teachers[target].weights is not None:
-                encoded(f"teacher {target}", carrier.rows[CONTROL], carrier.teachers[target].weights)
-        for arm, students in carrier.students.items():
-            for pair, student in enumerate(students):
-                encoded(f"student {pair} {arm}", carrier.rows[CONTROL], student)
-    return found
 
 
 def contrast_all(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flows.pipeline.studies import StudyConfig
+from flows.pipeline.study_config import StudyConfig
 from sublim.core.config import Config
 from sublim.evals.mmlu_pro.config import MmluProConfig
 from sublim.residual.edits import Site, Tokens

@@ -1,4 +1,4 @@
-"""Diagnostics in a report: held-out losses, effects at equal learning, parameter shifts, divergence tokens."""
+"""Diagnostics in a report: losses on unseen prompts, effects at equal learning, parameter shifts, divergence tokens."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class LossShown(Config):
 
 
 class MatchedShown(Config):
-    """The effect at equal gains in held-out loss, compared with the effect after equally many updates."""
+    """The effect at equal gains in the loss on unseen prompts, compared with the effect after equally many updates."""
 
     target: str
     estimate: float | None
