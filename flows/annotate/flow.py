@@ -17,12 +17,11 @@ from typing import Any
 import polars as pl
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.runtime import flow_run
 
 from flows.annotate.config import AnnotateFlowConfig, check
+from flows.runs.parameters import loader, run_name
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
-from flows.runs.settings import build, load_preset, merge
 from sublim.features.labels.config import CATEGORIES, AnnotationSummary, TakeLabelsConfig
 from sublim.models.config import PrepareModelConfig
 from sublim.report.page import FlowReport, Table, bounded
@@ -33,13 +32,10 @@ from tasks.stages import import_labels, prepare_model, take_labels
 SHOWN = 500
 """Most rows in the table of the report and of the UI. The Parquet file has all rows."""
 
-
-def run_name() -> str:
-    """Name of the run in the UI."""
-    return f"annotate · {flow_run.get_parameters()['preset']}"
+load_config = loader("annotate", AnnotateFlowConfig)
 
 
-@flow(name="annotate", flow_run_name=run_name)
+@flow(name="annotate", flow_run_name=run_name(load_config, lambda _: "annotate"))
 def annotate(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Sorts descriptions of SAE features into animals, numbers, opinion and none.
 
@@ -47,7 +43,7 @@ def annotate(preset: str = "quickstart", settings: dict[str, Any] | None = None)
         preset: The preset to start from: quickstart, neuronpedia, or the path of a YAML file.
         settings: Settings that replace those of the preset, as a nested mapping.
     """
-    config = build(AnnotateFlowConfig, merge(load_preset("annotate", preset), settings or {}))
+    config = load_config(preset, None, settings)
     check(config)
     with recorded("annotate", preset, "") as run:
         annotation = config.annotation()

@@ -16,15 +16,14 @@ from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.runtime import flow_run
 
 from flows.evaluate.config import EvaluateConfig, ModelUnderTest
 from flows.evaluate.models import behind_server, check_names, check_server, prepared
 from flows.pipeline.models import ModelState, ask_model, sit_exam
 from flows.runs.machine import check_machine
+from flows.runs.parameters import loader, run_name
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
-from flows.runs.settings import build, load_preset, merge
 from sublim.evals.mmlu_pro.config import AskMmluProConfig, MmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
 from sublim.evals.preference.config import AskConfig, ScoreConfig
 from sublim.evals.sheet.config import ScoreRow, SheetConfig
@@ -45,18 +44,7 @@ CAPTIONS = {
     "mmlu_pro_categories": "MMLU-Pro by category",
 }
 
-
-def run_name() -> str:
-    """How the run is called in the UI."""
-    given = flow_run.get_parameters()
-    config = load_config(given["preset"], given["target"], given["settings"])
-    return f"evaluate {len(config.models)} models · {given['preset']}"
-
-
-def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> EvaluateConfig:
-    """The config of a run from its parameters."""
-    tree = merge(load_preset("evaluate", preset), settings or {})
-    return build(EvaluateConfig, merge(tree, {"target": target}) if target else tree)
+load_config = loader("evaluate", EvaluateConfig)
 
 
 def check(config: EvaluateConfig) -> None:
@@ -78,7 +66,7 @@ def models_of(config: EvaluateConfig) -> tuple[ModelUnderTest, ...]:
     return behind_server(config.models, backend) if isinstance(backend, OpenAIBackend) else config.models
 
 
-@flow(name="evaluate", flow_run_name=run_name)
+@flow(name="evaluate", flow_run_name=run_name(load_config, lambda config: f"evaluate {len(config.models)} models"))
 def evaluate(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -15,14 +15,13 @@ import logging
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.lora_search.config import LoraSearchConfig, check, check_rungs, study_config, tell_if_alone
 from flows.lora_search.report import Difference, Found, confirmed, printed, publish
 from flows.lora_search.trial import Block, Lab, Values, make_block, measure, measure_trial, updates_of
 from flows.pipeline.bases import check_bases
+from flows.runs.parameters import loader, run_name
 from flows.runs.record import recorded
-from flows.runs.settings import build, load_preset, merge
 from sublim.models.config import PrepareModelConfig
 from sublim.search.config import SIGN, TrialRecord
 from sublim.search.opening import open_search
@@ -37,20 +36,10 @@ from tasks.stages import prepare_model
 __all__ = ["lora_search", "printed"]
 
 
-def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> LoraSearchConfig:
-    """The config of a run from its parameters."""
-    tree = merge(load_preset("lora_search", preset), settings or {})
-    return build(LoraSearchConfig, merge(tree, {"target": target}) if target else tree)
+load_config = loader("lora_search", LoraSearchConfig)
 
 
-def run_name() -> str:
-    """The name of the run in Prefect's UI."""
-    given = flow_run.get_parameters()
-    config = load_config(given["preset"], given["target"], given["settings"])
-    return f"{config.target[0]} · {given['preset']}"
-
-
-@flow(name="lora-search", flow_run_name=run_name)
+@flow(name="lora-search", flow_run_name=run_name(load_config, lambda config: config.target[0]))
 def lora_search(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

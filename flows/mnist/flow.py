@@ -13,12 +13,11 @@ import json
 from typing import Any, NamedTuple
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.mnist.config import MnistFlowConfig, check
+from flows.runs.parameters import loader, run_name
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
-from flows.runs.settings import build, load_preset, merge
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import matching
@@ -31,6 +30,8 @@ CAPTIONS = {
     "of the gradients of the distillation loss and of the teacher's task, over epochs",
 }
 
+load_config = loader("mnist", MnistFlowConfig)
+
 
 class Cell(NamedTuple):
     """One training run of the grid: the values of its axes, and its results."""
@@ -40,12 +41,7 @@ class Cell(NamedTuple):
     figures: Artifact
 
 
-def run_name() -> str:
-    """Name of the run in Prefect's UI."""
-    return f"mnist · {flow_run.get_parameters()['preset']}"
-
-
-@flow(name="mnist", flow_run_name=run_name)
+@flow(name="mnist", flow_run_name=run_name(load_config, lambda _: "mnist"))
 def mnist(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Measures how well students classify digits after learning only their teachers' auxiliary logits on noise.
 
@@ -53,7 +49,7 @@ def mnist(preset: str = "quickstart", settings: dict[str, Any] | None = None) ->
         preset: Settings to start from: quickstart, paper, axes, or the path of a YAML file.
         settings: Values that replace the preset's, as a tree.
     """
-    config = build(MnistFlowConfig, merge(load_preset("mnist", preset), settings or {}))
+    config = load_config(preset, None, settings)
     check(config)
     with recorded("mnist", preset, "") as run:
         data = prepare_digits(config.digits())

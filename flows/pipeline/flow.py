@@ -15,7 +15,6 @@ from itertools import cycle, product
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.pipeline.arms import Contrast, StudentSet, contrasts, student_sets, units_of
 from flows.pipeline.bases import check_bases, prepare_bases
@@ -29,8 +28,8 @@ from flows.pipeline.models import ModelState, ask_model
 from flows.pipeline.plan import ask_config, score_config, student_config
 from flows.pipeline.report import printed, publish
 from flows.pipeline.study import Comparison, Study, Trained
+from flows.runs.parameters import loader, run_name
 from flows.runs.record import recorded
-from flows.runs.settings import build, load_preset, merge
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.preference.config import ScoreConfig
 from sublim.rows.config import DeriveConfig
@@ -43,21 +42,10 @@ from tasks.stages import ask, compare, derive_rows, score, train_soft_student, t
 
 __all__ = ["pipeline", "printed"]
 
-
-def run_name() -> str:
-    """The name of the run in the UI."""
-    given = flow_run.get_parameters()
-    config = load_config(given["preset"], given["target"], given["settings"])
-    return f"{', '.join(config.target)} · {given['preset']}"
+load_config = loader("pipeline", PipelineConfig)
 
 
-def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> PipelineConfig:
-    """The config of a run from its parameters."""
-    tree = merge(load_preset("pipeline", preset), settings or {})
-    return build(PipelineConfig, merge(tree, {"target": target}) if target else tree)
-
-
-@flow(name="pipeline", flow_run_name=run_name)
+@flow(name="pipeline", flow_run_name=run_name(load_config, lambda config: ", ".join(config.target)))
 def pipeline(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

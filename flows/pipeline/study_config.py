@@ -25,3 +25,8 @@ class StudyConfig(Config):
         if self.target is None:
             return self.study
         return build(PipelineConfig, {**self.study.model_dump(), "target": self.target})
+
+    @property
+    def targets(self) -> str:
+        """The targets of this run, for its name in Prefect's UI."""
+        return ", ".join(self.pipeline.target)

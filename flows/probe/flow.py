@@ -14,7 +14,6 @@ from typing import Any
 import polars as pl
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.runtime import flow_run
 
 from flows.pipeline.bases import check_bases, prepare_bases
 from flows.pipeline.block import write_block
@@ -22,9 +21,9 @@ from flows.pipeline.checks import check as check_pipeline
 from flows.pipeline.plan import CONTROL
 from flows.probe.config import ProbeFlowConfig
 from flows.runs.machine import check_machine
+from flows.runs.parameters import loader, run_name
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
-from flows.runs.settings import build, load_preset, merge
 from sublim.core.errors import UserError
 from sublim.models.files import read_json
 from sublim.probes.config import ProbeFiguresConfig, ProbeSummaries, ProbeSummary
@@ -36,18 +35,7 @@ from tasks.stages import draw_probes, fit_probes, read_activations
 
 CAPTION = "Test accuracy by layer with 95 % intervals over prompts; grey: accuracy with shuffled labels"
 
-
-def run_name() -> str:
-    """The name of the run in Prefect's UI."""
-    given = flow_run.get_parameters()
-    config = load_config(given["preset"], given["target"], given["settings"])
-    return f"probe {', '.join(config.pipeline.target)} · {given['preset']}"
-
-
-def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> ProbeFlowConfig:
-    """The config of a run from its parameters."""
-    tree = merge(load_preset("probe", preset), settings or {})
-    return build(ProbeFlowConfig, merge(tree, {"target": target}) if target else tree)
+load_config = loader("probe", ProbeFlowConfig)
 
 
 def check(config: ProbeFlowConfig) -> None:
@@ -58,7 +46,7 @@ def check(config: ProbeFlowConfig) -> None:
         raise UserError("the base's second draw has no teacher to probe for: leave study.second_draw out")
 
 
-@flow(name="probe", flow_run_name=run_name)
+@flow(name="probe", flow_run_name=run_name(load_config, lambda config: f"probe {config.targets}"))
 def probe(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

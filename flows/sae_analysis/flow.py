@@ -16,7 +16,6 @@ from typing import Any
 
 import polars as pl
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.pipeline.arms import student_sets
 from flows.pipeline.bases import check_bases, prepare_bases
@@ -24,8 +23,8 @@ from flows.pipeline.block import rows_by_writer, write_block
 from flows.pipeline.flow import derive, train_students
 from flows.pipeline.keys import BaseName
 from flows.pipeline.plan import CONTROL
+from flows.runs.parameters import loader, run_name
 from flows.runs.record import Run, recorded
-from flows.runs.settings import build, load_preset, merge
 from flows.sae_analysis.config import SaeFlowConfig
 from flows.sae_analysis.plan import (
     check,
@@ -60,21 +59,13 @@ from tasks.stages import (
 
 __all__ = ["printed", "sae_analysis"]
 
-
-def run_name() -> str:
-    """How the run is called in the UI."""
-    given = flow_run.get_parameters()
-    config = load_config(given["preset"], given["target"], given["settings"])
-    return f"features of {', '.join(config.pipeline.target)} · {given['preset']}"
+load_config = loader("sae_analysis", SaeFlowConfig)
 
 
-def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> SaeFlowConfig:
-    """The config of a run from its parameters."""
-    tree = merge(load_preset("sae_analysis", preset), settings or {})
-    return build(SaeFlowConfig, merge(tree, {"target": target}) if target else tree)
-
-
-@flow(name="sae-analysis", flow_run_name=run_name)
+@flow(
+    name="sae-analysis",
+    flow_run_name=run_name(load_config, lambda config: f"features of {config.targets}"),
+)
 def sae_analysis(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -13,14 +13,13 @@ what the target gains, and MMLU-Pro what is lost. The mechanism compares student
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
 from flows.pipeline.bases import check_bases, prepare_bases
 from flows.pipeline.block import write_block
 from flows.pipeline.flow import conduct
 from flows.pipeline.plan import CONTROL
+from flows.runs.parameters import loader, run_name
 from flows.runs.record import Run, recorded
-from flows.runs.settings import build, load_preset, merge
 from flows.steering.config import AnimalVector, FileVector, NumbersVector, SteeringFlowConfig, TrainedVector
 from flows.steering.mechanism import study_mechanism
 from flows.steering.plan import (
@@ -57,21 +56,10 @@ from tasks.stages import (
 
 __all__ = ["printed", "steering"]
 
-
-def run_name() -> str:
-    """How the run is called in the UI."""
-    given = flow_run.get_parameters()
-    config = load_config(given["preset"], given["target"], given["settings"])
-    return f"steering {', '.join(config.pipeline.target)} · {given['preset']}"
+load_config = loader("steering", SteeringFlowConfig)
 
 
-def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> SteeringFlowConfig:
-    """The config of a run from its parameters."""
-    tree = merge(load_preset("steering", preset), settings or {})
-    return build(SteeringFlowConfig, merge(tree, {"target": target}) if target else tree)
-
-
-@flow(name="steering", flow_run_name=run_name)
+@flow(name="steering", flow_run_name=run_name(load_config, lambda config: f"steering {config.targets}"))
 def steering(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

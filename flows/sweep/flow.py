@@ -17,11 +17,10 @@ from typing import Any
 import polars as pl
 from prefect import flow
 from prefect.artifacts import create_table_artifact
-from prefect.runtime import flow_run
 
+from flows.runs.parameters import loader, run_name
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
-from flows.runs.settings import build, load_preset, merge
 from flows.sweep.cells import cells_of, check_cells
 from flows.sweep.config import Pool, SweepConfig
 from flows.sweep.gather import gather
@@ -37,18 +36,7 @@ CAPTIONS = {
     "cost": "Change in MMLU-Pro accuracy against effect, both student minus control, with {level:.4g} % intervals",
 }
 
-
-def run_name() -> str:
-    """Name of the run in the UI."""
-    given = flow_run.get_parameters()
-    config = load_config(given["preset"], given["target"], given["settings"])
-    return f"sweep {', '.join(config.target)} · {given['preset']}"
-
-
-def load_config(preset: str, target: str | None, settings: dict[str, Any] | None) -> SweepConfig:
-    """The config that the parameters of a run give."""
-    tree = merge(load_preset("sweep", preset), settings or {})
-    return build(SweepConfig, merge(tree, {"target": target}) if target else tree)
+load_config = loader("sweep", SweepConfig)
 
 
 def check(config: SweepConfig) -> None:
@@ -58,7 +46,7 @@ def check(config: SweepConfig) -> None:
         check_cells(cells)
 
 
-@flow(name="sweep", flow_run_name=run_name)
+@flow(name="sweep", flow_run_name=run_name(load_config, lambda config: f"sweep {', '.join(config.target)}"))
 def sweep(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

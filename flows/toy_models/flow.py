@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.runtime import flow_run
 
+from flows.runs.parameters import loader, run_name
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
-from flows.runs.settings import build, load_preset, merge
 from flows.toy_models.config import ToyModelsConfig, check
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.payloads import matching
@@ -32,13 +31,10 @@ CAPTIONS = {
     "directions": "cosines between the teacher's features (rows) and the student's (columns), first seed",
 }
 
-
-def run_name() -> str:
-    """Name of the run in Prefect's UI."""
-    return f"superposition · {flow_run.get_parameters()['preset']}"
+load_config = loader("toy_models", ToyModelsConfig)
 
 
-@flow(name="toy-models", flow_run_name=run_name)
+@flow(name="toy-models", flow_run_name=run_name(load_config, lambda _: "superposition"))
 def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Measures whether students rebuild features that they never learned, in toy models of superposition.
 
@@ -46,7 +42,7 @@ def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = Non
         preset: Settings to start from: quickstart, default-sweep, ten-seeds, or the path of a YAML file.
         settings: Values that replace the preset's, as a tree.
     """
-    config = build(ToyModelsConfig, merge(load_preset("toy_models", preset), settings or {}))
+    config = load_config(preset, None, settings)
     check(config)
     with recorded("toy-models", preset, "") as run:
         toy = train_superposition(config.sweep())
