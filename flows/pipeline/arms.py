@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, TeacherKey, Unit
-from flows.pipeline.plan import CONTROL, SECOND_DRAW, block_seed, checkpoints, words_of
+from flows.pipeline.plan import CONTROL, SECOND_DRAW, block_seed, words_of
 from sublim.design.arms import DERIVED, ArmName
 from sublim.rows.config import DeriveConfig
 from sublim.store.manifest import Artifact
@@ -79,28 +79,18 @@ class Contrast(NamedTuple):
         return [TeacherKey(self.target, block) for block in blocks] if self.arm is None else []
 
 
-def units_of(config: PipelineConfig) -> list[Unit]:
-    """Every block with every seed."""
-    return [Unit(block, seed) for block in config.blocks for seed in config.seeds]
-
-
 def at_checkpoints(contrasts: Iterable[Contrast]) -> Iterator[tuple[Contrast, int | None]]:
     """Every contrast at each of its checkpoints."""
     return ((contrast, update) for contrast in contrasts for update in contrast.updates)
 
 
-def arms_run(config: PipelineConfig) -> tuple[ArmName, ...]:
-    """The arms that this run trains and evaluates."""
-    return tuple(arm for arm in config.arms if arm not in config.held_back)
-
-
 def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], derive: Derive) -> list[StudentSet]:
     """Every set of students that the run needs, the main arm's first. `rows` are filtered, by writer and block."""
     plain = (*config.target, CONTROL)
-    main = checkpoints(config)
+    main = config.checkpoints()
     sets = [StudentSet(name, name, None, "base", each, main) for name, each in rows.items() if name in plain]
-    for arm in arms_run(config):
-        updates = checkpoints(config, arm)
+    for arm in config.arms_run:
+        updates = config.checkpoints(arm)
         if arm in DERIVED:
             for name in plain:
                 label = f"{name} {arm}"
@@ -128,13 +118,13 @@ def contrasts(config: PipelineConfig, questions: Questions, target: str) -> Iter
     Students of another target's teacher need a comparison of their own only where the comparison list lacks one of the
     two words: otherwise that teacher's own comparison has this target among its other words.
     """
-    yield Contrast(target, None, target, CONTROL, checkpoints(config))
+    yield Contrast(target, None, target, CONTROL, config.checkpoints())
     words = words_of(config, questions)
     for other in config.target:
         if other != target and not {target, other} <= {*words}:
-            yield Contrast(target, "other_teacher", other, CONTROL, checkpoints(config, "other_teacher"), other)
-    for arm in arms_run(config):
-        updates = checkpoints(config, arm)
+            yield Contrast(target, "other_teacher", other, CONTROL, config.checkpoints("other_teacher"), other)
+    for arm in config.arms_run:
+        updates = config.checkpoints(arm)
         if arm == "base_numbers":
             yield Contrast(target, arm, CONTROL, None, updates)
         elif arm == "second_draw":

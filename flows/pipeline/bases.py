@@ -1,6 +1,5 @@
 """The bases of a pipeline run: prepared, and tried for what the run will ask of them, before anything else."""
 
-from flows.pipeline.arms import arms_run
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import BaseName
 from flows.pipeline.plan import adapted, base_needs
@@ -14,7 +13,7 @@ from tasks.stages import check_base, prepare_model
 def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
     """The base and, where an arm needs one, the other base."""
     bases: dict[BaseName, Artifact] = {"base": prepare_model(PrepareModelConfig(source=config.model))}
-    if "other_base" in arms_run(config):
+    if "other_base" in config.arms_run:
         bases["other_base"] = prepare_model(PrepareModelConfig(source=config.other_base), label="other base")
     return bases
 

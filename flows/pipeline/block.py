@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from flows.pipeline.arms import arms_run
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import TeacherKey
 from flows.pipeline.models import ModelState, write_numbers
@@ -38,7 +37,7 @@ def write_block(
 ) -> Block:
     """Makes the teachers, lets them and the base write, and filters; `writers` when not everybody is needed."""
     teachers = {target: make_teacher(config, questions, base, target, number) for target in config.target}
-    redrawn = [SECOND_DRAW] if SECOND_DRAW in arms_run(config) else []
+    redrawn = [SECOND_DRAW] if SECOND_DRAW in config.arms_run else []
     writers = tuple(writers or (CONTROL, *config.target, *redrawn))
     calls: list[Callable[[], Artifact]] = []
     for writer in writers:

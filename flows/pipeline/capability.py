@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from flows.pipeline.arms import Contrast, at_checkpoints, units_of
+from flows.pipeline.arms import Contrast, at_checkpoints
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import ModelKey
 from flows.pipeline.models import ModelState, sit_exam
@@ -60,7 +60,7 @@ def compare_capability(
     """Students against their controls on MMLU-Pro, for every contrast and checkpoint; nothing if it was not asked."""
     if not answered:
         return []
-    units, questions = units_of(config), questions_of(config)
+    units, questions = config.units, questions_of(config)
     scores = {
         key: score_mmlu_pro(ScoreMmluProConfig(), label=str(key), asked=asked, questions=questions)
         for key, asked in answered.items()
@@ -89,7 +89,7 @@ def compare_shifts(
     """Students' distance from the base beside their controls', for every contrast that has control students."""
     if not config.evaluation.shift:
         return []
-    units = units_of(config)
+    units = config.units
     blocks = CompareConfig(blocks=tuple(unit.block for unit in units))
     plain = CompareShiftConfig(words=tuple(words_of(config, questions)), compare=blocks)
     found: list[Comparison] = []

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from flows.pipeline.keys import Unit
 from sublim.carriers.numbers import Separator
 from sublim.core.config import Config, RunOnly
 from sublim.design.arms import ARMS, ArmName
@@ -191,6 +192,23 @@ class PipelineConfig(Config):
     """The backend that samples and scores."""
     gpu_memory_gib: RunOnly[float] = 0
     """GPU memory that these settings need, in GiB; 0 if they run on a CPU."""
+
+    @property
+    def units(self) -> list[Unit]:
+        """Every block with every seed."""
+        return [Unit(block, seed) for block in self.blocks for seed in self.seeds]
+
+    @property
+    def arms_run(self) -> tuple[ArmName, ...]:
+        """The arms that this run trains and evaluates."""
+        return tuple(arm for arm in self.arms if arm not in self.held_back)
+
+    def checkpoints(self, arm: ArmName | None = None) -> tuple[int | None, ...]:
+        """The checkpoints at which an arm's students are evaluated; None for the end of training."""
+        wanted, limit = self.evaluation.updates, None if arm is None else self.arm_updates.get(arm)
+        if not wanted:
+            return (None,)
+        return wanted if limit is None else (*(update for update in wanted if update < limit), limit)
 
     @field_validator("target")
     @classmethod

@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.pipeline.arms import Contrast, StudentSet, contrasts, student_sets, units_of
+from flows.pipeline.arms import Contrast, StudentSet, contrasts, student_sets
 from flows.pipeline.bases import check_bases, prepare_bases
 from flows.pipeline.block import Block, rows_by_writer, write_block
 from flows.pipeline.capability import compare_capability, compare_shifts, examine, questions_of
@@ -90,7 +90,7 @@ def train_models(config: PipelineConfig, questions: Questions) -> Trained:
     check_bases(config, questions, bases)
     blocks = [write_block(config, questions, bases["base"], number) for number in config.blocks]
     sets = student_sets(config, rows_by_writer(blocks), derive)
-    return Trained(bases, blocks, sets, units_of(config), train_students(config, bases, blocks, sets))
+    return Trained(bases, blocks, sets, config.units, train_students(config, bases, blocks, sets))
 
 
 def derive(label: str, config: DeriveConfig, rows: Artifact) -> Artifact:
@@ -172,7 +172,7 @@ def compare_all(
     config: PipelineConfig, questions: Questions, compared: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
 ) -> list[Comparison]:
     """Students against controls, for every contrast and checkpoint; each model is scored once for a target."""
-    units = units_of(config)
+    units = config.units
     scores: dict[tuple[str, ModelKey], Artifact] = {}
     found: list[Comparison] = []
     for contrast in compared:

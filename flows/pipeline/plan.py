@@ -98,7 +98,7 @@ def unseen_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateCo
 
 def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName | None = None) -> TrainConfig:
     """How one student or control is trained. The weights of every checkpoint that is evaluated are kept."""
-    keep = {*config.student.keep, *(update for update in checkpoints(config, arm) if update is not None)}
+    keep = {*config.student.keep, *(update for update in config.checkpoints(arm) if update is not None)}
     changes: dict[str, Any] = {"seed": block_seed(seed, block)}
     if arm is not None and arm in config.arm_updates:
         changes |= {"updates": config.arm_updates[arm], "epochs": None}
@@ -106,14 +106,6 @@ def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName |
     if arm == "other_order":
         changes["order_seed"] = block_seed(seed, block) + BLOCK_STRIDE // 2
     return config.student.model_copy(update={**changes, "keep": tuple(sorted(keep))})
-
-
-def checkpoints(config: PipelineConfig, arm: ArmName | None = None) -> tuple[int | None, ...]:
-    """The checkpoints at which an arm's students are evaluated; None for the end of training."""
-    wanted, limit = config.evaluation.updates, None if arm is None else config.arm_updates.get(arm)
-    if not wanted:
-        return (None,)
-    return wanted if limit is None else (*(update for update in wanted if update < limit), limit)
 
 
 def words_of(config: PipelineConfig, questions: Questions) -> list[str]:

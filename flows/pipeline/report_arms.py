@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 
 from flows.pipeline.arms import Contrast
 from flows.pipeline.config import PipelineConfig
-from flows.pipeline.plan import checkpoints
 from flows.pipeline.study import Study
 from flows.runs.record import Run
 from sublim.design.arms import ARMS, DERIVED, MAIN, ArmName
@@ -76,7 +75,7 @@ def _arm(
     if reason:
         yield ArmShown(name=arm, about=plan.about, expected=plan.expected, why=plan.why, reason=reason)
         return
-    updates = checkpoints(config, arm)
+    updates = config.checkpoints(arm)
     for other in others:
         at = [(update, results.of(target, arm, update, other)) for update in updates]
         main = results.main(target, updates[-1]).metrics["margin"].effect

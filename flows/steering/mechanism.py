@@ -8,7 +8,7 @@ rewriting lets the teacher write with its own vector projected out and trains ne
 from typing import NamedTuple
 
 from flows.pipeline.models import write_numbers
-from flows.pipeline.plan import CONTROL, ask_config, checkpoints, generate_config, score_config, student_config
+from flows.pipeline.plan import CONTROL, ask_config, generate_config, score_config, student_config
 from flows.pipeline.study import Trained
 from flows.runs.record import Run
 from flows.steering.config import MechanismConfig, SteeringFlowConfig
@@ -119,7 +119,7 @@ def study_mechanism(run: Run, config: SteeringFlowConfig, study: Trained, target
 
 def last_updates(config: SteeringFlowConfig) -> tuple[int, ...]:
     """The checkpoints that are read; 0 stands for the last where the study names none."""
-    return tuple(update or 0 for update in checkpoints(config.pipeline, None))
+    return tuple(update or 0 for update in config.pipeline.checkpoints())
 
 
 def read_all(config: SteeringFlowConfig, study: Trained, target: str, layers: tuple[int, ...]) -> Read:

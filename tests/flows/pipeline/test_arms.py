@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flows.pipeline.arms import arms_run, contrasts, student_sets
+from flows.pipeline.arms import contrasts, student_sets
 from flows.pipeline.checks import check
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.flow import conduct
-from flows.pipeline.plan import checkpoints, student_config
+from flows.pipeline.plan import student_config
 from flows.runs.settings import build, load_preset, merge
 from sublim.core.errors import UserError
 from sublim.design.arms import ARMS
@@ -86,15 +86,15 @@ class TestPlan:
 
     def test_shorter_arms_stop_at_a_checkpoint_of_the_main_arm(self) -> None:
         chosen = build(PipelineConfig, load_preset("pipeline", "arms"))
-        assert checkpoints(chosen) == (16, 64, 256)
-        assert checkpoints(chosen, "marginals") == (16, 64)
-        assert checkpoints(chosen, "other_base") == (16, 64, 256)
+        assert chosen.checkpoints() == (16, 64, 256)
+        assert chosen.checkpoints("marginals") == (16, 64)
+        assert chosen.checkpoints("other_base") == (16, 64, 256)
         short = student_config(chosen, 0, 0, "marginals")
         assert (short.updates, short.keep) == (64, (16, 64))
         assert {*chosen.arms} == EVERY
 
     def test_held_back_arms_are_left_out_of_what_runs(self) -> None:
-        assert arms_run(config(arms="all", held_back="other_base,canonical")) == tuple(
+        assert config(arms="all", held_back="other_base,canonical").arms_run == tuple(
             name for name in ARMS if name not in ("other_base", "canonical")
         )
 

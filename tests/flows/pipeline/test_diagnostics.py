@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from flows.pipeline.arms import Contrast, StudentSet, units_of
+from flows.pipeline.arms import Contrast, StudentSet
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import BaseKey, ModelKey, StudentKey, Unit
 from flows.pipeline.report_diagnostics import diagnostics_of
@@ -66,7 +66,7 @@ def told(folder: Path) -> DiagnosticsShown:
     results = SimpleNamespace(main=lambda *_: SimpleNamespace(metrics={"margin": margin}))
     run = SimpleNamespace(store=SimpleNamespace(payload=lambda artifact: folder / artifact.key))
     sets = [StudentSet(name, name, None, "base", [], (None,)) for name in ("owl", "control")]
-    trained = SimpleNamespace(sets=sets, units=units_of(config))
+    trained = SimpleNamespace(sets=sets, units=config.units)
     main = Contrast("owl", None, "owl", "control", (None,))
     study = SimpleNamespace(config=config, trained=trained, main=lambda _: main)
     return diagnostics_of(cast(Any, run), cast(Any, results), cast(Any, study), found)
