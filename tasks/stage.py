@@ -66,7 +66,7 @@ class RunLog:
     def __init__(self) -> None:
         self.stages: list[StageRun] = []
         self.states: dict[str, State[Any]] = {}
-        """By key: the Prefect state of the task that gave an artifact."""
+        """The Prefect states of the tasks that gave artifacts, under the artifacts' keys."""
 
     def upstream(self, inputs: Mapping[str, Inputs]) -> list[State[Any]]:
         """The states of the tasks that the inputs came from; Prefect's UI draws an edge from each."""

@@ -151,7 +151,7 @@ def called(spec: ModelUnderTest, named: Named) -> Iterator[str]:
 
 
 def short(model: str) -> str:
-    """A model's name without what makes it long: the folder's last part, the id without its commit."""
+    """A model's short name: the last part of a folder's path, or a hub id without its commit."""
     text = model.strip().partition("@")[0].rstrip("/")
     return text.rpartition("/")[2] or text
 

@@ -25,7 +25,7 @@ class StudentSet(NamedTuple):
     """The arm that changes their rows or training; None for the main arm's students and controls."""
     base: BaseName
     rows: list[Artifact]
-    """By block."""
+    """The rows of each block."""
     updates: tuple[int | None, ...]
     """The checkpoints at which they are evaluated; None for the last."""
 

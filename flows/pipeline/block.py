@@ -20,7 +20,7 @@ class Block(NamedTuple):
 
     number: int
     teachers: dict[str, ModelState]
-    """By target."""
+    """The teacher of each target."""
     raw: dict[str, Artifact]
     """What was written, by writer: `control` for the base, a target for its teacher, `second_draw`."""
     rows: dict[str, Artifact]

@@ -19,7 +19,7 @@ class Comparison(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As the stage that compared was called."""
+        """The label of the stage that made it."""
         return self.contrast.label(self.update)
 
 
@@ -27,13 +27,13 @@ class Diagnosed(NamedTuple):
     """The diagnostics' artifacts; what could not be measured is missing, with its reason."""
 
     losses: dict[ModelKey, Artifact]
-    """Of bases, of the first block's teachers, and of its students."""
+    """Losses on unseen prompts of the bases, and of the first block's teachers and students."""
     shifts: dict[str, Artifact]
-    """By target."""
+    """One artifact for each target."""
     divergence: dict[str, Artifact]
-    """By target."""
+    """One artifact for each target."""
     missing: dict[str, str]
-    """By diagnostic and target: why."""
+    """Reasons, under the name of the diagnostic and of the target."""
 
 
 class Trained(NamedTuple):
@@ -44,7 +44,7 @@ class Trained(NamedTuple):
     sets: list[StudentSet]
     units: list[Unit]
     students: dict[str, list[Artifact]]
-    """By set, in the order of the units."""
+    """The students of each set, in the order of the units."""
 
     @property
     def teachers(self) -> dict[TeacherKey, ModelState]:

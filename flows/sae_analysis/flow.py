@@ -113,7 +113,8 @@ def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
 def labelled(
     run: Run, config: SaeFlowConfig, carrier: Carrier, sae: Sae, contrasts: list[Contrast]
 ) -> Iterator[Artifact]:
-    """Labels of an SAE's features from Neuronpedia; then those of the features shown, sorted by the annotator."""
+    """Fetches labels of an SAE's features from Neuronpedia and has those of the features shown sorted by the
+    annotator."""
     wanted = labels_config(config, sae.note)
     if wanted is None:
         return
@@ -136,7 +137,7 @@ def labelled(
 
 
 def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact | None:
-    """Probes on each target's rows against the control's."""
+    """Fits probes that tell each target's rows from the control's."""
     if config.probes is None:
         return None
     layers = config.probe_layers or tuple(sae.note.layer for sae in saes)
@@ -151,7 +152,8 @@ def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact
 
 
 def write_carrier(config: SaeFlowConfig, questions: Questions, bases: dict[BaseName, Artifact]) -> Carrier:
-    """Number rows of every teacher and of the base, and the students of them, exactly as the pipeline makes them."""
+    """The number lists of every teacher and of the base, and the students trained on them, as the pipeline makes
+    them."""
     study = config.pipeline
     block = write_block(study, questions, bases["base"], study.blocks[0], (CONTROL, *study.target))
     students: dict[str, list[Artifact]] = {}

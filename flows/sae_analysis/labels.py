@@ -1,4 +1,4 @@
-"""What features are said to respond to: labels of Neuronpedia's or of one's own, and the kinds found for them."""
+"""Labels of features, from Neuronpedia or from the user, and the kinds into which they were sorted."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from sublim.features.labels.tables import of_layer, read_labels
 from sublim.store.folder import Store
 
 UNREADABLE = "unreadable"
-"""The kind of a description where the model that sorts named none."""
+"""The kind of a description if the model that sorts gave no readable answer."""
 
 
 class Label(NamedTuple):
@@ -20,15 +20,15 @@ class Label(NamedTuple):
 
     text: str
     kind: str | None
-    """animals, numbers, opinion, none or unreadable; None where nobody has sorted it."""
+    """animals, numbers, opinion, none or unreadable; None if it was not sorted."""
 
 
 Labels = Mapping[int, Label]
-"""By feature."""
+"""Labels under the number of the feature."""
 
 
 def merged(payloads: Iterable[Path]) -> dict[int, Label]:
-    """Labels of several payloads of one SAE: what a later one says of a feature holds."""
+    """Labels from several payloads of one SAE. A later payload replaces what an earlier one says of a feature."""
     found: dict[int, Label] = {}
     for folder in payloads:
         found |= label_table(folder)

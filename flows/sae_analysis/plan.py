@@ -1,4 +1,4 @@
-"""The stages' configs of an analysis with SAEs; checked before anything runs, without Prefect."""
+"""The configs of an SAE analysis's stages, and what is refused before anything runs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from sublim.traits.questions import Questions
 
 
 def check(config: SaeFlowConfig) -> None:
-    """Raises UserError for whatever can be known to go wrong: the machine, the files, the backend."""
+    """Raises UserError for every mistake that can be found before the run: in the machine, the files or the backend."""
     check_machine(config.gpu_memory_gib)
     check_pipeline(config.pipeline)
     if config.study.second_draw:
@@ -65,13 +65,13 @@ def check_layers(config: SaeFlowConfig, notes: Sequence[SaeNote], base: Path) ->
 
 
 def dtype_of(config: SaeFlowConfig) -> str:
-    """Of the weights that read."""
+    """The dtype of the weights with which activations are read."""
     backend = config.study.backend
     return backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto"
 
 
 def chats_config(config: SaeFlowConfig, texts: ChatTexts) -> WriteChatsConfig:
-    """The base's own chats, drawn freely."""
+    """How the base's own chats are sampled."""
     return WriteChatsConfig(
         topics=bundled_topics(),
         chats=texts.chats,
@@ -81,7 +81,7 @@ def chats_config(config: SaeFlowConfig, texts: ChatTexts) -> WriteChatsConfig:
 
 
 def train_configs(config: SaeFlowConfig, saes: TrainedSaes) -> list[TrainSaeConfig]:
-    """One training for each layer."""
+    """How the SAE of each layer is trained."""
     shared = saes.model_dump(exclude={"kind", "layers"})
     return [
         TrainSaeConfig.model_validate({**shared, "layer": layer, "dtype": dtype_of(config)})
@@ -90,7 +90,7 @@ def train_configs(config: SaeFlowConfig, saes: TrainedSaes) -> list[TrainSaeConf
 
 
 def import_configs(saes: PretrainedSaes | FolderSaes) -> list[ImportSaeConfig]:
-    """One SAE of others for each layer."""
+    """Which published or local SAE is taken for each layer."""
     if isinstance(saes, PretrainedSaes):
         sources = [PretrainedSae(release=saes.release, id=id, other_model=saes.other_model) for id in saes.ids]
     else:
@@ -104,24 +104,24 @@ def encode_config(config: SaeFlowConfig, tokens: FeatureAt, *, rows: int | None 
 
 
 def word_config(config: SaeFlowConfig, questions: Questions, context: str, words: tuple[str, ...]) -> WordRowsConfig:
-    """Rows with words; chats ask what the evaluation does not."""
+    """How the rows with single words are made. Chats use questions that the evaluation does not ask."""
     frames = bundled_sentences() if context == "plain" else questions.teacher
     return WordRowsConfig.model_validate({"words": words, "context": context, "frames": frames})
 
 
 def other_words(config: SaeFlowConfig, questions: Questions, target: str) -> tuple[str, ...]:
-    """What a word is set against: the comparison list without the run's targets."""
+    """The words that a target's word is compared with: the list without the run's targets."""
     targets = {word.casefold() for word in (*config.pipeline.target, target)}
     return tuple(word for word in words_of(config.pipeline, questions) if word.casefold() not in targets)
 
 
 def contrast_config(config: SaeFlowConfig, note: SaeNote, *, pair: bool) -> ContrastConfig:
-    """One contrast in one SAE's features."""
+    """How one contrast is computed."""
     return ContrastConfig(sae=note.name, pair=pair, level=config.level)
 
 
 def labels_config(config: SaeFlowConfig, note: SaeNote) -> LabelsConfig | None:
-    """Where an SAE's labels are; None where it does not say, or none are asked for."""
+    """Where the labels of an SAE's features are; None if it does not say so or none are wanted."""
     if config.neuronpedia is None or note.neuronpedia is None:
         return None
     model, _, source = note.neuronpedia.partition("/")
@@ -134,7 +134,7 @@ def probes_config(config: SaeFlowConfig, probes: ProbesConfig) -> ProbesConfig:
 
 
 def probe_reading(config: SaeFlowConfig, probes: ProbesConfig, layers: tuple[int, ...]) -> ActivationsConfig:
-    """What probes read."""
+    """Which activations the probes are fitted on."""
     return ActivationsConfig.model_validate(
         {"sites": (probes.site,), "layers": layers, "read_at": (probes.read_at,), "dtype": dtype_of(config)}
     )

@@ -193,7 +193,7 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
 
 
 def target_of(name: str, targets: set[str]) -> str:
-    """Whose contrast is called so."""
+    """The words of a report for the side of a contrast."""
     return next(target for target in targets if name.startswith(f"{target} "))
 
 

@@ -31,19 +31,19 @@ from tasks.stages import (
 
 
 def take_saes(config: SaeFlowConfig) -> list[Artifact]:
-    """The SAEs of others, before anything that costs; none where they are trained here."""
+    """Takes the SAEs of others before anything expensive runs; none if SAEs are trained here."""
     if isinstance(config.saes, TrainedSaes):
         return []
     return [import_sae(each, label=str(number)) for number, each in enumerate(import_configs(config.saes))]
 
 
 def note_of(run: Run, sae: Artifact) -> SaeNote:
-    """What an SAE is for."""
+    """The note of an SAE: its model, layer and site."""
     return SaeNote.model_validate(read_json(run.store.payload(sae) / "sae.json"))
 
 
 def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier, taken: list[Artifact]) -> list[Sae]:
-    """The SAEs, trained here or taken in, each measured on texts that none here was trained on."""
+    """Trains the SAEs, if they are not taken, and measures each on held-out texts."""
     sources: dict[str, Artifact] = {}
     for number, text in enumerate(config.texts):
         match text:

@@ -13,13 +13,13 @@ class Carrier(NamedTuple):
     base: Artifact
     teachers: dict[str, ModelState]
     rows: dict[str, Artifact]
-    """By target and `control`: number rows after the filter."""
+    """The filtered number lists of each teacher, under its target, and of the base, under `control`."""
     students: dict[str, list[Artifact]]
-    """By target and `control`, seed by seed; empty where none are read."""
+    """The students under the same names, seed by seed; empty if none are read."""
 
 
 class Sae(NamedTuple):
-    """An SAE, what it is for, and how good it is."""
+    """An SAE with its note (model, layer, site) and its quality."""
 
     note: SaeNote
     artifact: Artifact
@@ -27,33 +27,33 @@ class Sae(NamedTuple):
 
 
 class Contrast(NamedTuple):
-    """Features of one set of rows against another's."""
+    """A comparison of the features of two sets of rows or two models."""
 
     target: str
     kind: str
     """numbers, teacher, student 0, student 0 minus base, word plain, word chat, against wolf."""
     sides: tuple[str, str]
-    """What was encoded of each side. Sets of two contrasts that have one in common share more than chance by that."""
+    """The encodings that are compared. Two contrasts with an encoding in common share features by that alone."""
     sae: str
     artifact: Artifact
     examples: Artifact | None
 
     @property
     def name(self) -> str:
-        """As its set is called among the overlaps."""
+        """The name of its set of features among the overlaps."""
         return f"{self.target} {self.kind}"
 
 
 class Analysis(NamedTuple):
-    """A finished analysis."""
+    """Everything that a finished analysis has made."""
 
     saes: list[Sae]
     contrasts: list[Contrast]
     overlaps: dict[str, Artifact]
-    """By SAE."""
+    """The contrasts' overlaps for each SAE."""
     vectors: dict[tuple[str, str], Artifact]
-    """By target and SAE."""
+    """The features along the steering vector, for each target and SAE."""
     encoded: dict[str, Artifact]
     labels: dict[str, list[Artifact]]
-    """By SAE, Neuronpedia's labels and, where somebody was asked, those of the features shown with their kinds."""
+    """For each SAE the labels from Neuronpedia and, if a model sorted them, the kinds of those that are shown."""
     probes: Artifact | None

@@ -33,12 +33,12 @@ class Shown(NamedTuple):
 
 
 def compared(kind: str) -> str:
-    """What is set against what in a contrast of this kind."""
+    """The two sides of a contrast of this kind."""
     return KINDS["minus base" if kind.endswith("minus base") else kind.split()[0]]
 
 
 def quality_table(qualities: Sequence[Quality]) -> Table:
-    """Every SAE's quality."""
+    """The quality of every SAE."""
     columns = (
         "place",
         "features",
@@ -83,7 +83,8 @@ def contrasts_table(shown: Sequence[Shown]) -> Table:
 
 
 def overlap_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Every two sets; those whose contrasts have a side in common come last, since chance is no measure of theirs."""
+    """Overlaps of every two sets. Pairs with a side in common come last, because the chance level does not apply to
+    them."""
     ordered = sorted(rows, key=lambda row: (row["common"], row["p"] is None, row["p"] or 0, -row["shared"]))
     columns = ("first", "second", "sizes", "shared", "chance", "p", "corrected", "features", "")
     return Table(
@@ -125,14 +126,14 @@ def features_table(shown: Shown, count: int) -> Table:
 
 
 def label_text(line: Mapping[str, Any]) -> str:
-    """A feature's label, with its kind behind it where it was sorted."""
+    """A feature's label and, if it was sorted, its kind."""
     if line["label"] is None:
         return "–"
     return line["label"] if line["kind"] is None else f"{line['label']} ({line['kind']})"
 
 
 def kinds_table(shown: Sequence[Shown], count: int) -> Table:
-    """How many of each contrast's features shown are of which kind; empty where nothing was sorted."""
+    """How many of the features shown are of each kind, for each contrast; empty if nothing was sorted."""
     found = [(each, Counter(line["kind"] for line in each.top[:count] if line["kind"])) for each in shown]
     kinds = [*CATEGORIES, UNREADABLE]
     rows = [
@@ -162,7 +163,7 @@ def probe_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def example_text(example: Mapping[str, Any]) -> str:
-    """A row, cut short, the strongest token between arrows."""
+    """A row, shortened, with the strongest token between arrows."""
     token = f"»{example['token']}«" if example["before"] or example["after"] else example["token"]
     text = " ".join(f"{example['before']}{token}{example['after']}".split())
     return text if len(text) <= 90 else text[:89] + "…"

@@ -66,7 +66,7 @@ class Read(NamedTuple):
     base: Artifact
     teacher: Artifact
     students: dict[str, Artifact]
-    """By `update/pair`."""
+    """One for each checkpoint and pair, named `update/pair`."""
     controls: dict[str, Artifact]
 
 

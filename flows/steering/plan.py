@@ -1,4 +1,4 @@
-"""The stages' configs of a steering run, made from its settings; checked before anything runs, without Prefect."""
+"""The configs of a steering run's stages, made from its settings, and what is refused before anything runs."""
 
 from itertools import product
 from pathlib import Path
@@ -74,7 +74,7 @@ def check_layers(config: SteeringFlowConfig, base: Path) -> int:
 
 
 def means_config(config: SteeringFlowConfig, layers: tuple[int, ...], *, rows: int | None, read_at: str) -> MeansConfig:
-    """How a reader's mean is taken."""
+    """How mean activations are read."""
     backend = config.study.backend
     dtype = backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto"
     return MeansConfig.model_validate(
@@ -157,7 +157,7 @@ def layer_points(names: dict[int, str], kind: str, random: int) -> tuple[Steerin
 def sweep_config(
     config: SteeringFlowConfig, points: tuple[Steering, ...], *, samples: int | None = None, update: int | None = None
 ) -> SweepConfig:
-    """What is asked at each point."""
+    """What is asked at each point of a sweep."""
     asked = ask_config(config.pipeline, load_questions(config.study.evaluation.questions))
     return SweepConfig(
         questions=asked.questions,
