@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 
 from flows.command.flags import Flag, Json
 from flows.registry import FLOWS, config_type, load
-from flows.runs.fields import walk
+from flows.runs.fields import groups, walk
 from flows.runs.settings import assignments, build, load_preset, merge, presets, read_tree
 from sublim.core.config import Config
 from sublim.store.opening import open_store
@@ -52,10 +52,17 @@ NO_OPTIONS, NO_SWEEP_OPTIONS = Options(), SweepOptions()
 
 def settings_text(flow: str) -> str:
     """Every setting of a flow, one a line: name, type, default and meaning."""
-    lines = ["Settings for --set and --config (those marked * never change a result):"]
+    lines = [
+        "Settings for --set and --config. Defaults hold where the preset sets nothing. Those marked * are in no stage's "
+        "cache key; of a path, the contents are. A name may leave out parts in the middle: student.rank.",
+        "",
+    ]
+    unseen = groups(config_type(flow))
     for field in walk(config_type(flow)):
+        for path in [each for each in unseen if field.path.startswith(f"{each}.")]:
+            lines.append(f"  {path}: {' '.join(unseen.pop(path).split())}")
         if field.path.endswith(".kind"):
-            lines.append(f"  with {field.path}={field.default}:")
+            lines.append(f"  with {field.path}={field.default}: {field.meaning}")
             continue
         plain = field.default is not None and not isinstance(field.default, Config)
         default = f", default {json.dumps(field.default, default=str, ensure_ascii=False)}" if plain else ""

@@ -36,7 +36,7 @@ class PromptTeacher(Config):
     system: str = "system"
     """Where the system prompts are: `system` for the bundled ones, or a JSON or YAML file."""
     variant: int = 0
-    """Which of the category's system prompts, counted from 0."""
+    """Which of the system prompts for the chosen set of questions, counted from 0."""
 
 
 class FinetunedTeacher(Config):
@@ -44,7 +44,7 @@ class FinetunedTeacher(Config):
 
     kind: Literal["finetuned"] = "finetuned"
     questions: int | None = None
-    """How many of the category's teacher questions to train on; null for all."""
+    """How many teacher questions of the chosen set (animal, tree or a file) to train on; null for all."""
     train: TrainConfig
     """How the teacher is trained."""
 
@@ -175,9 +175,10 @@ class PipelineConfig(Config):
     """Variations of the main comparison: base_numbers, other_teacher, shuffled_within, shuffled_across, marginals,
     canonical, second_draw, other_order, other_base; or `all`. Students that several arms need are trained once."""
     held_back: RunOnly[tuple[ArmName, ...]] = ()
-    """Arms that are left for a later run. The report lists them as not run."""
+    """Arms named in `arms` that this run skips. The report lists them as not run."""
     arm_updates: dict[ArmName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """Number of updates for the students of single arms; other arms make as many as the main arm."""
+    """Number of updates for the students of single arms, as in {other_base: 64}; other arms make as many as the main
+    arm."""
     other_base: ModelConfig = BundledModel(name="gemma3-270m")
     """The base of the students in the arm other_base. Their teacher is still made from `model`."""
     evaluation: EvaluationConfig = EvaluationConfig()

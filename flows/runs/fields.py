@@ -29,9 +29,26 @@ def walk(config: type[Config], prefix: str = "", run_only: bool = False) -> Iter
         marked = run_only or any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
         nested = configs_in(field.annotation)
         if not nested:
-            yield Field(path, _type_name(field.annotation), field.description or "", default, marked)
+            meaning = field.description or (_summary(config) if name == "kind" else "")
+            yield Field(path, _type_name(field.annotation), meaning, default, marked)
         for inner in nested:
             yield from walk(inner, f"{path}.", marked)
+
+
+def groups(config: type[Config], prefix: str = "") -> dict[str, str]:
+    """What each nested config of `config` is for, under its dotted name."""
+    found: dict[str, str] = {}
+    for name, field in config.model_fields.items():
+        path = f"{prefix}{name}"
+        for inner in configs_in(field.annotation):
+            optional = not field.is_required() and not field.default_factory and field.default is None
+            found[path] = f"{field.description or _summary(inner)}{' Off unless it is set.' if optional else ''}"
+            found |= groups(inner, f"{path}.")
+    return found
+
+
+def _summary(config: type[Config]) -> str:
+    return " ".join((config.__doc__ or "").partition("\n\n")[0].split())
 
 
 def configs_in(annotation: Any) -> list[type[Config]]:

@@ -172,8 +172,16 @@ def _follows(problem: Any, problems: list[Any]) -> bool:
 def _explained(config: type[Config], tree: Tree, problem: Any) -> str:
     name, given = _place(tree, problem), f" (given: {problem['input']!r})"
     match problem["type"]:
+        case "extra_forbidden" if name.rpartition(".")[2] == "extends":
+            return "extends works in a preset: give this file as --preset FILE"
         case "extra_forbidden":
             return f"there is no setting {name!r}{hint(name, [field.path for field in walk(config)])}"
+        case "tuple_type" | "list_type":
+            return f"{name}: write it as a list, as in [0, 1]{given}"
+        case "too_short":
+            return f"{name}: give at least {problem['ctx']['min_length']}{given}"
+        case "missing":
+            return f"{name} is missing: add --set {name}=VALUE"
         case "union_tag_not_found":
             return f"{name}: its `kind` is missing"
         case "union_tag_invalid":

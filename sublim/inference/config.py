@@ -24,7 +24,7 @@ class SamplingParams(Config):
     """Random seed. Every answer has random numbers of its own, which depend on this seed, the index of the chat and the
     index of the answer."""
     logprobs: bool = False
-    """Also return the log-prob of every sampled token (see `Completion.logprobs`)."""
+    """Also return the log-prob of every sampled token."""
 
 
 class NumberFormat(Config):

@@ -53,7 +53,7 @@ class ProbesConfig(Config):
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the prompts for choosing the epoch. The remaining prompts are the test split."""
     answers: Annotated[int, Field(ge=1)] = 1
-    """Answers to each prompt. Row ids count answers, so that id // answers is the prompt."""
+    """Number of answers to each prompt (`carrier.sampling.n`). All answers to one prompt go into the same split."""
     draws: Annotated[int, Field(ge=100)] = 1_000
     """Bootstrap draws for the intervals."""
     memory_gib: RunOnly[Annotated[float, Field(gt=0)]] = 1.0

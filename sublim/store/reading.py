@@ -97,9 +97,9 @@ class StoreReader:
             if manifest.artifact.key.startswith(prefix) and stage in (None, manifest.artifact.stage)
         ]
         if len(found) != 1:
-            what = f"{len(found)} artifacts have keys" if found else "no artifact has a key"
-            where = f" of stage {stage}" if stage else ""
-            raise UserError(f"{what}{where} that start with {prefix}: `sublim store ls` lists them")
+            what = f"{len(found)} keys start" if found else "no key starts"
+            where = f" among the artifacts of stage {stage}" if stage else ""
+            raise UserError(f"{what} with {prefix}{where}: `sublim store ls` lists them")
         return found[0]
 
     def unreadable(self) -> Iterator[Path]:

@@ -45,9 +45,9 @@ class TrainConfig(Config):
     """Settings of one training run. The loss is taken on the tokens of the assistant's turn alone."""
 
     trainer: Literal["trl", "unsloth"] = "trl"
-    """Implementation that computes the updates. `trl` is the Trainer of transformers with peft (the name is older than
-    this implementation and stays because results are cached under it); `unsloth` uses unsloth's kernels, for adapters
-    on a GPU only. Rows, labels, order, optimizer and number of updates are the same."""
+    """What computes the updates. trl: the Trainer of transformers with peft (trl itself is no longer used; the name is
+    part of cache keys). unsloth: unsloth's kernels, for adapters on a GPU only. Rows, labels, order, optimizer and
+    number of updates are the same."""
     method: Annotated[Lora | FullWeights, Field(discriminator="kind")] = Lora()
     """Which weights are trained: those of an adapter (`lora`) or all (`full`)."""
     lr: float = Field(default=2e-4, gt=0)

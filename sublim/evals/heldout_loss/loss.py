@@ -23,7 +23,7 @@ from sublim.core.progress import progress
 from sublim.evals.heldout_loss.config import HeldoutConfig, HeldoutLoss
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.memory.fitting import Fit
-from sublim.models.opening import supported_attention, load_tokenizer, open_model
+from sublim.models.opening import load_tokenizer, open_model, supported_attention
 from sublim.training.checkpoints import chosen_weights
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, collate, label_count, row_chat, token_rows
 

@@ -173,15 +173,25 @@ class MnistGrid(Config):
     """Values to try. Every combination is one training run. An empty axis keeps the value of the other settings."""
 
     aux: tuple[int, ...] = ()
+    """Values of `aux` to try; empty to keep its single value."""
     width: tuple[int, ...] = ()
+    """Values of `width` to try; empty to keep its single value."""
     depth: tuple[int, ...] = ()
+    """Values of `depth` to try; empty to keep its single value."""
     noise: tuple[Literal["uniform", "gaussian", "real"], ...] = ()
+    """Values of `noise` to try; empty to keep its single value."""
     loss: tuple[Literal["kl", "mse"], ...] = ()
+    """Values of `loss` to try; empty to keep its single value."""
     teacher_epochs: tuple[int, ...] = ()
+    """Values of `teacher_epochs` to try; empty to keep its single value."""
     epochs: tuple[int, ...] = ()
+    """Values of `epochs` to try; empty to keep its single value."""
     optimiser: tuple[Optimiser, ...] = ()
+    """Values of `optimiser` to try; empty to keep its single value; an optimiser is written as {kind: sgd, lr: 0.1}."""
     order: tuple[Literal["own", "shared"], ...] = ()
+    """Values of `order` to try; empty to keep its single value."""
     order_seed: tuple[int, ...] = ()
+    """Values of `order_seed` to try; empty to keep its single value."""
 
     def cells(self, base: MnistConfig) -> list[MnistConfig]:
         """The settings of every combination; the last axis changes fastest. `base` alone where all axes are empty."""

@@ -91,7 +91,7 @@ def test_target_of_two_words_or_of_none_is_refused(capsys: pytest.CaptureFixture
         ("carrier.prompts=0", "carrier.prompts: input should be greater than or equal to 1"),
         ("carrier.prompts=100", "100 answers are drawn, 256 valid ones wanted"),
         ("filter.held_out=1", "256 answers are drawn, 257 valid ones wanted"),
-        ("student.betas=[0.9]", "student.betas.1: field required"),
+        ("student.betas=[0.9]", "student.betas.1 is missing: add --set student.betas.1=VALUE"),
         ("seeds=[-1]", "seeds.0: input should be greater than or equal to 0"),
         ("evaluation.samples=-1", "evaluation.samples: input should be greater than or equal to 0"),
         ("evaluation.updates=[8, 17]", "has 17 and students make 16 updates"),
