@@ -53,8 +53,8 @@ NO_OPTIONS, NO_SWEEP_OPTIONS = Options(), SweepOptions()
 def settings_text(flow: str) -> str:
     """Every setting of a flow, one a line: name, type, default and meaning."""
     lines = [
-        "Settings for --set and --config. Defaults hold where the preset sets nothing. Those marked * are in no stage's "
-        "cache key; of a path, the contents are. A name may leave out parts in the middle: student.rank.",
+        "Settings for --set and --config. Defaults hold where the preset sets nothing. Those marked * are in no stage's"
+        " cache key; of a path, the contents are. A name may leave out parts in the middle: student.rank.",
         "",
     ]
     unseen = groups(config_type(flow))
