@@ -122,5 +122,5 @@ def test_the_run_form_asks_for_preset_and_target_and_explains_them(lab: Lab, pag
     assert json.dumps(deployment.parameters, sort_keys=True) == '{"preset": "quickstart", "target": "owl"}'
     visit(lab, page, f"/deployments/deployment/{deployment.id}/run")
     expect(page.get_by_text("Settings to start from: quickstart", exact=False).first).to_be_visible(timeout=SECONDS)
-    expect(page.get_by_text("The word or words the teacher is made to like", exact=False).first).to_be_visible()
+    expect(page.get_by_text("The word or words that the teacher is made to prefer", exact=False).first).to_be_visible()
     picture(page, tmp_path, "form")

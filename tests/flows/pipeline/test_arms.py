@@ -110,7 +110,7 @@ class TestPlan:
                     "evaluation": {"updates": [8, 16]},
                     "student": {"schedule": "linear"},
                 },
-                "constant rate",
+                "constant learning rate",
             ),
             ({"labels": "soft", "teacher": {"kind": "prompt"}}, "fine-tuned"),
             ({"labels": "soft", "arms": "other_base"}, "one vocabulary"),

@@ -174,7 +174,7 @@ class TestPipeline:
         before, after = (load_file(folder / "model.safetensors") for folder in (base, out))
         assert [torch.equal(before[name], after[name]) for name in names] == [False, True]
         capsys.readouterr()
-        for wrong, says in (([key[:8], str(out)], "is there already"), (["bundled", "elsewhere"], "not trained here")):
+        for wrong, says in (([key[:8], str(out)], "exists already"), (["bundled", "elsewhere"], "not a trained model")):
             assert main(["models", "export", *wrong]) == 2
             assert says in capsys.readouterr().err
 

@@ -173,9 +173,9 @@ def test_presets_are_whole(name: str) -> None:
     ("settings", "message"),
     [
         ({"study": {"backend": {"kind": "fake"}}}, "backend fake shows no stream"),
-        ({"texts": [{"kind": "file", "path": "none.txt"}]}, r"none\.txt is not there"),
+        ({"texts": [{"kind": "file", "path": "none.txt"}]}, r"none\.txt does not exist"),
         ({"saes": {"kind": "folder", "paths": ["nowhere"]}}, r"nowhere has no cfg\.json"),
-        ({"pairs": 9}, "`pairs` is at most"),
+        ({"pairs": 9}, "`pairs` must not exceed"),
         ({"neuronpedia": {}}, "no labels of SAEs that are trained here"),
         ({"annotator": {"kind": "fake"}}, "set neuronpedia too"),
         ({"target": "owl,owl"}, "named twice"),
