@@ -183,7 +183,7 @@ def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], 
 def test_prompt_tokens_of_one_reader_are_refused_in_the_settings() -> None:
     from flows.runs.settings import merge
 
-    with pytest.raises(UserError, match="prompt tokens do not differ"):
+    with pytest.raises(UserError, match="both sides have the same prompts"):
         build(SteeringFlowConfig, merge(load_preset("steering", "quickstart"), {"read_at": "mean_prompt"}))
 
 
