@@ -55,7 +55,11 @@ def test_answers_come_in_order_each_with_a_seed_of_its_own():
 
 def test_a_busy_server_is_left_alone_for_as_long_as_it_asks():
     def script(number: int, request: Seen) -> Reply:
-        return Reply(429, b"slow down", {"Retry-After": "1"}) if number == 0 else echo(number, request)
+        if number == 0:
+            return Reply(429, b"slow down", {"Retry-After": "1"})
+        if number == 1:
+            time.sleep(0.3)  # so that it is still under way when the first is refused
+        return echo(number, request)
 
     with scripted(script) as server:
         answers = ask(server.url, [chat(f"{i}") for i in range(6)], concurrency=2)
