@@ -19,7 +19,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.annotate.config import AnnotateFlowConfig, check
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from sublim.features.labels.config import CATEGORIES, AnnotationSummary, TakeLabelsConfig
@@ -32,10 +32,10 @@ from tasks.stages import import_labels, prepare_model, take_labels
 SHOWN = 500
 """Most rows in the table of the report and of the UI. The Parquet file has all rows."""
 
-load_config = loader("annotate", AnnotateFlowConfig)
+load_config = Loader("annotate", AnnotateFlowConfig)
 
 
-@flow(name="annotate", flow_run_name=run_name(load_config, lambda _: "annotate"))
+@flow(name="annotate", flow_run_name=load_config.run_name(lambda _: "annotate"))
 def annotate(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Sorts descriptions of SAE features into animals, numbers, opinion and none.
 

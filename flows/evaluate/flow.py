@@ -21,7 +21,7 @@ from flows.evaluate.config import EvaluateConfig, ModelUnderTest
 from flows.evaluate.models import behind_server, check_names, check_server, prepared
 from flows.pipeline.models import ModelState, ask_model, sit_exam
 from flows.runs.machine import check_machine
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from sublim.evals.mmlu_pro.config import AskMmluProConfig, MmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
@@ -44,7 +44,7 @@ CAPTIONS = {
     "mmlu_pro_categories": "MMLU-Pro by category",
 }
 
-load_config = loader("evaluate", EvaluateConfig)
+load_config = Loader("evaluate", EvaluateConfig)
 
 
 def check(config: EvaluateConfig) -> None:
@@ -66,7 +66,7 @@ def models_of(config: EvaluateConfig) -> tuple[ModelUnderTest, ...]:
     return behind_server(config.models, backend) if isinstance(backend, OpenAIBackend) else config.models
 
 
-@flow(name="evaluate", flow_run_name=run_name(load_config, lambda config: f"evaluate {len(config.models)} models"))
+@flow(name="evaluate", flow_run_name=load_config.run_name(lambda config: f"evaluate {len(config.models)} models"))
 def evaluate(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

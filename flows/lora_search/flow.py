@@ -20,7 +20,7 @@ from flows.lora_search.config import LoraSearchConfig, check, check_rungs, study
 from flows.lora_search.report import Difference, Found, confirmed, printed, publish
 from flows.lora_search.trial import Block, Lab, Values, make_block, measure, measure_trial, updates_of
 from flows.pipeline.bases import check_bases
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.record import recorded
 from sublim.models.config import PrepareModelConfig
 from sublim.search.config import SIGN, TrialRecord
@@ -36,10 +36,10 @@ from tasks.stages import prepare_model
 __all__ = ["lora_search", "printed"]
 
 
-load_config = loader("lora_search", LoraSearchConfig)
+load_config = Loader("lora_search", LoraSearchConfig)
 
 
-@flow(name="lora-search", flow_run_name=run_name(load_config, lambda config: config.target[0]))
+@flow(name="lora-search", flow_run_name=load_config.run_name(lambda config: config.target[0]))
 def lora_search(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

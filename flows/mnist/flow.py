@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from prefect import flow
 
 from flows.mnist.config import MnistFlowConfig, check
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
@@ -30,7 +30,7 @@ CAPTIONS = {
     "of the gradients of the distillation loss and of the teacher's task, over epochs",
 }
 
-load_config = loader("mnist", MnistFlowConfig)
+load_config = Loader("mnist", MnistFlowConfig)
 
 
 class Cell(NamedTuple):
@@ -41,7 +41,7 @@ class Cell(NamedTuple):
     figures: Artifact
 
 
-@flow(name="mnist", flow_run_name=run_name(load_config, lambda _: "mnist"))
+@flow(name="mnist", flow_run_name=load_config.run_name(lambda _: "mnist"))
 def mnist(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Measures how well students classify digits after learning only their teachers' auxiliary logits on noise.
 

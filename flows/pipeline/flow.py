@@ -28,7 +28,7 @@ from flows.pipeline.models import ModelState, ask_model
 from flows.pipeline.plan import ask_config, score_config, student_config
 from flows.pipeline.report import printed, publish
 from flows.pipeline.study import Comparison, Study, Trained
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.record import recorded
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.preference.config import ScoreConfig
@@ -42,10 +42,10 @@ from tasks.stages import ask, compare, derive_rows, score, train_soft_student, t
 
 __all__ = ["pipeline", "printed"]
 
-load_config = loader("pipeline", PipelineConfig)
+load_config = Loader("pipeline", PipelineConfig)
 
 
-@flow(name="pipeline", flow_run_name=run_name(load_config, lambda config: ", ".join(config.target)))
+@flow(name="pipeline", flow_run_name=load_config.run_name(lambda config: ", ".join(config.target)))
 def pipeline(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

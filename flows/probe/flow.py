@@ -21,7 +21,7 @@ from flows.pipeline.checks import check as check_pipeline
 from flows.pipeline.plan import CONTROL
 from flows.probe.config import ProbeFlowConfig
 from flows.runs.machine import check_machine
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from sublim.core.errors import UserError
@@ -35,7 +35,7 @@ from tasks.stages import draw_probes, fit_probes, read_activations
 
 CAPTION = "Test accuracy by layer with 95 % intervals over prompts; grey: accuracy with shuffled labels"
 
-load_config = loader("probe", ProbeFlowConfig)
+load_config = Loader("probe", ProbeFlowConfig)
 
 
 def check(config: ProbeFlowConfig) -> None:
@@ -46,7 +46,7 @@ def check(config: ProbeFlowConfig) -> None:
         raise UserError("the base's second draw has no teacher to probe for: leave study.second_draw out")
 
 
-@flow(name="probe", flow_run_name=run_name(load_config, lambda config: f"probe {config.targets}"))
+@flow(name="probe", flow_run_name=load_config.run_name(lambda config: f"probe {config.targets}"))
 def probe(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How the parameters of a flow run become its config and its name."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from prefect.runtime import flow_run
 
@@ -9,26 +9,44 @@ from flows.runs.settings import build, load_preset, merge
 from sublim.core.config import Config
 
 C = TypeVar("C", bound=Config)
-Load = Callable[[str, str | None, dict[str, Any] | None], C]
-"""Takes a preset, a target (None for the preset's) and settings that replace the preset's."""
 
 
-def loader(flow: str, kind: type[C]) -> Load[C]:
-    """The function that gives the config of a flow whose presets lie in the folder `flow`."""
+class Given(NamedTuple):
+    """The parameters of a run."""
 
-    def load(preset: str, target: str | None = None, settings: dict[str, Any] | None = None) -> C:
-        tree = merge(load_preset(flow, preset), settings or {})
-        return build(kind, merge(tree, {"target": target}) if target else tree)
+    preset: str
+    target: str | None
+    """None for the preset's."""
+    settings: dict[str, Any] | None
+    """Settings that replace the preset's."""
 
-    return load
 
+class Loader(Generic[C]):
+    """Gives the config of a flow from the parameters of a run; `flow` is the folder of the flow's presets."""
 
-def run_name(load: Load[C], title: Callable[[C], str]) -> Callable[[], str]:
-    """The function that names a run in Prefect's UI: what `title` says of its config, and the preset."""
+    def __init__(self, flow: str, kind: type[C]) -> None:
+        self.flow, self.kind = flow, kind
+        self._named: tuple[Given, C] | None = None
 
-    def name() -> str:
-        given = flow_run.get_parameters()
-        config = load(given["preset"], given.get("target"), given.get("settings"))
-        return f"{title(config)} · {given['preset']}"
+    def __call__(self, preset: str, target: str | None = None, settings: dict[str, Any] | None = None) -> C:
+        given, named = Given(preset, target, settings), self._named
+        self._named = None
+        if named is not None and named[0] == given:  # Prefect asks for the run's name right before it calls the flow
+            return named[1]
+        tree = merge(load_preset(self.flow, preset), settings or {})
+        return build(self.kind, merge(tree, {"target": target}) if target else tree)
 
-    return name
+    def run_name(self, title: Callable[[C], str]) -> Callable[[], str]:
+        """The function that names a run in Prefect's UI: what `title` says of its config, and the preset.
+
+        The config that it builds is the one that the flow then gets.
+        """
+
+        def name() -> str:
+            parameters = flow_run.get_parameters()
+            given = Given(parameters["preset"], parameters.get("target"), parameters.get("settings"))
+            config = self(*given)
+            self._named = given, config
+            return f"{title(config)} · {given.preset}"
+
+        return name

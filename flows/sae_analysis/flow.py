@@ -23,7 +23,7 @@ from flows.pipeline.block import rows_by_writer, write_block
 from flows.pipeline.flow import derive, train_students
 from flows.pipeline.keys import BaseName
 from flows.pipeline.plan import CONTROL
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.record import Run, recorded
 from flows.sae_analysis.config import SaeFlowConfig
 from flows.sae_analysis.plan import (
@@ -59,12 +59,12 @@ from tasks.stages import (
 
 __all__ = ["printed", "sae_analysis"]
 
-load_config = loader("sae_analysis", SaeFlowConfig)
+load_config = Loader("sae_analysis", SaeFlowConfig)
 
 
 @flow(
     name="sae-analysis",
-    flow_run_name=run_name(load_config, lambda config: f"features of {config.targets}"),
+    flow_run_name=load_config.run_name(lambda config: f"features of {config.targets}"),
 )
 def sae_analysis(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None

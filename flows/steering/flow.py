@@ -18,7 +18,7 @@ from flows.pipeline.bases import check_bases, prepare_bases
 from flows.pipeline.block import write_block
 from flows.pipeline.flow import conduct
 from flows.pipeline.plan import CONTROL
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.record import Run, recorded
 from flows.steering.config import AnimalVector, FileVector, NumbersVector, SteeringFlowConfig, TrainedVector
 from flows.steering.mechanism import study_mechanism
@@ -56,10 +56,10 @@ from tasks.stages import (
 
 __all__ = ["printed", "steering"]
 
-load_config = loader("steering", SteeringFlowConfig)
+load_config = Loader("steering", SteeringFlowConfig)
 
 
-@flow(name="steering", flow_run_name=run_name(load_config, lambda config: f"steering {config.targets}"))
+@flow(name="steering", flow_run_name=load_config.run_name(lambda config: f"steering {config.targets}"))
 def steering(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import polars as pl
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from flows.sweep.cells import cells_of, check_cells
@@ -36,7 +36,7 @@ CAPTIONS = {
     "cost": "Change in MMLU-Pro accuracy against effect, both student minus control, with {level:.4g} % intervals",
 }
 
-load_config = loader("sweep", SweepConfig)
+load_config = Loader("sweep", SweepConfig)
 
 
 def check(config: SweepConfig) -> None:
@@ -46,7 +46,7 @@ def check(config: SweepConfig) -> None:
         check_cells(cells)
 
 
-@flow(name="sweep", flow_run_name=run_name(load_config, lambda config: f"sweep {', '.join(config.target)}"))
+@flow(name="sweep", flow_run_name=load_config.run_name(lambda config: f"sweep {', '.join(config.target)}"))
 def sweep(
     preset: str = "quickstart", target: str | None = None, settings: dict[str, Any] | None = None
 ) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.runs.parameters import loader, run_name
+from flows.runs.parameters import Loader
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
 from flows.toy_models.config import ToyModelsConfig, check
@@ -31,10 +31,10 @@ CAPTIONS = {
     "directions": "cosines between the teacher's features (rows) and the student's (columns), first seed",
 }
 
-load_config = loader("toy_models", ToyModelsConfig)
+load_config = Loader("toy_models", ToyModelsConfig)
 
 
-@flow(name="toy-models", flow_run_name=run_name(load_config, lambda _: "superposition"))
+@flow(name="toy-models", flow_run_name=load_config.run_name(lambda _: "superposition"))
 def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Measures whether students rebuild features that they never learned, in toy models of superposition.
 
