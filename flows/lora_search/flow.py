@@ -18,7 +18,7 @@ from prefect import flow
 
 from flows.lora_search.config import LoraSearchConfig, check, check_rungs, study_config, tell_if_alone
 from flows.lora_search.report import Difference, Found, confirmed, printed, publish
-from flows.lora_search.trial import Block, Lab, Values, make_block, measure, measure_trial, updates_of
+from flows.lora_search.trial import BlockRows, Lab, Values, make_block, measure, measure_trial, updates_of
 from flows.pipeline.bases import check_bases
 from flows.runs.parameters import Loader
 from flows.runs.record import recorded
@@ -85,7 +85,7 @@ def goodness(search: Search, record: TrialRecord) -> tuple[float, ...]:
     return tuple(SIGN[name] * value for name, value in zip(search.config.objectives, record.values, strict=True))
 
 
-def confirm(lab: Lab, base: Artifact, block: Block, found: Found, best: TrainConfig) -> Found:
+def confirm(lab: Lab, base: Artifact, block: BlockRows, found: Found, best: TrainConfig) -> Found:
     """Adds the values of the default and the comparison to `found`, or the reason why they are missing."""
     try:
         found = found._replace(default=measured(lab, block, lab.config.student, label="default"))
@@ -106,7 +106,7 @@ def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | Non
     return confirmed(lab.config, pairs)
 
 
-def measured(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values:
+def measured(lab: Lab, block: BlockRows, train: TrainConfig, *, label: str) -> Values:
     """The values of one student's settings on one block; Unmeasurable names the student that has none."""
     try:
         return measure(lab, block, train, label=label)

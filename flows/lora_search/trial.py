@@ -30,7 +30,7 @@ from tasks.processes import OutOfDeviceMemory, one_process
 from tasks.stages import ask, compare, heldout_loss, score, score_mmlu_pro, train_rung, train_student
 
 
-class Block(NamedTuple):
+class BlockRows(NamedTuple):
     """One block: the rows of one teacher and of the base, on which students are trained."""
 
     number: int
@@ -65,20 +65,20 @@ class Lab(NamedTuple):
         return self.config.target[0]
 
 
-def make_block(lab: Lab, base: Artifact, number: int) -> Block:
+def make_block(lab: Lab, base: Artifact, number: int) -> BlockRows:
     """Makes the rows of one block. The base writes rows only if a control is trained on them."""
     writers = (CONTROL, lab.target) if "effect" in lab.config.objectives else (lab.target,)
     written = write_block(lab.config, lab.questions, base, number, writers)
-    return Block(number, base, written.rows)
+    return BlockRows(number, base, written.rows)
 
 
-def updates_of(lab: Lab, train: TrainConfig, block: Block) -> int:
+def updates_of(lab: Lab, train: TrainConfig, block: BlockRows) -> int:
     """The number of updates of a whole training run."""
     rows = train.rows or sum(1 for _ in read_jsonl(lab.store.payload(block.rows[lab.target]) / "rows.jsonl"))
     return len(planned_updates(train, rows))
 
 
-def measure_trial(lab: Lab, block: Block, asked: Asked) -> Measured:
+def measure_trial(lab: Lab, block: BlockRows, asked: Asked) -> Measured:
     """Trains a student with a trial's parameters and measures it.
 
     Raises Unmeasurable if that is impossible, and optuna.TrialPruned if pruning stops the trial at a rung.
@@ -97,7 +97,7 @@ def measure_trial(lab: Lab, block: Block, asked: Asked) -> Measured:
     return Measured(values.in_order(lab.config.objectives), values.notes)
 
 
-def climb(lab: Lab, block: Block, train: TrainConfig, asked: Asked) -> None:
+def climb(lab: Lab, block: BlockRows, train: TrainConfig, asked: Asked) -> None:
     """Trains from rung to rung. If pruning stops the trial, drops the checkpoints and raises optuna.TrialPruned."""
     runs = students_of(lab, block, train)
     label = f"trial {asked.slot}"
@@ -117,7 +117,7 @@ def climb(lab: Lab, block: Block, train: TrainConfig, asked: Asked) -> None:
             raise optuna.TrialPruned
 
 
-def students_of(lab: Lab, block: Block, train: TrainConfig) -> list[TrainConfig]:
+def students_of(lab: Lab, block: BlockRows, train: TrainConfig) -> list[TrainConfig]:
     """The settings of the training runs, one for each seed."""
     config = lab.config.model_copy(update={"student": train})
     runs = [student_config(config, seed, block.number) for seed in lab.config.seeds]
@@ -126,12 +126,12 @@ def students_of(lab: Lab, block: Block, train: TrainConfig) -> list[TrainConfig]
     return [run.model_copy(update={"checkpoint_every": lab.config.pruning.first}) for run in runs]
 
 
-def run_key(lab: Lab, block: Block, run: TrainConfig) -> str:
+def run_key(lab: Lab, block: BlockRows, run: TrainConfig) -> str:
     """The cache key of the stage that trains a whole run."""
     return train_student.key(run.resolved(), {"base": block.base, "data": block.rows[lab.target]})
 
 
-def measure(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values:
+def measure(lab: Lab, block: BlockRows, train: TrainConfig, *, label: str) -> Values:
     """Trains students with one set of parameters on one block, and measures the objectives."""
     runs = students_of(lab, block, train)
     students = [
@@ -152,7 +152,7 @@ def measure(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Values
     return Values(found, notes)
 
 
-def loss(lab: Lab, block: Block, weights: Artifact, *, label: str) -> float:
+def loss(lab: Lab, block: BlockRows, weights: Artifact, *, label: str) -> float:
     """Held-out loss on the teacher's rows, in nats per token."""
     backend, config = lab.config.backend, HeldoutConfig(max_length=lab.config.student.max_length)
     if isinstance(backend, HfBackend):
@@ -165,7 +165,7 @@ def loss(lab: Lab, block: Block, weights: Artifact, *, label: str) -> float:
 
 
 def effect(
-    lab: Lab, block: Block, students: list[Artifact], controls: list[Artifact], *, label: str
+    lab: Lab, block: BlockRows, students: list[Artifact], controls: list[Artifact], *, label: str
 ) -> tuple[float, dict[str, float]]:
     """The effect: students minus their paired controls, and the means of both."""
     plain, scoring = ask_config(lab.config, lab.questions), score_config(lab.config, lab.questions, lab.target)
@@ -191,7 +191,7 @@ def effect(
     return metric.effect.estimate, {"student": metric.student, "control": metric.control}
 
 
-def cost(lab: Lab, block: Block, students: list[Artifact], *, label: str) -> float:
+def cost(lab: Lab, block: BlockRows, students: list[Artifact], *, label: str) -> float:
     """The base's accuracy on MMLU-Pro minus that of the students, with the letter read by log-prob."""
     models = {"base": ModelState(block.base)}
     models |= {f"{label} {place}": ModelState(block.base, student) for place, student in enumerate(students)}

@@ -6,7 +6,7 @@ from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import BaseKey, ModelKey, StudentKey
 from flows.pipeline.models import ModelState, write_numbers
 from flows.pipeline.plan import CONTROL, unseen_config
-from flows.pipeline.study import Diagnosed, Trained
+from flows.pipeline.study import Diagnosed, TrainedModels
 from sublim.diagnostics.config import DivergenceConfig, ShiftConfig, UnseenLossConfig
 from sublim.inference.config import HfBackend
 from sublim.store.manifest import Artifact
@@ -14,7 +14,7 @@ from tasks.processes import one_process
 from tasks.stages import find_divergence, measure_losses, measure_shift
 
 
-def diagnose(config: PipelineConfig, trained: Trained) -> Diagnosed:
+def diagnose(config: PipelineConfig, trained: TrainedModels) -> Diagnosed:
     """Runs the diagnostics that were asked for."""
     base = trained.bases["base"]
     teachers = trained.blocks[0].teachers
@@ -56,7 +56,7 @@ def unseen_rows(config: PipelineConfig, base: Artifact, teachers: dict[str, Mode
     return filter_together(config.model_copy(update={"filter": keep_all}), raw, " unseen")
 
 
-def all_losses(config: PipelineConfig, trained: Trained, unseen: dict[str, Artifact]) -> dict[ModelKey, Artifact]:
+def all_losses(config: PipelineConfig, trained: TrainedModels, unseen: dict[str, Artifact]) -> dict[ModelKey, Artifact]:
     """Losses on the unseen rows of every teacher and of the base: of the main arm's students at every checkpoint, of
     the other arms' at their last, of the bases they started from, and of trained teachers."""
     plain, first = UnseenLossConfig(backend=config.backend), config.blocks[0]

@@ -27,7 +27,7 @@ from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, Unit
 from flows.pipeline.models import ModelState, ask_model
 from flows.pipeline.plan import ask_config, score_config, student_config
 from flows.pipeline.report import printed, publish
-from flows.pipeline.study import Comparison, Study, Trained
+from flows.pipeline.study import Comparison, Study, TrainedModels
 from flows.runs.parameters import Loader
 from flows.runs.record import recorded
 from sublim.evals.effect_config import CompareConfig
@@ -84,13 +84,13 @@ def conduct(config: PipelineConfig) -> Study:
     )
 
 
-def train_models(config: PipelineConfig, questions: Questions) -> Trained:
+def train_models(config: PipelineConfig, questions: Questions) -> TrainedModels:
     """Teachers, their rows, and every student."""
     bases = prepare_bases(config)
     check_bases(config, questions, bases)
     blocks = [write_block(config, questions, bases["base"], number) for number in config.blocks]
     sets = student_sets(config, rows_by_writer(blocks), derive)
-    return Trained(bases, blocks, sets, config.units, train_students(config, bases, blocks, sets))
+    return TrainedModels(bases, blocks, sets, config.units, train_students(config, bases, blocks, sets))
 
 
 def derive(label: str, config: DeriveConfig, rows: Artifact) -> Artifact:
@@ -132,7 +132,7 @@ def train_one(
     return train_soft_student(soft, label=label, base=base, data=data, teacher=teacher)
 
 
-def models_to_ask(trained: Trained) -> dict[ModelKey, ModelState]:
+def models_to_ask(trained: TrainedModels) -> dict[ModelKey, ModelState]:
     """Every model of the run at every checkpoint that is evaluated: bases, teachers, students and controls."""
     models: dict[ModelKey, ModelState] = {}
     for name, base in trained.bases.items():

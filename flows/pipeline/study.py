@@ -36,7 +36,7 @@ class Diagnosed(NamedTuple):
     """Reasons, under the name of the diagnostic and of the target."""
 
 
-class Trained(NamedTuple):
+class TrainedModels(NamedTuple):
     """A study up to its students, before anybody is asked anything."""
 
     bases: dict[BaseName, Artifact]
@@ -56,7 +56,7 @@ class Study(NamedTuple):
     """A finished study: everything the report shows."""
 
     config: PipelineConfig
-    trained: Trained
+    trained: TrainedModels
     asked: dict[ModelKey, Artifact]
     comparisons: list[Comparison]
     capability: list[Comparison]

@@ -7,7 +7,7 @@ from flows.runs.settings import build
 from sublim.core.config import Config, RunOnly
 
 
-class StudyConfig(Config):
+class PipelineStudyConfig(Config):
     """A flow on top of a pipeline."""
 
     about: RunOnly[str] = ""

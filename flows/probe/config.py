@@ -4,13 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flows.pipeline.study_config import StudyConfig
+from flows.pipeline.study_config import PipelineStudyConfig
 from sublim.activations.config import ActivationsConfig
 from sublim.inference.config import HfBackend, VllmBackend
 from sublim.probes.config import ProbesConfig
 
 
-class ProbeFlowConfig(StudyConfig):
+class ProbeFlowConfig(PipelineStudyConfig):
     """Linear probes that tell a teacher's lists from the base's, by the base's activations on them."""
 
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flows.pipeline.study_config import StudyConfig
+from flows.pipeline.study_config import PipelineStudyConfig
 from sublim.core.config import Config
 from sublim.features.config import FeatureAt
 from sublim.features.labels.config import LabelsConfig
@@ -89,7 +89,7 @@ class FolderSaes(Config):
     """Use the SAEs even if they were trained on a model with another name."""
 
 
-class SaeFlowConfig(StudyConfig):
+class SaeFlowConfig(PipelineStudyConfig):
     """One analysis: which features differ between a teacher's lists, a teacher or a student and their controls."""
 
     saes: Annotated[TrainedSaes | PretrainedSaes | FolderSaes, Field(discriminator="kind")]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flows.pipeline.study_config import StudyConfig
+from flows.pipeline.study_config import PipelineStudyConfig
 from sublim.core.config import Config
 from sublim.evals.mmlu_pro.config import MmluProConfig
 from sublim.residual.edits import Site, Tokens
@@ -113,7 +113,7 @@ class MechanismConfig(Config):
     """Seeds of these new students; they must be among the study's."""
 
 
-class SteeringFlowConfig(StudyConfig):
+class SteeringFlowConfig(PipelineStudyConfig):
     """One steering study: a vector for a target, what it does at each strength, and whether students learned it."""
 
     mode: Annotated[NumbersVector | AnimalVector | TrainedVector | FileVector, Field(discriminator="kind")] = (

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from flows.pipeline.models import write_numbers
 from flows.pipeline.plan import CONTROL, ask_config, generate_config, score_config, student_config
-from flows.pipeline.study import Trained
+from flows.pipeline.study import TrainedModels
 from flows.runs.record import Run
 from flows.steering.config import MechanismConfig, SteeringFlowConfig
 from flows.steering.plan import (
@@ -70,7 +70,7 @@ class Read(NamedTuple):
     controls: dict[str, Artifact]
 
 
-def study_mechanism(run: Run, config: SteeringFlowConfig, study: Trained, target: str, count: int) -> Mechanism:
+def study_mechanism(run: Run, config: SteeringFlowConfig, study: TrainedModels, target: str, count: int) -> Mechanism:
     """Runs the measures for one target, or takes them from the cache."""
     settings = config.mechanism
     assert settings is not None
@@ -122,7 +122,7 @@ def last_updates(config: SteeringFlowConfig) -> tuple[int, ...]:
     return tuple(update or 0 for update in config.pipeline.checkpoints())
 
 
-def read_all(config: SteeringFlowConfig, study: Trained, target: str, layers: tuple[int, ...]) -> Read:
+def read_all(config: SteeringFlowConfig, study: TrainedModels, target: str, layers: tuple[int, ...]) -> Read:
     """Means of base, teacher, students and controls on the control's first rows."""
     settings = config.mechanism
     assert settings is not None
@@ -144,7 +144,7 @@ def read_all(config: SteeringFlowConfig, study: Trained, target: str, layers: tu
 
 
 def rewrite(
-    run: Run, config: SteeringFlowConfig, settings: MechanismConfig, study: Trained, target: str, read: Read
+    run: Run, config: SteeringFlowConfig, settings: MechanismConfig, study: TrainedModels, target: str, read: Read
 ) -> list[Rewritten]:
     """New students of the teacher that writes with its vector, or a random one, projected out."""
     if not settings.rewrite:
