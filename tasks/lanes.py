@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import TypeVar
 
+from sublim.core.errors import UserError
 from sublim.core.hardware import gpu_count
 from tasks.processes import Environment, in_lane, lane, one_process
 from tasks.stage import is_looking_up
@@ -18,16 +19,18 @@ T = TypeVar("T")
 def lanes() -> list[Environment]:
     """What each process that runs stages side by side has in its environment.
 
-    One for each visible card; one in all without cards. SUBLIM_LANES sets another number: on a CPU the cores are then
-    shared out among so many.
+    One for each visible card; one in all without cards. SUBLIM_LANES sets another number, at most that of the cards;
+    on a CPU the cores are then divided among so many. Raises UserError for what is no number.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards = [str(each) for each in range(gpu_count())] if visible is None else visible.split(",")[: gpu_count()]
-    wanted = int(os.environ.get("SUBLIM_LANES") or len(cards) or 1)
+    text = os.environ.get("SUBLIM_LANES") or str(len(cards) or 1)
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"SUBLIM_LANES is {text!r}: give the number of stages that may run at the same time")
     if cards:
-        return [{"CUDA_VISIBLE_DEVICES": card} for card in cards[:wanted]]
-    threads = max(1, len(os.sched_getaffinity(0)) // wanted)
-    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(wanted)]
+        return [{"CUDA_VISIBLE_DEVICES": card} for card in cards[: int(text)]]
+    threads = max(1, (os.cpu_count() or 1) // int(text))
+    return [{"OMP_NUM_THREADS": str(threads)} for _ in range(int(text))]
 
 
 def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:

@@ -71,3 +71,10 @@ def test_lanes_are_the_visible_cards_or_shares_of_the_cores(monkeypatch: pytest.
     monkeypatch.setattr(lanes, "gpu_count", lambda: 0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert len(lanes.lanes()) == 1
+
+
+@pytest.mark.parametrize("wrong", ["0", "two", "-1", "1.5"])
+def test_a_number_of_lanes_that_is_none_is_refused_in_one_line(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUBLIM_LANES", wrong)
+    with pytest.raises(UserError, match="give the number of stages"):
+        lanes.lanes()
