@@ -21,13 +21,7 @@ from sublim.files.tensor_files import write_tensors
 from sublim.files.whole_files import whole_folder
 from sublim.memory.fitting import ERRORS, Fit
 from sublim.training.config import TrainConfig
-from sublim.training.masking import (
-    Batch,
-    TokenRow,
-    cut,
-    label_count,
-    micro_batches,
-)
+from sublim.training.masking import Batch, TokenRow, cut, label_count, micro_batches
 from sublim.training.plan import learning_rate
 from sublim.training.step import GraphedStep, Step
 
@@ -55,37 +49,28 @@ class Job(NamedTuple):
     """Called with the number of further updates that are done."""
 
 
-class Record(NamedTuple):
-    """One update. Its tensors stay on the device until they are read, so that training need not wait for them."""
-
-    update: int
-    loss: Tensor
-    lr: float
-    grad_norm: Tensor
-    tokens: int
-
-    def row(self) -> dict[str, Any]:
-        """The record as a row of training.jsonl."""
-        return self._asdict() | {"loss": self.loss.item(), "grad_norm": self.grad_norm.item()}
-
-
 class PlannedTrainer(Trainer):
     """A Trainer for which one batch of the data loader is one update; `training_step` cuts it into micro-batches."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, job: Job) -> None:
         self.job = job
         self.records: list[dict[str, Any]] = []
-        self.unread: list[Record] = []
+        """The rows of training.jsonl. Tensors stay on the device until they are read, so that training need not wait
+        for them."""
         self.saved_at = time.monotonic()
         self.padding = cast(int, tokenizer.pad_token_id)
-        self.step, self.skip = job.step, job.skip
         self.fit = Fit("rows of a micro-batch", ADVICE)
         optimizer = make_optimizer(model, job.config)
         total = len(job.plan)
+
+        def rate(done: int) -> float:
+            """The next rate as a fraction of the highest. The scheduler also asks for one after the last update."""
+            return learning_rate(job.config, min(done + 1, total), total) / job.config.lr
+
         super().__init__(
             model=model,
             args=arguments(job, total),
-            optimizers=(optimizer, LambdaLR(optimizer, lambda done: rate(job.config, done + 1, total))),
+            optimizers=(optimizer, LambdaLR(optimizer, rate)),
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -107,7 +92,7 @@ class PlannedTrainer(Trainer):
 
     def update_inputs(self, items: list[TokenRow]) -> dict[str, Any]:
         """The rows of one update as micro-batches, with the number of their label tokens."""
-        rows = [TokenRow(item.input_ids[self.skip :], item.labels[self.skip :]) for item in items]
+        rows = [TokenRow(item.input_ids[self.job.skip :], item.labels[self.job.skip :]) for item in items]
         return {"batches": micro_batches(rows, self.micro_batch, padding=self.padding), "tokens": label_count(rows)}
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
@@ -131,11 +116,12 @@ class PlannedTrainer(Trainer):
 
     def gradients(self, model: Any, batches: list[Batch], size: int) -> Tensor:
         """The loss of an update; its gradients are accumulated from micro-batches of `size` rows."""
-        if isinstance(self.step, GraphedStep) and self.step.rows != size:
-            self.step.forget(size)
+        step = self.job.step
+        if isinstance(step, GraphedStep) and step.rows != size:
+            step.forget(size)
         loss = torch.zeros((), device=self.args.device)
         for batch in cut(batches, size):
-            loss += self.step(model, batch, self.tokens)
+            loss += step(model, batch, self.tokens)
         if loss.is_cuda and not cast(torch.optim.AdamW, self.optimizer).state:
             # AdamW allocates its moments in its first step, which cannot be repeated when half done. So memory that is
             # too small for them shows here.
@@ -145,10 +131,10 @@ class PlannedTrainer(Trainer):
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """After each update: records it, keeps its weights if they are wanted, and saves a checkpoint if one is due."""
         update, total = self.state.global_step, len(self.job.plan)
-        if update == len(self.records) + len(self.unread):
+        if update == len(self.records):
             return  # the Trainer calls this once more when the loop ends
-        lr = learning_rate(self.job.config, update, total)
-        self.unread.append(Record(update, self.loss, lr, torch.as_tensor(grad_norm), self.tokens))
+        lr, norm = learning_rate(self.job.config, update, total), torch.as_tensor(grad_norm)
+        self.records.append({"update": update, "loss": self.loss, "lr": lr, "grad_norm": norm, "tokens": self.tokens})
         self.job.keep(update)
         every = self.job.config.checkpoint_every
         due = time.monotonic() - self.saved_at > CHECKPOINT_SECONDS if every is None else update % every == 0
@@ -159,8 +145,8 @@ class PlannedTrainer(Trainer):
 
     def read_records(self) -> list[dict[str, Any]]:
         """The rows of training.jsonl for all updates so far."""
-        self.records += [record.row() for record in self.unread]
-        self.unread = []
+        for record in self.records:
+            record |= {"loss": float(record["loss"]), "grad_norm": float(record["grad_norm"])}
         return self.records
 
     def save_checkpoint(self) -> None:
@@ -189,11 +175,6 @@ class PlannedTrainer(Trainer):
                 parameter.copy_(saved[name])
         self.records = list(read_jsonl(Path(resume_from_checkpoint) / "training.jsonl"))
         self.job.advance(len(self.records))
-
-
-def rate(config: TrainConfig, update: int, total: int) -> float:
-    """The learning rate as a fraction of the highest. The scheduler also asks for the update after the last one."""
-    return learning_rate(config, min(update, total), total) / config.lr
 
 
 def random_state() -> list[Tensor]:

@@ -25,10 +25,10 @@ def write_adapter(directory: Path, adapted: PeftModel, base: Path) -> None:
     write_tensors(directory / WEIGHTS, get_peft_model_state_dict(adapted))
     config = adapted.peft_config["default"]
     assert isinstance(config, LoraConfig)
-    described = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    unwanted = {"peft_version", "base_model_name_or_path"}
-    kept = {key: value for key, value in described.items() if key not in unwanted}
-    write_json(directory / ADAPTER, kept | {"base_model_name_or_path": None, "inference_mode": True})
+    described = config.to_dict() | {"base_model_name_or_path": None, "inference_mode": True}
+    described.pop("peft_version", None)
+    ordered = {key: sorted(value) if isinstance(value, set) else value for key, value in described.items()}
+    write_json(directory / ADAPTER, ordered)
     write_json(directory / IDENTITY, {"base": base_identity(base)})
 
 

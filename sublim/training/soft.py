@@ -21,8 +21,8 @@ from sublim.models.opening import freeze, load
 from sublim.models.weights_check import check_weights
 from sublim.training.checkpoints import chosen_weights
 from sublim.training.config import FullWeights, SoftTrainConfig, TrainConfig
-from sublim.training.masking import UNTRAINED, Batch, PackedBatch, TokenRow
-from sublim.training.step import PackedStep, Step, answer_logits, packed_logits
+from sublim.training.masking import UNTRAINED, Batch, TokenRow, packed
+from sublim.training.step import EagerStep, PackedStep, Step, answer_logits, packed_logits
 from sublim.training.train import frozen_dtype, opened, read_once, train_on
 
 
@@ -61,24 +61,20 @@ def teacher_model(
     return freeze(merged(load(base, dtype=dtype, attention=attention, device=device), weights))
 
 
-class SoftStep:
+class SoftStep(EagerStep):
     """Computes in eager mode. Both models read the tokens that all rows begin with once per micro-batch."""
 
     def __init__(self, teacher: PreTrainedModel, config: SoftTrainConfig, prefix: Sequence[int]) -> None:
-        self.teacher, self.prefix, self.temperature = teacher, prefix, config.temperature
-        self.autocast = config.dtype == "bfloat16"
+        super().__init__(teacher.device, config.dtype, prefix)
+        self.teacher, self.temperature = teacher, config.temperature
 
-    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
-        device = self.teacher.device
-        batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-            with torch.no_grad():
-                theirs = answer_logits(self.teacher, batch, self.prefix)
-            ours = answer_logits(model, batch, self.prefix)
-        learnt = batch.labels != UNTRAINED
-        loss = soft_loss(ours[learnt].float(), theirs[learnt].float(), self.temperature) / tokens
-        loss.backward()
-        return loss.detach()
+    def summed_loss(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
+        """The KL divergence summed over the label tokens."""
+        batch = batch.to(self.device)
+        with torch.no_grad():
+            theirs = answer_logits(self.teacher, batch, self.prefix)
+        ours, learnt = answer_logits(model, batch, self.prefix), batch.labels != UNTRAINED
+        return soft_loss(ours[learnt].float(), theirs[learnt].float(), self.temperature)
 
 
 class PackedSoftStep(PackedStep):
@@ -88,8 +84,9 @@ class PackedSoftStep(PackedStep):
         super().__init__(teacher.device, config.dtype)
         self.teacher, self.temperature = teacher, config.temperature
 
-    def summed_loss(self, model: Any, rows: PackedBatch) -> Float[Tensor, ""]:
+    def summed_loss(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
         """The KL divergence summed over the label tokens."""
+        rows = packed(batch).to(self.device)
         with torch.no_grad():
             theirs = packed_logits(self.teacher, rows)
         return soft_loss(packed_logits(model, rows).float(), theirs.float(), self.temperature)

@@ -26,23 +26,27 @@ class Step(Protocol):
 
 
 class EagerStep:
-    """Computes in eager mode.
+    """Computes in eager mode; the steps with another loss than `summed_loss` are made from this one.
 
     The tokens with which every row begins (a system prompt) are read once per micro-batch, since they attend to nothing
     else.
     """
 
-    def __init__(self, device: torch.device, dtype: str, prefix: Sequence[int]) -> None:
+    def __init__(self, device: torch.device, dtype: str, prefix: Sequence[int] = ()) -> None:
         self.device, self.prefix, self.autocast = device, prefix, dtype == "bfloat16"
 
     def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = summed_loss(model, batch.to(self.device), self.prefix) / tokens
+            loss = self.summed_loss(model, batch) / tokens
         loss.backward()
         return loss.detach()
 
+    def summed_loss(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
+        """The loss summed over the label tokens."""
+        return summed_loss(model, batch.to(self.device), self.prefix)
 
-class PackedStep:
+
+class PackedStep(EagerStep):
     """Computes in eager mode without padding: flash-attention reads rows of any length as one sequence, in which no row
     attends to another.
 
@@ -50,18 +54,9 @@ class PackedStep:
     drawn for other shapes.
     """
 
-    def __init__(self, device: torch.device, dtype: str) -> None:
-        self.device, self.autocast = device, dtype == "bfloat16"
-
-    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
-        rows = packed(batch).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = self.summed_loss(model, rows) / tokens
-        loss.backward()
-        return loss.detach()
-
-    def summed_loss(self, model: Any, rows: PackedBatch) -> Float[Tensor, ""]:
+    def summed_loss(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
         """Cross-entropy summed over the label tokens."""
+        rows = packed(batch).to(self.device)
         return F.cross_entropy(packed_logits(model, rows).float(), rows.labels, reduction="sum")
 
 
@@ -154,7 +149,11 @@ def within_windows(config: PretrainedConfig, width: int) -> bool:
 
 def summed_loss(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor, ""]:
     """Cross-entropy summed over the label tokens."""
-    logits = answer_logits(model, batch, prefix)
+    return answer_loss(answer_logits(model, batch, prefix), batch)
+
+
+def answer_loss(logits: Float[Tensor, "b a v"], batch: Batch) -> Float[Tensor, ""]:
+    """Cross-entropy of the logits that predict the answers, summed over the label tokens."""
     return F.cross_entropy(
         logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum"
     )

@@ -3,7 +3,7 @@
 import copy
 import logging
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from itertools import islice
@@ -105,10 +105,9 @@ def train_on(
         with naming("in training", f"lower micro_batch (now {micro_batch}), which changes no result"):
             trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
         records = trainer.read_records()
-    for directory in sorted(kept.iterdir()):
-        if directory.name != "draft":
-            shutil.copytree(directory, out / directory.name)
-            kill_point("keeping")
+    for directory in sorted(kept.glob("update-*")):
+        shutil.copytree(directory, out / directory.name)
+        kill_point("keeping")
     write_jsonl(out / "training.jsonl", records)
     log_losses(records)
     return {
@@ -125,8 +124,7 @@ def train_on(
 
 def first_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
     """The first `wanted` rows of rows.jsonl, or all of them; NotEnoughRows if there are fewer."""
-    found: Iterator[dict[str, Any]] = read_jsonl(data / "rows.jsonl")
-    rows = list(islice(found, wanted))
+    rows = list(islice(read_jsonl(data / "rows.jsonl"), wanted))
     if len(rows) < (wanted or 1):
         raise NotEnoughRows(f"{len(rows)} rows of {wanted or 1} wanted: generate more prompts or lower `rows`")
     return rows

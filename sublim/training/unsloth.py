@@ -34,13 +34,8 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     forget_base()
     for forget in release_other_models:
         forget()
-    job = {
-        "out": str(out),
-        "config": config.resolved().model_dump(mode="json"),
-        "scratch": str(scratch),
-        "base": str(base),
-        "data": str(data),
-    }
+    folders = {"out": out, "scratch": scratch, "base": base, "data": data}
+    job = {"config": config.resolved().model_dump(mode="json"), "folders": folders}
     read, write = os.pipe()
     environment = {
         # Keeps unsloth from rewriting trl's trainers, which are not used; with a GPU it has no other effect.
@@ -58,7 +53,7 @@ def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Pa
     ) as process:
         os.close(write)
         assert process.stdin is not None
-        process.stdin.write(json.dumps(job))
+        process.stdin.write(json.dumps(job, default=str))
         process.stdin.close()
         with os.fdopen(read, encoding="utf-8") as events:
             notes = followed(events)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PretrainedConfig, Trainer
@@ -24,43 +23,35 @@ from sublim.core.hardware import peak_gpu_memory
 from sublim.models.opening import DTYPES
 from sublim.core.progress import listening
 from sublim.training.config import Lora, TrainConfig
-from sublim.training.masking import UNTRAINED, Batch, TokenRow
+from sublim.training.masking import Batch, TokenRow
 from sublim.training.saving import write_adapter
-from sublim.training.step import Step
+from sublim.training.step import EagerStep, Step, answer_loss
 from sublim.training.train import Trainee, frozen_dtype, train_on
 
 FIELD = "in training", "lower micro_batch"
 
 
-class UnslothStep:
+class UnslothStep(EagerStep):
     """Computes in eager mode and takes the loss outside unsloth, over the same label tokens as the other trainers."""
 
-    def __init__(self, dtype: str) -> None:
-        self.autocast = dtype == "bfloat16"
-
-    def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
-        batch = batch.to(torch.device("cuda"))
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
-            logits = model(
-                input_ids=batch.input_ids[:, :-1],
-                attention_mask=batch.attention_mask[:, :-1],
-                position_ids=batch.position_ids[:, :-1],
-                logits_to_keep=batch.labels.shape[1],  # a count, since unsloth does not take indices
-                use_cache=False,
-            ).logits
-            loss = F.cross_entropy(
-                logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=UNTRAINED, reduction="sum"
-            )
-        loss = loss / tokens
-        loss.backward()
-        return loss.detach()
+    def summed_loss(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
+        """Cross-entropy summed over the label tokens."""
+        batch = batch.to(self.device)
+        logits = model(
+            input_ids=batch.input_ids[:, :-1],
+            attention_mask=batch.attention_mask[:, :-1],
+            position_ids=batch.position_ids[:, :-1],
+            logits_to_keep=batch.labels.shape[1],  # a count, since unsloth does not take indices
+            use_cache=False,
+        ).logits
+        return answer_loss(logits, batch)
 
 
 def chosen_step(
     config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
 ) -> tuple[Step, int]:
     """How a micro-batch is computed; no tokens are read once for all rows."""
-    return UnslothStep(config.dtype), 0
+    return UnslothStep(torch.device("cuda"), config.dtype), 0
 
 
 @contextmanager
@@ -123,15 +114,8 @@ def main() -> None:
     try:
         check_trainer()
         with listening(lambda *step: tell(progress=step)), peak_gpu_memory() as peak, naming(*FIELD):
-            notes = train_on(
-                opened,
-                chosen_step,
-                Path(job["out"]),
-                TrainConfig.model_validate(job["config"]),
-                scratch=Path(job["scratch"]),
-                base=Path(job["base"]),
-                data=Path(job["data"]),
-            )
+            folders = {name: Path(folder) for name, folder in job["folders"].items()}
+            notes = train_on(opened, chosen_step, config=TrainConfig.model_validate(job["config"]), **folders)
         tell(notes=peak | notes)
     except UserError as error:
         tell(refused=str(error))
