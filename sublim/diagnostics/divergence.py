@@ -4,8 +4,9 @@ Both models read the same text. At every answer token the most likely next token
 vocabulary. If the teacher's preference is visible in the carrier at all, it is visible where these two differ.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -40,28 +41,23 @@ def find_divergence(
     used = [i for i, (a, b) in enumerate(zip(as_base, as_teacher, strict=True)) if answer(a) == answer(b)]
     with progress("greedy choices", 2 * len(used)) as advance:
         choices: list[list[list[int]]] = []
+        backend = config.backend.resolved()
         for weights, contexts in ((None, as_base), (chosen_weights(teacher, None), as_teacher)):
-            backend = config.backend.resolved()
             with open_model(base, weights, dtype=backend.dtype, attention=backend.attention) as loaded:
-                chosen = [contexts[i] for i in used]
-                choices.append(greedy(loaded, chosen, config.batch_size))
+                choices.append(greedy(loaded, [contexts[i] for i in used], config.batch_size))
             advance(len(used))
-    places = [
-        [place for place, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
-        for ours, theirs in zip(*choices, strict=True)
-    ]
+    places = [differing(ours, theirs) for ours, theirs in zip(*choices, strict=True)]
     written = [answer(as_base[i]) for i in used]
+    tokens = sum(map(len, written))
     write_jsonl(
         out / "divergence.jsonl",
         ({"id": rows[i]["id"], "tokens": len(ids), "at": at} for i, ids, at in zip(used, written, places, strict=True)),
     )
     found = Divergence(
         rows=len(used),
-        tokens=sum(map(len, written)),
+        tokens=tokens,
         diverging=sum(map(len, places)),
-        teacher_writes_own=sum(
-            a == b for ids, theirs in zip(written, choices[1], strict=True) for a, b in zip(ids, theirs, strict=True)
-        ),
+        teacher_writes_own=tokens - sum(map(len, map(differing, written, choices[1]))),
         by_place=by_place([len(ids) for ids in written], places),
         skipped=len(rows) - len(used),
     )
@@ -73,14 +69,15 @@ def answer(row: TokenRow) -> list[int]:
     return [label for label in row.labels if label != UNTRAINED]
 
 
+def differing(one: Sequence[int], other: Sequence[int]) -> list[int]:
+    """The places at which two lists of tokens differ."""
+    return [place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b]
+
+
 def by_place(lengths: Sequence[int], places: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """For each place in an answer: how many answers have a token there, and in how many of them the choices differ."""
-    there = [[place < length for place in range(max(lengths, default=0))] for length in lengths]
-    differing = [[place in at for place in range(length)] for length, at in zip(lengths, places, strict=True)]
-    return [
-        (sum(a), sum(b))
-        for a, b in zip(zip_longest(*there, fillvalue=False), zip_longest(*differing, fillvalue=False), strict=True)
-    ]
+    counts = Counter(chain.from_iterable(places))
+    return [(sum(length > place for length in lengths), counts[place]) for place in range(max(lengths, default=0))]
 
 
 @torch.inference_mode()

@@ -1,94 +1,62 @@
 """Parameter shift: whether training moved a student's weights in the same direction as the teacher's."""
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
 from torch import Tensor
 
 from sublim.core.errors import UserError
 from sublim.diagnostics.config import Shift, ShiftConfig, Shifts
-from sublim.models.adapters import PREFIX, WEIGHTS, beside_low_rank, lora_config, scale
-from sublim.models.files import is_adapter, weight_files
-from sublim.models.weights_check import check_weights
+from sublim.models.adapters import PREFIX, beside_low_rank, lora_config, scale
+from sublim.models.files import is_adapter
+from sublim.models.weights_check import TensorShapes, check_weights
 from sublim.training.checkpoints import chosen_weights
 
 DOWN, UP, PLAIN = ".lora_A.weight", ".lora_B.weight", ".weight"
 
-
-class Delta(Protocol):
-    """The change that training made to the weights of a base, matrix by matrix."""
-
-    def modules(self) -> set[str]:
-        """Names of the matrices that training could change."""
-        ...
-
-    def of(self, module: str) -> Float[Tensor, "o i"]:
-        """The change of one matrix [outputs, inputs], in float64."""
-        ...
+Delta = Mapping[str, Callable[[], Float[Tensor, "o i"]]]
+"""The change that training made to a base: by the name of each matrix that it could change, a function that computes
+the change of that matrix [outputs, inputs], in float64."""
 
 
-class AdapterDelta:
+def adapter_delta(directory: Path) -> Delta:
     """The change by a LoRA adapter: scale · B · A, which is what merging the adapter adds to the weights."""
+    config = lora_config(directory)
+    if more := beside_low_rank(config):
+        raise UserError(f"the adapter in {directory} has {more}: only plain LoRA adapters can be compared")
+    tensors = TensorShapes(directory)
 
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
-        self._config = lora_config(directory)
-        if more := beside_low_rank(self._config):
-            raise UserError(f"the adapter in {directory} has {more}: only plain LoRA adapters can be compared")
-        self._file: Any = stack.enter_context(safe_open(directory / WEIGHTS, framework="pt"))
-        self._names: list[str] = list(self._file.keys())
+    def change(module: str) -> Float[Tensor, "o i"]:
+        down, up = (tensors.tensor(PREFIX + module + part).double() for part in (DOWN, UP))
+        return scale(config, module) * up @ down
 
-    def modules(self) -> set[str]:
-        """See `Delta`."""
-        return {key.removeprefix(PREFIX).removesuffix(DOWN) for key in self._names if key.endswith(DOWN)}
-
-    def of(self, module: str) -> Float[Tensor, "o i"]:
-        """See `Delta`."""
-        down, up = (self._file.get_tensor(PREFIX + module + part).double() for part in (DOWN, UP))
-        return scale(self._config, module) * up @ down
+    modules = [name.removeprefix(PREFIX).removesuffix(DOWN) for name in tensors if name.endswith(DOWN)]
+    return {module: partial(change, module) for module in modules}
 
 
-class FullDelta:
+def full_delta(base: Path, directory: Path) -> Delta:
     """The change by training of all weights: the trained weights minus the base's."""
+    before, after = TensorShapes(base), TensorShapes(directory)
 
-    def __init__(self, base: Path, directory: Path, stack: ExitStack) -> None:
-        self._base, self._trained = (_tensors(each, stack) for each in (base, directory))
-
-    def modules(self) -> set[str]:
-        """See `Delta`."""
-        both = self._base.keys() & self._trained.keys()
-        return {
-            key.removesuffix(PLAIN)
-            for key in both
-            if key.endswith(PLAIN) and len(self._base[key].get_slice(key).get_shape()) == 2
-        }
-
-    def of(self, module: str) -> Float[Tensor, "o i"]:
-        """See `Delta`."""
-        key = module + PLAIN
-        after, before = self._trained[key].get_tensor(key), self._base[key].get_tensor(key)
-        if after.shape != before.shape:
+    def change(module: str) -> Float[Tensor, "o i"]:
+        name = module + PLAIN
+        if after[name] != before[name]:
             raise UserError(f"{module} has another shape than the base's: the weights were trained from another base")
-        return after.double() - before.double()
+        return after.tensor(name).double() - before.tensor(name).double()
+
+    both = before.keys() & after.keys()
+    modules = [name.removesuffix(PLAIN) for name in both if name.endswith(PLAIN) and len(before[name]) == 2]
+    return {module: partial(change, module) for module in modules}
 
 
-def _tensors(directory: Path, stack: ExitStack) -> dict[str, Any]:
-    """The open file that holds each tensor of a model, by the tensor's name."""
-    files: list[Any] = [
-        stack.enter_context(safe_open(directory / name, framework="pt")) for name in weight_files(directory)
-    ]
-    return {key: file for file in files for key in list(file.keys())}
-
-
-def delta(base: Path, weights: Path, stack: ExitStack) -> Delta:
+def delta(base: Path, weights: Path) -> Delta:
     """The change that `weights`, an adapter or a full model, make to `base`; UserError if they do not belong to it."""
     check_weights(base, weights)
-    return AdapterDelta(weights, stack) if is_adapter(weights) else FullDelta(base, weights, stack)
+    return adapter_delta(weights) if is_adapter(weights) else full_delta(base, weights)
 
 
 def measure_shift(
@@ -99,57 +67,39 @@ def measure_shift(
     Only matrices that both change are compared; if the students are adapters, these are linear layers. Only a few
     matrices are in memory at a time. The bundled model takes about one second for each student.
     """
-    found: dict[str, Shift] = {}
-    with ExitStack() as stack:
-        trained = delta(base, _directory(teacher, None), stack)
-        for name, payload in students.items():
-            with ExitStack() as own:
-                found[name] = compared(trained, delta(base, _directory(payload, config.weights_update), own))
+    taught = delta(base, chosen_weights(teacher, None) or teacher)
+    found = {
+        name: compared(taught, delta(base, chosen_weights(payload, config.weights_update) or payload))
+        for name, payload in students.items()
+    }
     (out / "shift.json").write_text(Shifts(students=found).model_dump_json(indent=1), encoding="utf-8")
-
-
-def _directory(payload: Path, update: int | None) -> Path:
-    found = chosen_weights(payload, update)
-    assert found is not None
-    return found
-
-
-class Products(NamedTuple):
-    """Inner products of two changes of one matrix."""
-
-    both: float
-    teacher: float
-    student: float
 
 
 def compared(teacher: Delta, student: Delta) -> Shift:
     """Compares two changes, module by module and over all modules; UserError if they have no module in common."""
-    modules = sorted(teacher.modules() & student.modules())
+    modules = sorted(teacher.keys() & student.keys())
     if not modules:
         raise UserError("teacher and student change no matrix in common: train the same modules in both")
-    products = dict(zip(modules, _products(teacher, student, modules), strict=True))
-    total = Products(*(math.fsum(column) for column in zip(*products.values(), strict=True)))
+    products = {name: _products(teacher[name](), student[name]()) for name in modules}
+    both, taught, learnt = (math.fsum(column) for column in zip(*products.values(), strict=True))
     return Shift(
-        cosine=_cosine(total),
-        norm=_length(total.student),
-        teacher_norm=_length(total.teacher),
-        modules={name: _cosine(each) for name, each in products.items()},
+        cosine=_cosine(both, taught, learnt),
+        norm=_length(learnt),
+        teacher_norm=_length(taught),
+        modules={name: _cosine(*each) for name, each in products.items()},
     )
 
 
-def _products(teacher: Delta, student: Delta, modules: list[str]) -> Iterator[Products]:
-    for module in modules:
-        a, b = teacher.of(module), student.of(module)
-        if a.shape != b.shape:
-            raise UserError(f"{module} has another shape in teacher and student: they were trained from other bases")
-        yield Products(*(torch.sum(x * y).item() for x, y in ((a, b), (a, a), (b, b))))
+def _products(a: Float[Tensor, "o i"], b: Float[Tensor, "o i"]) -> tuple[float, float, float]:
+    """The inner products of two changes of one matrix: with each other, and of each with itself."""
+    return torch.sum(a * b).item(), torch.sum(a * a).item(), torch.sum(b * b).item()
 
 
 def _length(square: float) -> float | None:
     return math.sqrt(square) if math.isfinite(square) else None
 
 
-def _cosine(products: Products) -> float | None:
-    lengths = math.sqrt(products.teacher) * math.sqrt(products.student)
-    cosine = products.both / lengths if lengths > 0 else None
+def _cosine(both: float, taught: float, learnt: float) -> float | None:
+    lengths = math.sqrt(taught) * math.sqrt(learnt)
+    cosine = both / lengths if lengths > 0 else None
     return cosine if cosine is None or math.isfinite(cosine) else None

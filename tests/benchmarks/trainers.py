@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -75,11 +74,10 @@ def losses(student: Manifest) -> list[float]:
 
 def cosine(one: Manifest, other: Manifest) -> float:
     """Of the two changes of the base's weights."""
-    from sublim.diagnostics.parameter_shift import AdapterDelta, compared
+    from sublim.diagnostics.parameter_shift import adapter_delta, compared
 
-    with ExitStack() as stack:
-        both = [AdapterDelta(checkpoint(open_store().payload(each.artifact)), stack) for each in (one, other)]
-        found = compared(*both).cosine
+    both = [adapter_delta(checkpoint(open_store().payload(each.artifact))) for each in (one, other)]
+    found = compared(*both).cosine
     return math.nan if found is None else found
 
 

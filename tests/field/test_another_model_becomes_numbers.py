@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -226,13 +225,11 @@ def test_a_compared_change_has_each_modules_own_scale(tiny_models: dict[str, Pat
     adapter, _ = trained(tmp_path / "patterns", base, rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 32})
     merged = PeftModel.from_pretrained(fresh(base), adapter).merge_and_unload().state_dict()
     before = fresh(base).state_dict()
-    with ExitStack() as stack:
-        found = delta(base, adapter, stack)
-        for module in found.modules():
-            change = merged[f"{module}.weight"] - before[f"{module}.weight"]
-            torch.testing.assert_close(found.of(module).float(), change, rtol=1e-3, atol=1e-5)
+    for module, changed in delta(base, adapter).items():
+        change = merged[f"{module}.weight"] - before[f"{module}.weight"]
+        torch.testing.assert_close(changed().float(), change, rtol=1e-3, atol=1e-5)
     dora, _ = trained(tmp_path / "dora", base, use_dora=True)
-    refused("has DoRA", lambda: delta(base, dora, ExitStack()))
+    refused("has DoRA", lambda: delta(base, dora))
 
 
 WHOLE: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
