@@ -19,6 +19,7 @@ from sublim.memory.fitting import Fit
 from sublim.models.opening import LoadedModel, load_tokenizer, open_model
 from sublim.training.checkpoints import chosen_weights
 from sublim.training.masking import UNTRAINED, TokenRow, collate, token_row
+from sublim.training.step import answer_logits
 
 
 def find_divergence(
@@ -93,15 +94,7 @@ def greedy(loaded: LoadedModel, rows: Sequence[TokenRow], size: int) -> list[lis
 
     def read(chosen: Sequence[int]) -> list[tuple[int, list[int]]]:
         batch = collate([rows[i] for i in chosen], padding=padding).to(loaded.model.device)
-        ids, width = batch.input_ids[:, :-1], batch.labels.shape[1]
-        logits = loaded.model(
-            input_ids=ids,
-            attention_mask=batch.attention_mask[:, :-1],
-            position_ids=batch.position_ids[:, :-1],
-            use_cache=False,
-            logits_to_keep=torch.arange(ids.shape[1] - width, ids.shape[1], device=ids.device),
-        ).logits
-        most_likely = zip(chosen, logits.argmax(-1), batch.labels, strict=True)
+        most_likely = zip(chosen, answer_logits(loaded.model, batch, ()).argmax(-1), batch.labels, strict=True)
         return [(i, row[labels != UNTRAINED].tolist()) for i, row, labels in most_likely]
 
     for part in Fit("rows", "take dtype bfloat16, shorter rows or a smaller model").each(order, read, size):

@@ -84,8 +84,8 @@ def compared(teacher: Delta, student: Delta) -> Shift:
     both, taught, learnt = (math.fsum(column) for column in zip(*products.values(), strict=True))
     return Shift(
         cosine=_cosine(both, taught, learnt),
-        norm=_length(learnt),
-        teacher_norm=_length(taught),
+        norm=_finite(math.sqrt(learnt)),
+        teacher_norm=_finite(math.sqrt(taught)),
         modules={name: _cosine(*each) for name, each in products.items()},
     )
 
@@ -95,11 +95,10 @@ def _products(a: Float[Tensor, "o i"], b: Float[Tensor, "o i"]) -> tuple[float, 
     return torch.sum(a * b).item(), torch.sum(a * a).item(), torch.sum(b * b).item()
 
 
-def _length(square: float) -> float | None:
-    return math.sqrt(square) if math.isfinite(square) else None
-
-
 def _cosine(both: float, taught: float, learnt: float) -> float | None:
     lengths = math.sqrt(taught) * math.sqrt(learnt)
-    cosine = both / lengths if lengths > 0 else None
-    return cosine if cosine is None or math.isfinite(cosine) else None
+    return _finite(both / lengths) if lengths > 0 else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

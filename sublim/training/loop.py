@@ -39,8 +39,6 @@ class Job(NamedTuple):
     micro_batch: int
     """Most rows in one forward pass."""
     step: Step
-    skip: int
-    """Number of tokens that all rows begin with and that `step` supplies itself."""
     checkpoints: Path
     """Directory of the checkpoints from which an interrupted run resumes."""
     keep: Callable[[int], None]
@@ -92,7 +90,8 @@ class PlannedTrainer(Trainer):
 
     def update_inputs(self, items: list[TokenRow]) -> dict[str, Any]:
         """The rows of one update as micro-batches, with the number of their label tokens."""
-        rows = [TokenRow(item.input_ids[self.job.skip :], item.labels[self.job.skip :]) for item in items]
+        skip = len(self.job.step.prefix)
+        rows = [TokenRow(item.input_ids[skip:], item.labels[skip:]) for item in items]
         return {"batches": micro_batches(rows, self.micro_batch, padding=self.padding), "tokens": label_count(rows)}
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:

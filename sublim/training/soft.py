@@ -37,13 +37,13 @@ def train_soft(
 
     def choose(
         config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
-    ) -> tuple[Step, int]:
+    ) -> Step:
         assert isinstance(config, SoftTrainConfig)
         model = teacher_model(config, base, chosen_weights(teacher, None), attention, shape)
         if attention == "flash_attention_2":
-            return PackedSoftStep(model, config), 0
+            return PackedSoftStep(model, config)
         prefix = [] if torch.cuda.is_available() else read_once(config, rows, shape)
-        return SoftStep(model, config, prefix), len(prefix)
+        return SoftStep(model, config, prefix)
 
     return train_on(opened, choose, out, config, scratch=scratch, base=base, data=data)
 

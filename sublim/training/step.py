@@ -17,6 +17,9 @@ WARM_UPS = 2
 class Step(Protocol):
     """Computes one micro-batch of an update."""
 
+    prefix: Sequence[int]
+    """Tokens at the beginning of all rows that the step supplies itself and reads once for all of them."""
+
     def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
         """Adds the micro-batch's gradients to those of the parameters, and returns its part of the loss in nats.
 
@@ -79,6 +82,8 @@ class GraphedStep:
     Every micro-batch is padded to one shape [rows, width], with rows that have no labels.
     """
 
+    prefix: Sequence[int] = ()
+
     def __init__(self, device: torch.device, dtype: str, rows: int, width: int, answer: int) -> None:
         self.device, self.autocast = device, dtype == "bfloat16"
         self.rows, self.width, self.answer = rows, width, answer
@@ -133,11 +138,6 @@ class GraphedStep:
         gradients = [(each, each.grad) for each in parameters if each.grad is not None]
         model.zero_grad(set_to_none=True)
         return Captured(graph, batch, mask, share, loss, gradients)
-
-
-def can_graph(config: PretrainedConfig, attention: str, width: int) -> bool:
-    """Whether this model's attention needs no more than a causal mask, so that one graph serves every batch."""
-    return attention == "sdpa" and within_windows(config, width)
 
 
 def within_windows(config: PretrainedConfig, width: int) -> bool:

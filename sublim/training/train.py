@@ -30,7 +30,7 @@ from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint, log_los
 from sublim.training.masking import TokenRow, label_count, row_chat, shared_prefix, token_rows
 from sublim.training.plan import planned_updates
 from sublim.training.saving import write_adapter, write_model
-from sublim.training.step import EagerStep, GraphedStep, PackedStep, Step, can_graph, within_windows
+from sublim.training.step import EagerStep, GraphedStep, PackedStep, Step, within_windows
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,9 @@ class Trainee(NamedTuple):
     write: Callable[[Path], None]
 
 
-ChooseStep = Callable[[TrainConfig, list[TokenRow], str, PretrainedConfig, int], tuple[Step, int]]
+ChooseStep = Callable[[TrainConfig, list[TokenRow], str, PretrainedConfig, int], Step]
 """Takes the settings, the rows, the attention kernel, the model's config and the size of a micro-batch. Returns how a
-micro-batch is computed, and how many tokens at the beginning of the rows are read once for all rows."""
+micro-batch is computed."""
 
 
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any] | None:
@@ -98,9 +98,9 @@ def train_on(
                     trainee.write(draft)
 
         micro_batch = config.micro_batch or rows_that_fit(rows, shape, config)
-        step, skip = choose_step(config, rows, attention, shape, micro_batch)
+        step = choose_step(config, rows, attention, shape, micro_batch)
         trainer = PlannedTrainer(
-            trainee.model, tokenizer, Job(config, rows, plan, micro_batch, step, skip, checkpoints, keep, advance)
+            trainee.model, tokenizer, Job(config, rows, plan, micro_batch, step, checkpoints, keep, advance)
         )
         with naming("in training", f"lower micro_batch (now {micro_batch}), which changes no result"):
             trainer.train(resume_from_checkpoint=latest_checkpoint(checkpoints))
@@ -207,18 +207,19 @@ def frozen_dtype(lora: Lora, dtype: str, shape: PretrainedConfig) -> str:
 
 def chosen_step(
     config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
-) -> tuple[Step, int]:
-    """How a micro-batch is computed, and how many tokens at the beginning of the rows it reads once for all rows."""
+) -> Step:
+    """How a micro-batch is computed."""
     if attention == "flash_attention_2":
-        return PackedStep(torch.device("cuda"), config.dtype), 0
+        return PackedStep(torch.device("cuda"), config.dtype)
     if not torch.cuda.is_available():
-        prefix = read_once(config, rows, shape)
-        return EagerStep(torch.device("cpu"), config.dtype, prefix), len(prefix)
+        return EagerStep(torch.device("cpu"), config.dtype, read_once(config, rows, shape))
     device, width = torch.device("cuda"), max(len(row.input_ids) for row in rows)
-    if config.cuda_graph and micro_batch >= config.batch_size and can_graph(shape, attention, width):
+    # Where attention needs no more than a causal mask, one graph serves every batch.
+    masked_alike = attention == "sdpa" and within_windows(shape, width)
+    if config.cuda_graph and micro_batch >= config.batch_size and masked_alike:
         answer = max(label_count([row]) for row in rows)
-        return GraphedStep(device, config.dtype, config.batch_size, width, answer), 0
-    return EagerStep(device, config.dtype, ()), 0
+        return GraphedStep(device, config.dtype, config.batch_size, width, answer)
+    return EagerStep(device, config.dtype)
 
 
 def read_once(config: TrainConfig, rows: list[TokenRow], shape: PretrainedConfig) -> list[int]:

@@ -23,6 +23,7 @@ from sublim.core.hardware import peak_gpu_memory
 from sublim.models.opening import DTYPES
 from sublim.core.progress import listening
 from sublim.training.config import Lora, TrainConfig
+from sublim.training.loop import trainable
 from sublim.training.masking import Batch, TokenRow
 from sublim.training.saving import write_adapter
 from sublim.training.step import EagerStep, Step, answer_loss
@@ -49,9 +50,9 @@ class UnslothStep(EagerStep):
 
 def chosen_step(
     config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
-) -> tuple[Step, int]:
+) -> Step:
     """How a micro-batch is computed; no tokens are read once for all rows."""
-    return UnslothStep(torch.device("cuda"), config.dtype), 0
+    return UnslothStep(torch.device("cuda"), config.dtype)
 
 
 @contextmanager
@@ -81,9 +82,8 @@ def opened(config: TrainConfig, base: Path, attention: str, shape: PretrainedCon
         random_state=config.seed,
         use_rslora=lora.rslora,
     )
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    for parameter in trainable(adapted).values():
+        parameter.data = parameter.data.float()
     for module in adapted.modules():
         # Rows are padded on the left, and by default unsloth drops the padding mask in training.
         module._unsloth_keep_padding_mask = True
