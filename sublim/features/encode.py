@@ -11,7 +11,7 @@ norms of the reconstruction error and of the residual stream, as means over toke
 
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,32 +30,19 @@ from sublim.files.jsonl import read_jsonl
 from sublim.files.syncing import sync
 from sublim.memory.fitting import Fit
 from sublim.sae.autoencoder import LoadedSae, check_sae, load_sae, read_note
-from sublim.sae.stream import Opening, OwnTokens, find_opening, own_rows, streams
+from sublim.sae.stream import OwnTokens, own_rows, streams
 from sublim.training.checkpoints import chosen_weights
 
-FEATURES = {"row": pl.UInt32, "position": pl.Int32, "feature": pl.UInt32, "value": pl.Float32}
-ENTRIES = {
-    "row": pl.UInt32,
-    "id": pl.Int64,
-    "position": pl.Int32,
-    "token": pl.Int32,
-    "tokens": pl.Int32,
-    "active": pl.Float32,
-    "dropped": pl.Int32,
-    "dropped_share": pl.Float32,
-    "error": pl.Float32,
-    "length": pl.Float32,
-}
-
-
-class Entry(NamedTuple):
-    """A token of a row, or the mean over the tokens of a row; a line of the entries file."""
-
-    row: int
-    id: int | None
-    position: int | None
-    token: int | None
-    tokens: int
+ENTRIES = {"row": pl.UInt32, "id": pl.Int64, "position": pl.Int32, "token": pl.Int32, "tokens": pl.Int32}
+MEASURES = pl.Schema(
+    {
+        "active": pl.Float32,
+        "dropped": pl.Int32,
+        "dropped_share": pl.Float32,
+        "error": pl.Float32,
+        "length": pl.Float32,
+    }
+)
 
 
 class SparseFeatures(NamedTuple):
@@ -65,7 +52,7 @@ class SparseFeatures(NamedTuple):
     feature: Int[Tensor, " k"]
     value: Float[Tensor, " k"]
     measures: Float[Tensor, "n 5"]
-    """Columns active, dropped, dropped_share, error, length."""
+    """The columns of MEASURES."""
 
 
 def encode_features(
@@ -103,11 +90,11 @@ def encode_features(
             with open_reader(reading, base, chosen_weights(weights, config.weights_update)) as opened:
                 device = opened.reader.network.device
                 loaded = {name: load_sae(payload, device) for name, payload in sorted(saes.items())}
-                skip, source = find_opening(opened.tokenizer), islice(read_jsonl(rows / "rows.jsonl"), config.rows)
+                source = islice(read_jsonl(rows / "rows.jsonl"), config.rows)
                 for number in numbers:
                     part = list(islice(source, config.shard))
                     if not _done(scratch, number).exists():
-                        _write(scratch, number, encode_part(opened, loaded, config, part, number * config.shard, skip))
+                        _write(scratch, number, encode_part(opened, loaded, config, part, number * config.shard))
                         kill_point("features:shard")
                     advance(len(part))
     for path in sorted(scratch.glob("*-*.parquet")):
@@ -116,37 +103,30 @@ def encode_features(
 
 
 def encode_part(
-    opened: OpenReader,
-    saes: dict[str, LoadedSae],
-    config: EncodeConfig,
-    rows: Sequence[dict[str, Any]],
-    first: int,
-    skip: Opening,
-) -> dict[str, tuple[pl.DataFrame, pl.DataFrame]]:
-    """The tables of features and entries of some rows, by SAE; `first` is the number of the first row in its file."""
-    own = [tokens_to_encode(each, config) for each in own_rows(opened.tokenizer, rows, skip)]
+    opened: OpenReader, saes: dict[str, LoadedSae], config: EncodeConfig, rows: Sequence[dict[str, Any]], first: int
+) -> dict[str, pl.DataFrame]:
+    """The tables of features and entries of some rows, by the beginning of their files' names.
+
+    `first` is the number of the first row in its file.
+    """
+    own = [tokens_to_encode(each, config) for each in own_rows(opened.tokenizer, rows)]
     if empty := [row.get("id") for row, each in zip(rows, own, strict=True) if not each.places]:
         raise UserError(f"row {empty[0]} has no token to encode: filter such rows out")
     values = dict(streams(opened, own))
     places = [f"{site}-{layer}" for site, layer in opened.reader.places]
-    counts = [len(each.places) for each in own]
-    means = config.tokens == "mean"
-    entries = [
-        Entry(
-            first + number,
-            row.get("id"),
-            None if means else at,
-            None if means else each.marked.ids[at],
-            len(each.places) if means else 1,
-        )
-        for number, (row, each) in enumerate(zip(rows, own, strict=True))
-        for at in (each.places[:1] if means else each.places)
-    ]
-    made: dict[str, tuple[pl.DataFrame, pl.DataFrame]] = {}
+    counts = [len(each.places) for each in own] if config.tokens == "mean" else None
+    lines: list[tuple[int | None, ...]] = []
+    for number, (row, each) in enumerate(zip(rows, own, strict=True), first):
+        if counts is not None:
+            lines.append((number, row.get("id"), None, None, len(each.places)))
+        else:
+            lines += [(number, row.get("id"), at, each.marked.ids[at], 1) for at in each.places]
+    entries = pl.DataFrame(lines, schema=ENTRIES, orient="row")
+    made: dict[str, pl.DataFrame] = {}
     for name, sae in saes.items():
         stream = torch.cat([values[index][:, places.index(name)] for index in range(len(own))])
-        found = encode(sae, stream.to(opened.reader.network.device), config, counts if means else None)
-        made[name] = (features_frame(found, entries), entries_frame(found, entries))
+        found = encode(sae, stream.to(opened.reader.network.device), config, counts)
+        made[f"features-{name}"], made[f"entries-{name}"] = tables(found, entries)
     return made
 
 
@@ -159,18 +139,15 @@ def tokens_to_encode(row: OwnTokens, config: EncodeConfig) -> OwnTokens:
 
 @torch.no_grad()
 def encode(
-    sae: LoadedSae, stream: Float[Tensor, "n d"], config: EncodeConfig, counts: Sequence[int] | None = None
+    sae: LoadedSae, stream: Float[Tensor, "n d"], config: EncodeConfig, counts: Sequence[int] | None
 ) -> SparseFeatures:
     """Sparse features of tokens (lines of the stream), or of their means over groups with `counts` tokens each."""
     room = max(1, 2**26 // sae.note.d_sae) if stream.device.type == "cuda" else 512
     fit = Fit("tokens", "take an SAE of fewer features")
     parts = fit.whole(room, lambda room: list(_encoded(sae, stream, config, counts, room)))
-    shift = 0
-    entries = list[Tensor]()
-    for part in parts:
-        entries.append(part.entry + shift)
-        shift += len(part.measures)
-    return SparseFeatures(torch.cat(entries), *(torch.cat([part[at] for part in parts]) for at in (1, 2, 3)))
+    before = accumulate((len(part.measures) for part in parts), initial=0)
+    shifted = (part._replace(entry=part.entry + shift) for part, shift in zip(parts, before, strict=False))
+    return SparseFeatures(*map(torch.cat, zip(*shifted, strict=True)))
 
 
 def _encoded(
@@ -181,43 +158,37 @@ def _encoded(
     room: int,
 ) -> Iterator[SparseFeatures]:
     """`encode` in parts of about `room` tokens."""
-    begun = 0
-    for group in split_tokens(counts, len(stream), room):
-        size = sum(group) if counts is not None else len(group)
-        some = stream[begun : begun + size]
+    for group, some in split_tokens(stream, counts, room):
         features = sae.encode(some)
         error = (some - sae.reconstruct(some, features)).square().sum(1)
         length = some.square().sum(1)
         active = (features > 0).sum(1).float()
-        if counts is not None:
-            owner = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(group)).to(stream.device)
-            features, error, length, active = (
-                group_means(each, owner, group) for each in (features, error, length, active)
-            )
+        if group is not None:
+            sizes = torch.tensor(group, device=stream.device)
+            features, error, length, active = (group_means(each, sizes) for each in (features, error, length, active))
         yield keep_features(features, active, error, length, config)
-        begun += size
 
 
-def split_tokens(counts: Sequence[int] | None, lines: int, room: int) -> Iterator[Sequence[int]]:
-    """Parts of about `room` tokens: the sizes of their undivided groups or, without `counts`, the tokens' indices."""
+def split_tokens(
+    stream: Float[Tensor, "n d"], counts: Sequence[int] | None, room: int
+) -> Iterator[tuple[list[int] | None, Float[Tensor, "m d"]]]:
+    """Parts of about `room` tokens, each with the sizes of its groups, which are not divided (None: no groups)."""
     if counts is None:
-        for first in range(0, lines, room):
-            yield range(first, min(first + room, lines))
+        yield from ((None, part) for part in stream.split(room))
         return
-    group = list[int]()
+    groups: list[list[int]] = [[]]
     for count in counts:
-        if group and sum(group) + count > room:
-            yield group
-            group = []
-        group.append(count)
-    yield group
+        if groups[-1] and sum(groups[-1]) + count > room:
+            groups.append([])
+        groups[-1].append(count)
+    yield from zip(groups, stream.split([sum(group) for group in groups]), strict=True)
 
 
-def group_means(values: Tensor, owner: Int[Tensor, " n"], group: Sequence[int]) -> Tensor:
-    """Means over groups of tokens; `owner` is the group of each token, `group` the size of each group."""
-    sums = values.new_zeros(len(group), *values.shape[1:]).index_add_(0, owner, values)
-    counts = torch.tensor(group, device=values.device, dtype=values.dtype)
-    return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
+def group_means(values: Tensor, sizes: Int[Tensor, " g"]) -> Tensor:
+    """Means over groups of tokens of these sizes."""
+    owner = torch.arange(len(sizes), device=values.device).repeat_interleave(sizes, output_size=len(values))
+    sums = values.new_zeros(len(sizes), *values.shape[1:]).index_add_(0, owner, values)
+    return sums / sizes.to(values.dtype).reshape(-1, *[1] * (values.ndim - 1))
 
 
 def keep_features(
@@ -231,40 +202,23 @@ def keep_features(
     firing, total = (features > 0).sum(1), features.sum(1)
     keep = features > config.threshold
     if config.top is not None and config.top < features.shape[1]:
-        largest = torch.zeros_like(keep).scatter_(1, features.topk(config.top, dim=1).indices, True)
-        keep &= largest
+        keep &= torch.zeros_like(keep).scatter_(1, features.topk(config.top, dim=1).indices, True)
     entry, feature = keep.nonzero(as_tuple=True)
     value = features[entry, feature]
     kept = torch.zeros_like(total).index_add_(0, entry, value)
-    lost = torch.where(total > 0, 1 - kept / total.clamp_min(1e-30), 0).clamp(0, 1)
     dropped = firing - keep.sum(1)
-    lost = torch.where(dropped == 0, 0.0, lost)
+    lost = torch.where(dropped > 0, 1 - kept / total.clamp_min(1e-30), 0).clamp(0, 1)
     measures = torch.stack([active, dropped.float(), lost, error, length], 1)
     return SparseFeatures(entry.cpu(), feature.cpu(), value.float().cpu(), measures.float().cpu())
 
 
-def features_frame(found: SparseFeatures, entries: Sequence[Entry]) -> pl.DataFrame:
-    """The kept features as a table."""
-    where = found.entry.numpy()
-    row = pl.Series([entry.row for entry in entries], dtype=pl.UInt32)
-    position = pl.Series([entry.position for entry in entries], dtype=pl.Int32)
-    return pl.DataFrame(
-        {
-            "row": row.gather(where),
-            "position": position.gather(where),
-            "feature": pl.Series(found.feature.numpy()),
-            "value": pl.Series(found.value.numpy()),
-        },
-    ).cast(dict(FEATURES))  # pyright: ignore[reportArgumentType]
-
-
-def entries_frame(found: SparseFeatures, entries: Sequence[Entry]) -> pl.DataFrame:
-    """The entries as a table, also those without kept features."""
-    measures = found.measures.numpy()
-    columns = {name: [entry[at] for entry in entries] for at, name in enumerate(Entry._fields)}
-    names = ("active", "dropped", "dropped_share", "error", "length")
-    columns |= {name: measures[:, at] for at, name in enumerate(names)}
-    return pl.DataFrame(columns, strict=False).cast(dict(ENTRIES))  # pyright: ignore[reportArgumentType]
+def tables(found: SparseFeatures, entries: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The kept features, and the entries with their measures, also those without kept features."""
+    features = entries.select("row", "position")[found.entry.numpy()].with_columns(
+        pl.Series("feature", found.feature.numpy(), dtype=pl.UInt32), pl.Series("value", found.value.numpy())
+    )
+    measures = pl.DataFrame(found.measures.numpy(), schema=list(MEASURES), orient="row").cast(MEASURES)
+    return features, entries.hstack(measures)
 
 
 def summary(payload: Path, name: str) -> dict[str, Any]:
@@ -287,12 +241,11 @@ def _done(folder: Path, number: int) -> Path:
     return folder / f"done-{number:05d}"
 
 
-def _write(folder: Path, number: int, made: dict[str, tuple[pl.DataFrame, pl.DataFrame]]) -> None:
+def _write(folder: Path, number: int, made: dict[str, pl.DataFrame]) -> None:
     """Writes the tables of a shard, then an empty file that marks it as complete."""
-    for name, tables in made.items():
-        for kind, table in zip(("features", "entries"), tables, strict=True):
-            path = folder / f"{kind}-{name}-{number:05d}.parquet"
-            table.write_parquet(path, compression="zstd")
-            sync(path)
+    for name, table in made.items():
+        path = folder / f"{name}-{number:05d}.parquet"
+        table.write_parquet(path, compression="zstd")
+        sync(path)
     _done(folder, number).touch()
     sync(folder)

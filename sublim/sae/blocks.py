@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from sublim.activations.read import read_kept
 from sublim.core.errors import UserError
-from sublim.models.opening import load_tokenizer
 from sublim.residual.edits import Place
 from sublim.sae.config import TrainSaeConfig
-from sublim.sae.stream import OwnTokens
+from sublim.sae.stream import OwnTokens, own_rows
 
 STEP = 64
 """Rows that are tokenised together while a block is filled."""
@@ -39,19 +39,16 @@ Blocks = Callable[[Cursor, int], Iterator[TokenBlock]]
 """Yields blocks from a cursor on; the second argument is the number of blocks before it."""
 
 
-def count_own_tokens(rows: list[dict[str, Any]], tokenised: Callable[[list[dict[str, Any]]], list[OwnTokens]]) -> int:
+def count_own_tokens(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> int:
     """The number of own tokens (see `sublim.sae.stream`) in all rows. Raises UserError if there are no rows."""
     if not rows:
         raise UserError("there are no texts to train on: give some")
-    parts = (tokenised(rows[at : at + 1024]) for at in range(0, len(rows), 1024))
+    parts = (own_rows(tokenizer, rows[at : at + 1024]) for at in range(0, len(rows), 1024))
     return sum(len(own.places) for part in parts for own in part)
 
 
 def fill_blocks(
-    rows: list[dict[str, Any]],
-    tokenised: Callable[[list[dict[str, Any]]], list[OwnTokens]],
-    start: Cursor,
-    config: TrainSaeConfig,
+    tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], start: Cursor, config: TrainSaeConfig
 ) -> Iterator[tuple[list[OwnTokens], Cursor]]:
     """Yields all rows once, in a random order: at a time, as many as fill a block with own tokens."""
     if start.epoch:
@@ -61,7 +58,7 @@ def fill_blocks(
     while row < len(rows):
         part = [rows[index] for index in order[row : row + STEP]]
         row += len(part)
-        own += tokenised(part)
+        own += own_rows(tokenizer, part)
         count = sum(len(each.places) for each in own)
         if count >= config.block or row == len(rows):
             yield own, Cursor(0, row) if row < len(rows) else Cursor(1, 0)
@@ -105,10 +102,3 @@ def _passes(items: int, start: Cursor, seed: int) -> Iterator[tuple[int, Cursor]
         order = np.random.default_rng([seed, epoch, 1]).permutation(items)
         for at in range(start.row if epoch == start.epoch else 0, items):
             yield int(order[at]), Cursor(epoch, at + 1) if at + 1 < items else Cursor(epoch + 1, 0)
-
-
-def special_ids(base: Path) -> frozenset[int]:
-    """Ids of the special tokens of the model's tokenizer."""
-    tokenizer = load_tokenizer(base)
-    added = {token for token, found in tokenizer.added_tokens_decoder.items() if found.special}
-    return frozenset(added.union(tokenizer.all_special_ids))

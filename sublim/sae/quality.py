@@ -5,6 +5,7 @@ tokens is left unchanged, or replaced by its reconstruction, by zeros or by its 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from sublim.core.errors import UserError
@@ -23,7 +25,7 @@ from sublim.models.opening import open_model
 from sublim.residual.hooks import attached_at, check_layers
 from sublim.sae.autoencoder import LoadedSae, check_sae, load_sae, read_note
 from sublim.sae.config import Quality, QualityConfig
-from sublim.sae.stream import OwnTokens, find_opening, own_rows
+from sublim.sae.stream import OwnTokens, own_rows
 
 AT_ONCE = 4096
 """Tokens that are encoded together."""
@@ -37,16 +39,6 @@ class PaddedTexts(NamedTuple):
     own: Bool[Tensor, "b t"]
 
 
-class Reconstruction(NamedTuple):
-    """How well the reconstruction fits the stream, over all tokens (see `Quality`); `mean` is that of the stream."""
-
-    mean: Float[Tensor, " d"]
-    explained: float
-    l0: float
-    dead: float
-    tokens: int
-
-
 def measure_sae(
     out: Path, config: QualityConfig, *, scratch: Path, base: Path, sae: Path, texts: Path
 ) -> dict[str, Any]:
@@ -54,21 +46,15 @@ def measure_sae(
     config = config.resolved()
     check_sae(read_note(sae), base)
     rows = list(read_jsonl(texts / "held_out.jsonl"))
-    with open_model(base, None, dtype=config.dtype, attention=kernel_for_padding(config.attention)) as (
-        model,
-        tokenizer,
-    ):
+    # flash-attention does not take padded batches.
+    attention = "sdpa" if config.attention == "flash_attention_2" else config.attention
+    with open_model(base, None, dtype=config.dtype, attention=attention) as (model, tokenizer):
         loaded = load_sae(sae, model.device)
-        own = rows_with_tokens(own_rows(tokenizer, rows, find_opening(tokenizer)), config.tokens)
+        own = rows_with_tokens(own_rows(tokenizer, rows), config.tokens)
         fit = fitting.Fit("texts", "take dtype bfloat16, shorter texts or a smaller model")
         found = fit.whole(min(config.chunk, len(own)), lambda chunk: quality(model, loaded, own, chunk))
     write_json(out / "quality.json", found.model_dump(mode="json"))
     return found.model_dump(mode="json")
-
-
-def kernel_for_padding(attention: str) -> str:
-    """A kernel that accepts padded batches: sdpa instead of flash_attention_2."""
-    return "sdpa" if attention == "flash_attention_2" else attention
 
 
 def rows_with_tokens(rows: Sequence[OwnTokens], tokens: int) -> list[OwnTokens]:
@@ -76,13 +62,9 @@ def rows_with_tokens(rows: Sequence[OwnTokens], tokens: int) -> list[OwnTokens]:
 
     Raises UserError if no row has two own tokens.
     """
-    chosen, count = list[OwnTokens](), 0
-    for row in rows:
-        if count >= tokens:
-            break
-        if len(row.places) > 1:
-            chosen.append(row)
-            count += len(row.places)
+    measurable = [row for row in rows if len(row.places) > 1]
+    before = accumulate((len(row.places) for row in measurable), initial=0)
+    chosen = [row for row, count in zip(measurable, before, strict=False) if count < tokens]
     if not chosen:
         raise UserError("no held-out text has two tokens to measure: hold more texts out")
     return chosen
@@ -93,28 +75,23 @@ def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[OwnTokens], c
     """Measures an SAE on rows, `chunk` of them at a time."""
     check_layers(model, [sae.note.layer])
     ordered = sorted(rows, key=lambda row: len(row.marked.ids))
-    parts = [
-        pad_rows(part, model.device) for part in (ordered[at : at + chunk] for at in range(0, len(ordered), chunk))
-    ]
+    parts = [pad_rows(ordered[at : at + chunk], model.device) for at in range(0, len(ordered), chunk)]
     with progress("measuring the SAE", 5 * len(parts)) as advance:
-        fit = measure_reconstruction(model, sae, parts, advance)
+        mean_stream, fit = measure_reconstruction(model, sae, parts, advance)
 
         def spliced(stream: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
             return sae.reconstruct(stream, sae.encode(stream))
 
         losses = [
             loss(model, sae, parts, change, advance)
-            for change in (None, spliced, torch.zeros_like, lambda stream: fit.mean.expand_as(stream))
+            for change in (None, spliced, torch.zeros_like, mean_stream.expand_as)
         ]
     clean, put_in, zero, mean = losses
     return Quality(
         site=sae.note.site,
         layer=sae.note.layer,
         d_sae=sae.note.d_sae,
-        tokens=fit.tokens,
-        explained_variance=fit.explained,
-        l0=fit.l0,
-        dead=fit.dead,
+        **fit,
         ce=clean,
         ce_spliced=put_in,
         ce_zero=zero,
@@ -126,20 +103,22 @@ def quality(model: PreTrainedModel, sae: LoadedSae, rows: Sequence[OwnTokens], c
 
 def pad_rows(rows: Sequence[OwnTokens], device: torch.device) -> PaddedTexts:
     """Pads rows to one batch."""
-    longest = max(len(row.marked.ids) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask, own = torch.zeros(2, len(rows), longest, dtype=torch.bool)
+    texts = [torch.tensor(row.marked.ids) for row in rows]
+    ids = pad_sequence(texts, batch_first=True)
+    mask = pad_sequence([torch.ones_like(text, dtype=torch.bool) for text in texts], batch_first=True)
+    own = torch.zeros_like(mask)
     for number, row in enumerate(rows):
-        ids[number, : len(row.marked.ids)] = torch.tensor(row.marked.ids)
-        mask[number, : len(row.marked.ids)] = True
         own[number, row.places] = True
     return PaddedTexts(ids.to(device), mask.to(device), own.to(device))
 
 
 def measure_reconstruction(
     model: PreTrainedModel, sae: LoadedSae, parts: Sequence[PaddedTexts], advance: Callable[[int], None]
-) -> Reconstruction:
-    """Measures the reconstruction. Sums are float64, because the variance is a small difference of large numbers."""
+) -> tuple[Float[Tensor, " d"], dict[str, Any]]:
+    """The mean of the stream over all tokens, and the fields of `Quality` on how well the reconstruction fits it.
+
+    Sums are float64, because the variance is a small difference of large numbers.
+    """
     width = sae.note.d_in
     total = torch.zeros(width, dtype=torch.float64, device=model.device)
     squares = error = active = 0.0
@@ -156,20 +135,18 @@ def measure_reconstruction(
             count += len(some)
     mean = total / count
     variance = squares - count * float(mean.square().sum())
-    return Reconstruction(mean.float(), 1 - error / variance, active / count, 1 - float(fired.float().mean()), count)
+    dead = 1 - float(fired.float().mean())
+    found = {"tokens": count, "explained_variance": 1 - error / variance, "l0": active / count, "dead": dead}
+    return mean.float(), found
 
 
 def own_streams(model: PreTrainedModel, sae: LoadedSae, parts: Sequence[PaddedTexts]) -> Iterator[Float[Tensor, "n d"]]:
     """Yields the stream at own tokens for each batch, in float32."""
     for part in parts:
-        found: list[Tensor] = []
-
-        def keep(stream: Tensor, part: PaddedTexts = part, found: list[Tensor] = found) -> None:
-            found.append(stream[part.own].float())
-
-        with attached_at(model, sae.note.place, keep):
+        streams: list[Tensor] = []
+        with attached_at(model, sae.note.place, streams.append):
             forward(model, part)
-        yield found[0]
+        yield streams[0][part.own].float()
 
 
 def loss(

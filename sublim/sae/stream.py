@@ -5,6 +5,7 @@ the tokens that a chat template puts before every chat.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +19,6 @@ from sublim.activations.token_places import Marked, marked_rows
 from sublim.inference.scoring import common_prefix_length
 
 
-class Opening(NamedTuple):
-    """The number of tokens before the first own token, of a chat without a system prompt and of any other text."""
-
-    chat: int
-    text: int
-
-
 class OwnTokens(NamedTuple):
     """A tokenised row and the indices of its own tokens."""
 
@@ -32,18 +26,19 @@ class OwnTokens(NamedTuple):
     places: list[int]
 
 
-def find_opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
-    """Finds the tokens that a template puts before every chat, from two chats that share nothing else."""
+@lru_cache(maxsize=1)
+def find_opening(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The number of tokens that a template puts before every chat, from two chats that share nothing else."""
     probes = [{"prompt": text, "answer": "x", "system": None} for text in ("Hello", "7 owls")]
-    before = common_prefix_length([marked.ids for marked in marked_rows(tokenizer, probes)])
-    return Opening(max(before, 1), 1)
+    return common_prefix_length([marked.ids for marked in marked_rows(tokenizer, probes)])
 
 
-def own_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], skip: Opening) -> list[OwnTokens]:
+def own_rows(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]]) -> list[OwnTokens]:
     """Tokenises rows and finds their own tokens; a row may have none."""
     found: list[OwnTokens] = []
     for row, marked in zip(rows, marked_rows(tokenizer, rows), strict=True):
-        first = skip.chat if "text" not in row and row.get("system") is None else skip.text
+        plain_chat = "text" not in row and row.get("system") is None
+        first = max(find_opening(tokenizer), 1) if plain_chat else 1
         found.append(OwnTokens(marked, [at for at in range(first, len(marked.ids)) if not marked.special[at]]))
     return found
 

@@ -34,24 +34,24 @@ def write_chats(out: Path, config: WriteChatsConfig, *, scratch: Path, base: Pat
     prompts = [form.replace("{subject}", subject) for subject in config.topics.subjects for form in config.topics.forms]
     order = np.random.default_rng([config.sampling.seed, 2]).permutation(len(prompts))
     size = config.shard or (4096 if gpu() else 64)
-    shards = [(first, min(first + size, config.chats)) for first in range(0, config.chats, size)]
-    missing = [each for each in shards if not (scratch / f"chats-{each[0]}-{each[1]}.jsonl").exists()]
+    shards = [range(first, min(first + size, config.chats)) for first in range(0, config.chats, size)]
+    paths = {shard: scratch / f"chats-{shard.start}-{shard.stop}.jsonl" for shard in shards}
+    missing = [shard for shard in shards if not paths[shard].exists()]
     with progress("writing chats", config.chats) as advance:
-        advance(config.chats - sum(stop - first for first, stop in missing))
+        advance(config.chats - sum(map(len, missing)))
         if missing:
             with open_sampler(config.backend, base, scratch=scratch) as sampler:
-                for first, stop in missing:
-                    asked = [prompts[order[index % len(prompts)]] for index in range(first, stop)]
-                    answers = sampler.sample([chat(prompt) for prompt in asked], config.sampling, first=first)
+                for shard in missing:
+                    asked = [prompts[order[index % len(prompts)]] for index in shard]
+                    answers = sampler.sample([chat(prompt) for prompt in asked], config.sampling, first=shard.start)
                     rows = (
-                        {"id": first + number, "prompt": prompt, "answer": written[0].text, "system": None}
-                        for number, (prompt, written) in enumerate(zip(asked, answers, strict=True))
+                        {"id": number, "prompt": prompt, "answer": written[0].text, "system": None}
+                        for number, prompt, written in zip(shard, asked, answers, strict=True)
                     )
-                    path = scratch / f"chats-{first}-{stop}.jsonl"
-                    write_jsonl(path, rows)
+                    write_jsonl(paths[shard], rows)
                     kill_point("chats:shard")
-                    advance(stop - first)
-    every = (row for first, stop in shards for row in read_jsonl(scratch / f"chats-{first}-{stop}.jsonl"))
+                    advance(len(shard))
+    every = (row for path in paths.values() for row in read_jsonl(path))
     kept = write_jsonl(out / "rows.jsonl", (row for row in every if row["answer"].strip()))
     return {"rows": kept, "empty": config.chats - kept, "prompts": len(prompts)}
 

@@ -8,16 +8,14 @@ and used again. Everything is saved after each block, and a run that was killed 
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
-from sae_lens.saes.sae import TrainingSAE
-from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
-from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
 from torch import Tensor
@@ -30,21 +28,14 @@ from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl
 from sublim.files.tensor_files import write_tensors
 from sublim.files.whole_files import whole_folder
+from sublim.inference.vocabulary import Vocabulary
 from sublim.models.files import IDENTITY, base_identity, read_json, write_json
+from sublim.models.opening import load_tokenizer
 from sublim.residual.edits import Place
 from sublim.sae.autoencoder import write_files
-from sublim.sae.blocks import (
-    Blocks,
-    Cursor,
-    TokenBlock,
-    count_own_tokens,
-    fill_blocks,
-    saved_blocks,
-    shard_blocks,
-    special_ids,
-)
+from sublim.sae.blocks import Blocks, Cursor, TokenBlock, count_own_tokens, fill_blocks, saved_blocks, shard_blocks
 from sublim.sae.config import JumpReluSae, SaeNote, StandardSae, TopKSae, TrainSaeConfig
-from sublim.sae.stream import OwnTokens, block_of, find_opening, own_rows
+from sublim.sae.stream import block_of
 
 
 def train_sae(
@@ -74,17 +65,13 @@ def train_sae(
             )
             opened = stack.enter_context(open_reader(reading, base, None))
             rows = list(read_jsonl(texts / "rows.jsonl"))
-            skip = find_opening(opened.tokenizer)
-
-            def tokenised(part: list[dict[str, Any]]) -> list[OwnTokens]:
-                return own_rows(opened.tokenizer, part, skip)
-
-            count = count_own_tokens(rows, tokenised)
+            count = count_own_tokens(opened.tokenizer, rows)
             # The last tokens of each block, which are too few for a batch, are not trained on.
             again = count - config.batch * (count // config.block + 2) < config.tokens
 
             def blocks(start: Cursor, before: int) -> Iterator[TokenBlock]:
-                for number, (own, after) in enumerate(fill_blocks(rows, tokenised, start, config), before):
+                filled = fill_blocks(opened.tokenizer, rows, start, config)
+                for number, (own, after) in enumerate(filled, before):
                     values = block_of(opened, own)
                     if again:
                         write_tensors(scratch / f"block-{number:05d}.safetensors", {"values": values})
@@ -93,37 +80,35 @@ def train_sae(
 
         else:
             shards = [path for payload in activations or [] for path in sorted(payload.glob("index-*.parquet"))]
-            special = special_ids(base)
+            special = Vocabulary(load_tokenizer(base)).special
 
             def blocks(start: Cursor, before: int) -> Iterator[TokenBlock]:
                 yield from shard_blocks(shards, special, place, start, config.seed)
 
-        trained = train_on_blocks(config, blocks, scratch, device)
+        sae, notes = train_on_blocks(config, blocks, scratch, device)
     note = SaeNote(
         site=config.site,
         layer=config.layer,
-        d_in=trained.sae.cfg.d_in,
+        d_in=sae.cfg.d_in,
         d_sae=config.features,
         architecture=config.architecture.kind,
         source="trained",
         model=read_json(base / IDENTITY).get("name") if (base / IDENTITY).is_file() else None,
         base=base_identity(base),
     )
-    state = dict(trained.sae.state_dict())
-    trained.sae.process_state_dict_for_saving_inference(state)
-    write_files(out, state, trained.sae.cfg.get_inference_sae_cfg_dict(), note)
-    return {**note.model_dump(mode="json"), **trained.notes}
+    state = dict(sae.state_dict())
+    sae.process_state_dict_for_saving_inference(state)
+    write_files(out, state, sae.cfg.get_inference_sae_cfg_dict(), note)
+    return {**note.model_dump(mode="json"), **notes}
 
 
-class TrainedSae(NamedTuple):
-    """A trained SAE, with its scaling folded into the weights, and notes on its training."""
+def train_on_blocks(
+    config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.device
+) -> tuple[TrainingSAE[Any], dict[str, Any]]:
+    """Trains on `config.tokens` tokens, resuming after the last saved block.
 
-    sae: TrainingSAE[Any]
-    notes: dict[str, Any]
-
-
-def train_on_blocks(config: TrainSaeConfig, blocks: Blocks, scratch: Path, device: torch.device) -> TrainedSae:
-    """Trains on `config.tokens` tokens, resuming after the last saved block."""
+    Returns the SAE, with its scaling folded into the weights, and notes on its training.
+    """
     steps = config.tokens // config.batch
     saved = scratch / "saved"
     trainer: SAETrainer[Any, Any] | None = None
@@ -134,27 +119,20 @@ def train_on_blocks(config: TrainSaeConfig, blocks: Blocks, scratch: Path, devic
         trainer = new_trainer(config, at["d_in"], device)
         trainer.sae.load_state_dict(load_file(saved / "weights.safetensors", device=str(device)))
         trainer.load_trainer_state(saved)
-    losses: dict[str, float] = {}
+    stepped: TrainStepOutput | None = None
     with progress("training on tokens", steps * config.batch) as advance:
         advance(trainer.n_training_samples if trainer else 0)
         for block in blocks(cursor, number) if trainer is None or trainer.n_training_steps < steps else ():
             values = block.values.to(device)
             trainer = trainer or start_trainer(config, values, device)
             order = torch.from_numpy(np.random.default_rng([config.seed, number]).permutation(len(values))).to(device)
-            for first in range(0, len(values) - config.batch + 1, config.batch):
-                if trainer.n_training_steps == steps:
-                    break
+            whole = range(0, len(values) - config.batch + 1, config.batch)
+            for first in whole[: steps - trainer.n_training_steps]:
                 stepped = trainer.step(values[order[first : first + config.batch]])
                 trainer.n_training_steps += 1
                 advance(config.batch)
-                losses = (
-                    {name: float(loss.detach()) for name, loss in stepped.losses.items()}
-                    if trainer.n_training_steps == steps
-                    else losses
-                )
-            number += 1
-            save(saved, trainer, block.after, number)
-            cursor = block.after
+            cursor, number = block.after, number + 1
+            save(saved, trainer, cursor, number)
             kill_point("sae:block")
             if trainer.n_training_steps == steps:
                 break
@@ -167,9 +145,9 @@ def train_on_blocks(config: TrainSaeConfig, blocks: Blocks, scratch: Path, devic
         "tokens": trainer.n_training_samples,
         "steps": steps,
         "passes": cursor.epoch + (1 if cursor.row else 0),
-        "loss": losses,
+        "loss": {name: float(loss.detach()) for name, loss in stepped.losses.items()} if stepped else {},
     }
-    return TrainedSae(trainer.sae, notes)
+    return trainer.sae, notes
 
 
 def start_trainer(config: TrainSaeConfig, values: Float[Tensor, "n d"], device: torch.device) -> SAETrainer[Any, Any]:
@@ -212,30 +190,21 @@ def new_trainer(config: TrainSaeConfig, width: int, device: torch.device) -> SAE
 
 def new_sae(config: TrainSaeConfig, width: int, warmup: int) -> TrainingSAE[Any]:
     """An SAE of the configured architecture with random weights."""
-    shape: dict[str, Any] = {
-        "d_in": width,
-        "d_sae": config.features,
-        "normalize_activations": "expected_average_only_in",
-    }
     match config.architecture:
         case StandardSae() as chosen:
-            return StandardTrainingSAE(
-                StandardTrainingSAEConfig(**shape, l1_coefficient=chosen.l1, l1_warm_up_steps=warmup)
-            )
+            own: dict[str, Any] = {"l1_coefficient": chosen.l1, "l1_warm_up_steps": warmup}
         case TopKSae() as chosen:
-            return TopKTrainingSAE(TopKTrainingSAEConfig(**shape, k=chosen.k))
+            own = {"k": chosen.k}
         case JumpReluSae() as chosen:
-            return JumpReLUTrainingSAE(
-                JumpReLUTrainingSAEConfig(
-                    **shape,
-                    l0_coefficient=chosen.l0,
-                    l0_warm_up_steps=warmup,
-                    jumprelu_bandwidth=chosen.bandwidth,
-                    jumprelu_init_threshold=chosen.threshold,
-                )
-            )
-        case _:
-            assert_never(config.architecture)
+            own = {
+                "l0_coefficient": chosen.l0,
+                "l0_warm_up_steps": warmup,
+                "jumprelu_bandwidth": chosen.bandwidth,
+                "jumprelu_init_threshold": chosen.threshold,
+            }
+    kind, settings = get_sae_training_class(config.architecture.kind)
+    scaling = "expected_average_only_in"
+    return kind(settings(d_in=width, d_sae=config.features, normalize_activations=scaling, **own))
 
 
 def save(folder: Path, trainer: SAETrainer[Any, Any], after: Cursor, number: int) -> None:

@@ -38,7 +38,7 @@ from sublim.files.jsonl import write_jsonl
 from sublim.inference.config import HfBackend
 from sublim.models.opening import open_model
 from sublim.sae.autoencoder import load_sae, note_from_config, write_sae
-from sublim.sae.stream import OwnTokens, block_of, find_opening, own_rows
+from sublim.sae.stream import OwnTokens, block_of, own_rows
 from sublim.training.masking import row_chat
 from tests.benchmarks.activations import paired_rows
 from tests.benchmarks.sampling import device, prepared, timed
@@ -78,7 +78,7 @@ def random_sae(base: Path, folder: Path, layer: int, dtype: str) -> Path:
     """A payload of a random SAE whose threshold is a quantile of what it sees on some rows."""
     reading = Reading.model_validate({"layers": (layer,), "dtype": dtype}).resolved()
     with open_reader(reading, base, None) as opened:
-        rows = own_rows(opened.tokenizer, rows_of(24), find_opening(opened.tokenizer))
+        rows = own_rows(opened.tokenizer, rows_of(24))
         stream = block_of(opened, [OwnTokens(row.marked, row.places[-4:]) for row in rows])
     metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post")
     with torch.random.fork_rng(devices=[]), torch.no_grad():

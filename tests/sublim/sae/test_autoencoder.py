@@ -23,11 +23,12 @@ from sublim.core.errors import UserError
 from sublim.features.config import EncodeConfig
 from sublim.features.encode import encode_features
 from sublim.files.jsonl import write_jsonl
+from sublim.inference.vocabulary import Vocabulary
 from sublim.models.opening import load_tokenizer, open_model
 from sublim.residual.edits import Place
 from sublim.residual.hooks import attached_at
 from sublim.sae.autoencoder import check_sae, import_sae, load_sae, note_from_config, read_note, same_model
-from sublim.sae.blocks import Cursor, shard_blocks, special_ids
+from sublim.sae.blocks import Cursor, shard_blocks
 from sublim.sae.config import FolderSae, ImportSaeConfig, PretrainedSae, Quality, QualityConfig, TrainSaeConfig
 from sublim.sae.quality import measure_sae, quality
 from sublim.sae.stream import find_opening, own_rows
@@ -244,7 +245,7 @@ def test_an_sae_learns_from_kept_activations_too_and_refuses_another_place(
     payload = run(train_sae, tmp_path / "sae", settings(), base=base, activations=[activations])
     again = run(train_sae, tmp_path / "again", settings(), base=base, activations=[activations])
     assert digest_directory(payload) == digest_directory(again)
-    special, place = special_ids(base), Place("resid_post", 1)
+    special, place = Vocabulary(load_tokenizer(base)).special, Place("resid_post", 1)
     block = next(shard_blocks([activations / "index-00000.parquet"], special, place, Cursor(0, 0), 0))
     entries = pl.read_parquet(activations / "index-00000.parquet")
     assert entries.filter(pl.col("token").is_in(list(special)) & (pl.col("position") > 0)).height > 0
@@ -265,8 +266,7 @@ def test_own_tokens_leave_out_special_ones_the_first_and_what_the_template_puts_
         {"id": 1, "text": "The owl hunts at night"},
         {**numbers(1)[0], "system": "You love owls."},
     ]
-    skip = find_opening(tokenizer)
-    chat, text, told = own_rows(tokenizer, rows, skip)
+    chat, text, told = own_rows(tokenizer, rows)
     shown = [str(tokenizer.decode([each.marked.ids[at] for at in each.places])) for each in (chat, text, told)]
     assert shown[0].startswith("Continue: ")
     assert rows[0]["answer"] in shown[0]
@@ -274,7 +274,7 @@ def test_own_tokens_leave_out_special_ones_the_first_and_what_the_template_puts_
     assert "You are Qwen" not in shown[0]
     assert text.places == list(range(1, len(text.marked.ids)))
     assert "You love owls." in shown[2]
-    assert str(tokenizer.decode(chat.marked.ids[: skip.chat])).endswith("user\n")
+    assert str(tokenizer.decode(chat.marked.ids[: find_opening(tokenizer)])).endswith("user\n")
 
 
 def test_quality_is_what_is_computed_by_hand(base: Path, texts: Path) -> None:
@@ -283,7 +283,7 @@ def test_quality_is_what_is_computed_by_hand(base: Path, texts: Path) -> None:
     rows = [each for each in numbers(4)]
     with open_model(base, dtype="float32", attention="sdpa") as (model, tokenizer):
         loaded = load_like(sae)
-        own = own_rows(tokenizer, rows, find_opening(tokenizer))
+        own = own_rows(tokenizer, rows)
         found = quality(model, loaded, own, chunk=3)
         streams, ce = [], []
         for row, marked in zip(own, marked_rows(tokenizer, rows), strict=True):
@@ -319,7 +319,7 @@ def test_an_sae_that_rebuilds_everything_recovers_the_whole_loss_and_one_that_re
     sae.W_enc.data = torch.cat([eye, -eye], 1)
     sae.W_dec.data = torch.cat([eye, -eye])
     with open_model(base, dtype="float32", attention="sdpa") as (model, tokenizer):
-        own = own_rows(tokenizer, numbers(5), find_opening(tokenizer))
+        own = own_rows(tokenizer, numbers(5))
         exact = quality(model, load_like(sae), own, chunk=2)
         sae.W_dec.data.zero_()
         nothing = quality(model, load_like(sae), own, chunk=2)
