@@ -125,11 +125,6 @@ class OverlapRow(Config):
     features: list[int]
     """The shared features."""
 
-    @field_validator("features")
-    @classmethod
-    def _in_order(cls, features: list[int]) -> list[int]:
-        return sorted(features)
-
 
 def bundled_sentences() -> tuple[str, ...]:
     """The sentences that are bundled with the package."""

@@ -6,6 +6,7 @@ models) are paired.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,6 @@ from sublim.core.errors import UserError
 from sublim.features.config import ContrastConfig, OverlapConfig, OverlapRow
 from sublim.models.files import write_json
 from sublim.stats.intervals import holm
-
-COLUMNS = (
-    "rank", "feature", "effect", "p", "q", "difference", "mean_target", "mean_control",
-    "rate_target", "rate_control", "rows_target", "rows_control",
-)  # fmt: skip
 
 
 class RowFeatures(NamedTuple):
@@ -43,7 +39,6 @@ class Sides(NamedTuple):
     of products."""
     n_a: int
     n_b: int
-    paired: bool
 
 
 def row_features(payload: Path, sae: str) -> RowFeatures:
@@ -79,7 +74,7 @@ def contrast_features(
 ) -> dict[str, Any]:
     """Stage: writes contrast.parquet, with a line for each feature that fires on either side, and contrast.json.
 
-    The columns are those of `contrast`, in the order of COLUMNS.
+    The columns are those of `contrast`.
     """
     sides = sum_sides(row_features(target, config.sae), row_features(control, config.sae), pair=config.pair)
     table = contrast(sides, config)
@@ -87,7 +82,7 @@ def contrast_features(
     found = significant(table, config.level)
     notes = {
         "rows": [sides.n_a, sides.n_b],
-        "paired": sides.paired,
+        "paired": config.pair,
         "features": len(table),
         "tested": int(table["p"].is_not_null().sum()),
         "more": int((found["effect"] > 0).sum()),
@@ -98,15 +93,27 @@ def contrast_features(
 
 
 def sum_sides(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
-    """Sums over the rows of two sides.
+    """Sums over the rows of two sides; with `pair`, over those rows whose ids are on both.
 
-    Raises UserError for too few rows and, with `pair`, for ids that occur twice or on one side only.
+    Raises UserError for too few rows and, with `pair`, for ids that occur twice.
     """
-    if not pair:
-        if min(len(a.ids), len(b.ids)) < 2:
-            raise UserError("each side needs at least two rows: give more")
-        table = sum_side(a.values, "a").join(sum_side(b.values, "b"), on="feature", how="full", coalesce=True)
-        return Sides(table.fill_null(0).sort("feature"), len(a.ids), len(b.ids), False)
+    if pair:
+        a, b = common_rows(a, b)
+    elif min(len(a.ids), len(b.ids)) < 2:
+        raise UserError("each side needs at least two rows: give more")
+    table = sum_side(a.values, "a").join(sum_side(b.values, "b"), on="feature", how="full", coalesce=True)
+    if pair:
+        cross = (
+            a.values.join(b.values, on=["id", "feature"], suffix="_b")
+            .group_by("feature")
+            .agg((pl.col("value") * pl.col("value_b")).sum().alias("cross"))
+        )
+        table = table.join(cross, on="feature", how="left")
+    return Sides(table.fill_null(0).sort("feature"), len(a.ids), len(b.ids))
+
+
+def common_rows(a: RowFeatures, b: RowFeatures) -> list[RowFeatures]:
+    """The rows of both sides whose ids are on both. Raises UserError for too few, and for ids that occur twice."""
     if a.ids.n_unique() < len(a.ids) or b.ids.n_unique() < len(b.ids):
         raise UserError("an id occurs twice, so that rows cannot be paired: use pair=false")
     both = a.ids.filter(a.ids.is_in(b.ids.to_list()))
@@ -114,15 +121,7 @@ def sum_sides(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
         raise UserError(
             f"{len(both)} rows have a partner with the same id on the other side: use pair=false or other rows"
         )
-    ours, theirs = (each.values.filter(pl.col("id").is_in(both.to_list())) for each in (a, b))
-    cross = (
-        ours.join(theirs, on=["id", "feature"], suffix="_b")
-        .group_by("feature")
-        .agg((pl.col("value") * pl.col("value_b")).sum().alias("cross"))
-    )
-    table = sum_side(ours, "a").join(sum_side(theirs, "b"), on="feature", how="full", coalesce=True)
-    table = table.join(cross, on="feature", how="left").fill_null(0).sort("feature")
-    return Sides(table, len(both), len(both), True)
+    return [RowFeatures(both, each.values.filter(pl.col("id").is_in(both.to_list()))) for each in (a, b)]
 
 
 def sum_side(values: pl.DataFrame, side: str) -> pl.DataFrame:
@@ -146,7 +145,7 @@ def contrast(sides: Sides, config: ContrastConfig) -> pl.DataFrame:
     var_b = np.maximum(column["squares_b"] - sides.n_b * b**2, 0) / (sides.n_b - 1)
     spread = np.sqrt((var_a + var_b) / 2)
     effect = np.divide(a - b, spread, out=np.zeros_like(a), where=spread > 0)
-    if sides.paired:
+    if config.pair:
         n = sides.n_a
         squares = column["squares_a"] + column["squares_b"] - 2 * column["cross"]
         var = np.maximum(squares - n * (a - b) ** 2, 0) / (n - 1)
@@ -178,7 +177,7 @@ def contrast(sides: Sides, config: ContrastConfig) -> pl.DataFrame:
         }
     ).with_columns(pl.col("p", "q").fill_nan(None))
     order = table.sort(pl.col("p").is_null(), pl.col("effect"), pl.col("feature"), descending=[False, True, False])
-    return order.with_columns(pl.Series("rank", range(1, len(order) + 1), dtype=pl.Int64)).select(COLUMNS)
+    return order.with_row_index("rank", offset=1).cast({"rank": pl.Int64})
 
 
 def significant(table: pl.DataFrame, level: float) -> pl.DataFrame:
@@ -207,34 +206,32 @@ def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[
     sets = {name: feature_set(tables[name], config.level, config.size) for name in sorted(tables)}
     classes = {name: rate_classes(tables[name], config.bins) for name in sets}
     rows: list[OverlapRow] = []
-    names = sorted(tables)
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            one, other = sets[first], sets[second]
-            shared = sorted({*one} & {*other})
-            ways = [
-                overlap_probabilities(classes[first], one, other),
-                overlap_probabilities(classes[second], other, one),
-            ]
-            means = [float(way @ np.arange(len(way))) for way in ways]
-            # Not summed where the sum is 1: rounding errors would decide which is larger.
-            tails = [float(way[len(shared) :].sum()) if shared else 1.0 for way in ways]
-            tail, mean, way = max(zip(tails, means, ways, strict=True), key=lambda each: each[:2])
-            below = way.cumsum()
-            low, high = (int(np.searchsorted(below, bound)) for bound in (0.025, 0.975))
-            rows.append(
-                OverlapRow(
-                    first=first,
-                    second=second,
-                    sizes=(len(one), len(other)),
-                    shared=len(shared),
-                    chance=mean,
-                    low=low,
-                    high=high,
-                    p=min(tail, 1.0) if one and other else None,
-                    features=shared,
-                )
+    for first, second in combinations(sets, 2):
+        one, other = sets[first], sets[second]
+        shared = sorted({*one} & {*other})
+        ways = [
+            overlap_probabilities(classes[first], one, other),
+            overlap_probabilities(classes[second], other, one),
+        ]
+        means = [float(way @ np.arange(len(way))) for way in ways]
+        # Not summed where the sum is 1: rounding errors would decide which is larger.
+        tails = [float(way[len(shared) :].sum()) if shared else 1.0 for way in ways]
+        tail, mean, way = max(zip(tails, means, ways, strict=True), key=lambda each: each[:2])
+        below = way.cumsum()
+        low, high = (int(np.searchsorted(below, bound)) for bound in (0.025, 0.975))
+        rows.append(
+            OverlapRow(
+                first=first,
+                second=second,
+                sizes=(len(one), len(other)),
+                shared=len(shared),
+                chance=mean,
+                low=low,
+                high=high,
+                p=min(tail, 1.0) if one and other else None,
+                features=shared,
             )
+        )
     corrected = iter(holm([row.p for row in rows if row.p is not None]))
     return [row if row.p is None else row.model_copy(update={"p_adjusted": next(corrected)}) for row in rows]
 

@@ -1,5 +1,6 @@
 """Figures of contrasts between rows: firing rates of features, the largest effects, and the overlap of feature sets."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from sublim.features.config import FeatureFiguresConfig, OverlapRow
 from sublim.models.files import read_json
 from sublim.plots.svg_files import drawing
 
+Draw = Callable[[Any, str, pl.DataFrame], None]
+"""Draws the table of this name into a panel."""
 LARGEST = 12
 """Number of effects in a panel."""
 
@@ -46,54 +49,49 @@ def draw_probe_layers(out: Path, config: FeatureFiguresConfig, *, scratch: Path,
         panel.legend(fontsize=7)
 
 
-def panels(path: Path, count: int, width: float, height: float, draw: Any) -> None:
-    """Draws `count` panels in rows of at most three. `draw(panel, number)` fills each panel."""
-    columns = min(3, count)
-    lines = -(-count // columns)
+def panels(path: Path, tables: dict[str, pl.DataFrame], width: float, height: float, draw: Draw) -> None:
+    """Draws a panel for each table, in rows of at most three."""
+    columns = min(3, len(tables))
+    lines = -(-len(tables) // columns)
     with drawing(path, width * columns + 0.3, height * lines + 0.2) as figure:
-        axes: Any = figure.subplots(lines, columns, squeeze=False)
-        for place in range(lines * columns):
-            panel = axes[place // columns, place % columns]
-            if place < count:
-                draw(panel, place)
-            else:
-                panel.set_axis_off()
+        axes: Any = figure.subplots(lines, columns, squeeze=False).ravel()
+        for panel, (name, table) in zip(axes, tables.items(), strict=False):
+            draw(panel, name, table)
+        for panel in axes[len(tables) :]:
+            panel.set_axis_off()
 
 
 def draw_firing(path: Path, tables: dict[str, pl.DataFrame], level: float) -> None:
     """Share of rows in which each feature fires, control on the x axis and target on the y axis."""
-    names = list(tables)
 
-    def draw(panel: Any, number: int) -> None:
-        table = tables[names[number]]
+    def draw(panel: Any, name: str, table: pl.DataFrame) -> None:
         called = (table["q"] <= level).fill_null(False)
         for chosen, color, size in ((~called, "0.75", 3), (called, "C1", 9)):
             part = table.filter(chosen)
             panel.scatter(part["rate_control"], part["rate_target"], s=size, color=color, linewidths=0)
         panel.plot([0, 1], [0, 1], color="0.6", lw=0.7, zorder=0)
-        panel.set_title(f"{names[number]} ({int(called.sum())} significant)")
+        panel.set_title(f"{name} ({int(called.sum())} significant)")
         panel.set_xlabel("control: share of rows")
         panel.set_ylabel("share of rows")
 
-    panels(path, len(names), 2.8, 2.7, draw)
+    panels(path, tables, 2.8, 2.7, draw)
 
 
 def draw_effects(path: Path, tables: dict[str, pl.DataFrame], level: float) -> None:
     """The largest significant effects of each contrast."""
-    names = list(tables)
 
-    def draw(panel: Any, number: int) -> None:
-        called = tables[names[number]].filter(pl.col("q") <= level)
+    def draw(panel: Any, name: str, table: pl.DataFrame) -> None:
+        called = table.filter(pl.col("q") <= level)
         best = called.sort(pl.col("effect").abs(), "feature", descending=[True, False]).head(LARGEST)
         places = range(len(best))
         panel.barh(places, best["effect"], color=["C0" if each > 0 else "C3" for each in best["effect"]])
         panel.set_yticks(list(places), [str(feature) for feature in best["feature"]], fontsize=7)
         panel.invert_yaxis()
         panel.axvline(0, color="0.6", lw=0.7)
-        panel.set_title(names[number])
+        panel.set_title(name)
         panel.set_xlabel("effect (pooled sd)")
 
-    panels(path, len(names), 2.6, 2.5, draw)
+    panels(path, tables, 2.6, 2.5, draw)
 
 
 def draw_overlap(path: Path, rows: list[OverlapRow]) -> None:

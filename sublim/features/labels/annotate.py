@@ -21,7 +21,6 @@ from sublim.features.labels.config import (
     AnnotateConfig,
     AnnotationSummary,
     Category,
-    Described,
     TakeLabelsConfig,
 )
 from sublim.features.labels.tables import read_labels
@@ -37,6 +36,8 @@ SCHEMA = {
     "category": pl.String,
     "answer": pl.String,
 }
+Sorted = tuple[Category | None, Category | None]
+"""The category of a description by hand, and the one that the answer names."""
 DIGITS = 3
 """Decimals of the scores, so that ties do not depend on rounding errors."""
 
@@ -83,7 +84,7 @@ def annotate(
         raise UserError(f"the {config.backend.kind} backend needs a model that sorts: give `base`")
     read = _by_log_probs if config.by == "log-probs" else _by_generation
     size = len(rows) if isinstance(config.backend, OpenAIBackend) else config.shard
-    shards = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size or 1)]
+    shards = [range(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
     # The name says which rows are in the file, because the shard size may change when a run resumes.
     paths = [scratch / f"answers-{shard.start:06d}-{shard.stop:06d}.jsonl" for shard in shards]
     if not all(path.exists() for path in paths):
@@ -99,7 +100,11 @@ def annotate(
                 advance(len(shard))
     answers = [row for path in paths for row in read_jsonl(path)]
     write(out, config, rows, answers, unlabelled)
-    return {"contexts": _contexts(config, base, rows)}
+    if base is None or not config.needs_base:
+        return {"contexts": []}
+    from sublim.models.opening import load_tokenizer
+
+    return {"contexts": [context(load_tokenizer(base), question(rows[0].description))]}
 
 
 def chosen_rows(
@@ -116,7 +121,7 @@ def chosen_rows(
         return [FeatureToSort(number, layer, text, None) for (layer, number), text in known.items()], []
     rows, unlabelled = list[FeatureToSort](), list[str]()
     for each in config.listed:
-        text = each.description or _described(each, known)
+        text = each.description or known.get((each.layer, each.number))
         if text is None:
             unlabelled.append(each.feature)
         else:
@@ -124,10 +129,6 @@ def chosen_rows(
     if not rows:
         raise UserError(f"no label describes {unlabelled[0]} or any other listed feature: check layers and labels")
     return rows, unlabelled
-
-
-def _described(each: Described, known: Mapping[tuple[int | None, int], str]) -> str | None:
-    return known.get((each.layer, each.number))
 
 
 def _labelled(
@@ -198,34 +199,28 @@ def write(
     unlabelled: list[str],
 ) -> None:
     """Writes annotations.parquet and its summary annotations.json."""
-    assert len(rows) == len(answers)
-    found = [answer["category"] for answer in answers]
-    table = [
-        (row.feature, row.layer, row.description, answer["category"], answer["answer"])
-        for row, answer in zip(rows, answers, strict=True)
-    ]
+    both = list(zip(rows, answers, strict=True))
+    table = [(row.feature, row.layer, row.description, own["category"], own["answer"]) for row, own in both]
     pl.DataFrame(table, schema=SCHEMA, orient="row").write_parquet(out / "annotations.parquet")
-    missing = {
-        row.name: answer["reason"] for row, answer in zip(rows, answers, strict=True) if answer["answer"] is None
-    }
-    sorted_rows = [(row, category) for row, category in zip(rows, found, strict=True) if row.name not in missing]
-    counts = Counter("unreadable" if category is None else str(category) for _, category in sorted_rows)
+    missing = {row.name: own["reason"] for row, own in both if own["answer"] is None}
+    answered: list[Sorted] = [(row.by_hand, own["category"]) for row, own in both if own["answer"] is not None]
+    counts = Counter(found or "unreadable" for _, found in answered)
     summary = AnnotationSummary(
         by=config.by,
         counts={name: counts[name] for name in (*CATEGORIES, "unreadable")},
         unlabelled=unlabelled,
-        agreement=agreement([row.by_hand for row, _ in sorted_rows], [own for _, own in sorted_rows], config.level),
+        agreement=agreement(answered, config.level),
         missing=missing,
     )
     (out / "annotations.json").write_text(summary.model_dump_json(indent=1), encoding="utf-8")
 
 
-def agreement(by_hand: Sequence[Category | None], found: Sequence[Category | None], level: float) -> Agreement | None:
+def agreement(answered: Sequence[Sorted], level: float) -> Agreement | None:
     """The share of descriptions sorted as by hand, with Wilson's interval. An unreadable answer counts as wrong.
 
     None if no category was assigned by hand.
     """
-    pairs = [(hand, own) for hand, own in zip(by_hand, found, strict=True) if hand is not None]
+    pairs = [(hand, own) for hand, own in answered if hand is not None]
     if not pairs:
         return None
     right = sum(hand == own for hand, own in pairs)
@@ -243,11 +238,3 @@ def agreement(by_hand: Sequence[Category | None], found: Sequence[Category | Non
         high=bounds.high,
         confusion=confusion,
     )
-
-
-def _contexts(config: AnnotateConfig, base: Path | None, rows: Sequence[FeatureToSort]) -> list[Context]:
-    if base is None or not config.needs_base:
-        return []
-    from sublim.models.opening import load_tokenizer
-
-    return [context(load_tokenizer(base), question(rows[0].description))]

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from sublim.core.config import Config, RunOnly
 from sublim.core.digest import digest_file
-from sublim.core.errors import UserError
+from sublim.files.user_files import check_file
 from sublim.inference.config import Backend, HfBackend, OpenAIBackend, renders
 
 Category = Literal["animals", "numbers", "opinion", "none"]
@@ -118,8 +118,7 @@ class TakeLabelsConfig(Config):
     def identity(self) -> dict[str, Any]:
         """The identity fields, with the digest of the file in place of its path."""
         path = self.path.expanduser()
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file; give a Parquet file of labels")
+        check_file(path, "Parquet file of labels")
         return super().identity() | {"content": digest_file(path)}
 
 

@@ -36,13 +36,7 @@ def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str
     by the order of `prefer`, then by the names of the explaining models and the texts. Costs the download, some 10 MB
     for 16k features. Downloaded files, also partial ones, stay in `scratch` for another attempt.
     """
-    bucket = PublicBucket(
-        config.bucket,
-        endpoint=config.endpoint,
-        region=config.region,
-        workers=config.workers,
-        timeout=config.timeout,
-    )
+    bucket = PublicBucket(config)
     listed = bucket.entries(config.prefix)
     if outside := keys_outside(listed, config.prefix):
         raise UserError(
@@ -52,7 +46,7 @@ def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str
     if not entries:
         raise UserError(explain_missing(bucket, config))
     counts = Counter[str]()
-    paths = bucket.download(entries, scratch, config.attempts)
+    paths = bucket.download(entries, scratch)
     rows = (
         row
         for entry, path in zip(entries, paths, strict=True)
@@ -65,9 +59,7 @@ def import_labels(out: Path, config: LabelsConfig, *, scratch: Path) -> dict[str
     return {
         "bucket": {"files": len(entries), "bytes": sum(entry.size for entry in entries), "listing": digest(entries)},
         "ignored_files": len(listed) - len(entries),
-        "without_text": counts["without text"],
-        "without_feature": counts["without a feature"],
-        "mended": counts["mended"],
+        **{name: counts[name] for name in ("without_text", "without_feature", "mended")},
         "features": table["feature"].n_unique(),
         "explanations": len(table),
     }
@@ -115,19 +107,14 @@ def read_explanations(
             where = f"{entry.key}:{number}"
             row = _object(line, where, counts)
             _same_sae(row, config, where)
-            text = _text(row.get("description"))
-            if text is None or not text.strip():
-                counts["without text"] += 1
+            text = (_text(row.get("description")) or "").strip()
+            if not text:
+                counts["without_text"] += 1
                 continue
             if row.get("index") is None:
-                counts["without a feature"] += 1
+                counts["without_feature"] += 1
                 continue
-            yield (
-                _feature(row, where),
-                text.strip(),
-                _text(row.get("explanationModelName")),
-                _number(row.get("scoreV1")),
-            )
+            yield _feature(row, where), text, _text(row.get("explanationModelName")), _number(row.get("scoreV1"))
 
 
 def decompressed_lines(path: Path, key: str, largest_mib: int) -> Iterator[bytes]:

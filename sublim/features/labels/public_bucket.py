@@ -1,11 +1,12 @@
 """Reading public S3 buckets without credentials: listing the keys below a prefix, and downloading files in parallel."""
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
+from shutil import copyfileobj
 from typing import Any, NamedTuple
 
 import boto3
@@ -16,6 +17,7 @@ from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadErro
 from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
+from sublim.features.labels.config import LabelsConfig
 from sublim.files.syncing import sync
 from sublim.store.s3_hints import NO_ANSWER, advice, code_of, explain_error
 
@@ -40,20 +42,20 @@ class BucketFile(NamedTuple):
 class PublicBucket:
     """A bucket on a server. All methods raise UserError if the network or the server fails."""
 
-    def __init__(self, name: str, *, endpoint: str | None, region: str, workers: int, timeout: float) -> None:
-        self.name, self.workers = name, workers
-        self.address = endpoint or f"Amazon's S3 ({region})"
+    def __init__(self, config: LabelsConfig) -> None:
+        self.config = config
+        self.address = config.endpoint or f"Amazon's S3 ({config.region})"
         self.client: Any = boto3.client(  # pyright: ignore[reportUnknownMemberType]
             "s3",
-            endpoint_url=endpoint,
-            region_name=region,
+            endpoint_url=config.endpoint,
+            region_name=config.region,
             config=ClientConfig(
                 signature_version=UNSIGNED,
-                max_pool_connections=workers,
-                connect_timeout=timeout,
-                read_timeout=timeout,
+                max_pool_connections=config.workers,
+                connect_timeout=config.timeout,
+                read_timeout=config.timeout,
                 retries={"total_max_attempts": 3, "mode": "standard"},
-                s3={"addressing_style": "path"} if endpoint else {},
+                s3={"addressing_style": "path"} if config.endpoint else {},
             ),
         )
 
@@ -75,23 +77,23 @@ class PublicBucket:
 
     def _pages(self, **asked: str) -> Iterator[dict[str, Any]]:
         with self._told(f"listing {asked['Prefix']}"):
-            yield from self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, **asked)
+            yield from self.client.get_paginator("list_objects_v2").paginate(Bucket=self.config.bucket, **asked)
 
-    def download(self, entries: Sequence[BucketFile], folder: Path, attempts: int) -> list[Path]:
+    def download(self, entries: Sequence[BucketFile], folder: Path) -> list[Path]:
         """Downloads files to `folder` and returns their paths in the same order; existing files are not fetched again.
 
-        A download that breaks off is continued, up to `attempts` times and also by a later call.
+        A download that breaks off is continued, up to `attempts` times of the config and also by a later call.
         """
         missing = [entry for entry in entries if not (folder / entry.kept_as).exists()]
-        with progress("downloading", len(entries)) as advance, ThreadPoolExecutor(self.workers) as pool:
+        with progress("downloading", len(entries)) as advance, ThreadPoolExecutor(self.config.workers) as pool:
             advance(len(entries) - len(missing))
-            for _ in pool.map(lambda entry: self._fetch(entry, folder / entry.kept_as, attempts), missing):
+            for _ in pool.map(lambda entry: self._fetch(entry, folder / entry.kept_as), missing):
                 advance(1)
                 kill_point("download:file")
         return [folder / entry.kept_as for entry in entries]
 
-    def _fetch(self, entry: BucketFile, path: Path, attempts: int) -> None:
-        draft = path.with_suffix(".part")
+    def _fetch(self, entry: BucketFile, path: Path) -> None:
+        draft, attempts = path.with_suffix(".part"), self.config.attempts
         for attempt in range(1, attempts + 1):
             try:
                 with self._told(f"reading {entry.key}"):
@@ -117,10 +119,13 @@ class PublicBucket:
             start = file.tell()
             if start < entry.size:
                 # If-Match: all parts of a resumed file must be from the same version.
-                asked = {"Bucket": self.name, "Key": entry.key, "IfMatch": entry.etag}
+                asked = {"Bucket": self.config.bucket, "Key": entry.key, "IfMatch": entry.etag}
                 ranged = {"Range": f"bytes={start}-"} if start else {}
                 with closing(self.client.get_object(**asked, **ranged)["Body"]) as body:
-                    _copy(body.read, file.write)
+                    try:
+                        copyfileobj(body, file, CHUNK)
+                    except (IncompleteReadError, HTTPClientError) as error:
+                        raise BrokenOff(type(error).__name__) from error
             if file.tell() != entry.size:
                 raise BrokenOff("fewer bytes than listed" if file.tell() < entry.size else "more bytes than listed")
 
@@ -132,7 +137,7 @@ class PublicBucket:
             code = code_of(error)
             hint = _advice(code) or advice(error, endpoint="`endpoint`", region="`region`")
             hint = hint or "check `bucket` and `endpoint`"
-            raise UserError(f"{self.address} refuses {doing} in {self.name} ({code}): {hint}") from error
+            raise UserError(f"{self.address} refuses {doing} in {self.config.bucket} ({code}): {hint}") from error
         except NO_ANSWER as error:
             hint = explain_error(error, endpoint="`endpoint`", region="`region`").hint
             raise UserError(
@@ -143,14 +148,6 @@ class PublicBucket:
 
 class BrokenOff(Exception):
     """A download ended before the file was complete."""
-
-
-def _copy(read: Callable[[int], bytes], write: Callable[[bytes], int]) -> None:
-    try:
-        while chunk := read(CHUNK):
-            write(chunk)
-    except (IncompleteReadError, HTTPClientError) as error:
-        raise BrokenOff(type(error).__name__) from error
 
 
 def _advice(code: str) -> str | None:

@@ -214,7 +214,7 @@ def test_configs_refuse_what_cannot_be() -> None:
 
 
 def test_agreement_counts_unreadable_answers_as_wrong() -> None:
-    found = agreement(["animals", "animals", "none", None], ["animals", None, "numbers", "animals"], 0.95)
+    found = agreement([("animals", "animals"), ("animals", None), ("none", "numbers"), (None, "animals")], 0.95)
     assert found is not None
     assert (found.right, found.n, found.unreadable) == (1, 3, 1)
     # Wilson's interval of 1 in 3: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).

@@ -143,11 +143,11 @@ def test_a_file_replaced_between_listing_and_download_is_not_taken_for_the_liste
     config = s3.config("9-replaced")
     key = f"{config.prefix}batch-0.jsonl.gz"
     s3.put({key: b"a" * 100})
-    bucket = PublicBucket(BUCKET, endpoint=s3.url, region="us-east-1", workers=1, timeout=10.0)
+    bucket = PublicBucket(LabelsConfig(bucket=BUCKET, endpoint=s3.url, workers=1, timeout=10.0, attempts=2))
     listed = bucket.entries(config.prefix)
     s3.put({key: b"b" * 100})
     with pytest.raises(UserError, match="changed since it was listed"):
-        bucket.download(listed, scratch, 2)
+        bucket.download(listed, scratch)
 
 
 def test_a_killed_import_keeps_the_files_it_had(s3: S3, scratch: Path, tmp_path: Path) -> None:
