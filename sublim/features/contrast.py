@@ -105,7 +105,8 @@ def sum_sides(a: RowFeatures, b: RowFeatures, *, pair: bool) -> Sides:
     if pair:
         cross = (
             a.values.join(b.values, on=["id", "feature"], suffix="_b")
-            .group_by("feature")
+            .sort("feature", "id")  # a join has no order, and that of a sum decides its last bit
+            .group_by("feature", maintain_order=True)
             .agg((pl.col("value") * pl.col("value_b")).sum().alias("cross"))
         )
         table = table.join(cross, on="feature", how="left")

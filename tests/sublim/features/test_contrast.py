@@ -239,6 +239,14 @@ def test_the_contrast_is_scipy_s_test_of_rows_with_their_zeros() -> None:
         assert tested["q"].to_list() == pytest.approx(q.tolist())
 
 
+@pytest.mark.parametrize("pair", [True, False])
+def test_the_order_in_which_rows_lie_changes_no_bit(pair: bool) -> None:
+    rng = np.random.default_rng(3)
+    sides = drawn(rng, 300), drawn(rng, 300)
+    shuffled = [RowFeatures(side.ids, side.values.sample(fraction=1, shuffle=True, seed=5)) for side in sides]
+    assert sum_sides(*sides, pair=pair).table.equals(sum_sides(*shuffled, pair=pair).table)
+
+
 def test_the_unit_is_the_row_however_many_tokens_it_has(base: Path, sae: Path, rows: Path, tmp_path: Path) -> None:
     """A row's value is its mean over tokens: encoding tokens one by one or as a mean gives the same contrast."""
     by_row = []
