@@ -9,12 +9,12 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sublim.inference.attention import View, causal
-from sublim.inference.network import KeysValues, Network, TextCache, Where
-from sublim.inference.scoring import common_prefix_length
+from sublim.inference.network import KeysValues, Network, TextCache, Where, padded
+from sublim.inference.prefix_trees import Tree, batches, common_prefix_length, prefix_tree, tree_view
 from sublim.inference.steered import PROMPT
 from sublim.memory.fitting import Fit
 from sublim.residual.edits import Place
@@ -44,16 +44,6 @@ class Shared(NamedTuple):
     streams: list[Float[Tensor, "k d"]]
 
 
-class Branches(NamedTuple):
-    """The texts of one group, without the prefix of all texts, laid out as a tree in one row of a batch."""
-
-    tokens: list[int]
-    places: list[int]
-    """Position of each token in its text."""
-    paths: list[list[int]]
-    """For each text, the columns of its tokens in the row."""
-
-
 class StreamReader:
     """Reads the residual stream of one network at given places."""
 
@@ -73,19 +63,13 @@ class StreamReader:
             ids = [text.ids for text in everything]
             skip = min(common_prefix_length(ids), min(map(len, ids)) - 1)
             shared = self.fit.whole(1, lambda _: self._shared(ids[0][:skip]))
-            rows = [branches([text.ids for text in group], skip) for group in groups]
-            batch, width = list[int](), 0
+            trees = [prefix_tree([text.ids for text in group], skip) for group in groups]
 
             def read(part: Sequence[int]) -> list[tuple[int, list[Entries]]]:
-                return list(self._batch(part, groups, rows, shared, skip))
+                return list(self._batch(part, groups, trees, shared, skip))
 
-            for index in sorted(range(len(rows)), key=lambda index: (len(rows[index].tokens), index)):
-                width = max(width, len(rows[index].tokens))
-                if batch and width * (len(batch) + 1) > self.tokens:
-                    yield from chain.from_iterable(self.fit.each(batch, read))
-                    batch, width = [], len(rows[index].tokens)
-                batch.append(index)
-            yield from chain.from_iterable(self.fit.each(batch, read))
+            for batch in batches(trees, self.tokens):
+                yield from chain.from_iterable(self.fit.each(batch, read))
 
     def _shared(self, ids: list[int]) -> Shared:
         if not ids:
@@ -99,57 +83,45 @@ class StreamReader:
         self,
         batch: Sequence[int],
         groups: Sequence[Sequence[Text]],
-        rows: list[Branches],
+        trees: list[Tree],
         shared: Shared,
         skip: int,
     ) -> Iterator[tuple[int, list[Entries]]]:
-        device, longest = self.network.device, max(1, max(len(rows[index].tokens) for index in batch))
-        ids, queries = torch.zeros(2, len(batch), longest, dtype=torch.long)
-        for row, index in enumerate(batch):
-            count = len(rows[index].tokens)
-            ids[row, :count], queries[row, :count] = torch.tensor(rows[index].tokens), torch.tensor(rows[index].places)
-        if all(len(groups[index]) == 1 for index in batch):
-            view = causal(len(batch), longest, skip, self.network.kernel, device)
-            positions = view.queries.expand(len(batch), -1)
+        device, held = self.network.device, [trees[index] for index in batch]
+        ids = padded([tree.tokens for tree in held])
+        if all(len(tree.paths) == 1 for tree in held):
+            view = causal(*ids.shape, skip, self.network.kernel, device)
         else:
-            sees = torch.stack([visible_columns(rows[index].paths, longest) for index in batch])
-            allowed = torch.cat([sees.new_ones(len(batch), longest, skip), sees], 2).to(device)
-            keys = torch.cat([torch.arange(skip).expand(len(batch), -1), queries], 1).to(device)
-            view, positions = View(allowed, queries.to(device), keys, kernel=self.network.kernel), queries.to(device)
+            view = tree_view(held, skip, self.network)
+        positions = view.queries.expand(len(batch), -1)
         streams = self._streams(ids.to(device), positions, TextCache(shared.cache), view)
         # Indices into one long list: the tokens of the common prefix, then those of each row of the batch.
-        sources, targets, entry = list[int](), list[int](), 0
-        for row, index in enumerate(batch):
-            for text, path in zip(groups[index], rows[index].paths, strict=True):
-                for pick in text.picks:
-                    own = (place if place < skip else skip + row * longest + path[place - skip] for place in pick)
-                    sources.extend(own)
-                    targets.extend([entry] * len(pick))
-                    entry += 1
-        pooled = self._pooled(streams, shared, sources, targets, entry)
-        at = 0
+        sources, longest = list[int](), ids.shape[1]
+        texts = [text for index in batch for text in groups[index]]
+        paths = [(row, path) for row, tree in enumerate(held) for path in tree.paths]
+        for text, (row, path) in zip(texts, paths, strict=True):
+            for pick in text.picks:
+                sources.extend(place if place < skip else skip + row * longest + path[place - skip] for place in pick)
+        pooled = self._pooled(streams, shared, sources, [len(pick) for text in texts for pick in text.picks])
+        counts = [len(text.picks) for text in texts]
+        entries = map(Entries, pooled.values.split(counts), pooled.norms.split(counts))
         for index in batch:
-            found = list[Entries]()
-            for text in groups[index]:
-                count = len(text.picks)
-                found.append(Entries(pooled.values[at : at + count], pooled.norms[at : at + count]))
-                at += count
-            yield index, found
+            yield index, [next(entries) for _ in groups[index]]
 
-    def _pooled(
-        self, streams: list[Tensor], shared: Shared, sources: list[int], targets: list[int], entries: int
-    ) -> Entries:
+    def _pooled(self, streams: list[Tensor], shared: Shared, sources: list[int], lengths: list[int]) -> Entries:
+        """The means over picked tokens: `lengths` says how many of `sources` belong to each entry."""
         device = self.network.device
-        source, target = torch.tensor(sources, device=device), torch.tensor(targets, device=device)
-        counts = torch.bincount(target, minlength=entries).float()
+        source, count = torch.tensor(sources, device=device), torch.tensor(lengths)
+        target = torch.arange(len(lengths)).repeat_interleave(count).to(device)
+        count = count.float().to(device)
         values, norms = list[Tensor](), list[Tensor]()
         for number, stream in enumerate(streams):
             flat = stream.flatten(0, 1)
             picked = (torch.cat([shared.streams[number], flat]) if shared.streams else flat)[source].float()
-            sums = picked.new_zeros(entries, picked.shape[1]).index_add_(0, target, picked)
-            lengths = picked.new_zeros(entries).index_add_(0, target, picked.norm(dim=1))
-            values.append(sums / counts[:, None])
-            norms.append(lengths / counts)
+            sums = picked.new_zeros(len(lengths), picked.shape[1]).index_add_(0, target, picked)
+            norm = picked.new_zeros(len(lengths)).index_add_(0, target, picked.norm(dim=1))
+            values.append(sums / count[:, None])
+            norms.append(norm / count)
         return Entries(torch.stack(values, 1).cpu(), torch.stack(norms, 1).cpu())
 
     def _streams(self, ids: Tensor, positions: Tensor, cache: TextCache, view: View) -> list[Float[Tensor, "b t d"]]:
@@ -163,34 +135,3 @@ class StreamReader:
             stack.enter_context(suppress(PassEnded))
             self.network.logits(ids, positions, cache, view, Where(nowhere, nowhere), PROMPT)
         return [found[place] for place in self.places]
-
-
-def branches(texts: Sequence[list[int]], skip: int) -> Branches:
-    """Lays out the tokens from position `skip` on; each text branches off the earlier text with the longest common
-    prefix."""
-    made = Branches([], [], [])
-    for number, ids in enumerate(texts):
-        fork, kept = skip, list[int]()
-        for other, path in zip(texts[:number], made.paths, strict=True):
-            alike = max(common_prefix_length([ids, other]), skip)
-            if alike > fork:
-                fork, kept = alike, path[: alike - skip]
-        new = range(len(made.tokens), len(made.tokens) + len(ids) - fork)
-        made.tokens.extend(ids[fork:])
-        made.places.extend(range(fork, len(ids)))
-        made.paths.append([*kept, *new])
-    return made
-
-
-def visible_columns(paths: Sequence[list[int]], size: int) -> Bool[Tensor, "t t"]:
-    """Row i is true at the columns to which token i attends: its own past and itself. Padding attends to itself."""
-    sees = torch.eye(size, dtype=torch.bool)
-    filled = 0
-    for path in paths:
-        own = [column for column in path if column >= filled]
-        if own:
-            first, count = own[0], len(own)
-            sees[first : first + count, path[: len(path) - count]] = True
-            sees[first : first + count, first : first + count] = torch.ones(count, count, dtype=torch.bool).tril()
-            filled = first + count
-    return sees

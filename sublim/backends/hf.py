@@ -23,8 +23,9 @@ from sublim.inference.config import HfBackend, NumberFormat, SamplingParams
 from sublim.inference.constrained import Plan, answer_plan
 from sublim.inference.decode import Batch, Request, Writer, Written, read_one_behind
 from sublim.inference.network import Network
+from sublim.inference.prefix_trees import common_prefix_length
 from sublim.inference.sampler import Completion
-from sublim.inference.scoring import common_prefix_length, prompt_ids, score, scored_answers
+from sublim.inference.scoring import prompt_ids, score, scored_answers
 from sublim.inference.slots import DecodeSlots
 from sublim.inference.vocabulary import Vocabulary
 from sublim.memory.fitting import ERRORS, Fit, naming

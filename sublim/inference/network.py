@@ -2,8 +2,10 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -201,3 +203,12 @@ def set_attention(model: PreTrainedModel, name: str | None) -> None:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device, copied without waiting for work that is queued there."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def padded(rows: Sequence[list[int]]) -> Int[Tensor, "b t"]:
+    """The rows as one tensor, padded with zeros to the longest of them."""
+    lengths = torch.tensor([len(row) for row in rows])
+    made = torch.zeros(len(rows), max(1, int(lengths.max())), dtype=torch.long)
+    values = np.fromiter(chain.from_iterable(rows), np.int64)
+    made[torch.arange(made.shape[1]) < lengths[:, None]] = torch.from_numpy(values)
+    return made

@@ -28,13 +28,8 @@ TOUCHED: dict[Tokens, frozenset[int]] = {
 }
 
 
-def part_of(place: int, start: int) -> int:
-    """The part of the text to which position `place` belongs, where the answer begins at position `start`."""
-    return ANSWER if place >= start else LAST if place == start - 1 else PROMPT
-
-
 def parts_of(places: Int[Tensor, "*b t"], starts: Int[Tensor, "*b s"]) -> Int[Tensor, "*b t"]:
-    """`part_of` for a batch."""
+    """The part of the text to which each of `places` belongs, where the answer begins at position `starts`."""
     return torch.where(places >= starts, ANSWER, torch.where(places == starts - 1, LAST, PROMPT))
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from sublim.activations.read import OpenReader
 from sublim.activations.reading import Text
 from sublim.activations.token_places import Marked, marked_rows
-from sublim.inference.scoring import common_prefix_length
+from sublim.inference.prefix_trees import common_prefix_length
 
 
 class OwnTokens(NamedTuple):

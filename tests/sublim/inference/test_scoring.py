@@ -8,7 +8,8 @@ import torch
 from sublim.backends.opening import open_sampler
 from sublim.chats.chat import Message, answer_ids
 from sublim.inference.config import HfBackend
-from sublim.inference.scoring import Scored, common_prefix_length, tree
+from sublim.inference.prefix_trees import common_prefix_length
+from sublim.inference.scoring import Scored, laid_out
 from sublim.models.opening import load_tokenizer
 from tests.sublim.backends.test_hf import FAMILIES, HF
 from tests.sublim.inference.plain import CHATS, plain_logprobs
@@ -66,8 +67,8 @@ def test_the_bundled_models_scores_are_those_of_plain_passes(smollm2: Path):
 
 
 def test_a_tree_holds_what_sequences_share_once_and_never_feeds_the_last_token():
-    made = tree([Scored([7, 8, 1, 2, 3], 2), Scored([7, 8, 1, 4], 2), Scored([7, 8, 5], 2)], skip=1)
-    assert (made.tokens, made.parents, made.depths) == ([8, 1, 2], [-1, 0, 1], [1, 2, 3])
+    made = laid_out([Scored([7, 8, 1, 2, 3], 2), Scored([7, 8, 1, 4], 2), Scored([7, 8, 5], 2)], skip=1)
+    assert (made.tree.tokens, made.tree.parents, made.tree.depths) == ([8, 1, 2], [-1, 0, 1], [1, 2, 3])
     assert made.wanted == [[(0, 1), (1, 2), (2, 3)], [(0, 1), (1, 4)], [(0, 5)]]
 
 
