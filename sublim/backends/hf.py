@@ -6,11 +6,13 @@ cores write a few lists a second.
 
 import logging
 import math
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -33,6 +35,7 @@ from sublim.models.opening import LoadedModel, open_model, stop_ids
 from sublim.residual.edits import Steering
 from sublim.residual.vectors import LoadedEdit, load_edits, read_vectors
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 FIELD = "in sampling", "lower the sampling backend's batch_size"
@@ -120,65 +123,50 @@ class HfSampler:
         ]
 
     def _free(self, requests: list[Request], params: SamplingParams, first: int) -> Iterator[Written]:
-        shared = shared_opening(requests, 0)
+        unknown = self.vocabulary.unknown(self.network.config.vocab_size)
+        writer = partial(Writer, self.network, params=params, shared=shared_opening(requests, 0), first=first)
         for group, length in groups_by_length(requests, params.max_tokens):
             left = {(request.chat, request.answer): request for request in group}
             while left:
-                rows, waiting = self._rows(len(left), length, refill=True), list(left.values())
-                with self.fit.trying(rows):
-                    for written in self._try_free(waiting, rows, length, params, shared, first):
-                        del left[written.request.chat, written.request.answer]
-                        yield written
-
-    def _try_free(
-        self, waiting: list[Request], rows: int, length: int, params: SamplingParams, shared: list[int], first: int
-    ) -> Iterator[Written]:
-        unknown = self.vocabulary.unknown(self.network.config.vocab_size)
-        with self._slots_dropped_on_failure():
-            slots, read = self._slots_for(rows, length), self.sizes.tokens()
-            writer = Writer(self.network, slots, params, shared, first=first, read=read)
-            yield from writer.free(waiting, self.stop, unknown)
+                rows = self._rows(len(left), length, refill=True)
+                write = partial(Writer.free, requests=[*left.values()], stop=self.stop, never=unknown)
+                for written in self._tried(writer, write, rows, length):
+                    del left[written.request.chat, written.request.answer]
+                    yield written
 
     def _constrained(
         self, portions: Iterable[list[Request]], params: SamplingParams, made: Plan, first: int
     ) -> Iterator[Batch]:
+        begun = len(made.steps[0].forced)
         for requests in portions:
-            shared = shared_opening(requests, len(made.steps[0].forced))
+            shared = shared_opening(requests, begun)
+            writer = partial(Writer, self.network, params=params, shared=shared, first=first, begun=begun)
             for group, length in groups_by_length(requests, made.length):
                 while group:
                     rows = self._rows(len(group), length, refill=False)
-                    with self.fit.trying(rows):
-                        for batch in self._try_constrained(group, rows, length, params, shared, first, made):
-                            group = group[len(batch.requests) :]
-                            yield batch
+                    write = partial(Writer.constrained, requests=group, made=made)
+                    for batch in self._tried(writer, write, rows, length):
+                        group = group[len(batch.requests) :]
+                        yield batch
 
-    def _try_constrained(
-        self,
-        waiting: list[Request],
-        rows: int,
-        length: int,
-        params: SamplingParams,
-        shared: list[int],
-        first: int,
-        made: Plan,
-    ) -> Iterator[Batch]:
-        with self._slots_dropped_on_failure():
-            slots, read, begun = self._slots_for(rows, length), self.sizes.tokens(), len(made.steps[0].forced)
-            writer = Writer(self.network, slots, params, shared, first=first, read=read, begun=begun)
-            yield from writer.constrained(waiting, made)
+    def _tried(
+        self, writer: partial[Writer], write: Callable[[Writer], Iterator[T]], rows: int, length: int
+    ) -> Iterator[T]:
+        """What `write` gives before memory runs out. Then the slots are dropped, and `fit` allows fewer rows.
+
+        No variable here holds the slots, because it would keep their memory.
+        """
+        with self.fit.trying(rows):
+            try:
+                yield from write(writer(slots=self._slots_for(rows, length), read=self.sizes.tokens()))
+            except ERRORS:
+                self._drop_slots()
+                raise
 
     def _rows(self, requests: int, length: int, *, refill: bool) -> int:
         most = self.sizes.rows(length, held=self._slots.cache.bytes if self._slots else 0)
         # Batches of equal size, unless rows are refilled: then all rows stay busy until few answers are left.
         return min(most, requests) if refill else -(-requests // -(-requests // most))
-
-    @contextmanager
-    def _slots_dropped_on_failure(self) -> Generator[None]:
-        try:
-            yield
-        except ERRORS:
-            self._drop_slots()
-            raise
 
     def _drop_slots(self) -> None:
         if self._slots is not None and self.sizes.gpu:
@@ -219,10 +207,11 @@ def shared_opening(requests: Sequence[Request], begun: int) -> list[int]:
 
     It never includes the last token of a prompt, whose logits are needed, nor the `begun` tokens before its end.
     """
-    chats = {request.chat: request.prompt for request in requests}
-    shortest = min(map(len, chats.values()), default=0)
-    length = min(common_prefix_length(list(chats.values())), max(shortest - begun - 1, 0)) if len(chats) > 1 else 0
-    return requests[0].prompt[:length] if length else []
+    prompts = list({request.chat: request.prompt for request in requests}.values())
+    if len(prompts) < 2:
+        return []
+    most = min(map(len, prompts)) - begun - 1
+    return prompts[0][: max(min(common_prefix_length(prompts), most), 0)]
 
 
 def even_ranges(n: int, most: int) -> Iterator[range]:
