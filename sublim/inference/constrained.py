@@ -4,6 +4,9 @@ import random
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
+from jaxtyping import Bool
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sublim.carriers.numbers import DIGITS
@@ -31,12 +34,22 @@ class Plan(NamedTuple):
     @property
     def length(self) -> int:
         """Tokens in an answer."""
-        return sum(len(step.forced) + 1 for step in self.steps) + len(self.trailing)
+        return len(self.forced)
+
+    @property
+    def forced(self) -> list[int]:
+        """The forced tokens of an answer, with -1 for each that is sampled."""
+        return [token for step in self.steps for token in (*step.forced, -1)] + [*self.trailing]
 
     @property
     def allowed(self) -> tuple[int, ...]:
         """All tokens that any step may sample, sorted."""
         return tuple(sorted({token for step in self.steps for token in step.allowed}))
+
+    def masks(self) -> Bool[Tensor, "k a"]:
+        """For each step, which of the `allowed` tokens it may sample."""
+        tokens = torch.tensor(self.allowed)
+        return torch.stack([torch.isin(tokens, torch.tensor(step.allowed)) for step in self.steps])
 
 
 def plan(tokenizer: PreTrainedTokenizerBase, encode: Encode, format: NumberFormat) -> Plan:
@@ -109,13 +122,11 @@ def _alike(vocabulary: Mapping[str, int], piece: str, digits: str, *, leading: b
 
 def _writes(made: Plan, ids: list[int]) -> bool:
     """Whether the plan can produce exactly `ids`."""
-    at = 0
-    for step in made.steps:
-        drawn = at + len(step.forced)
-        if tuple(ids[at:drawn]) != step.forced or ids[drawn : drawn + 1] == [] or ids[drawn] not in step.allowed:
-            return False
-        at = drawn + 1
-    return tuple(ids[at:]) == made.trailing
+    allowed = (step.allowed for step in made.steps)
+    return len(ids) == made.length and all(
+        token in next(allowed) if forced < 0 else token == forced
+        for token, forced in zip(ids, made.forced, strict=True)
+    )
 
 
 def _refusal(format: NumberFormat, why: str) -> UserError:

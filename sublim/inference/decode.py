@@ -13,7 +13,7 @@ from sublim.inference.attention import causal
 from sublim.inference.config import SamplingParams
 from sublim.inference.constrained import Plan
 from sublim.inference.draws import draw
-from sublim.inference.network import KeysValues, Network, TextCache, Where, to_device
+from sublim.inference.network import KeysValues, Network, TextCache, Where, padded, to_device
 from sublim.inference.noise import uniforms
 from sublim.inference.slots import DecodeSlots
 from sublim.inference.steered import parts_of
@@ -49,11 +49,9 @@ class Batch(NamedTuple):
         """The answers; waits until the device has computed them."""
         if self.copied is not None:
             self.copied.synchronize()
-        template = np.array([token for step in self.made.steps for token in (*step.forced, 0)] + [*self.made.trailing])
-        columns = np.cumsum([len(step.forced) + 1 for step in self.made.steps]) - 1
-        rows = len(self.requests)
-        tokens, logprobs = np.tile(template, (rows, 1)), np.zeros((rows, self.made.length), np.float32)
-        tokens[:, columns], logprobs[:, columns] = self.drawn.numpy(), self.logprobs.numpy()
+        tokens = np.tile(self.made.forced, (len(self.requests), 1))
+        logprobs, drawn = np.zeros(tokens.shape, np.float32), tokens[0] < 0
+        tokens[:, drawn], logprobs[:, drawn] = self.drawn.numpy(), self.logprobs.numpy()
         for request, own, own_logprobs in zip(self.requests, tokens.tolist(), logprobs.tolist(), strict=True):
             yield Written(request, own, own_logprobs)
 
@@ -61,12 +59,10 @@ class Batch(NamedTuple):
 def read_one_behind(batches: Iterable[Batch]) -> Iterator[Written]:
     """The answers of each batch, read only after the next batch was queued, so that the device is never idle."""
     before: Batch | None = None
-    for batch in batches:
+    for batch in chain(batches, [None]):
         if before is not None:
             yield from before.written()
         before = batch
-    if before is not None:
-        yield from before.written()
 
 
 class Prompts(NamedTuple):
@@ -106,10 +102,8 @@ class Writer:
         """
         steps, rows, device = made.steps, self.slots.cache.rows, self.network.device
         # The head gives logits for these tokens only; `allowed` says which of them each step may sample.
-        tokens = torch.tensor(made.allowed)
-        allowed = torch.stack([torch.isin(tokens, torch.tensor(step.allowed)) for step in steps])
-        allowed, tokens = to_device(allowed, device), to_device(tokens, device)
-        forced = [_row(step.forced, device).expand(rows, -1) for step in steps]
+        tokens, allowed = to_device(torch.tensor(made.allowed), device), to_device(made.masks(), device)
+        forced = [to_device(torch.tensor([step.forced]).long(), device).expand(rows, -1) for step in steps]
         for at in range(0, len(requests), rows):
             batch = requests[at : at + rows]
             logits = self._fill(torch.arange(len(batch), device=device), batch)
@@ -131,7 +125,8 @@ class Writer:
                 drawn.append(tokens[token])
                 logprobs.append(logprob)
             sides = (torch.stack(side, 1)[: len(batch)].to("cpu", non_blocking=True) for side in (drawn, logprobs))
-            yield Batch(batch, made, *sides, copied=_mark(device))
+            copied = torch.cuda.current_stream().record_event() if device.type == "cuda" else None
+            yield Batch(batch, made, *sides, copied=copied)
 
     def free(self, requests: Sequence[Request], stop: Sequence[int], never: Sequence[int]) -> Iterator[Written]:
         """Decodes each row until its end of turn, and fills rows that are done with the next prompts.
@@ -177,8 +172,7 @@ class Writer:
         state.live[slots] = live & ~torch.isin(token, ends) & (counts + 1 < self.params.max_tokens)
 
     def _draw(self, logits: Float[Tensor, "b v"], noise: Float[Tensor, " b"]) -> tuple[Tensor, Tensor]:
-        drawn = draw(logits, noise, self.params.temperature, self.params.top_p)
-        return drawn.tokens, drawn.logprobs
+        return draw(logits, noise, self.params.temperature, self.params.top_p)
 
     def _noise(self, batch: Sequence[Request], count: int) -> Float[Tensor, "b k"]:
         rows = [uniforms(self.params.seed, self.first + chat, answer, count) for chat, answer, _ in batch]
@@ -205,9 +199,7 @@ class Writer:
     def _read(self, prompts: Sequence[list[int]]) -> Prompts:
         device = self.network.device
         lengths = torch.tensor([len(prompt) - self.skip for prompt in prompts])
-        ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-        own = chain.from_iterable(prompt[self.skip :] for prompt in prompts)
-        ids[torch.arange(ids.shape[1]) < lengths[:, None]] = torch.from_numpy(np.fromiter(own, np.int64))
+        ids = padded([prompt[self.skip :] for prompt in prompts])
         cache = TextCache(self.shared)
         view = causal(ids.shape[0], ids.shape[1], self.skip, self.network.kernel, device)
         where = Where(torch.arange(len(prompts), device=device), to_device(lengths - 1, device))
@@ -272,16 +264,3 @@ def _parts(prompts: list[list[int]], skip: int, limit: int) -> Iterator[list[lis
         part.append(prompt)
         longest = grown
     yield part
-
-
-def _row(tokens: tuple[int, ...], device: torch.device) -> Int[Tensor, "1 t"]:
-    return to_device(torch.tensor([tokens], dtype=torch.long), device)
-
-
-def _mark(device: torch.device) -> torch.cuda.Event | None:
-    """An event at the present end of the GPU's queue; None without a GPU."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event

@@ -19,7 +19,7 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from sublim.inference.config import SamplingParams
 from sublim.inference.constrained import Plan
-from sublim.inference.draws import draw
+from sublim.inference.draws import Drawn, draw
 from sublim.inference.noise import uniforms
 
 KEY = "sublim"
@@ -116,9 +116,7 @@ def _admitted(params: EngineParams, prompt: list[int] | None, output: list[int])
     return None if answer is None else Row(answer, output)
 
 
-def _drawn(
-    call: Call, logits: Float[Tensor, "n v"], answers: list[Answer], steps: list[int]
-) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+def _drawn(call: Call, logits: Float[Tensor, "n v"], answers: list[Answer], steps: list[int]) -> Drawn:
     device, params = logits.device, call.params
     if call.plan is None:
         if call.never:
@@ -126,8 +124,7 @@ def _drawn(
                 call.barred = async_tensor_h2d([*call.never], device)
             logits.index_fill_(1, call.barred, -torch.inf)
         noise = _noise(answers, steps, device)
-        drawn = draw(logits, noise, params.temperature, params.top_p)
-        return drawn.tokens, drawn.logprobs
+        return draw(logits, noise, params.temperature, params.top_p)
     if call.table is None:
         call.table = table(call.plan, device)
     made = call.table
@@ -138,7 +135,7 @@ def _drawn(
     drawn = draw(logits[:, made.tokens].masked_fill(~allowed, -torch.inf), noise, params.temperature, params.top_p)
     free = forced < 0
     tokens = torch.where(free, made.tokens[drawn.tokens], forced)
-    return tokens, torch.where(free, drawn.logprobs, torch.zeros_like(drawn.logprobs))
+    return Drawn(tokens, torch.where(free, drawn.logprobs, torch.zeros_like(drawn.logprobs)))
 
 
 def _noise(answers: list[Answer], draws: list[int], device: torch.device) -> Float[Tensor, " n"]:
@@ -148,19 +145,9 @@ def _noise(answers: list[Answer], draws: list[int], device: torch.device) -> Flo
 
 def table(plan: Plan, device: torch.device) -> Table:
     """The plan token by token. Where a token is forced, all are allowed, so that the softmax has a finite logit."""
-    tokens, forced, allowed, draws = plan.allowed, list[int](), list[list[bool]](), list[int]()
-    everything = [True] * len(tokens)
-    for k, step in enumerate(plan.steps):
-        taken = set(step.allowed)
-        forced += [*step.forced, -1]
-        allowed += [everything] * len(step.forced) + [[token in taken for token in tokens]]
-        draws += [k] * (len(step.forced) + 1)
-    forced += plan.trailing
-    allowed += [everything] * len(plan.trailing)
-    draws += [len(plan.steps)] * len(plan.trailing)
-    return Table(
-        torch.tensor(tokens, device=device),
-        torch.tensor(allowed, device=device),
-        torch.tensor(forced, device=device),
-        draws,
-    )
+    forced = torch.tensor(plan.forced)
+    drawn = forced < 0
+    allowed = torch.ones(plan.length, len(plan.allowed), dtype=torch.bool)
+    allowed[drawn] = plan.masks()
+    before = drawn.cumsum(0) - drawn.long()
+    return Table(torch.tensor(plan.allowed).to(device), allowed.to(device), forced.to(device), before.tolist())
