@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sublim.core.config import Config, RunOnly
-from sublim.inference.config import HfBackend
+from sublim.core.config import RunOnly
+from sublim.inference.config import Precision
 from sublim.residual.edits import Place, Site
 
 ReadAt = Literal["mean_prompt", "mean_answer", "last_prompt", "last_answer", "all"]
@@ -15,18 +15,13 @@ the token after which the answer begins, special or not. last_answer: the last t
 token."""
 
 
-class Reading(Config):
+class Reading(Precision):
     """Sites and layers to read, and how the model is run."""
 
     sites: Annotated[tuple[Site, ...], Field(min_length=1)] = ("resid_post",)
     """Sites to read in each layer."""
     layers: Annotated[tuple[int, ...], Field(min_length=1)]
     """Layers, counted from 0."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Data type of the weights; `auto` means bfloat16 on a GPU and float32 on a CPU. Sums are always in float32."""
-    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel; `auto` means flash_attention_2 where flash-attn is installed and the GPU supports it, otherwise
-    sdpa."""
     tokens: RunOnly[Annotated[int, Field(ge=1)] | None] = None
     """Tokens in one forward pass, including padding; by default as many as the memory allows."""
 
@@ -34,16 +29,6 @@ class Reading(Config):
     def places(self) -> list[Place]:
         """Every site of every layer."""
         return [Place(site, layer) for layer in sorted(set(self.layers)) for site in sorted(set(self.sites))]
-
-    @property
-    def backend(self) -> HfBackend:
-        """These settings as those of the hf backend."""
-        return HfBackend(dtype=self.dtype, attention=self.attention)
-
-    def resolved(self) -> Self:
-        """These settings with `auto` replaced by what this machine supports."""
-        found = self.backend.resolved()
-        return self.model_copy(update={"dtype": found.dtype, "attention": found.attention})
 
 
 class ActivationsConfig(Reading):

