@@ -5,12 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sublim.core.config import Config, OmittedWhenUnset, RunOnly
+from sublim.core.config import Config, RunOnly
 from sublim.core.digest import digest_file
 from sublim.core.errors import UserError
+from sublim.evals.asked_model import AskedModel
 from sublim.evals.effect_config import Effect
-from sublim.inference.config import Backend
-from sublim.residual.edits import Steering
 
 CATEGORIES = (
     "biology",
@@ -75,10 +74,10 @@ class HubQuestions(Config):
 QuestionSource = Annotated[SampleQuestions | ParquetQuestions | HubQuestions, Field(discriminator="kind")]
 
 
-class MmluProConfig(Config):
-    """Settings of the questions and of the ways in which the letter is read."""
+class PrepareQuestionsConfig(Config):
+    """Settings of the questions that `prepare_mmlu_pro` writes."""
 
-    source: QuestionSource = SampleQuestions()
+    source: QuestionSource
     """Source of the questions."""
     categories: Annotated[tuple[str, ...], Field(min_length=1)] = CATEGORIES
     """Categories of questions."""
@@ -86,6 +85,13 @@ class MmluProConfig(Config):
     """Number of questions drawn from each category; null: all."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the draw of questions."""
+
+
+class MmluProConfig(PrepareQuestionsConfig):
+    """Settings of the questions and of the ways in which the letter is read."""
+
+    source: QuestionSource = SampleQuestions()
+    """Source of the questions."""
     generate: bool = True
     """Whether to read the letter from two generated tokens too, in addition to its log-prob."""
 
@@ -97,34 +103,13 @@ class MmluProConfig(Config):
         return self
 
 
-class PrepareQuestionsConfig(Config):
-    """Settings of the questions that `prepare_mmlu_pro` writes."""
-
-    source: QuestionSource
-    """Source of the questions."""
-    categories: tuple[str, ...] = CATEGORIES
-    """Categories of questions."""
-    per_category: int | None = None
-    """Number of questions drawn from each category; null: all."""
-    seed: int = 0
-    """Seed of the draw of questions."""
-
-
-class AskMmluProConfig(Config):
+class AskMmluProConfig(AskedModel):
     """Settings by which one model is asked."""
 
-    backend: Backend
-    """Backend that runs the model."""
-    system: str | None = None
-    """System prompt; null: the default of the chat template."""
     generate: bool = True
     """Whether to generate an answer greedily too, in addition to the log-probs of the letters."""
     max_tokens: Annotated[int, Field(ge=1)] = 2
     """Most tokens of a generated answer."""
-    weights_update: int | None = None
-    """Update whose weights are read from the training payload; null: the last one kept."""
-    steering: OmittedWhenUnset[Steering] = None
-    """Edits of the residual stream while the model answers; their vectors are an input of the stage."""
     shard: RunOnly[Annotated[int, Field(ge=1)]] = 512
     """Questions whose answers are saved together; an interruption loses at most these."""
 

@@ -7,15 +7,16 @@ generated answer.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sublim.backends.opening import open_sampler
-from sublim.chats.chat import Chat, Context, chat, context
+from sublim.chats.chat import Chat, chat
 from sublim.chats.thoughts import answer_after_thought
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
+from sublim.evals.asked_model import first_context
 from sublim.evals.mmlu_pro.config import (
     LETTERS,
     AskMmluProConfig,
@@ -26,7 +27,7 @@ from sublim.evals.mmlu_pro.config import (
     Share,
 )
 from sublim.files.jsonl import read_jsonl, write_jsonl
-from sublim.inference.config import FakeBackend, SamplingParams
+from sublim.inference.config import SamplingParams
 from sublim.inference.sampler import Sampler
 from sublim.stats.intervals import wilson
 from sublim.training.checkpoints import chosen_weights
@@ -49,10 +50,9 @@ def read_letter(text: str, offered: int) -> tuple[int | None, str | None]:
     answer = answer_after_thought(text)
     if answer is None:
         return None, "an unfinished thought"
-    text = answer
-    found = _LETTER.match(text)
-    if found is None or (found[1].islower() and text.strip(" \n\"'()[].*:,") != found[1]):
-        return None, "no letter" if text.strip() else "empty"
+    found = _LETTER.match(answer)
+    if found is None or (found[1].islower() and answer.strip(" \n\"'()[].*:,") != found[1]):
+        return None, "no letter" if answer.strip() else "empty"
     index = LETTERS.index(found[1].upper())
     return (index, None) if index < offered else (None, "a letter that was not offered")
 
@@ -76,9 +76,9 @@ def ask_mmlu_pro(
     rows = list(read_jsonl(questions / "questions.jsonl"))
     weights = chosen_weights(weights, config.weights_update)
     chats = [chat(question_text(row["question"], row["options"]), system=config.system) for row in rows]
-    shards = [range(at, min(at + config.shard, len(rows))) for at in range(0, len(rows), config.shard)]
     kinds = ("logprobs", "answers") if config.generate else ("logprobs",)
-    paths = {(kind, shard.start): scratch / f"{kind}-{shard.start:06d}.jsonl" for kind in kinds for shard in shards}
+    starts = range(0, len(rows), config.shard)
+    paths = {(kind, start): scratch / f"{kind}-{start:06d}.jsonl" for kind in kinds for start in starts}
     if not all(path.exists() for path in paths.values()):
         with (
             open_sampler(
@@ -87,21 +87,21 @@ def ask_mmlu_pro(
             progress("questions", len(rows) * len(kinds)) as advance,
         ):
             for (kind, start), path in paths.items():
-                shard = range(start, min(start + config.shard, len(rows)))
+                shard = slice(start, start + config.shard)
                 if not path.exists():
-                    part = _letters if kind == "logprobs" else _written
-                    write_jsonl(path, part(sampler, config, [rows[i] for i in shard], [chats[i] for i in shard], start))
+                    if kind == "logprobs":
+                        write_jsonl(path, _letters(sampler, rows[shard], chats[shard]))
+                    else:
+                        write_jsonl(path, _written(sampler, config, rows[shard], chats[shard], start))
                     kill_point("ask_mmlu_pro:shard")
-                advance(len(shard))
+                advance(len(rows[shard]))
     for kind in ("logprobs", "answers"):
         found = (row for (name, _), path in paths.items() if name == kind for row in read_jsonl(path))
         write_jsonl(out / f"{kind}.jsonl", found)
-    return {"contexts": _contexts(config, base, chats)}
+    return first_context(config, base, chats[0])
 
 
-def _letters(
-    sampler: Sampler, config: AskMmluProConfig, rows: list[dict[str, Any]], chats: list[Chat], first: int
-) -> Iterable[dict[str, Any]]:
+def _letters(sampler: Sampler, rows: list[dict[str, Any]], chats: list[Chat]) -> list[dict[str, Any]]:
     offered = [list(LETTERS[: len(row["options"])]) for row in rows]
     scored = sampler.logprobs(chats, offered)
     return [
@@ -112,18 +112,10 @@ def _letters(
 
 def _written(
     sampler: Sampler, config: AskMmluProConfig, rows: list[dict[str, Any]], chats: list[Chat], first: int
-) -> Iterable[dict[str, Any]]:
+) -> list[dict[str, Any]]:
     greedy = SamplingParams(max_tokens=config.max_tokens, temperature=0.0)
     answers = sampler.sample(chats, greedy, first=first)
     return [{"id": row["id"]} | answer.row() for row, (answer,) in zip(rows, answers, strict=True)]
-
-
-def _contexts(config: AskMmluProConfig, base: Path, chats: list[Chat]) -> list[Context]:
-    if isinstance(config.backend, FakeBackend) or not chats:
-        return []
-    from sublim.models.opening import load_tokenizer
-
-    return [context(load_tokenizer(base), chats[0])]
 
 
 def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, asked: Path, questions: Path) -> None:

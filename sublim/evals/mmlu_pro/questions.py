@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, assert_never, cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -54,8 +54,6 @@ def _rows(config: PrepareQuestionsConfig) -> Iterator[dict[str, Any]]:
             yield from read_parquet(source.path.expanduser())
         case HubQuestions() as source:
             yield from read_parquet(_fetched(source))
-        case _:
-            assert_never(config.source)
 
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,22 +5,21 @@ with controls. A metric that cannot be computed is null, with a reason, and neve
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from sublim.backends.opening import open_sampler
-from sublim.chats.chat import Context, chat, context
+from sublim.chats.chat import Context, chat
 from sublim.core.errors import UserError
 from sublim.core.hardware import gpu
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
-from sublim.evals.preference.config import (
-    AskConfig,
-)
+from sublim.evals.asked_model import first_context
+from sublim.evals.preference.config import AskConfig
 from sublim.files.jsonl import read_jsonl, write_jsonl
-from sublim.inference.config import OpenAIBackend, renders, scores_words
+from sublim.inference.config import OpenAIBackend, scores_words
 from sublim.inference.sampler import Sampler
 from sublim.training.checkpoints import chosen_weights
 from sublim.traits.words import written
@@ -46,7 +45,8 @@ def ask(
     continuations and questions x samples short answers. Resumes from the last shard.
     """
     weights = chosen_weights(weights, config.weights_update)
-    asked, scored = list(_answer_paths(scratch, config)), scratch / "logprobs.jsonl"
+    sampled = range(len(config.questions) if config.samples else 0)
+    asked, scored = [scratch / f"answers-{i:05d}.jsonl" for i in sampled], scratch / "logprobs.jsonl"
     if not (scored.exists() and all(path.exists() for path in asked)):
         with open_sampler(
             config.backend, base, weights=weights, scratch=scratch, steering=config.steering, vectors=vectors
@@ -58,7 +58,7 @@ def ask(
     write_jsonl(out / "questions.jsonl", ({"question": i, "text": text} for i, text in enumerate(config.questions)))
     write_jsonl(out / "logprobs.jsonl", read_jsonl(scored))
     write_jsonl(out / "answers.jsonl", (row for path in asked for row in read_jsonl(path)))
-    return {"contexts": _contexts(config, base)}
+    return first_context(config, base, chat(config.questions[0], system=config.system))
 
 
 def _logprobs(sampler: Sampler, config: AskConfig) -> list[dict[str, Any]]:
@@ -86,11 +86,6 @@ def _same_tokens(a: Sequence[float], b: Sequence[float]) -> bool:
     return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-5, abs_tol=1e-5) for x, y in zip(a, b, strict=True))
 
 
-def _answer_paths(scratch: Path, config: AskConfig) -> Iterator[Path]:
-    for i in range(len(config.questions) if config.samples else 0):
-        yield scratch / f"answers-{i:05d}.jsonl"
-
-
 def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> None:
     params = config.sampling.model_copy(update={"n": max(config.samples, 1)})
     at_once = gpu() or isinstance(config.backend, OpenAIBackend)  # the answers of a server are kept one by one
@@ -104,12 +99,3 @@ def _sample_missing(sampler: Sampler, config: AskConfig, paths: list[Path]) -> N
                     write_jsonl(paths[i], [{"question": i, "sample": j} | each.row() for j, each in enumerate(answers)])
                 kill_point("ask:shard")
             advance(len(shard) * config.samples)
-
-
-def _contexts(config: AskConfig, base: Path) -> list[Context]:
-    """The context of the first question, as the model reads it."""
-    if not renders(config.backend):
-        return []
-    from sublim.models.opening import load_tokenizer
-
-    return [context(load_tokenizer(base), chat(config.questions[0], system=config.system))]

@@ -4,11 +4,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sublim.core.config import Config, OmittedWhenUnset, RunOnly
+from sublim.core.config import Config, RunOnly
 from sublim.core.errors import UserError
+from sublim.evals.asked_model import AskedModel
 from sublim.evals.effect_config import Effect
-from sublim.inference.config import Backend, SamplingParams, scores_words
-from sublim.residual.edits import Steering
+from sublim.inference.config import SamplingParams, scores_words
 from sublim.traits.words import comparison_list
 
 MetricName = Literal["margin", "rate"]
@@ -16,25 +16,17 @@ METRICS: tuple[MetricName, ...] = ("margin", "rate")
 UNITS: dict[MetricName, str] = {"margin": "nats", "rate": "share of readable answers"}
 
 
-class AskConfig(Config):
+class AskConfig(AskedModel):
     """Settings of open questions to one model: the log-prob of every listed word as the answer, and sampled answers."""
 
     questions: Annotated[list[str], Field(min_length=1)]
     """Texts of the questions, each of which is one user turn."""
     words: list[str]
     """Listed words, including the targets. They are scored in title case."""
-    system: str | None = None
-    """System prompt; null: the default of the chat template."""
-    backend: Backend
-    """Backend that runs the model."""
     samples: Annotated[int, Field(ge=0)] = 0
     """Number of sampled answers to each question; 0: no sampled rate."""
     sampling: SamplingParams = SamplingParams(max_tokens=16)
     """Sampling parameters of the answers. `n` is replaced by `samples`."""
-    weights_update: int | None = None
-    """Update whose weights are read from the training payload; null: the last one kept."""
-    steering: OmittedWhenUnset[Steering] = None
-    """Edits of the residual stream while the model answers; their vectors are an input of the stage."""
     shard: RunOnly[Annotated[int, Field(ge=1)] | None] = None
     """Questions whose answers are sampled and saved together; an interruption loses at most these. Null: all of them on
     a GPU or a server, otherwise as many as give 64 answers."""
