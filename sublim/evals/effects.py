@@ -1,16 +1,21 @@
 """Effects: paired students and controls as a matrix of units by questions, with two intervals."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray
 
+from sublim.core.config import Config
 from sublim.core.errors import UserError
 from sublim.evals.effect_config import CompareConfig, Effect
 from sublim.stats.intervals import crossed_bootstrap, paired_t
 from sublim.stats.power import detectable
+
+Arm = Literal["base", "teacher", "student", "control"]
+Scored = TypeVar("Scored", bound=Config)
 
 
 class Units(NamedTuple):
@@ -55,6 +60,7 @@ def paired_effect(
     means = matrix.mean(axis=1)
     alike = np.ptp(means) == 0
     these = None if n == 1 or alike else paired_t(means, config.level)
+    least = detectable(n, float(means.std(ddof=1)), level=config.level) if these else None
     crossed = min(n, m) > 1 and np.ptp(matrix) > 0
     rng = np.random.default_rng(config.seed)
     beyond = crossed_bootstrap(matrix, rng, draws=config.draws, level=config.level) if crossed else None
@@ -73,20 +79,26 @@ def paired_effect(
         per_pair=differences[:, used].mean(axis=1).tolist(),
         per_unit=means.tolist(),
         per_question=[float(value) if np.isfinite(value) else None for value in per_question],
-        detectable=_detectable(means, config.level) if these else None,
+        detectable=round(least, 6) if least is not None else None,  # further digits depend on the machine
         reason=_no_spread(n, m, alike=bool(alike)),
     )
+
+
+def read_study(
+    kind: type[Scored], base: Path, teachers: Sequence[Path], students: Sequence[Path], controls: Sequence[Path]
+) -> dict[Arm, list[Scored]]:
+    """The scores.json of every model of a study, by arm."""
+    arms: dict[Arm, Sequence[Path]] = {"base": [base], "teacher": teachers, "student": students, "control": controls}
+    return {
+        arm: [kind.model_validate_json((payload / "scores.json").read_bytes()) for payload in payloads]
+        for arm, payloads in arms.items()
+    }
 
 
 def known_mean(values: Float[ndarray, "..."]) -> float | None:
     """The mean of the values that are finite, or None if none is."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else None
-
-
-def _detectable(means: Float[ndarray, " s"], level: float) -> float | None:
-    found = detectable(len(means), float(means.std(ddof=1)), level=level)
-    return None if found is None else round(found, 6)  # further digits of the numerical root depend on the machine
 
 
 def _no_spread(units: int, questions: int, *, alike: bool) -> str | None:

@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from sublim.core.errors import UserError
 from sublim.evals.effect_config import CompareConfig
-from sublim.evals.effects import Units, known_mean, paired_effect, units_of
+from sublim.evals.effects import Arm, Units, known_mean, paired_effect, read_study, units_of
 from sublim.evals.mmlu_pro.config import (
     LETTER_METRICS,
     AgainstBase,
@@ -22,7 +22,7 @@ from sublim.evals.mmlu_pro.config import (
 )
 from sublim.stats.intervals import paired_shares, paired_t
 
-Study = dict[str, list[MmluProScores]]
+Study = dict[Arm, list[MmluProScores]]
 UNREAD = "no question could be read for every student and control"
 
 
@@ -40,12 +40,7 @@ def compare_mmlu_pro(
 
     Student i is paired with control i.
     """
-    study = {
-        "base": [_scores(base)],
-        "teacher": [_scores(path) for path in teacher or []],
-        "student": [_scores(path) for path in students],
-        "control": [_scores(path) for path in controls],
-    }
+    study = read_study(MmluProScores, base, teacher or [], students, controls)
     first = study["base"][0]
     if any(scores.questions != first.questions for arm in study.values() for scores in arm):
         raise UserError("MMLU-Pro scores of different questions cannot be compared: ask all models the same")
@@ -59,10 +54,6 @@ def compare_mmlu_pro(
     (out / "mmlu_pro.json").write_text(compared.model_dump_json(indent=1), encoding="utf-8")
 
 
-def _scores(payload: Path) -> MmluProScores:
-    return MmluProScores.model_validate_json((payload / "scores.json").read_bytes())
-
-
 def _compared(study: Study, name: LetterMetric, units: Units, config: CompareConfig) -> LetterComparison:
     first = study["base"][0]
     values = {arm: _matrix(models, name, len(first.questions)) for arm, models in study.items()}
@@ -74,10 +65,7 @@ def _compared(study: Study, name: LetterMetric, units: Units, config: CompareCon
         asked = all(models.metrics[name] is not None for arm in ("student", "control") for models in study[arm])
         reason = UNREAD if asked else "no letters were generated"
     return LetterComparison(
-        base=there["base"],
-        teacher=there["teacher"],
-        student=there["student"],
-        control=there["control"],
+        **there,
         effect=paired_effect(differences, used, units, config) if used.any() else None,
         by_category=_by_category(differences, used, units, config, first.categories) if used.any() else {},
         against_base=_against_base(values, config.level),
@@ -87,10 +75,8 @@ def _compared(study: Study, name: LetterMetric, units: Units, config: CompareCon
 
 def _matrix(models: Sequence[MmluProScores], name: LetterMetric, questions: int) -> Float[ndarray, "s q"]:
     """Models by questions: 1 for a right answer, 0 for a wrong one, NaN if no letter could be read."""
-    rows: list[list[float | None]] = []
-    for scores in models:
-        found = scores.metrics[name]
-        rows.append(found.per_question if found else [None] * len(scores.questions))
+    found = [scores.metrics[name] for scores in models]
+    rows = [each.per_question if each else [None] * questions for each in found]
     return np.array(rows, dtype=float).reshape(len(rows), questions)
 
 
@@ -120,7 +106,7 @@ def _by_category(
     return found
 
 
-def _against_base(values: dict[str, Float[ndarray, "s q"]], level: float) -> list[AgainstBase]:
+def _against_base(values: dict[Arm, Float[ndarray, "s q"]], level: float) -> list[AgainstBase]:
     base = values["base"][0]
     found: list[AgainstBase] = []
     for arm in ("teacher", "student", "control"):

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from sublim.core.errors import UserError
 from sublim.evals.effect_config import CompareConfig
-from sublim.evals.effects import Units, known_mean, paired_effect, units_of
+from sublim.evals.effects import Arm, Units, known_mean, paired_effect, read_study, units_of
 from sublim.evals.preference.config import (
     METRICS,
     UNITS,
@@ -25,7 +25,7 @@ from sublim.evals.preference.score import most_frequent
 
 
 def compare_word(
-    study: Mapping[str, Sequence[Scores]], metric: MetricName, word: str, units: Units, config: CompareConfig
+    study: Mapping[Arm, Sequence[Scores]], metric: MetricName, word: str, units: Units, config: CompareConfig
 ) -> MetricComparison:
     """Compares one metric for one word across base, teacher, student and control.
 
@@ -41,10 +41,7 @@ def compare_word(
     reason = None if effect else _missing(study, metric, word)
     return MetricComparison(
         unit=UNITS[metric],
-        base=overall["base"],
-        teacher=overall["teacher"],
-        student=overall["student"],
-        control=overall["control"],
+        **overall,
         students=means["student"],
         controls=means["control"],
         effect=effect,
@@ -57,7 +54,7 @@ def _matrix(scores: Sequence[Scores], metric: MetricName, word: str) -> Float[nd
     return np.array([each.metrics[metric][word].per_question for each in scores], dtype=float)
 
 
-def _missing(study: Mapping[str, Sequence[Scores]], metric: MetricName, word: str) -> str:
+def _missing(study: Mapping[Arm, Sequence[Scores]], metric: MetricName, word: str) -> str:
     for arm in ("student", "control"):
         for number, scores in enumerate(study[arm], start=1):
             if reason := scores.metrics[metric][word].reason:
@@ -84,12 +81,7 @@ def compare(
     `teacher` may be one payload for each block, of which the mean is reported, or None for an arm without a teacher.
     """
     teachers = [] if teacher is None else teacher if isinstance(teacher, list) else [teacher]
-    study = {
-        "base": [_scores(base)],
-        "teacher": [_scores(path) for path in teachers],
-        "student": [_scores(path) for path in students],
-        "control": [_scores(path) for path in controls],
-    }
+    study = read_study(Scores, base, teachers, students, controls)
     first = study["base"][0]
     units = units_of(len(students), len(controls), config.blocks)
     for scores in (scores for arm in study.values() for scores in arm):
@@ -107,13 +99,9 @@ def compare(
         leads="these_questions" if len(units.members) < FEW_UNITS else "questions_too",
         metrics=compared.pop(first.target),
         off_target=compared,
-        answers={arm: summed(scores) for arm, scores in study.items()},  # pyright: ignore[reportArgumentType]
+        answers={arm: summed(scores) for arm, scores in study.items()},
     )
     (out / "comparison.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")
-
-
-def _scores(payload: Path) -> Scores:
-    return Scores.model_validate_json((payload / "scores.json").read_bytes())
 
 
 def summed(arm: list[Scores]) -> Answers | None:
@@ -121,16 +109,15 @@ def summed(arm: list[Scores]) -> Answers | None:
     counted = [scores.answers for scores in arm if scores.answers is not None]
     if not counted:
         return None
-    others, named, unread, missing = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    others, unread, missing = Counter[str](), Counter[str](), Counter[str]()
     for answers in counted:
         missing.update(answers.missing)
         others.update(answers.others)
-        named.update(answers.named)
         unread.update(answers.unread)
     return Answers(
         asked=sum(answers.asked for answers in counted),
         readable=sum(answers.readable for answers in counted),
-        named={word: named[word] for word in counted[0].named},
+        named={word: sum(answers.named[word] for answers in counted) for word in counted[0].named},
         other=sum(answers.other for answers in counted),
         unread=dict(sorted(unread.items())),
         others=most_frequent(others),

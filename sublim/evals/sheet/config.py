@@ -24,7 +24,7 @@ class ScoreRow(Config):
     """margin, rate, tv_logprob, tv_list, tv_sampled, letter_logprob, letter_generated, or `<letter...>_difference`."""
     questions: str
     """Name of the questions: animal, tree, mmlu_pro, or a category such as mmlu_pro/law."""
-    word: str
+    word: str = ""
     """Word whose margin or rate it is; empty for other metrics."""
     unit: str
     estimate: float | None

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from sublim.evals.mmlu_pro.compare import against
-from sublim.evals.mmlu_pro.config import LETTER_METRICS, LetterMetric, LetterScores, MmluProScores, Share
+from sublim.evals.mmlu_pro.config import LetterMetric, LetterScores, MmluProScores, Share
 from sublim.evals.preference.config import METRICS, UNITS, Answers, Metric, Scores
 from sublim.evals.sheet.config import ScoreRow, SheetConfig
 from sublim.evals.sheet.figures import draw_rows
@@ -98,7 +98,6 @@ def _over_questions(config: SheetConfig, model: str, metric: str, questions: str
         model=model,
         metric=metric,
         questions=questions,
-        word="",
         unit=unit,
         estimate=found.mean,
         low=interval.low if interval else None,
@@ -135,7 +134,6 @@ def _letter_row(
         model=model,
         metric=metric,
         questions=questions,
-        word="",
         unit="share right of the readable",
         estimate=share.estimate if share else None,
         low=share.low if share else None,
@@ -159,7 +157,6 @@ def _difference(
         model=model,
         metric=f"{metric}_difference",
         questions="mmlu_pro",
-        word="",
         unit=f"share right, minus {config.models[0]}",
         estimate=paired.estimate if paired else None,
         low=paired.low if paired else None,
@@ -169,9 +166,3 @@ def _difference(
         p=paired.p if paired else None,
         reason=None if paired else "no question could be read for both",
     )
-
-
-def known_metrics() -> tuple[str, ...]:
-    """Every metric that a sheet can have, in the order of the report."""
-    differences = tuple(f"{name}_difference" for name in LETTER_METRICS)
-    return (*METRICS, *SHIFTS, *LETTER_METRICS, *differences)

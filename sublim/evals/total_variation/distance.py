@@ -8,20 +8,21 @@ distributions, and a student's shift has to be compared with its paired control'
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from sublim.core.errors import UserError
+from sublim.evals.effects import known_mean
 from sublim.evals.preference.config import Metric
 from sublim.evals.total_variation.config import ShiftConfig, ShiftName, Shifts
 from sublim.files.jsonl import read_jsonl
 from sublim.traits.words import Reader, Unread
 
-OTHER, UNREADABLE = -2, -1
-"""Last two columns of a table of counts."""
+UNREADABLE = -1
+"""Last column of a table of counts; the one before is for other words."""
+Pair = tuple[Float[ndarray, " q"], Float[ndarray, " q"]]
 
 
 def total_variation(p: Float[ndarray, "q c"], q: Float[ndarray, "q c"]) -> Float[ndarray, " q"]:
@@ -39,7 +40,7 @@ def distances(asked: Path, reference: Path, words: Sequence[str]) -> dict[ShiftN
 
 def _read(
     asked: Path, reference: Path, words: Sequence[str]
-) -> tuple[list[str], "Exact", tuple[Int[ndarray, "q c"], Int[ndarray, "q c"]]]:
+) -> tuple[list[str], Pair, tuple[Int[ndarray, "q c"], Int[ndarray, "q c"]]]:
     """The questions of two payloads of `ask`, their exact distances, and the counts of the answers of each."""
     questions = _questions(asked)
     if questions != _questions(reference):
@@ -70,35 +71,23 @@ def _questions(payload: Path) -> list[str]:
 
 def _probabilities(payload: Path, words: Sequence[str], questions: int) -> Float[ndarray, "q w"]:
     """The probability of each word as the answer; NaN if its log-prob is not finite."""
-    table = np.full((questions, len(words)), np.nan)
-    place = {word: column for column, word in enumerate(words)}
-    seen: set[str] = set()
-    for row in read_jsonl(payload / "logprobs.jsonl"):
-        if row["word"] in place:
-            seen.add(row["word"])
-            value = row["logprob"]
-            table[row["question"], place[row["word"]]] = (
-                math.exp(value) if value is not None and math.isfinite(value) else np.nan
-            )
-    if missing := [word for word in words if word not in seen]:
+    found = {(row["question"], row["word"]): row["logprob"] for row in read_jsonl(payload / "logprobs.jsonl")}
+    if missing := [word for word in words if (0, word) not in found]:
         raise UserError(f"{missing} were not among the words asked: add them to the list and ask again")
-    return table
+
+    def probability(value: float | None) -> float:
+        return math.exp(value) if value is not None and math.isfinite(value) else math.nan
+
+    return np.array([[probability(found[i, word]) for word in words] for i in range(questions)])
 
 
-class Exact(NamedTuple):
-    """Distances by question, from exact log-probs."""
-
-    whole: Float[ndarray, " q"]
-    within: Float[ndarray, " q"]
-
-
-def exact(one: Float[ndarray, "q w"], other: Float[ndarray, "q w"]) -> Exact:
+def exact(one: Float[ndarray, "q w"], other: Float[ndarray, "q w"]) -> Pair:
     """Distances over the listed words and one class for all else (`whole`), and among the words alone (`within`)."""
     # Words may begin with each other ("cat", "cattle"), so that their probabilities can add up to more than 1.
     whole = [np.column_stack([table, np.maximum(1 - table.sum(axis=1), 0)]) for table in (one, other)]
     with np.errstate(invalid="ignore"):
         within = [table / table.sum(axis=1, keepdims=True) for table in (one, other)]
-    return Exact(total_variation(*whole), total_variation(*within))
+    return total_variation(*whole), total_variation(*within)
 
 
 def answer_counts(payload: Path, words: Sequence[str], questions: int) -> Int[ndarray, "q c"]:
@@ -107,14 +96,12 @@ def answer_counts(payload: Path, words: Sequence[str], questions: int) -> Int[nd
     Answers that a server failed to give are not counted.
     """
     counts = np.zeros((questions, len(words) + 2), dtype=np.int64)
-    reader, place = Reader(words), {word: column for column, word in enumerate(words)}
+    reader, place = Reader(words), {word: column for column, word in enumerate([*words, None])}
     for row in read_jsonl(payload / "answers.jsonl"):
         reading = reader.read(row["text"], row["finish"])
         if reading.unread == Unread.MISSING:
             continue
-        named = place.get(reading.word) if reading.word is not None else None
-        column = UNREADABLE if reading.unread is not None else OTHER if named is None else named
-        counts[row["question"], column] += 1
+        counts[row["question"], UNREADABLE if reading.unread is not None else place[reading.word]] += 1
     return counts
 
 
@@ -146,7 +133,6 @@ def _shares(counts: Int[ndarray, "q c"]) -> Float[ndarray, "q c"]:
 
 
 def _metric(values: Float[ndarray, " q"], reason: str) -> Metric:
-    known = values[np.isfinite(values)]
+    mean = known_mean(values)
     per_question = [float(value) if np.isfinite(value) else None for value in values]
-    mean = float(known.mean()) if len(known) else None
-    return Metric(mean=mean, per_question=per_question, reason=None if len(known) else reason)
+    return Metric(mean=mean, per_question=per_question, reason=reason if mean is None else None)
