@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sublim.activations.config import ActivationsConfig, ReadAt, Reading
+from sublim.activations.config import ActivationsConfig, Reading
 from sublim.activations.reading import StreamReader, Text
-from sublim.activations.token_places import Marked, marked_rows, picks
+from sublim.activations.token_places import marked_rows, picks
 from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
@@ -87,42 +87,40 @@ def read_activations(
     total = sum(1 for _ in read_jsonl(rows / "rows.jsonl"))
     if total == 0:
         raise UserError("there are no rows to read: give a file with rows")
-    entries = 0
     with progress("reading activations", total) as advance:
         shards = range(-(-total // config.shard))
         if not all(_shard_files(scratch, number)[1].exists() for number in shards):
             with open_reader(config, base, chosen_weights(weights, config.weights_update)) as opened:
-                for number, first, part in _parts(rows / "rows.jsonl", config.shard):
+                every = read_jsonl(rows / "rows.jsonl")
+                for number in shards:
+                    part = list(islice(every, config.shard))
                     if not _shard_files(scratch, number)[1].exists():
-                        _write_shard(scratch, number, read_shard(opened, config, part, first), config)
+                        _write_shard(scratch, number, read_shard(opened, config, part, number * config.shard))
                         kill_point("activations:shard")
                     advance(len(part))
         for number in shards:
             for path in _shard_files(scratch, number):
                 shutil.copyfile(path, out / path.name)
-            entries += len(pl.read_parquet(_shard_files(scratch, number)[1], columns=["place"]))
+    entries = pl.scan_parquet(sorted(out.glob("index-*.parquet"))).select(pl.len()).collect().item()
     return {"rows": total, "entries": entries, "places": [f"{site}/{layer}" for site, layer in config.places]}
 
 
 def read_shard(opened: OpenReader, config: ActivationsConfig, rows: Sequence[Mapping[str, Any]], first: int) -> Shard:
     """The activations on `rows`, the first of which is row `first` of its file."""
     marked = marked_rows(opened.tokenizer, rows)
-    texts = [Text(one.ids, [pick for kind in config.read_at for pick in picks(one, kind)]) for one in marked]
-    values: list[Tensor | None] = [None] * len(rows)
-    for index, [entries] in opened.reader.read([[text] for text in texts]):
-        values[index] = entries.values.to(DTYPES[config.keep])
-    together = torch.cat([value for value in values if value is not None])
-    names = [f"{site}/{layer}" for site, layer in config.places]
-    described = [
-        (first + number, row.get("id"), *entry)
-        for number, (row, one) in enumerate(zip(rows, marked, strict=True))
-        for kind in config.read_at
-        for entry in _entries(one, kind)
-    ]
-    index = pl.DataFrame(
-        [(*entry, place) for place, entry in enumerate(described)], schema=SCHEMA, orient="row", strict=False
-    )
-    return Shard(index, {name: together[:, number].contiguous() for number, name in enumerate(names)})
+    texts, described = list[Text](), list[tuple[Any, ...]]()
+    for number, (row, one) in enumerate(zip(rows, marked, strict=True), start=first):
+        entries = [(kind, pick) for kind in config.read_at for pick in picks(one, kind)]
+        texts.append(Text(one.ids, [pick for _, pick in entries]))
+        for kind, pick in entries:
+            alone = (pick[0], one.ids[pick[0]]) if kind in ("all", "last_prompt", "last_answer") else (None, None)
+            described.append((number, row.get("id"), kind, *alone, len(pick), len(described)))
+    read = opened.reader.read([[text] for text in texts])
+    values = {index: entries.values.to(DTYPES[config.keep]) for index, [entries] in read}
+    together = torch.cat([values[index] for index in range(len(rows))])
+    index = pl.DataFrame(described, schema=SCHEMA, orient="row", strict=False)
+    named = enumerate(f"{site}/{layer}" for site, layer in config.places)
+    return Shard(index, {name: together[:, number].contiguous() for number, name in named})
 
 
 def read_shards(payload: Path) -> Iterator[Shard]:
@@ -137,25 +135,11 @@ def read_kept(index: Path) -> Shard:
     return Shard(pl.read_parquet(index), tensors)
 
 
-def _entries(marked: Marked, kind: ReadAt) -> Iterator[tuple[ReadAt, int | None, int | None, int]]:
-    for pick in picks(marked, kind):
-        alone = kind in ("all", "last_prompt", "last_answer")
-        yield kind, pick[0] if alone else None, marked.ids[pick[0]] if alone else None, len(pick)
-
-
-def _parts(path: Path, size: int) -> Iterator[tuple[int, int, list[dict[str, Any]]]]:
-    """(number of the shard, number of its first row, its rows) for every shard."""
-    rows, first, number = read_jsonl(path), 0, 0
-    while part := list(islice(rows, size)):
-        yield number, first, part
-        first, number = first + len(part), number + 1
-
-
 def _shard_files(folder: Path, number: int) -> tuple[Path, Path]:
     return folder / f"activations-{number:05d}.safetensors", folder / f"index-{number:05d}.parquet"
 
 
-def _write_shard(folder: Path, number: int, shard: Shard, config: ActivationsConfig) -> None:
+def _write_shard(folder: Path, number: int, shard: Shard) -> None:
     """Writes the tensors and then the index, so that a shard with an index is complete."""
     tensors, index = _shard_files(folder, number)
     write_tensors(tensors, shard.tensors)
