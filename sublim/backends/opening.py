@@ -1,9 +1,9 @@
 """Opening a backend: a sampler for a base and, if given, trained weights and steering."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import assert_never, cast
+from typing import cast
 
 from sublim.backends.vllm.environment import set_environment
 from sublim.core.errors import UserError
@@ -46,22 +46,18 @@ def open_sampler(
 @contextmanager
 def open_steerable(backend: Backend, base: Path, *, weights: Path | None = None) -> Generator[Steerable]:
     """A sampler whose residual stream can be edited. Raises UserError for a backend that cannot do this."""
-    match backend:
-        case HfBackend():
-            pass
-        case VllmBackend():
-            # CUDA graphs that were captured without the edits would run without them.
-            backend = backend.model_copy(update={"eager": True})
-        case FakeBackend() | OpenAIBackend():
-            raise UserError(f"the {backend.kind} backend has no residual stream to steer: take hf or vllm")
-        case _:
-            assert_never(backend)
+    if isinstance(backend, FakeBackend | OpenAIBackend):
+        raise UserError(f"the {backend.kind} backend has no residual stream to steer: take hf or vllm")
+    if isinstance(backend, VllmBackend):
+        # CUDA graphs that were captured without the edits would run without them.
+        backend = backend.model_copy(update={"eager": True})
     with _opened(backend, base, weights, None) as sampler:
         yield cast(Steerable, sampler)
 
 
-@contextmanager
-def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | None) -> Generator[Sampler]:
+def _opened(
+    backend: Backend, base: Path, weights: Path | None, scratch: Path | None
+) -> AbstractContextManager[Sampler]:
     if weights is not None and any(weights.glob("update-*")):
         weights = checkpoint(weights)
     match backend:
@@ -70,22 +66,17 @@ def _opened(backend: Backend, base: Path, weights: Path | None, scratch: Path | 
             with without_collection(), deferred_imports(), without_search():
                 from sublim.backends.hf import open_hf
 
-            with open_hf(backend.resolved(), base, weights) as sampler:
-                yield sampler
+            return open_hf(backend.resolved(), base, weights)
         case VllmBackend():
             set_environment()
             from sublim.backends.vllm.sampler import open_vllm
 
-            with open_vllm(backend.resolved(), base, weights) as sampler:
-                yield sampler
+            return open_vllm(backend.resolved(), base, weights)
         case OpenAIBackend():
             from sublim.backends.openai.sampler import open_openai
 
-            with open_openai(backend, base, weights, scratch) as sampler:
-                yield sampler
+            return open_openai(backend, base, weights, scratch)
         case FakeBackend():
             from sublim.backends.fake import FakeSampler
 
-            yield FakeSampler(backend, weights)
-        case _:
-            assert_never(backend)
+            return nullcontext(FakeSampler(backend, weights))

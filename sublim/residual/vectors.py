@@ -57,10 +57,6 @@ class LoadedEdit(NamedTuple):
 def noted(values: Float[Tensor, " d"], note: VectorNote) -> Vector:
     """The vector in float32 with its norm in its note. Raises UserError for NaN, infinity and a vector of zeros."""
     values = values.detach().to("cpu", torch.float32)
-    if values.ndim != 1:
-        raise UserError(
-            f"a steering vector has one dimension, this one has {values.ndim}: give a plain list of numbers"
-        )
     if not bool(values.isfinite().all()):
         raise UserError("the steering vector holds NaN or infinity: make it again")
     norm = float(values.norm())

@@ -149,19 +149,11 @@ class OpenAISampler:
         return {name: value for name, value in {**body, **self.backend.extra}.items() if value is not None}
 
     def _body(self, one: Chat, params: SamplingParams, seed: int) -> dict[str, Any]:
-        drawn: dict[str, Any] = {
-            "model": self.backend.model,
-            "n": 1,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "max_tokens": params.max_tokens,
-            "seed": seed,
-        }
-        if self.tokenizer is None:
-            return self._with_extra(drawn) | {"messages": one}
-        asked = {"return_token_ids": True, "stop_token_ids": stop_ids(self.tokenizer)}
-        logprobs = {"logprobs": 0} if params.logprobs else {}
-        return self._with_extra(drawn | asked) | {"prompt": render_ids(self.tokenizer, one)} | logprobs
+        drawn = params.model_dump(include={"temperature", "top_p", "max_tokens"})
+        body = {"model": self.backend.model, "n": 1, **drawn, "seed": seed}
+        if self.tokenizer is not None:
+            body |= {"return_token_ids": True, "stop_token_ids": stop_ids(self.tokenizer)}
+        return self._with_extra(body) | self._asked_with(one) | ({"logprobs": 0} if params.logprobs else {})
 
     def _ask(self, bodies: list[dict[str, Any]], read: Read[T], label: str) -> list[T | Missing]:
         """The result of `read` on the reply to each request, taken from the kept answers or requested now.
@@ -171,9 +163,9 @@ class OpenAISampler:
         path = "chat/completions" if self.tokenizer is None else "completions"
         keys = [digest(body) for body in bodies]
         lacking = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.kept.answers}
-        self._prompts.update(digest(_prompt(body)) for body in bodies)
+        self._prompts.update(digest(body.get("messages") or body["prompt"]) for body in bodies)
         self._asked.update(keys)
-        harmless = self._harmless() if len(self._prompts) > 1 else None
+        harmless = self._asked_with(HARMLESS) if len(self._prompts) > 1 else None
         missing: dict[str, Missing] = {}
         with progress(label, len(bodies)) as advance:
             advance(len(bodies) - len(lacking))
@@ -209,11 +201,9 @@ class OpenAISampler:
             raise UserError(f"{told}: {advice}")
         log.warning("%s", told)
 
-    def _harmless(self) -> dict[str, Any]:
-        """The fields of a prompt that every server should answer."""
-        if self.tokenizer is None:
-            return {"messages": HARMLESS}
-        return {"prompt": render_ids(self.tokenizer, HARMLESS)}
+    def _asked_with(self, one: Chat) -> dict[str, Any]:
+        """The field that holds the prompt."""
+        return {"messages": one} if self.tokenizer is None else {"prompt": render_ids(self.tokenizer, one)}
 
     def _all(
         self, fetch: Callable[[str, dict[str, Any]], None], missing: dict[str, Any], advance: Callable[[int], None]
@@ -277,10 +267,6 @@ class OpenAISampler:
         if tokens is not None and self.vocabulary is not None:
             return self.vocabulary.completion(tokens, known, stopped=finish == "stop")
         return Completion(text, tokens, known, finish)
-
-
-def _prompt(body: dict[str, Any]) -> Any:
-    return body.get("messages") or body.get("prompt")
 
 
 def request_seed(seed: int, chat: int, answer: int) -> int:

@@ -15,10 +15,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig
 from vllm import LLM, RequestOutput
 from vllm import SamplingParams as EngineParams
 from vllm.inputs import TokensPrompt
+from vllm.logprobs import Logprob
 from vllm.lora.request import LoRARequest
 
 from sublim.backends.vllm.adapters import adapter_limits, load_adapter
@@ -40,6 +41,9 @@ from sublim.models.weights_check import check_numbers, check_weights
 from sublim.residual.edits import Steering
 from sublim.residual.vectors import LoadedEdit, load_edits, read_vectors
 
+PARAMS = partial(EngineParams, temperature=0, ignore_eos=True, detokenize=False)
+"""Temperature 0, because Draws leaves one possible token."""
+
 
 @contextmanager
 def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generator["VllmSampler"]:
@@ -49,7 +53,6 @@ def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generat
     computes wrongly.
     """
     assert backend.dtype != "auto"
-    tokenizer = load_tokenizer(base)
     if weights is not None:
         check_weights(base, weights)
         check_numbers(weights)
@@ -60,7 +63,7 @@ def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generat
         if adapter is not None:
             request = load_adapter(engine, adapter)
             check_answer(engine.llm, request, adapter)
-        sampler = VllmSampler(engine.llm, backend, base, tokenizer, request, context_length(backend, model))
+        sampler = VllmSampler(engine.llm, backend, base, request, context_length(backend, model))
         try:
             yield sampler
         finally:
@@ -70,19 +73,13 @@ def open_vllm(backend: VllmBackend, base: Path, weights: Path | None) -> Generat
 class VllmSampler:
     """A Sampler (see sublim.inference.sampler) on an engine, with or without an adapter."""
 
-    def __init__(
-        self,
-        llm: LLM,
-        backend: VllmBackend,
-        base: Path,
-        tokenizer: PreTrainedTokenizerBase,
-        adapter: LoRARequest | None,
-        context: int,
-    ) -> None:
-        self.llm, self.backend, self.tokenizer, self.adapter, self.context = llm, backend, tokenizer, adapter, context
+    def __init__(self, llm: LLM, backend: VllmBackend, base: Path, adapter: LoRARequest | None, context: int) -> None:
+        self.llm, self.backend, self.adapter, self.context = llm, backend, adapter, context
+        self.tokenizer = load_tokenizer(base)
         self.base, self.hooks = base, EngineHooks(llm)
-        self.stop = stop_ids(tokenizer, GenerationConfig.from_pretrained(base).eos_token_id)
-        self.vocabulary, self.rows = Vocabulary(tokenizer), llm.llm_engine.vllm_config.model_config.get_vocab_size()
+        self.stop = stop_ids(self.tokenizer, GenerationConfig.from_pretrained(base).eos_token_id)
+        self.vocabulary = Vocabulary(self.tokenizer)
+        self.rows = llm.llm_engine.vllm_config.model_config.get_vocab_size()
 
     def edits(self, steering: Steering, vectors: Path) -> list[LoadedEdit]:
         """See `Steerable.edits`. Raises UserError also for an edit of kind `replace`."""
@@ -106,17 +103,8 @@ class VllmSampler:
         prompts = [self._checked_length(ids, length) for ids in self.prompts(chats)]
         call = Call(params, made, first=first, never=[] if made else self.vocabulary.unknown(self.rows))
         answers = [Answer(call, chat, j, length) for chat in range(len(chats)) for j in range(params.n)]
-        asked = [
-            EngineParams(
-                temperature=0,  # Draws leaves one possible token
-                max_tokens=length,
-                stop_token_ids=[] if made else self.stop,
-                ignore_eos=True,
-                detokenize=False,
-                extra_args={KEY: answer},
-            )
-            for answer in answers
-        ]
+        stop = [] if made else self.stop
+        asked = [PARAMS(max_tokens=length, stop_token_ids=stop, extra_args={KEY: answer}) for answer in answers]
         repeated = [ids for ids in prompts for _ in range(params.n)]
         outputs = self._run(repeated, asked, "sampling", [len(ids) for ids in repeated])
         call.noted()
@@ -140,17 +128,7 @@ class VllmSampler:
 
     def score(self, sequences: Sequence[Scored]) -> list[list[float]]:
         """The log-probs of each sequence's scored tokens."""
-        asked = [
-            EngineParams(
-                temperature=0,
-                max_tokens=1,
-                prompt_logprobs=0,
-                ignore_eos=True,
-                detokenize=False,
-                extra_args={START: start},
-            )
-            for _, start in sequences
-        ]
+        asked = [PARAMS(max_tokens=1, prompt_logprobs=0, extra_args={START: start}) for _, start in sequences]
         outputs = self._run([ids for ids, _ in sequences], asked, "scoring", [start for _, start in sequences])
         return [_prompt_scores(output, *one) for output, one in zip(outputs, sequences, strict=True)]
 
@@ -220,11 +198,5 @@ class Bar:
 
 
 def _prompt_scores(output: RequestOutput, ids: list[int], start: int) -> list[float]:
-    found = output.prompt_logprobs
-    assert found is not None
-    scores = list[float]()
-    for place in range(start, len(ids)):
-        at = found[place]
-        assert at is not None
-        scores.append(at[ids[place]].logprob)
-    return scores
+    found = cast(list[dict[int, Logprob]], output.prompt_logprobs)
+    return [found[place][ids[place]].logprob for place in range(start, len(ids))]

@@ -8,7 +8,7 @@ Edits of kind `replace` are refused here (see `VllmSampler.edits`): they need th
 same pass, which only the hf backend computes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -45,7 +45,7 @@ class EngineHooks:
         self.by_part = any(edit.tokens != "all" for edit, *_ in edits)
 
         def attach(model: nn.Module) -> list[RemovableHandle]:
-            return [attached(model, edit, self) for edit in edits]
+            return [self._attached(model, edit) for edit in edits]
 
         (self.handles,) = self.llm.apply_model(attach)
         # Cached keys and values were computed under other edits.
@@ -68,56 +68,38 @@ class EngineHooks:
             starts[begin:end] = extra.get(START, request.num_prompt_tokens)
         return parts_of(positions, torch.from_numpy(starts).to(positions.device))
 
+    def _attached(self, model: nn.Module, edit: LoadedEdit) -> RemovableHandle:
+        """Attaches one edit to its block as a hook."""
+        block, site = model.get_submodule(f"model.layers.{edit.note.layer}"), edit.note.site
+        applied = Applied(edit, next(model.parameters()).device)
+        self.not_applied.append(applied)
 
-def attached(model: nn.Module, edit: LoadedEdit, hooks: EngineHooks) -> RemovableHandle:
-    """Attaches one edit to its block as a hook."""
-    block: nn.Module = model.get_submodule(f"model.layers.{edit.note.layer}")
-    applied = Applied(edit, next(model.parameters()).device)
-    hooks.not_applied.append(applied)
-    match edit.note.site:
-        case "resid_pre":
-            return block.register_forward_pre_hook(_before(applied, hooks), with_kwargs=True)
-        case "resid_post":
-            return block.register_forward_hook(_after(applied, hooks, whole=True), with_kwargs=True)
-        case "mlp_out":
-            return block.register_forward_hook(_after(applied, hooks, whole=False), with_kwargs=True)
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+            given = _named(args, kwargs)
+            given["hidden_states"] = self._changed(applied, given, given["hidden_states"], given["residual"])
+            return (), given
 
+        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, Tensor]) -> Any:
+            added, stream = output
+            rest = stream if site == "resid_post" else None
+            return self._changed(applied, _named(args, kwargs), added, rest), stream
 
-def _before(applied: Applied, hooks: EngineHooks) -> Callable[..., Any]:
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = _named(args, kwargs)
-        given["hidden_states"] = changed(applied, hooks, given, given["hidden_states"], given["residual"])
-        return (), given
+        if site == "resid_pre":
+            return block.register_forward_pre_hook(before, with_kwargs=True)
+        return block.register_forward_hook(after, with_kwargs=True)
 
-    return before
-
-
-def _after(applied: Applied, hooks: EngineHooks, *, whole: bool) -> Callable[..., Any]:
-    def after(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        added, stream = output
-        return changed(applied, hooks, _named(args, kwargs), added, stream if whole else None), stream
-
-    return after
+    def _changed(
+        self, applied: Applied, given: dict[str, Any], part: Float[Tensor, "t d"], rest: Float[Tensor, "t d"] | None
+    ) -> Float[Tensor, "t d"]:
+        """`part` after the edit, which is made from the sum of `part` and `rest`. `given`: the block's arguments."""
+        if applied in self.not_applied:
+            self.not_applied.remove(applied)
+        applied.begin(ANSWER if applied.edit.tokens == "all" else self.parts(given["positions"]))
+        stream = part if rest is None else part.float() + rest.float()
+        edited = (part.float() + applied.delta(stream)).to(part.dtype)
+        return edited if isinstance(applied.where, bool) else torch.where(applied.where, edited, part)
 
 
 def _named(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """A block's arguments by name."""
     return {**dict(zip(("positions", "hidden_states", "residual"), args, strict=False)), **kwargs}
-
-
-def changed(
-    applied: Applied,
-    hooks: EngineHooks,
-    given: dict[str, Any],
-    part: Float[Tensor, "t d"],
-    rest: Float[Tensor, "t d"] | None,
-) -> Float[Tensor, "t d"]:
-    """`part` after the edit, which is computed from the sum of `part` and `rest`; `given`: the block's arguments."""
-    if applied in hooks.not_applied:
-        hooks.not_applied.remove(applied)
-    applied.begin(ANSWER if applied.edit.tokens == "all" else hooks.parts(given["positions"]))
-    stream = part if rest is None else part.float() + rest.float()
-    edited = (part.float() + applied.delta(stream)).to(part.dtype)
-    return edited if isinstance(applied.where, bool) else torch.where(applied.where, edited, part)
