@@ -33,9 +33,7 @@ def total_variation(p: Float[ndarray, "q c"], q: Float[ndarray, "q c"]) -> Float
 def distances(asked: Path, reference: Path, words: Sequence[str]) -> dict[ShiftName, Float[ndarray, " q"]]:
     """Every kind of distance between two payloads of `ask`, by question; NaN for questions without a value."""
     _, (whole, within), (one, other) = _read(asked, reference, words)
-    both = (one.sum(axis=1) > 0) & (other.sum(axis=1) > 0)
-    sampled = np.where(both, total_variation(_shares(one), _shares(other)), np.nan)
-    return {"tv_logprob": whole, "tv_list": within, "tv_sampled": sampled}
+    return {"tv_logprob": whole, "tv_list": within, "tv_sampled": between_answers(one, other)}
 
 
 def _read(
@@ -108,24 +106,28 @@ def answer_counts(payload: Path, words: Sequence[str], questions: int) -> Int[nd
 def _sampled(
     one: Int[ndarray, "q c"], other: Int[ndarray, "q c"], config: ShiftConfig
 ) -> tuple[Metric, float | None, float | None]:
-    sizes = one.sum(axis=1), other.sum(axis=1)
-    both = (sizes[0] > 0) & (sizes[1] > 0)
+    found = between_answers(one, other)
+    both = np.isfinite(found)
     if not both.any():
-        reason = "no answers were sampled (samples = 0)"
-        return Metric(mean=None, per_question=[None] * len(one), reason=reason), None, None
-    found = total_variation(_shares(one), _shares(other))
+        return _metric(found, "no answers were sampled (samples = 0)"), None, None
     rng = np.random.default_rng(config.seed)
     drawn = np.empty(config.relabelled)
     pooled = one + other
     for draw in range(config.relabelled):
         # Draw anew which of the pooled answers to a question belong to the first model.
-        exchanged = (rng.multivariate_hypergeometric(*row) for row in zip(pooled, sizes[0], strict=True))
+        exchanged = (rng.multivariate_hypergeometric(*row) for row in zip(pooled, one.sum(axis=1), strict=True))
         ours = np.stack([*exchanged])
-        drawn[draw] = total_variation(_shares(ours), _shares(pooled - ours))[both].mean()
+        drawn[draw] = between_answers(ours, pooled - ours)[both].mean()
     # With a tolerance, since equal distances may differ in their last digit.
     reached = int((drawn >= found[both].mean() - 1e-12).sum())
     p = (reached + 1) / (config.relabelled + 1)
-    return _metric(np.where(both, found, np.nan), "no answers were sampled"), float(drawn.mean()), p
+    return _metric(found, "no answers were sampled"), float(drawn.mean()), p
+
+
+def between_answers(one: Int[ndarray, "q c"], other: Int[ndarray, "q c"]) -> Float[ndarray, " q"]:
+    """The distance between the sampled answers of two models for every question; NaN where one of them has none."""
+    both = (one.sum(axis=1) > 0) & (other.sum(axis=1) > 0)
+    return np.where(both, total_variation(_shares(one), _shares(other)), np.nan)
 
 
 def _shares(counts: Int[ndarray, "q c"]) -> Float[ndarray, "q c"]:
