@@ -8,6 +8,7 @@ says which keys each query sees.
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -35,26 +36,19 @@ WITHOUT_EFFECT = {
 Kernel = Literal["flash_attention_2", "sdpa", "eager"]
 
 
+@dataclass(eq=False)
 class View:
     """Which keys each query sees, before a layer's sliding window is applied."""
 
-    def __init__(
-        self,
-        allowed: Bool[Tensor, "b q k"],
-        queries: Int[Tensor, "b q"],
-        keys: Int[Tensor, "b k"],
-        *,
-        kernel: Kernel,
-        used: Int[Tensor, " b"] | None = None,
-    ) -> None:
-        """`queries` and `keys` are positions in the text; a batch size of 1 stands for every row.
-
-        `used`: given where every row is plain causal text, of which the first `used` keys count. Flash attention can
-        then be used.
-        """
-        self.kernel: Kernel = kernel
-        self.allowed, self.queries, self.keys, self.used = allowed, queries, keys, used
-        self._biases: dict[tuple[int | None, int, torch.dtype], Tensor] = {}
+    allowed: Bool[Tensor, "b q k"]
+    queries: Int[Tensor, "b q"]
+    """Positions in the text; a batch size of 1 stands for every row."""
+    keys: Int[Tensor, "b k"]
+    kernel: Kernel
+    used: Int[Tensor, " b"] | None = None
+    """Given where every row is plain causal text, of which the first `used` keys count. Flash attention can then be
+    used."""
+    _biases: dict[tuple[int | None, int, torch.dtype], Tensor] = field(default_factory=dict, init=False)
 
     def bias(self, window: int | None, groups: int, dtype: torch.dtype) -> Float[Tensor, "b 1 gq k"]:
         """0 where a query sees a key and -inf elsewhere, repeated for the query heads that share a key head."""
