@@ -70,27 +70,20 @@ def ending_at(model: PreTrainedModel, place: Place) -> Generator[None]:
 
 
 def _attach(block: nn.Module, place: Place, change: Change) -> RemovableHandle:
-    match place.site:
-        case "resid_pre":
+    def changed(values: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        stream = change(values[0])
+        return None if stream is None else (stream, *values[1:])
 
-            def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-                changed = change(cast(Tensor, args[0]))
-                return None if changed is None else (changed, *args[1:])
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        return changed(args)
 
-            return block.register_forward_pre_hook(before)
-        case "resid_post":
-            return block.register_forward_hook(_after(change))
-        case "mlp_out":
-            module = getattr(block, "post_feedforward_layernorm", None) or getattr(block, "mlp", None)
-            assert isinstance(module, nn.Module), f"{type(block).__name__} has no MLP that hooks could find"
-            return module.register_forward_hook(_after(change))
-
-
-def _after(change: Change) -> Callable[..., Any]:
     def after(_: nn.Module, __: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            changed = change(cast(Tensor, output[0]))
-            return None if changed is None else (changed, *output[1:])
-        return change(output)
+        return changed(cast(tuple[Any, ...], output)) if isinstance(output, tuple) else change(output)
 
-    return after
+    if place.site == "resid_pre":
+        return block.register_forward_pre_hook(before)
+    module: Any = block
+    if place.site == "mlp_out":
+        module = getattr(block, "post_feedforward_layernorm", None) or getattr(block, "mlp", None)
+        assert isinstance(module, nn.Module), f"{type(block).__name__} has no MLP that hooks could find"
+    return module.register_forward_hook(after)
