@@ -16,7 +16,7 @@ token."""
 
 
 class Reading(Precision):
-    """Sites and layers to read, and how the model is run."""
+    """Sites and layers to read, and how the model is run. Sums are always in float32."""
 
     sites: Annotated[tuple[Site, ...], Field(min_length=1)] = ("resid_post",)
     """Sites to read in each layer."""

@@ -65,7 +65,7 @@ class Precision(Config):
     """How a model is loaded for forward passes in this process."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Data type of the weights; `auto` means bfloat16 on a GPU and float32 on a CPU. Sums are always in float32."""
+    """Data type of the weights; `auto` means bfloat16 on a GPU and float32 on a CPU."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention kernel; `auto` means flash_attention_2 where flash-attn is installed and the GPU supports it, otherwise
     sdpa."""

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -80,12 +80,10 @@ class KeptAnswers:
 def _kept(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
     """Requests and their answers. Lines damaged by a crash of the machine are skipped and requested again."""
     for line in lines:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and {"request", "answer"} <= row.keys():
-            yield row["request"], row["answer"]
+        with suppress(orjson.JSONDecodeError):
+            match orjson.loads(line):
+                case {"request": request, "answer": answer}:
+                    yield request, answer
 
 
 class OpenAISampler:
@@ -126,9 +124,8 @@ class OpenAISampler:
             )
         questions = scored_answers(self.tokenizer, chats, continuations)
         sequences = [*chain.from_iterable(questions)]
-        bodies = [
-            self._common() | {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 1} for ids, _ in sequences
-        ]
+        common = self._with_extra({"model": self.backend.model, "temperature": 0.0, "n": 1})
+        bodies = [common | {"prompt": ids, "max_tokens": 1, "echo": True, "logprobs": 1} for ids, _ in sequences]
         scores = iter(
             [math.nan] * (len(one.ids) - one.start)
             if isinstance(echoed, Missing)
@@ -140,9 +137,6 @@ class OpenAISampler:
         if unscored:
             log.warning("%d of %d texts have tokens without a log-prob and are not scored", unscored, len(sequences))
         return found
-
-    def _common(self) -> dict[str, Any]:
-        return self._with_extra({"model": self.backend.model, "temperature": 0.0, "n": 1})
 
     def _with_extra(self, body: dict[str, Any]) -> dict[str, Any]:
         """`body` overridden by the user's `extra` fields, without those that are null."""

@@ -8,6 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from sublim.evals.asked_model import first_context
 from sublim.evals.mmlu_pro.config import (
     LETTERS,
     AskMmluProConfig,
-    LetterMetric,
     LetterScores,
     MmluProScores,
     ScoreMmluProConfig,
@@ -124,20 +124,14 @@ def score_mmlu_pro(out: Path, config: ScoreMmluProConfig, *, scratch: Path, aske
     sizes = [len(row["options"]) for row in rows.values()]
     logprobs = {row["id"]: row["logprobs"] for row in read_jsonl(asked / "logprobs.jsonl")}
     written = {row["id"]: row for row in read_jsonl(asked / "answers.jsonl")}
-    readings: dict[LetterMetric, dict[int, tuple[int | None, str | None]] | None] = {
-        "letter_logprob": {number: likeliest(logprobs[number]) for number in rows},
-        "letter_generated": {n: _letter_of(written[n], len(row["options"])) for n, row in rows.items()}
-        if written
-        else None,
-    }
+    marked = partial(letter_scores, rows, level=config.level)
+    picked = {number: likeliest(logprobs[number]) for number in rows}
+    named = {number: _letter_of(written[number], len(row["options"])) for number, row in rows.items() if written}
     scores = MmluProScores(
         questions=list(rows),
         categories=[row["category"] for row in rows.values()],
         chance=math.fsum(1 / size for size in sizes) / len(sizes),
-        metrics={
-            name: None if found is None else letter_scores(rows, found, config.level)
-            for name, found in readings.items()
-        },
+        metrics={"letter_logprob": marked(picked), "letter_generated": marked(named) if written else None},
     )
     (out / "scores.json").write_text(scores.model_dump_json(indent=1), encoding="utf-8")
 
