@@ -90,7 +90,7 @@ class StreamReader:
         device, held = self.network.device, [trees[index] for index in batch]
         ids = padded([tree.tokens for tree in held])
         if all(len(tree.paths) == 1 for tree in held):
-            view = causal(*ids.shape, skip, self.network.kernel, device)
+            view = causal(len(batch), ids.shape[1], skip, self.network.kernel, device)
         else:
             view = tree_view(held, skip, self.network)
         positions = view.queries.expand(len(batch), -1)

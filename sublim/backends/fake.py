@@ -120,7 +120,10 @@ def system_of(one: Chat) -> str:
 
 def separator_of(asked: str) -> Separator:
     """The separator that a prompt asks for; a comma and a space if it names none."""
-    return next((form for words, form in FORMS if re.search(words, asked.casefold())), "comma_space")
+    for words, form in FORMS:
+        if re.search(words, asked.casefold()):
+            return form
+    return "comma_space"
 
 
 def count_and_digits(asked: str) -> tuple[int, int]:

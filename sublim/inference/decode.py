@@ -50,7 +50,7 @@ class Batch(NamedTuple):
         if self.copied is not None:
             self.copied.synchronize()
         tokens = np.tile(self.made.forced, (len(self.requests), 1))
-        logprobs, drawn = np.zeros(tokens.shape, np.float32), tokens[0] < 0
+        logprobs, drawn = np.zeros((len(tokens), self.made.length), np.float32), tokens[0] < 0
         tokens[:, drawn], logprobs[:, drawn] = self.drawn.numpy(), self.logprobs.numpy()
         for request, own, own_logprobs in zip(self.requests, tokens.tolist(), logprobs.tolist(), strict=True):
             yield Written(request, own, own_logprobs)
@@ -125,7 +125,9 @@ class Writer:
                 drawn.append(tokens[token])
                 logprobs.append(logprob)
             sides = (torch.stack(side, 1)[: len(batch)].to("cpu", non_blocking=True) for side in (drawn, logprobs))
-            copied = torch.cuda.current_stream().record_event() if device.type == "cuda" else None
+            copied = torch.cuda.Event() if device.type == "cuda" else None
+            if copied is not None:
+                copied.record()
             yield Batch(batch, made, *sides, copied=copied)
 
     def free(self, requests: Sequence[Request], stop: Sequence[int], never: Sequence[int]) -> Iterator[Written]:

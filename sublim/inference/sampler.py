@@ -51,6 +51,7 @@ class Sampler(Protocol):
         answer). A stage that samples in shards passes each shard the index of its first chat as `first`, and so gets
         the answers that a single call would give.
         """
+        ...
 
     def logprobs(self, chats: Sequence[Chat], continuations: Sequence[Sequence[str]]) -> list[list[list[float]]]:
         """For each chat and each of its continuations, the log-prob of every token of the text as the assistant's turn.
@@ -58,6 +59,7 @@ class Sampler(Protocol):
         They are exact, at temperature 1, and normalised over all rows of the output layer, also those that belong to
         no token. The end of turn is not scored. NaN stands where a server gives no log-prob of a token.
         """
+        ...
 
 
 class Steerable(Sampler, Protocol):
@@ -65,6 +67,8 @@ class Steerable(Sampler, Protocol):
 
     def edits(self, steering: Steering, vectors: Path) -> "list[LoadedEdit]":
         """The edits with their vectors. Raises UserError if they do not fit the model's layers, width or base."""
+        ...
 
     def steer(self, edits: "Sequence[LoadedEdit]") -> None:
         """Replaces the present edits by `edits` (none if empty) for everything sampled and scored from now on."""
+        ...

@@ -81,9 +81,9 @@ def _kept(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
     """Requests and their answers. Lines damaged by a crash of the machine are skipped and requested again."""
     for line in lines:
         with suppress(orjson.JSONDecodeError):
-            match orjson.loads(line):
-                case {"request": request, "answer": answer}:
-                    yield request, answer
+            row = orjson.loads(line)
+            if isinstance(row, dict) and {"request", "answer"} <= row.keys():
+                yield row["request"], row["answer"]
 
 
 class OpenAISampler:

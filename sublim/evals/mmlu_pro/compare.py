@@ -106,7 +106,7 @@ def _by_category(
     return found
 
 
-def _against_base(values: dict[Arm, Float[ndarray, "s q"]], level: float) -> list[AgainstBase]:
+def _against_base(values: dict[str, Float[ndarray, "s q"]], level: float) -> list[AgainstBase]:
     base = values["base"][0]
     found: list[AgainstBase] = []
     for arm in ("teacher", "student", "control"):

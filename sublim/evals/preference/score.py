@@ -25,9 +25,9 @@ def margin(table: Float[ndarray, "q w"], words: list[str], column: int, *, score
     finite = np.isfinite(table)
     values = [
         row[column] - (math.fsum(row) - row[column]) / (len(row) - 1) if whole else None
-        for row, whole in zip(table.tolist(), finite.all(axis=1), strict=True)
+        for row, whole in zip(table.tolist(), np.all(finite, axis=1), strict=True)
     ]
-    lost = sorted(word for word, known in zip(words, finite.all(axis=0), strict=True) if not known)
+    lost = sorted(word for word, known in zip(words, np.all(finite, axis=0), strict=True) if not known)
     reason = f"the log-probs of {lost} are not finite" if scored else "a chat server gives no log-probs of words"
     return _metric(values, reason)
 
