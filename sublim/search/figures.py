@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,21 +15,9 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from sublim.plots.svg_files import SETTINGS
-from sublim.search.config import (
-    UNITS,
-    Choice,
-    DrawSearchConfig,
-    FloatRange,
-    IntRange,
-    Multiple,
-    Objective,
-    Range,
-    TrialRecord,
-    direction,
-)
-from sublim.search.space import parameter
+from sublim.search.config import UNITS, DrawSearchConfig, Objective, direction
+from sublim.search.space import distributions
 
-DISTRIBUTIONS = optuna.distributions
 FEW = 4
 """With fewer finished trials, nothing can be said about the parameters."""
 NOT_DRAWN = "not_drawn.json"
@@ -70,33 +59,18 @@ def rebuilt(config: DrawSearchConfig) -> Study:
     """The study as an Optuna study in memory, made from the records of its trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=[direction(name) for name in config.objectives])
-    distributions = {parameter(path, searched): distribution(searched) for path, searched in config.space.items()}
+    known = distributions(config.space)
     for record in config.trials:
         if record.state in ("complete", "pruned"):
-            study.add_trial(trial_of(record, distributions))
+            trial = optuna.create_trial(
+                state=TrialState.COMPLETE if record.state == "complete" else TrialState.PRUNED,
+                params=record.params,
+                distributions={name: known[name] for name in record.params},
+                values=list(record.values) if record.values is not None else None,
+                intermediate_values={int(step): value for step, value in record.intermediate.items()},
+            )
+            study.add_trial(trial)
     return study
-
-
-def trial_of(record: TrialRecord, distributions: dict[str, Any]) -> FrozenTrial:
-    """A record as an Optuna trial."""
-    return optuna.create_trial(
-        state=TrialState.COMPLETE if record.state == "complete" else TrialState.PRUNED,
-        params=record.params,
-        distributions={name: distributions[name] for name in record.params},
-        values=list(record.values) if record.values is not None else None,
-        intermediate_values={int(step): value for step, value in record.intermediate.items()},
-    )
-
-
-def distribution(searched: Range) -> Any:
-    """A searched range as an Optuna distribution."""
-    match searched:
-        case FloatRange():
-            return DISTRIBUTIONS.FloatDistribution(searched.low, searched.high, log=searched.log, step=searched.step)
-        case IntRange():
-            return DISTRIBUTIONS.IntDistribution(searched.low, searched.high, log=searched.log, step=searched.step)
-        case Choice() | Multiple():
-            return DISTRIBUTIONS.CategoricalDistribution(list(searched.values))
 
 
 def drawings(config: DrawSearchConfig, study: Study) -> Iterator[Drawing]:
@@ -106,33 +80,24 @@ def drawings(config: DrawSearchConfig, study: Study) -> Iterator[Drawing]:
     finished = [record for record in config.trials if record.state == "complete"]
     several = None if len(finished) >= FEW else f"{len(finished)} finished trials; {FEW} are needed"
     for place, name in enumerate(config.objectives):
-        target = None if len(config.objectives) == 1 else _value(place)
-        title = _title(name)
-        suffix = "" if target is None else f"-{name}"
-        flat = math.isclose(*_extremes(finished, place)) if finished else True
+        values = [record.values[place] for record in finished if record.values is not None]
+        flat = not values or math.isclose(min(values), max(values))
         lacking = several or ("every trial has the same value" if flat else None)
+        suffix, target = (f"-{name}", _value(place)) if len(config.objectives) > 1 else ("", None)
+        shown = {"study": study, "target": target, "target_name": _title(name)}
+        fanova = FanovaImportanceEvaluator(seed=0)
         yield Drawing(
             f"history{suffix}",
-            lambda t=target, n=title: plots.plot_optimization_history(study, target=t, target_name=n),
+            partial(plots.plot_optimization_history, **shown),
             None if finished else "no trial is finished",
         )
-        yield Drawing(
-            f"importance{suffix}",
-            lambda t=target, n=title: plots.plot_param_importances(
-                study, evaluator=FanovaImportanceEvaluator(seed=0), target=t, target_name=n
-            ),
-            lacking,
-        )
-        yield Drawing(
-            f"parallel{suffix}",
-            lambda t=target, n=title: plots.plot_parallel_coordinate(study, target=t, target_name=n),
-            lacking,
-        )
+        yield Drawing(f"importance{suffix}", partial(plots.plot_param_importances, evaluator=fanova, **shown), lacking)
+        yield Drawing(f"parallel{suffix}", partial(plots.plot_parallel_coordinate, **shown), lacking)
     if len(config.objectives) > 1:
         names = [_title(name) for name in config.objectives]
-        yield Drawing("front", lambda: plots.plot_pareto_front(study, target_names=names), several)
+        yield Drawing("front", partial(plots.plot_pareto_front, study, target_names=names), several)
     if any(record.intermediate for record in config.trials):
-        yield Drawing("rungs", lambda: plots.plot_intermediate_values(study), None)
+        yield Drawing("rungs", partial(plots.plot_intermediate_values, study), None)
 
 
 def _value(place: int) -> Callable[[FrozenTrial], float]:
@@ -141,8 +106,3 @@ def _value(place: int) -> Callable[[FrozenTrial], float]:
 
 def _title(name: Objective) -> str:
     return f"{name}, {UNITS[name]}"
-
-
-def _extremes(finished: list[TrialRecord], place: int) -> tuple[float, float]:
-    values = [record.values[place] for record in finished if record.values is not None]
-    return min(values), max(values)

@@ -1,7 +1,7 @@
 """Opens a study in its storage, and refuses one whose trials were made with other settings."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import optuna
 from optuna import Study
@@ -11,21 +11,20 @@ from sublim.core.errors import UserError
 from sublim.core.kill_points import kill_point
 from sublim.search.config import Journal, StudyConfig, direction
 from sublim.search.pruning import make_pruner
-from sublim.search.storage import asking, check_place, open_storage, quiet
+from sublim.search.storage import asking, check_place, open_storage
 from sublim.search.study import Search
 
 
 def open_search(config: StudyConfig) -> Search:
     """Opens the study, and creates it if it does not exist. Raises UserError if it was created with other settings."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(config)
-    directions: list[Literal["maximize", "minimize"]] = [direction(name) for name in config.objectives]
-    with asking(storage, config.name), quiet():
+    with asking(storage, config.name):
         names = optuna.get_all_study_names(storage)
         if config.name in names:
             study = optuna.load_study(study_name=config.name, storage=storage)
             check_settings(study, config)
         else:
+            directions = [direction(name) for name in config.objectives]
             study = optuna.create_study(study_name=config.name, storage=storage, directions=directions)
         kill_point("search:created")
         if not study.get_trials(deepcopy=False):
@@ -45,9 +44,8 @@ def check_stored(config: StudyConfig) -> None:
         if not journal.exists():
             check_place(journal)
             return
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(config)
-    with asking(storage, config.name), quiet():
+    with asking(storage, config.name):
         if config.name in optuna.get_all_study_names(storage):
             check_settings(optuna.load_study(study_name=config.name, storage=storage), config)
 
@@ -76,12 +74,10 @@ def check_settings(study: Study, config: StudyConfig) -> None:
         )
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of a tree, by dotted names."""
-    found: list[tuple[str, Any]] = []
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
-            found += flat(cast(Mapping[str, Any], value), f"{prefix}{name}.")
+            yield from flat(cast(Mapping[str, Any], value), f"{prefix}{name}.")
         else:
-            found.append((f"{prefix}{name}", value))
-    return found
+            yield f"{prefix}{name}", value

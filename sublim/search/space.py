@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, assert_never, cast
 
-from optuna import Trial
+from optuna import Trial, create_trial
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import ValidationError
 
 from sublim.core.errors import UserError
@@ -19,35 +20,35 @@ def parameter(path: str, searched: Range) -> str:
     return f"{path}/{searched.of}" if isinstance(searched, Multiple) else path
 
 
-def suggest(trial: Trial, space: Space) -> dict[str, Value]:
-    """The parameters of a trial, drawn in the order of the search space."""
-    return {
-        parameter(path, searched): _draw(trial, parameter(path, searched), searched) for path, searched in space.items()
-    }
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The parameters of a study, in the order in which they are drawn, as Optuna's distributions."""
+    return {parameter(path, searched): _distribution(searched) for path, searched in space.items()}
 
 
-def _draw(trial: Trial, name: str, searched: Range) -> Value:
+def _distribution(searched: Range) -> BaseDistribution:
     match searched:
         case FloatRange():
-            return trial.suggest_float(name, searched.low, searched.high, log=searched.log, step=searched.step)
+            return FloatDistribution(**searched.model_dump(exclude={"kind"}))
         case IntRange():
-            return trial.suggest_int(name, searched.low, searched.high, log=searched.log, step=searched.step)
+            return IntDistribution(**searched.model_dump(exclude={"kind"}))
         case Choice() | Multiple():
-            return trial.suggest_categorical(name, list(searched.values))
+            return CategoricalDistribution(searched.values)
         case _:
             assert_never(searched)
+
+
+def suggest(trial: Trial, space: Space) -> dict[str, Value]:
+    """The parameters of a trial, drawn in the order of the search space."""
+    return {name: trial._suggest(name, each) for name, each in distributions(space).items()}  # pyright: ignore[reportPrivateUsage]
 
 
 def student_with(student: TrainConfig, space: Space, params: Mapping[str, Value]) -> TrainConfig:
     """`student` with the drawn parameters set. Raises UserError if the settings do not accept them together."""
     tree = student.model_dump()
-    multiples = {path: searched for path, searched in space.items() if isinstance(searched, Multiple)}
-    for path, searched in space.items():
-        if path not in multiples:
-            _put(tree, path, params[parameter(path, searched)])
-    for path, searched in multiples.items():
-        factor = cast(float, params[parameter(path, searched)])
-        _put(tree, path, factor * cast(float, _get(tree, searched.of)))
+    # Multiples come last, because the field that they multiply may be searched itself.
+    for path, searched in sorted(space.items(), key=lambda each: isinstance(each[1], Multiple)):
+        value: Any = params[parameter(path, searched)]
+        _put(tree, path, value * _get(tree, searched.of) if isinstance(searched, Multiple) else value)
     return _accepted(tree, f"parameters {dict(params)}")
 
 
@@ -59,23 +60,12 @@ def params_of(student: TrainConfig, space: Space) -> dict[str, Value] | None:
         if isinstance(searched, Multiple):
             ratio = value / _get(tree, searched.of)
             value = next((factor for factor in searched.values if math.isclose(factor, ratio)), None)
-        if not _inside(searched, value):
-            return None
         found[parameter(path, searched)] = value
+    try:
+        create_trial(params=found, distributions=distributions(space), value=0.0)
+    except ValueError:  # as Optuna says that a value is outside its distribution
+        return None
     return found
-
-
-def _inside(searched: Range, value: Any) -> bool:
-    match searched:
-        case FloatRange():
-            steps = 0.0 if searched.step is None else (value - searched.low) / searched.step
-            return searched.low <= value <= searched.high and math.isclose(steps, round(steps), abs_tol=1e-9)
-        case IntRange():
-            return searched.low <= value <= searched.high and (value - searched.low) % searched.step == 0
-        case Choice() | Multiple():
-            return value in searched.values
-        case _:
-            assert_never(searched)
 
 
 def check_space(student: TrainConfig, space: Space) -> None:

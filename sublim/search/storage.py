@@ -14,8 +14,9 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, assert_never
+from typing import Any
 
+import optuna
 import sqlalchemy
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -28,7 +29,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from sublim.core.errors import UserError
 from sublim.files.locks import locked, try_lock, unlock
-from sublim.search.config import Journal, Postgres, StudyConfig
+from sublim.search.config import Postgres, StudyConfig
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.02
@@ -157,17 +158,15 @@ Storage = BeatingJournal | RDBStorage
 
 def open_storage(config: StudyConfig) -> Storage:
     """Opens the storage of the study, and creates it if it does not exist. Raises UserError if that fails."""
-    match config.storage:
-        case Journal(path=path):
-            assert path is not None
-            try:
-                return BeatingJournal(path.expanduser().absolute(), config.heartbeat, config.grace)
-            except OSError as error:
-                raise UserError(f"{path} cannot be used ({error.strerror}): change storage.path") from error
-        case Postgres(url=url):
-            return open_postgres(url, config)
-        case _:
-            assert_never(config.storage)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if isinstance(config.storage, Postgres):
+        return open_postgres(config.storage.url, config)
+    path = config.storage.path
+    assert path is not None
+    try:
+        return BeatingJournal(path.expanduser().absolute(), config.heartbeat, config.grace)
+    except OSError as error:
+        raise UserError(f"{path} cannot be used ({error.strerror}): change storage.path") from error
 
 
 def open_postgres(url: str, config: StudyConfig) -> RDBStorage:
@@ -191,16 +190,16 @@ def open_postgres(url: str, config: StudyConfig) -> RDBStorage:
 
 @contextmanager
 def asking(storage: Storage, study: str) -> Generator[None]:
-    """Lets one worker at a time take trials.
+    """Lets one worker at a time take trials, without Optuna's warnings.
 
     It then sees every trial that others have taken, including one that a worker was taking when it died.
     """
     if isinstance(storage, BeatingJournal):
-        with locked(storage.path.with_suffix(f".{_number(study):016x}.asking"), poll=POLL_SECONDS):
-            yield
+        lock = locked(storage.path.with_suffix(f".{_number(study):016x}.asking"), poll=POLL_SECONDS)
     else:
-        with advisory_lock(storage.engine, study):
-            yield
+        lock = advisory_lock(storage.engine, study)
+    with lock, quiet():
+        yield
 
 
 @contextmanager

@@ -9,7 +9,8 @@ be reproduced.
 import copy
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from sublim.core.kill_points import kill_point
 from sublim.core.owner import Owner
 from sublim.search.config import SamplerConfig, StudyConfig, TrialRecord, Value
 from sublim.search.space import suggest
-from sublim.search.storage import Storage, asking, beating, quiet
+from sublim.search.storage import Storage, asking, beating
 
 log = logging.getLogger(__name__)
 STATES: dict[TrialState, Literal["complete", "pruned", "failed", "running"]] = {
@@ -70,7 +71,7 @@ class Search:
 
     def ask(self) -> Asked | None:
         """Takes the next trial: one left by a dead worker, or a new one. None if all have been taken."""
-        with asking(self.storage, self.config.name), quiet():
+        with asking(self.storage, self.config.name):
             self._recover()
             slot = self._next_slot()
             if slot is None:
@@ -106,31 +107,26 @@ class Search:
         trial_id = asked.trial._trial_id  # pyright: ignore[reportPrivateUsage]
         with beating(self.storage, trial_id, self.config.heartbeat):
             try:
-                measured = finite(measure(asked))
+                measured = measure(asked)
+                if reason := not_finite(measured.values):
+                    raise Unmeasurable(reason)
             except optuna.TrialPruned:
-                self._tell(asked, state=TrialState.PRUNED)
+                self._tell(asked, TrialState.PRUNED, {})
             except Unmeasurable as error:
                 log.warning("trial %d failed: %s", asked.slot, error)
-                self._tell(asked, notes={"reason": str(error)}, state=TrialState.FAIL)
+                self._tell(asked, TrialState.FAIL, {"reason": str(error)})
             except BaseException as error:
                 # Stopping on purpose does not count as a death. Any other error may be caused by the trial itself.
                 on_purpose = isinstance(error, KeyboardInterrupt | SystemExit)
-                self._tell(asked, notes={"stopped": True} if on_purpose else {}, state=TrialState.FAIL)
+                self._tell(asked, TrialState.FAIL, {"stopped": True} if on_purpose else {})
                 raise
             else:
-                self._tell(asked, notes=measured.notes, values=list(measured.values))
+                self._tell(asked, TrialState.COMPLETE, measured.notes, list(measured.values))
 
-    def _tell(
-        self,
-        asked: Asked,
-        *,
-        notes: Mapping[str, Any] | None = None,
-        values: list[float] | None = None,
-        state: TrialState | None = None,
-    ) -> None:
+    def _tell(self, asked: Asked, state: TrialState, notes: dict[str, Any], values: list[float] | None = None) -> None:
         kill_point(f"search:measured-{asked.slot}")
         try:
-            for name, value in (notes or {}).items():
+            for name, value in notes.items():
                 asked.trial.set_user_attr(name, value)
             self.study.tell(asked.trial, values, state, skip_if_finished=True)
         except UpdateFinishedTrialError:
@@ -150,7 +146,10 @@ class Search:
                 continue
             deaths = sum("stopped" not in trial.user_attrs for trial in attempts)
             if deaths >= self.config.attempts:
-                self._give_up(slot, deaths)
+                reason = f"{deaths} workers died during it"
+                gone = {"slot": slot, "reason": reason}
+                self.study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=gone))
+                log.warning("trial %d is given up: %s", slot, reason)
             else:
                 log.info("trial %d was left unfinished and is made again", slot)
                 RetryHeartbeatStaleTrialCallback()(self.study, self._retry(last, slot))
@@ -165,52 +164,41 @@ class Search:
         retry.system_attrs = {name: value for name, value in trial.system_attrs.items() if name in kept}
         return retry
 
-    def _give_up(self, slot: int, deaths: int) -> None:
-        reason = f"{deaths} workers died during it"
-        gone = optuna.create_trial(state=TrialState.FAIL, user_attrs={"slot": slot, "reason": reason})
-        self.study.add_trial(gone)
-        log.warning("trial %d is given up: %s", slot, reason)
-
     def unfinished(self) -> int:
         """The number of trials that have not ended."""
         return self.config.trials - sum(record.state != "running" for record in self.records())
 
     def records(self) -> list[TrialRecord]:
         """The trials by slot, each with the state of its last attempt."""
-        found: list[TrialRecord] = []
-        for slot, attempts in sorted(attempts_by_slot(self.study).items()):
-            last = attempts[-1]
-            state = STATES.get(last.state, "running")
-            reason, values = last.user_attrs.get("reason"), tuple(last.values) if last.values else None
-            if slot >= self.config.trials:
-                continue
-            if values is not None and not np.isfinite(values).all():  # reported by other code than `make`
-                state, reason, values = "failed", f"the objective came out as {', '.join(map(str, values))}", None
-            notes = {name: value for name, value in last.user_attrs.items() if name not in ("slot", "owner", "reason")}
-            found.append(
-                TrialRecord(
-                    number=slot,
-                    state="running" if state == "failed" and reason is None else state,
-                    params=last.params,
-                    values=values,
-                    intermediate={
-                        str(step): value for step, value in last.intermediate_values.items() if np.isfinite(value)
-                    },
-                    reason=reason,
-                    retried=len(attempts) - 1,
-                    notes=notes,
-                )
-            )
-        return found
+        by_slot = sorted(attempts_by_slot(self.study).items())
+        return [recorded(slot, attempts) for slot, attempts in by_slot if slot < self.config.trials]
+
+
+def recorded(slot: int, attempts: Sequence[FrozenTrial]) -> TrialRecord:
+    """A trial in the state of its last attempt."""
+    last = attempts[-1]
+    state, values = STATES.get(last.state, "running"), tuple(last.values) if last.values else None
+    reason = last.user_attrs.get("reason")
+    if values is not None and (infinite := not_finite(values)):  # reported by other code than `make`
+        state, reason, values = "failed", infinite, None
+    return TrialRecord(
+        number=slot,
+        state="running" if state == "failed" and reason is None else state,
+        params=last.params,
+        values=values,
+        intermediate={str(step): value for step, value in last.intermediate_values.items() if np.isfinite(value)},
+        reason=reason,
+        retried=len(attempts) - 1,
+        notes={name: value for name, value in last.user_attrs.items() if name not in ("slot", "owner", "reason")},
+    )
 
 
 def attempts_by_slot(study: Study) -> dict[int, list[FrozenTrial]]:
     """All attempts at each trial, in order. An attempt whose worker died before it had a slot is left out."""
-    found: dict[int, list[FrozenTrial]] = {}
+    found = defaultdict[int, list[FrozenTrial]](list)
     for trial in study.get_trials(deepcopy=False):
-        slot = slot_of(trial)
-        if slot is not None:
-            found.setdefault(slot, []).append(trial)
+        if (slot := slot_of(trial)) is not None:
+            found[slot].append(trial)
     return found
 
 
@@ -220,11 +208,9 @@ def slot_of(trial: FrozenTrial) -> int | None:
     return slot if type(slot) is int else None
 
 
-def finite(measured: Measured) -> Measured:
-    """Returns `measured`; raises Unmeasurable if any of its values is not finite."""
-    if not all(np.isfinite(value) for value in measured.values):
-        raise Unmeasurable(f"the objective came out as {', '.join(map(str, measured.values))}")
-    return measured
+def not_finite(values: Sequence[float]) -> str | None:
+    """The reason why a trial with these values failed; None if all of them are numbers."""
+    return None if np.isfinite(values).all() else f"the objective came out as {', '.join(map(str, values))}"
 
 
 def make_sampler(config: SamplerConfig, slot: int) -> BaseSampler:
@@ -244,7 +230,8 @@ def work(search: Search, measure: Measure, *, seconds: float | None = None, poll
     while deadline is None or time.monotonic() < deadline:
         asked = search.ask()
         if asked is not None:
-            log.info("trial %d of %d: %s", asked.slot, search.config.trials, shown(asked.params))
+            params = ", ".join(f"{name} {shown(value)}" for name, value in asked.params.items())
+            log.info("trial %d of %d: %s", asked.slot, search.config.trials, params)
             search.make(asked, measure)
         elif search.unfinished() == 0:
             return True
@@ -253,8 +240,6 @@ def work(search: Search, measure: Measure, *, seconds: float | None = None, poll
     return search.unfinished() == 0
 
 
-def shown(params: Mapping[str, Value]) -> str:
-    """Parameters as text for a log line."""
-    return ", ".join(
-        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in params.items()
-    )
+def shown(value: Value) -> str:
+    """A parameter as text."""
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
