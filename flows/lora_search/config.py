@@ -155,17 +155,13 @@ def field_of_student(name: str) -> str:
     try:
         return full_path(TrainConfig, name)
     except UserError as error:
-        by_name = {spelling: field.path for field in walk(TrainConfig) for spelling in (field.path, leaf(field.path))}
+        fields = list(walk(TrainConfig))
+        by_name = {spelt: field.path for field in fields for spelt in (field.path, field.path.rpartition(".")[2])}
         alike = [by_name[one] for one in difflib.get_close_matches(name, by_name, n=4)]
-        told = [field.path for field in walk(TrainConfig) if name.replace("_", " ") in field.meaning.lower()]
+        told = [field.path for field in fields if name.replace("_", " ") in field.meaning.lower()]
         near = dict.fromkeys([*told, *alike])
         hint = f": did you mean {' or '.join(near)}?" if near else f" (has: {', '.join(sorted({*by_name.values()}))})"
         raise UserError(f"space: a student has no field {name!r}{hint}") from error
-
-
-def leaf(path: str) -> str:
-    """The last part of a dotted name."""
-    return path.rpartition(".")[2]
 
 
 def study_config(config: LoraSearchConfig, updates: int) -> StudyConfig:
@@ -188,9 +184,7 @@ def study_config(config: LoraSearchConfig, updates: int) -> StudyConfig:
         settings=settings,
         first=params_of(config.student, space) if config.start_from_default else None,
         trials=config.trials,
-        heartbeat=config.worker.heartbeat,
-        grace=config.worker.grace,
-        attempts=config.worker.attempts,
+        **config.worker.model_dump(include={"heartbeat", "grace", "attempts"}),
     )
 
 

@@ -18,16 +18,16 @@ from prefect import flow
 
 from flows.lora_search.config import LoraSearchConfig, check, check_rungs, study_config, tell_if_alone
 from flows.lora_search.report import Difference, Found, confirmed, printed, publish
-from flows.lora_search.trial import BlockRows, Lab, Values, make_block, measure, measure_trial, updates_of
+from flows.lora_search.trial import Lab, make_block, measure, measure_trial, updates_of
 from flows.pipeline.bases import check_bases
+from flows.pipeline.block import Block
 from flows.runs.parameters import Loader
 from flows.runs.record import recorded
 from sublim.models.config import PrepareModelConfig
 from sublim.search.config import SIGN, TrialRecord
 from sublim.search.opening import open_search
 from sublim.search.space import student_with
-from sublim.search.study import Search, Unmeasurable, work
-from sublim.store.manifest import Artifact
+from sublim.search.study import Measured, Search, Unmeasurable, work
 from sublim.training.config import TrainConfig
 from sublim.traits.questions import load_questions
 from tasks.processes import one_process
@@ -55,11 +55,11 @@ def lora_search(
     check(config)
     with recorded("lora-search", preset, config.target[0]) as run:
         tell_if_alone(config, run.store)
-        lab = Lab(config, load_questions(config.evaluation.questions), run.store)
         with one_process():
             base = prepare_model(PrepareModelConfig(source=config.model))
+            lab = Lab(config, load_questions(config.evaluation.questions), run.store, base)
             check_bases(config, lab.questions, {"base": base})
-            block = make_block(lab, base, config.blocks[0])
+            block = make_block(lab, config.blocks[0])
             study = study_config(config, updates_of(lab, config.student, block))
             check_rungs(config.pruning, study.updates)
             search = open_search(study)
@@ -68,45 +68,43 @@ def lora_search(
             best = best_of(search)
             found = Found(study, search.records(), best, finished)
             if finished and best is not None and config.worker.role == "all":
-                found = confirm(lab, base, block, found, student_with(config.student, study.space, best.params))
+                found = confirm(lab, block, found, student_with(config.student, study.space, best.params))
         return publish(run, config, found)
 
 
 def best_of(search: Search) -> TrialRecord | None:
     """The finished trial that is best in the first objective, and among equals the best in the next ones. It is on the
     Pareto front."""
+
+    def goodness(record: TrialRecord) -> list[float]:
+        return [SIGN[name] * value for name, value in zip(search.config.objectives, record.values or (), strict=True)]
+
     ended = [record for record in search.records() if record.state == "complete"]
-    return max(ended, key=lambda record: goodness(search, record), default=None)
+    return max(ended, key=goodness, default=None)
 
 
-def goodness(search: Search, record: TrialRecord) -> tuple[float, ...]:
-    """The values of a trial, with signs such that more is better."""
-    assert record.values is not None
-    return tuple(SIGN[name] * value for name, value in zip(search.config.objectives, record.values, strict=True))
-
-
-def confirm(lab: Lab, base: Artifact, block: BlockRows, found: Found, best: TrainConfig) -> Found:
+def confirm(lab: Lab, block: Block, found: Found, best: TrainConfig) -> Found:
     """Adds the values of the default and the comparison to `found`, or the reason why they are missing."""
     try:
         found = found._replace(default=measured(lab, block, lab.config.student, label="default"))
-        return found._replace(differences=rerun(lab, base, best))
+        return found._replace(differences=rerun(lab, best))
     except Unmeasurable as error:
         return found._replace(missing=str(error))
 
 
-def rerun(lab: Lab, base: Artifact, best: TrainConfig) -> list[Difference] | None:
+def rerun(lab: Lab, best: TrainConfig) -> list[Difference] | None:
     """Measures the best trial and the default on every fresh block; None without fresh blocks."""
     if lab.config.confirm is None:
         return None
-    pairs: list[tuple[Values, Values]] = []
+    pairs: list[tuple[Measured, Measured]] = []
     for number in lab.config.confirm.blocks:
-        block = make_block(lab, base, number)
+        block = make_block(lab, number)
         found = measured(lab, block, best, label=f"best block {number}")
         pairs.append((found, measured(lab, block, lab.config.student, label=f"default block {number}")))
     return confirmed(lab.config, pairs)
 
 
-def measured(lab: Lab, block: BlockRows, train: TrainConfig, *, label: str) -> Values:
+def measured(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Measured:
     """The values of one student's settings on one block; Unmeasurable names the student that has none."""
     try:
         return measure(lab, block, train, label=label)

@@ -1,23 +1,24 @@
 """The results of a search: a report with Optuna's figures, a preset with the best parameters, artifacts in Prefect."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 
 from flows.lora_search.config import LoraSearchConfig
-from flows.lora_search.trial import Values
 from flows.pipeline.config import PipelineConfig
-from flows.runs.publish import tell_figures, tell_report
+from flows.runs.publish import tell_figures, tell_findings, tell_report
 from flows.runs.record import Run
 from flows.runs.settings import build, load_preset
 from sublim.files.whole_files import write_whole
-from sublim.report.page import FigureFile, FlowReport, Table, bounded, flatten, write_flow_report
-from sublim.search.config import SIGN, UNITS, DrawSearchConfig, Objective, StudyConfig, TrialRecord, Value
+from sublim.report.page import FigureFile, FlowReport, Table, bounded, write_flow_report
+from sublim.search.config import SIGN, UNITS, DrawSearchConfig, Objective, StudyConfig, TrialRecord
+from sublim.search.opening import flat
 from sublim.search.space import params_of, student_with
+from sublim.search.study import Measured, shown
 from sublim.stats.intervals import paired_t
 from sublim.store.payloads import matching
 from tasks.stages import draw_search
@@ -69,32 +70,32 @@ class Found(NamedTuple):
     trials: list[TrialRecord]
     best: TrialRecord | None
     finished: bool
-    default: Values | None = None
+    default: Measured | None = None
     differences: list[Difference] | None = None
     missing: str | None = None
     """Reason why the default or the differences could not be measured."""
 
 
-def confirmed(config: LoraSearchConfig, pairs: Sequence[tuple[Values, Values]]) -> list[Difference]:
+def confirmed(config: LoraSearchConfig, pairs: Sequence[tuple[Measured, Measured]]) -> list[Difference]:
     """Best minus default in each objective; the blocks are the units."""
     found: list[Difference] = []
-    for name in config.objectives:
-        best = [pair[0].by_objective[name] for pair in pairs]
-        default = [pair[1].by_objective[name] for pair in pairs]
-        interval = paired_t([a - b for a, b in zip(best, default, strict=True)])
-        found.append(Difference(name, best, default, interval.estimate, interval.low, interval.high))
+    for place, name in enumerate(config.objectives):
+        best, default = ([measured.values[place] for measured in side] for side in zip(*pairs, strict=True))
+        estimate, low, high, *_ = paired_t([a - b for a, b in zip(best, default, strict=True)])
+        found.append(Difference(name, best, default, estimate, low, high))
     return found
 
 
 def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
     """Writes the report and the preset, adds artifacts to Prefect's UI, and returns what `--json` prints."""
-    drawing = DrawSearchConfig(
-        objectives=config.objectives, space=found.study.space, trials=tuple(without_notes(found.trials))
-    )
+    # Without what the figures do not depend on, so that they are drawn again only if they change.
+    trials = tuple(record.model_copy(update={"notes": {}, "retried": 0, "reason": None}) for record in found.trials)
+    drawing = DrawSearchConfig(objectives=config.objectives, space=found.study.space, trials=trials)
     figures = run.store.payload(draw_search(drawing, label=found.study.name))
     preset = write_preset(run.folder / "best.yaml", config, found) if found.best else None
     said = list(findings(config, found, preset))
-    shown = FlowReport(
+    differences = [difference(each) for each in found.differences or []]
+    report = FlowReport(
         title=f"Parameter search, {config.target[0]}: {config.about or run.preset}",
         question="Which training parameters make a student learn most from its teacher's numbers?",
         findings=said,
@@ -103,7 +104,7 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
-    run.report = write_flow_report(run.folder, shown)
+    run.report = write_flow_report(run.folder, report)
     tell_prefect(run, config, found, said, figures)
     return {
         "flow": run.flow,
@@ -116,10 +117,10 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
         "trials": [record.model_dump(mode="json") for record in found.trials],
         "default": {
             "params": params_of(config.student, found.study.space),
-            "values": found.default and found.default.by_objective,
+            "values": found.default and named(config, found.default.values),
         },
-        "difference": difference(found.differences[0]) if found.differences else None,
-        "differences": [difference(each) for each in found.differences or []],
+        "difference": differences[0] if differences else None,
+        "differences": differences,
         "findings": said,
         "stages": run.stage_table(),
         "report": str(run.report),
@@ -128,23 +129,17 @@ def publish(run: Run, config: LoraSearchConfig, found: Found) -> dict[str, Any]:
     }
 
 
-def without_notes(trials: list[TrialRecord]) -> Iterator[TrialRecord]:
-    """The trials without what the figures do not depend on, so that they are drawn again only if they change."""
-    for record in trials:
-        yield record.model_copy(update={"notes": {}, "retried": 0, "reason": None})
-
-
 def described(config: LoraSearchConfig, found: Found, record: TrialRecord) -> dict[str, Any]:
     """A trial with its parameters, the student's fields that they set, and its values."""
     student = student_with(config.student, found.study.space, record.params).model_dump(mode="json")
-    fields = {name: value for name, value in leaves(student) if name in found.study.space}
-    values = dict(zip(config.objectives, record.values or (), strict=True))
+    fields = {name: value for name, value in flat(student) if name in found.study.space}
+    values = named(config, record.values or ())
     return {"trial": record.number, "params": record.params, "student": fields, "values": values}
 
 
-def leaves(tree: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The fields of a student, by dotted names."""
-    return [(name, json.loads(value)) for name, value in flatten(tree)]
+def named(config: LoraSearchConfig, values: Sequence[float]) -> dict[Objective, float]:
+    """The values of a trial by the names of the objectives."""
+    return dict(zip(config.objectives, values, strict=True))
 
 
 def difference(each: Difference) -> dict[str, Any]:
@@ -175,13 +170,12 @@ def findings(config: LoraSearchConfig, found: Found, preset: Path | None) -> Ite
         yield f"No trial has a value: {'; '.join(reasons)}. Search other bounds, which makes another study"
     if found.best is not None:
         best = described(config, found, found.best)
-        values = ", ".join(f"{name} {value:.4g} {UNITS[name]}" for name, value in best["values"].items())
+        values = with_units(best["values"])
         fields = ", ".join(f"{name} {shown(value)}" for name, value in best["student"].items())
         several = " (best in the first objective on the front)" if len(config.objectives) > 1 else ""
         yield f"Best{several}: trial {found.best.number}, {values}, with {fields}"
     if found.default is not None:
-        values = ", ".join(f"{name} {value:.4g} {UNITS[name]}" for name, value in found.default.by_objective.items())
-        yield f"Default, on the search's own block: {values}"
+        yield f"Default, on the search's own block: {with_units(named(config, found.default.values))}"
     for each in found.differences or []:
         yield each.sentence()
     if found.missing is not None:
@@ -192,21 +186,23 @@ def findings(config: LoraSearchConfig, found: Found, preset: Path | None) -> Ite
         yield f"sublim run pipeline --preset {preset}"
 
 
+def with_units(values: Mapping[Objective, float]) -> str:
+    """Values by objective as text."""
+    return ", ".join(f"{name} {value:.4g} {UNITS[name]}" for name, value in values.items())
+
+
 def tables(config: LoraSearchConfig, found: Found) -> Iterator[Table]:
     """The tables of all trials and of the fresh blocks behind the interval."""
     names = list(dict.fromkeys(name for record in found.trials for name in record.params))
     rows = [
         [str(record.number), record.state]
         + [shown(record.params.get(name)) for name in names]
-        + [f"{value:.4f}" for value in record.values or [float("nan")] * len(config.objectives)]
+        + [f"{value:.4f}" for value in record.values or ()]
+        + ["-"] * (0 if record.values else len(config.objectives))
         + [record.reason or ("made again" if record.retried else "")]
         for record in found.trials
     ]
-    yield Table(
-        "Trials",
-        ["trial", "state", *names, *config.objectives, ""],
-        [[cell if cell != "nan" else "-" for cell in row] for row in rows],
-    )
+    yield Table("Trials", ["trial", "state", *names, *config.objectives, ""], rows)
     for each in found.differences or []:
         assert config.confirm is not None
         rows = [
@@ -223,11 +219,6 @@ def not_drawn(figures: Path) -> Iterator[Table]:
         yield Table("Figures that could not be drawn", ["figure", "reason"], [*map(list, missing.items())])
 
 
-def shown(value: Value) -> str:
-    """A parameter as text."""
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-
-
 def caption(name: str) -> str:
     """The caption of a figure, with its objective if the name has one."""
     kind, _, objective = name.partition("-")
@@ -236,8 +227,7 @@ def caption(name: str) -> str:
 
 def tell_prefect(run: Run, config: LoraSearchConfig, found: Found, said: list[str], figures: Path) -> None:
     """Adds the summary, the trials, the figures and a link to the report to the flow run in Prefect's UI."""
-    assert run.report is not None
-    create_markdown_artifact("\n".join(f"- {line}" for line in said), key="summary", description=run.flow)
+    tell_findings(said, run.flow)
     create_table_artifact(
         [
             {"trial": record.number, "state": record.state, **record.params}

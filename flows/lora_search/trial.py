@@ -1,12 +1,11 @@
 """One trial of a search: the cached stages from the parameters to the values of the objectives."""
 
-import json
 from typing import NamedTuple
 
 import optuna
 
 from flows.lora_search.config import LoraSearchConfig, searched
-from flows.pipeline.block import write_block
+from flows.pipeline.block import Block, write_block
 from flows.pipeline.capability import examine, questions_of
 from flows.pipeline.models import ModelState
 from flows.pipeline.plan import CONTROL, ask_config, score_config, student_config
@@ -30,34 +29,13 @@ from tasks.processes import OutOfDeviceMemory, one_process
 from tasks.stages import ask, compare, heldout_loss, score, score_mmlu_pro, train_rung, train_student
 
 
-class BlockRows(NamedTuple):
-    """One block: the rows of one teacher and of the base, on which students are trained."""
-
-    number: int
-    base: Artifact
-    rows: dict[str, Artifact]
-    """The rows, by `control` and the target."""
-
-
-class Values(NamedTuple):
-    """The values that were measured with one set of parameters on one block."""
-
-    by_objective: dict[Objective, float]
-    """The objectives, averaged over the seeds."""
-    notes: dict[str, float]
-    """Further values for the report: the mean of the students and of the controls."""
-
-    def in_order(self, objectives: tuple[Objective, ...]) -> list[float]:
-        """The objectives as a list."""
-        return [self.by_objective[name] for name in objectives]
-
-
 class Lab(NamedTuple):
     """Everything that the trials of a run have in common."""
 
     config: LoraSearchConfig
     questions: Questions
     store: Store
+    base: Artifact
 
     @property
     def target(self) -> str:
@@ -65,20 +43,19 @@ class Lab(NamedTuple):
         return self.config.target[0]
 
 
-def make_block(lab: Lab, base: Artifact, number: int) -> BlockRows:
+def make_block(lab: Lab, number: int) -> Block:
     """Makes the rows of one block. The base writes rows only if a control is trained on them."""
     writers = (CONTROL, lab.target) if "effect" in lab.config.objectives else (lab.target,)
-    written = write_block(lab.config, lab.questions, base, number, writers)
-    return BlockRows(number, base, written.rows)
+    return write_block(lab.config, lab.questions, lab.base, number, writers)
 
 
-def updates_of(lab: Lab, train: TrainConfig, block: BlockRows) -> int:
+def updates_of(lab: Lab, train: TrainConfig, block: Block) -> int:
     """The number of updates of a whole training run."""
     rows = train.rows or sum(1 for _ in read_jsonl(lab.store.payload(block.rows[lab.target]) / "rows.jsonl"))
     return len(planned_updates(train, rows))
 
 
-def measure_trial(lab: Lab, block: BlockRows, asked: Asked) -> Measured:
+def measure_trial(lab: Lab, block: Block, asked: Asked) -> Measured:
     """Trains a student with a trial's parameters and measures it.
 
     Raises Unmeasurable if that is impossible, and optuna.TrialPruned if pruning stops the trial at a rung.
@@ -89,15 +66,13 @@ def measure_trial(lab: Lab, block: BlockRows, asked: Asked) -> Measured:
         raise Unmeasurable(str(error)) from error
     try:
         with one_process():
-            if lab.config.pruning is not None:
-                climb(lab, block, train, asked)
-            values = measure(lab, block, train, label=f"trial {asked.slot}")
+            climb(lab, block, train, asked)
+            return measure(lab, block, train, label=f"trial {asked.slot}")
     except OutOfDeviceMemory as error:
         raise Unmeasurable(str(error)) from error
-    return Measured(values.in_order(lab.config.objectives), values.notes)
 
 
-def climb(lab: Lab, block: BlockRows, train: TrainConfig, asked: Asked) -> None:
+def climb(lab: Lab, block: Block, train: TrainConfig, asked: Asked) -> None:
     """Trains from rung to rung. If pruning stops the trial, drops the checkpoints and raises optuna.TrialPruned."""
     runs = students_of(lab, block, train)
     label = f"trial {asked.slot}"
@@ -107,7 +82,7 @@ def climb(lab: Lab, block: BlockRows, train: TrainConfig, asked: Asked) -> None:
             part = RungConfig(
                 train=run, stop=rung, run_scratch=lab.store.scratch("train_student", run_key(lab, block, run))
             )
-            weights = train_rung(part, label=f"{label} update {rung}", base=block.base, data=block.rows[lab.target])
+            weights = train_rung(part, label=f"{label} update {rung}", base=lab.base, data=block.rows[lab.target])
             losses.append(loss(lab, block, weights, label=f"{label} update {rung}"))
         # Pruning compares in the direction of the objective, so the loss changes its sign if more is better.
         asked.trial.report(-SIGN[lab.config.objectives[0]] * sum(losses) / len(losses), rung)
@@ -117,7 +92,7 @@ def climb(lab: Lab, block: BlockRows, train: TrainConfig, asked: Asked) -> None:
             raise optuna.TrialPruned
 
 
-def students_of(lab: Lab, block: BlockRows, train: TrainConfig) -> list[TrainConfig]:
+def students_of(lab: Lab, block: Block, train: TrainConfig) -> list[TrainConfig]:
     """The settings of the training runs, one for each seed."""
     config = lab.config.model_copy(update={"student": train})
     runs = [student_config(config, seed, block.number) for seed in lab.config.seeds]
@@ -126,38 +101,40 @@ def students_of(lab: Lab, block: BlockRows, train: TrainConfig) -> list[TrainCon
     return [run.model_copy(update={"checkpoint_every": lab.config.pruning.first}) for run in runs]
 
 
-def run_key(lab: Lab, block: BlockRows, run: TrainConfig) -> str:
+def run_key(lab: Lab, block: Block, run: TrainConfig) -> str:
     """The cache key of the stage that trains a whole run."""
-    return train_student.key(run.resolved(), {"base": block.base, "data": block.rows[lab.target]})
+    return train_student.key(run.resolved(), {"base": lab.base, "data": block.rows[lab.target]})
 
 
-def measure(lab: Lab, block: BlockRows, train: TrainConfig, *, label: str) -> Values:
-    """Trains students with one set of parameters on one block, and measures the objectives."""
+def measure(lab: Lab, block: Block, train: TrainConfig, *, label: str) -> Measured:
+    """Trains students with one set of parameters on one block, and measures the objectives, averaged over the seeds.
+
+    Noted for the effect: the mean of the students and of the controls.
+    """
     runs = students_of(lab, block, train)
-    students = [
-        train_student(run, label=f"{label} {lab.target}", base=block.base, data=block.rows[lab.target]) for run in runs
-    ]
+
+    def trained(arm: str) -> list[Artifact]:
+        return [train_student(run, label=f"{label} {arm}", base=lab.base, data=block.rows[arm]) for run in runs]
+
+    students = trained(lab.target)
     found: dict[Objective, float] = {}
     notes: dict[str, float] = {}
     if "loss" in lab.config.objectives:
         losses = [loss(lab, block, student, label=label) for student in students]
         found["loss"] = sum(losses) / len(losses)
     if "effect" in lab.config.objectives:
-        controls = [
-            train_student(run, label=f"{label} control", base=block.base, data=block.rows[CONTROL]) for run in runs
-        ]
-        found["effect"], notes = effect(lab, block, students, controls, label=label)
+        found["effect"], notes = effect(lab, students, trained(CONTROL), label=label)
     if "cost" in lab.config.objectives:
-        found["cost"] = cost(lab, block, students, label=label)
-    return Values(found, notes)
+        found["cost"] = cost(lab, students, label=label)
+    return Measured([found[name] for name in lab.config.objectives], notes)
 
 
-def loss(lab: Lab, block: BlockRows, weights: Artifact, *, label: str) -> float:
+def loss(lab: Lab, block: Block, weights: Artifact, *, label: str) -> float:
     """Held-out loss on the teacher's rows, in nats per token."""
     backend, config = lab.config.backend, HeldoutConfig(max_length=lab.config.student.max_length)
     if isinstance(backend, HfBackend):
         config = config.model_copy(update={"dtype": backend.dtype, "attention": backend.attention})
-    made = heldout_loss(config, label=label, base=block.base, data=block.rows[lab.target], weights=weights)
+    made = heldout_loss(config, label=label, base=lab.base, data=block.rows[lab.target], weights=weights)
     found = HeldoutLoss.model_validate_json((lab.store.payload(made) / "heldout.json").read_bytes())
     if found.loss is None:
         raise Unmeasurable(found.reason or "the held-out loss is missing")
@@ -165,13 +142,13 @@ def loss(lab: Lab, block: BlockRows, weights: Artifact, *, label: str) -> float:
 
 
 def effect(
-    lab: Lab, block: BlockRows, students: list[Artifact], controls: list[Artifact], *, label: str
+    lab: Lab, students: list[Artifact], controls: list[Artifact], *, label: str
 ) -> tuple[float, dict[str, float]]:
     """The effect: students minus their paired controls, and the means of both."""
     plain, scoring = ask_config(lab.config, lab.questions), score_config(lab.config, lab.questions, lab.target)
 
     def scored(name: str, weights: Artifact | None) -> Artifact:
-        asked = ask(plain, label=name, base=block.base, weights=weights)
+        asked = ask(plain, label=name, base=lab.base, weights=weights)
         return score(scoring, label=name, asked=asked)
 
     made = compare(
@@ -182,19 +159,17 @@ def effect(
         base=scored("base", None),
         teacher=None,
     )
-    comparison = Comparison.model_validate(
-        json.loads((lab.store.payload(made) / "comparison.json").read_text(encoding="utf-8"))
-    )
+    comparison = Comparison.model_validate_json((lab.store.payload(made) / "comparison.json").read_bytes())
     metric = comparison.metrics[lab.config.metric]
     if metric.effect is None or metric.student is None or metric.control is None:
         raise Unmeasurable(f"the effect is missing: {metric.reason}")
     return metric.effect.estimate, {"student": metric.student, "control": metric.control}
 
 
-def cost(lab: Lab, block: BlockRows, students: list[Artifact], *, label: str) -> float:
+def cost(lab: Lab, students: list[Artifact], *, label: str) -> float:
     """The base's accuracy on MMLU-Pro minus that of the students, with the letter read by log-prob."""
-    models = {"base": ModelState(block.base)}
-    models |= {f"{label} {place}": ModelState(block.base, student) for place, student in enumerate(students)}
+    models = {"base": ModelState(lab.base)}
+    models |= {f"{label} {place}": ModelState(lab.base, student) for place, student in enumerate(students)}
     answered = examine(lab.config, {name: (name, model) for name, model in models.items()})
     shares = {name: share_right(lab, artifact, name) for name, artifact in answered.items()}
     base = shares.pop("base")
