@@ -1,46 +1,68 @@
-"""What a steering run found, as sentences and tables for its report."""
+"""What a steering run found: the results as `--json` prints them, and the sentences and tables made from them."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+from sublim.core.config import Config
 from sublim.report.page import Table, bounded
-from sublim.steering.dose_curve_config import Curve, SteeredPoint
-
-KINDS = ("student", "control", "difference")
-"""The cosines of an alignment: of the student, of its control, and of their difference with the teacher's vector."""
+from sublim.steering.config import Eas
+from sublim.steering.dose_curve_config import SteeredPoint
 
 
-class Shown(NamedTuple):
-    """One target's results, read from the store."""
+class RewrittenShown(Config):
+    """The effect of students of a teacher that wrote without a direction, in nats."""
+
+    layer: int
+    vector: str
+    random: bool
+    student: float | None
+    control: float | None
+    estimate: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None
+
+
+class MechanismShown(Config):
+    """The mechanism's measures; every layer with its random fellows."""
+
+    eas: list[Eas]
+    sufficiency: list[list[SteeredPoint]]
+    replaced: list[list[SteeredPoint]]
+    rewritten: list[RewrittenShown]
+
+
+class Shown(Config):
+    """One target's results."""
 
     target: str
     vectors: dict[str, dict[str, Any]]
-    curve: Curve
-    mechanism: dict[str, Any] | None
+    curve: list[SteeredPoint]
+    mechanism: MechanismShown | None
 
 
 def findings(shown: Shown) -> Iterator[str]:
     """Sentences that answer the question, with numbers."""
-    curve = shown.curve
-    tried = [point for point in curve.points if point.layers and not point.control and point.estimate is not None]
-    base = curve.points[0]
+    base, *steered = (point for point in shown.curve if not point.control)
+    tried = [point for point in steered if point.estimate is not None]
     start = "missing" if base.margin is None else f"{base.margin:+.2f} nats"
-    yield f"{shown.target}: margin of the unsteered base {start} over {curve.questions} questions"
+    questions = max(point.questions for point in shown.curve)
+    yield f"{shown.target}: margin of the unsteered base {start} over {questions} questions"
     for layers in dict.fromkeys(tuple(point.layers) for point in tried):
-        best = max((p for p in tried if tuple(p.layers) == layers), key=lambda point: point.estimate or 0)
-        tries = sum(tuple(point.layers) == layers for point in tried)
-        chosen = f", the largest of {tries} points" if tries > 1 else ""
+        own = [point for point in tried if tuple(point.layers) == layers]
+        best = max(own, key=lambda point: point.estimate or 0)
+        chosen = f", the largest of {len(own)} points" if len(own) > 1 else ""
         low_high = bounded(best.estimate or 0, best.low, best.high)
         against = (
-            f"; {best.random} random vectors {best.random_low:+.2f} to {best.random_high:+.2f}, p = "
+            "no random vectors there"
+            if best.random_low is None
+            else f"{best.random} random vectors {best.random_low:+.2f} to {best.random_high:+.2f}, p = "
             f"{best.beyond_random:.2f}"
-            if best.random_low is not None and best.random_high is not None and best.beyond_random is not None
-            else "; no random vectors there"
         )
         exam = "" if best.mmlu_pro is None else f"; MMLU-Pro {best.mmlu_pro:.3f} (unsteered {_unsteered(base)})"
-        name = " + ".join(map(str, layers))
-        yield f"layer {name}: most at strength {best.alpha:g} ({best.position}){chosen}, {low_high} nats{against}{exam}"
-    if lost := [point for point in curve.points if point.layers and not point.control and point.estimate is None]:
+        place = f"layer {' + '.join(map(str, layers))}: most at strength {best.alpha:g} ({best.position})"
+        yield f"{place}{chosen}, {low_high} nats; {against}{exam}"
+    if lost := [point for point in steered if point.estimate is None]:
         yield f"{len(lost)} points could not be measured: {lost[0].reason}"
     if shown.mechanism:
         yield from _mechanism_findings(shown.mechanism)
@@ -50,35 +72,32 @@ def _unsteered(base: SteeredPoint) -> str:
     return f"missing: {base.mmlu_pro_reason}" if base.mmlu_pro is None else f"{base.mmlu_pro:.3f}"
 
 
-def _mechanism_findings(found: dict[str, Any]) -> Iterator[str]:
-    rows = found["eas"]
-    last = [row for row in rows if row["update"] == rows[-1]["update"]]
-    best = max(last, key=lambda row: row["difference"]["mean"])
-    text = ", ".join(f"{kind} {best[kind]['mean']:+.2f}" for kind in ("student", "control", "difference"))
-    spread = f"{min(best['random']):+.2f} to {max(best['random']):+.2f}"
-    yield f"alignment with the teacher is largest at layer {best['layer']}: {text}; random directions {spread}"
-    for name, sign, verb in (("sufficiency", 1, "adding v_student to the base"), ("replaced", -1, "replacing it")):
-        for pair, points in enumerate(found[name]):
-            told = [point for point in points if point["estimate"] is not None]
+def _mechanism_findings(found: MechanismShown) -> Iterator[str]:
+    last = [row for row in found.eas if row.update == found.eas[-1].update]
+    best = max(last, key=lambda row: row.difference.mean)
+    text = f"student {best.student.mean:+.2f}, control {best.control.mean:+.2f}, difference {best.difference.mean:+.2f}"
+    spread = f"{min(best.random):+.2f} to {max(best.random):+.2f}"
+    yield f"alignment with the teacher is largest at layer {best.layer}: {text}; random directions {spread}"
+    for curves, sign, verb in (
+        (found.sufficiency, 1, "adding v_student to the base"),
+        (found.replaced, -1, "replacing it"),
+    ):
+        for pair, points in enumerate(curves):
+            told = [(point.estimate, point) for point in points if point.estimate is not None]
             if told:
-                most = max(told, key=lambda point: sign * point["estimate"])
+                estimate, most = max(told, key=lambda each: sign * each[0])
                 yield (
-                    f"{verb} (student {pair}) does most at layer {most['layers'][0]}, of {len(told)} layers: "
-                    f"{bounded(most['estimate'], most['low'], most['high'])} nats, random vectors "
-                    f"{_spread(SteeredPoint.model_validate(most))}"
+                    f"{verb} (student {pair}) does most at layer {most.layers[0]}, of {len(told)} layers: "
+                    f"{bounded(estimate, most.low, most.high)} nats, random vectors {_spread(most)}"
                 )
             if len(told) < len(points):
-                reason = next(point["reason"] for point in points if point["estimate"] is None)
+                reason = next(point.reason for point in points if point.estimate is None)
                 yield f"{verb} (student {pair}): {len(points) - len(told)} layers could not be measured: {reason}"
 
 
 def tables(shown: Shown) -> Iterator[Table]:
     """Every true point of the curve, the vectors, and the mechanism layer by layer."""
-    yield Table(
-        f"{shown.target}: curve",
-        ("layers", "strength", "tokens", "change (nats)", "random", "rate", "MMLU-Pro"),
-        [row_of(point) for point in shown.curve.points if not point.control],
-    )
+    yield _points_table(f"{shown.target}: curve", [point for point in shown.curve if not point.control])
     yield Table(
         f"{shown.target}: vectors",
         ("vector", "length", "stream's length", "rows", "cosine of two halves"),
@@ -94,72 +113,74 @@ def tables(shown: Shown) -> Iterator[Table]:
         ],
     )
     if shown.mechanism:
-        yield _alignment_table(shown)
-        for name in ("sufficiency", "replaced"):
-            for pair, points in enumerate(shown.mechanism[name]):
-                rows = [row_of(SteeredPoint.model_validate(point)) for point in points]
-                title = f"{shown.target}: {name}, student {pair}"
-                yield Table(
-                    title, ("layers", "strength", "tokens", "change (nats)", "random", "rate", "MMLU-Pro"), rows
-                )
-        rewritten = shown.mechanism["rewritten"]
-        if rewritten:
-            yield Table(
-                f"{shown.target}: students of a teacher that wrote without a direction",
-                ("layer", "direction", "effect (nats)", "student", "control"),
-                [
-                    (
-                        str(each["layer"]),
-                        each["vector"],
-                        f"missing: {each['reason']}"
-                        if each["estimate"] is None
-                        else bounded(each["estimate"], each["low"], each["high"]),
-                        "–" if each["student"] is None else f"{each['student']:+.2f}",
-                        "–" if each["control"] is None else f"{each['control']:+.2f}",
-                    )
-                    for each in rewritten
-                ],
-            )
+        yield from _mechanism_tables(shown.target, shown.mechanism)
 
 
-def _alignment_table(shown: Shown) -> Table:
-    assert shown.mechanism is not None
-    return Table(
-        f"{shown.target}: cosine with v_teacher",
+def _mechanism_tables(target: str, found: MechanismShown) -> Iterator[Table]:
+    yield Table(
+        f"{target}: cosine with v_teacher",
         ("place", "updates", "student", "control", "student − control", "random", "|v_student|", "|v_teacher|"),
         [
             (
-                row["name"],
-                str(row["update"] or "all"),
-                *(bounded(row[kind]["mean"], row[kind]["low"], row[kind]["high"]) for kind in KINDS),
-                f"{min(row['random']):+.2f} to {max(row['random']):+.2f}",
-                f"{row['student_length']:.4f}",
-                f"{row['teacher_length']:.4f}",
+                row.name,
+                str(row.update or "all"),
+                *(
+                    bounded(cosine.mean, cosine.low, cosine.high)
+                    for cosine in (row.student, row.control, row.difference)
+                ),
+                f"{min(row.random):+.2f} to {max(row.random):+.2f}",
+                f"{row.student_length:.4f}",
+                f"{row.teacher_length:.4f}",
             )
-            for row in shown.mechanism["eas"]
+            for row in found.eas
         ],
     )
+    for name, curves in (("sufficiency", found.sufficiency), ("replaced", found.replaced)):
+        for pair, points in enumerate(curves):
+            yield _points_table(f"{target}: {name}, student {pair}", points)
+    if found.rewritten:
+        yield Table(
+            f"{target}: students of a teacher that wrote without a direction",
+            ("layer", "direction", "effect (nats)", "student", "control"),
+            [
+                (
+                    str(each.layer),
+                    each.vector,
+                    _told(each.estimate, each.low, each.high, each.reason),
+                    "–" if each.student is None else f"{each.student:+.2f}",
+                    "–" if each.control is None else f"{each.control:+.2f}",
+                )
+                for each in found.rewritten
+            ],
+        )
 
 
-def row_of(point: SteeredPoint) -> tuple[str, ...]:
-    """A point as cells."""
+def _points_table(title: str, points: Sequence[SteeredPoint]) -> Table:
+    columns = ("layers", "strength", "tokens", "change (nats)", "random", "rate", "MMLU-Pro")
+    return Table(title, columns, [_row_of(point) for point in points])
+
+
+def _row_of(point: SteeredPoint) -> tuple[str, ...]:
+    read = f" ({point.readable} of {point.answers} read)"
+    examined = f" ({point.mmlu_pro_read} read)"
     return (
         " + ".join(map(str, point.layers)) or "none",
         f"{point.alpha:g}" + (" (relative)" if point.scale == "relative" else ""),
         point.position,
-        f"missing: {point.reason}" if point.estimate is None else bounded(point.estimate, point.low, point.high),
+        _told(point.estimate, point.low, point.high, point.reason),
         _spread(point),
-        f"missing: {point.rate_reason}"
-        if point.rate is None
-        else f"{bounded(point.rate, point.rate_low, point.rate_high)} ({point.readable} of {point.answers} read)",
-        f"missing: {point.mmlu_pro_reason}"
-        if point.mmlu_pro is None
-        else f"{bounded(point.mmlu_pro, point.mmlu_pro_low, point.mmlu_pro_high)} ({point.mmlu_pro_read} read)",
+        _told(point.rate, point.rate_low, point.rate_high, point.rate_reason, read),
+        _told(point.mmlu_pro, point.mmlu_pro_low, point.mmlu_pro_high, point.mmlu_pro_reason, examined),
     )
+
+
+def _told(value: float | None, low: float | None, high: float | None, reason: str | None, over: str = "") -> str:
+    """A value with its interval and what it is over, or why it is missing."""
+    return f"missing: {reason}" if value is None else f"{bounded(value, low, high)}{over}"
 
 
 def _spread(point: SteeredPoint) -> str:
     """How far random vectors as long move the margin."""
-    if point.random_low is None or point.random_high is None:
+    if point.random_low is None:
         return "none" if point.layers else "–"
     return f"{point.random_low:+.2f} to {point.random_high:+.2f} ({point.random})"

@@ -28,7 +28,6 @@ from flows.steering.plan import (
     check,
     check_layers,
     curve_config,
-    difference_config,
     grid_points,
     import_config,
     means_config,
@@ -39,6 +38,7 @@ from flows.steering.report import printed, publish
 from flows.steering.study import Steered
 from sublim.evals.mmlu_pro.config import MmluProConfig, PrepareQuestionsConfig
 from sublim.residual.edits import names_by_layer
+from sublim.steering.config import DifferenceConfig
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import Questions, load_questions
 from tasks.processes import one_process
@@ -92,7 +92,10 @@ def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
     for target in study.target:
         with one_process():
             vectors = make_vectors(config, questions, base, target)
-            curve = swept(run, config, base, vectors, target, exam)
+            points = grid_points(config, names_by_layer(run.store.payload(vectors), config.grid.all_layers))
+            settings = sweep_config(config, points, samples=config.grid.samples)
+            swept = sweep(settings, label=target, base=base, vectors=vectors, exam=exam)
+            curve = steering_curve(curve_config(config, target), label=target, swept=swept)
             mechanism = study_mechanism(run, config, trained, target, layers) if trained else None
         found.append(Steered(target, vectors, curve, mechanism))
     return found
@@ -100,7 +103,7 @@ def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
 
 def make_vectors(config: SteeringFlowConfig, questions: Questions, base: Artifact, target: str) -> Artifact:
     """The target's vectors with their random controls."""
-    grid, layers = config.grid, config.grid.all_layers
+    layers = config.grid.all_layers
     match config.mode:
         case AnimalVector() as mode:
             asked = ask(base_answers(config, questions, mode.samples), label="base, own answers", base=base)
@@ -119,7 +122,8 @@ def make_vectors(config: SteeringFlowConfig, questions: Questions, base: Artifac
             return train_vector(train_config(config, mode), label=target, base=base, data=rows[target])
         case FileVector() as mode:
             return import_vector(import_config(config, mode), label=mode.path, base=base)
-    return difference_vectors(difference_config(config, config.mode.kind, grid.random), label=target, target=read)
+    made = DifferenceConfig(source=config.mode.kind, random=config.grid.random, seed=config.seed)
+    return difference_vectors(made, label=target, target=read)
 
 
 def carrier_rows(config: SteeringFlowConfig, questions: Questions, base: Artifact, target: str) -> dict[str, Artifact]:
@@ -128,22 +132,7 @@ def carrier_rows(config: SteeringFlowConfig, questions: Questions, base: Artifac
     return write_block(study, questions, base, study.blocks[0], (CONTROL, target)).rows
 
 
-def swept(
-    run: Run, config: SteeringFlowConfig, base: Artifact, vectors: Artifact, target: str, exam: Artifact | None
-) -> Artifact:
-    """The curve of one target over the grid."""
-    points = grid_points(config, names_of(run, config, vectors))
-    settings = sweep_config(config, points, samples=config.grid.samples)
-    asked = sweep(settings, label=target, base=base, vectors=vectors, exam=exam)
-    return steering_curve(curve_config(config, target), label=target, swept=asked)
-
-
-def names_of(run: Run, config: SteeringFlowConfig, vectors: Artifact) -> dict[int, str]:
-    """The vector of each layer, by the name it has in its file."""
-    return names_by_layer(run.store.payload(vectors), config.grid.all_layers)
-
-
 def exam_of(chosen: MmluProConfig) -> Artifact:
     """MMLU-Pro's questions."""
-    fields = ("source", "categories", "per_category", "seed")
-    return prepare_mmlu_pro(PrepareQuestionsConfig(**{name: getattr(chosen, name) for name in fields}))
+    fields = chosen.model_dump(include={*PrepareQuestionsConfig.model_fields})
+    return prepare_mmlu_pro(PrepareQuestionsConfig(**fields))

@@ -7,28 +7,19 @@ rewriting lets the teacher write with its own vector projected out and trains ne
 
 from typing import NamedTuple
 
-from flows.pipeline.models import write_numbers
+from flows.pipeline.models import ModelState, ask_model, write_numbers
 from flows.pipeline.plan import CONTROL, ask_config, generate_config, score_config, student_config
 from flows.pipeline.study import TrainedModels
 from flows.runs.record import Run
 from flows.steering.config import MechanismConfig, SteeringFlowConfig
-from flows.steering.plan import (
-    curve_config,
-    difference_config,
-    layer_points,
-    means_config,
-    mechanism_layers,
-    sweep_config,
-)
+from flows.steering.plan import curve_config, layer_points, means_config, sweep_config
 from sublim.evals.effect_config import CompareConfig
-from sublim.evals.preference.config import AskConfig
 from sublim.residual.edits import Edit, Steering, names_by_layer
-from sublim.steering.config import EasConfig
+from sublim.steering.config import DifferenceConfig, EasConfig
 from sublim.store.manifest import Artifact
 from sublim.traits.questions import load_questions
 from tasks.stages import (
     alignment,
-    ask,
     compare,
     difference_vectors,
     filter_numbers,
@@ -74,47 +65,42 @@ def study_mechanism(run: Run, config: SteeringFlowConfig, study: TrainedModels, 
     """Runs the measures for one target, or takes them from the cache."""
     settings = config.mechanism
     assert settings is not None
-    layers = mechanism_layers(settings, count)
-    read = read_all(config, study, target, layers)
-    updates = last_updates(config)
-    pairs = len(config.pipeline.blocks) * len(config.pipeline.seeds)
+    layers = tuple(range(count)) if settings.layers is None else settings.layers
+    read = read_all(config, settings, study, target, layers)
+    last, pairs = last_updates(config)[-1], len(config.pipeline.blocks) * len(config.pipeline.seeds)
     eas = alignment(
-        EasConfig(updates=updates, pairs=pairs, random=settings.random, seed=config.seed),
+        EasConfig(updates=last_updates(config), pairs=pairs, random=settings.random, seed=config.seed),
         label=target,
-        base=read.base,
-        teacher=read.teacher,
-        students=read.students,
-        controls=read.controls,
+        **read._asdict(),
     )
-    sufficiency, replaced = list[Artifact](), list[Artifact]()
-    for pair in range(min(settings.pairs, pairs)):
-        vectors = difference_vectors(
-            difference_config(config, "v_student", settings.random),
+    own = [
+        difference_vectors(
+            DifferenceConfig(source="v_student", random=settings.random, seed=config.seed),
             label=f"{target} student {pair}",
-            target=read.students[f"{updates[-1]}/{pair}"],
+            target=read.students[f"{last}/{pair}"],
             control=read.base,
         )
-        names = names_by_layer(run.store.payload(vectors), layers)
-        if settings.sufficiency:
-            points = layer_points(names, "add", settings.random)
-            swept = sweep(
-                sweep_config(config, points, samples=0),
-                label=f"{target} base + v_student {pair}",
-                base=study.bases["base"],
-                vectors=vectors,
-            )
-            sufficiency.append(steering_curve(curve_config(config, target), label=f"sufficiency {pair}", swept=swept))
-        if settings.replace:
-            points = layer_points(names, "replace", settings.random)
-            swept = sweep(
-                sweep_config(config, points, samples=0, update=updates[-1] or None),
-                label=f"{target} student {pair} without v_student",
-                base=study.bases["base"],
-                vectors=vectors,
-                weights=study.students[target][pair],
-            )
-            replaced.append(steering_curve(curve_config(config, target), label=f"necessity {pair}", swept=swept))
-    return Mechanism(eas, sufficiency, replaced, rewrite(run, config, settings, study, target, read))
+        for pair in range(min(settings.pairs, pairs))
+    ]
+
+    def curve(name: str, label: str, vectors: Artifact, student: Artifact | None = None) -> Artifact:
+        """Layer by layer: the vector and random ones added to the base, or the student's component along them
+        replaced."""
+        kind, update = ("replace", last or None) if student else ("add", None)
+        points = layer_points(names_by_layer(run.store.payload(vectors), layers), kind, settings.random)
+        asked = sweep_config(config, points, samples=0, update=update)
+        swept = sweep(asked, label=label, base=study.bases["base"], vectors=vectors, weights=student)
+        return steering_curve(curve_config(config, target), label=name, swept=swept)
+
+    added = [
+        curve(f"sufficiency {pair}", f"{target} base + v_student {pair}", vectors)
+        for pair, vectors in enumerate(own if settings.sufficiency else ())
+    ]
+    replaced = [
+        curve(f"necessity {pair}", f"{target} student {pair} without v_student", vectors, study.students[target][pair])
+        for pair, vectors in enumerate(own if settings.replace else ())
+    ]
+    return Mechanism(eas, added, replaced, rewrite(run, config, settings, study, target, read))
 
 
 def last_updates(config: SteeringFlowConfig) -> tuple[int, ...]:
@@ -122,25 +108,26 @@ def last_updates(config: SteeringFlowConfig) -> tuple[int, ...]:
     return tuple(update or 0 for update in config.pipeline.checkpoints())
 
 
-def read_all(config: SteeringFlowConfig, study: TrainedModels, target: str, layers: tuple[int, ...]) -> Read:
+def read_all(
+    config: SteeringFlowConfig, settings: MechanismConfig, study: TrainedModels, target: str, layers: tuple[int, ...]
+) -> Read:
     """Means of base, teacher, students and controls on the control's first rows."""
-    settings = config.mechanism
-    assert settings is not None
-    text = study.blocks[0].rows[CONTROL]
-    base = study.bases["base"]
+    text, base = study.blocks[0].rows[CONTROL], study.bases["base"]
     plain = means_config(config, layers, rows=settings.rows, read_at=settings.read_at)
-    teacher = study.blocks[0].teachers[target]
-    assert teacher.weights is not None
-    students, controls = dict[str, Artifact](), dict[str, Artifact]()
-    own = mean_activations(plain, label="base", base=base, rows=text)
-    taught = mean_activations(plain, label=f"teacher {target}", base=base, rows=text, weights=teacher.weights)
-    for arm, found in ((target, students), (CONTROL, controls)):
-        for pair, weights in enumerate(study.students[arm]):
-            for update in last_updates(config):
-                at = plain.model_copy(update={"weights_update": update or None})
-                label = f"{arm} {pair} after {update or 'all'}"
-                found[f"{update}/{pair}"] = mean_activations(at, label=label, base=base, rows=text, weights=weights)
-    return Read(own, taught, students, controls)
+
+    def read(label: str, weights: Artifact | None, update: int = 0) -> Artifact:
+        at = plain.model_copy(update={"weights_update": update or None})
+        return mean_activations(at, label=label, base=base, rows=text, weights=weights)
+
+    def trained(arm: str) -> dict[str, Artifact]:
+        return {
+            f"{update}/{pair}": read(f"{arm} {pair} after {update or 'all'}", weights, update)
+            for pair, weights in enumerate(study.students[arm])
+            for update in last_updates(config)
+        }
+
+    teacher = study.blocks[0].teachers[target].weights
+    return Read(read("base", None), read(f"teacher {target}", teacher), trained(target), trained(CONTROL))
 
 
 def rewrite(
@@ -152,21 +139,23 @@ def rewrite(
     pipeline, base = config.pipeline, study.bases["base"]
     block = pipeline.blocks[0]
     questions = load_questions(pipeline.evaluation.questions)
-    teacher = study.blocks[0].teachers[target]
     vectors = difference_vectors(
-        difference_config(config, "v_teacher", settings.random),
+        DifferenceConfig(source="v_teacher", random=settings.random, seed=config.seed),
         label=f"teacher {target}",
         target=read.teacher,
         control=read.base,
     )
-    plain = ask_config(pipeline, questions).model_copy(
-        update={"samples": 0, "weights_update": last_updates(config)[-1] or None}
-    )
-    scoring = score_config(pipeline, questions, target)
-    base_score = score(scoring, label=f"{target} base", asked=ask(plain_base(plain), label="base", base=base))
+    plain, scoring = ask_config(pipeline, questions), score_config(pipeline, questions, target)
+    plain = plain.model_copy(update={"samples": 0})
+
+    def scored(label: str, asked: str, weights: Artifact | None) -> Artifact:
+        model = ModelState(base, weights, last_updates(config)[-1] or None if weights else None)
+        return score(scoring, label=label, asked=ask_model(plain, asked, model))
+
+    base_score = scored(f"{target} base", "base", None)
     seeds = [pipeline.seeds.index(seed) for seed in settings.rewrite_seeds]
     controls = [
-        score(scoring, label=f"{target} control {pair}", asked=ask(plain, label="control", base=base, weights=weights))
+        scored(f"{target} control {pair}", "control", weights)
         for pair, weights in enumerate(study.students[CONTROL])
         if pair in seeds
     ]
@@ -174,25 +163,16 @@ def rewrite(
     for layer, name in names_by_layer(run.store.payload(vectors), settings.rewrite).items():
         for vector in [name, *(f"{name}/random-{number}" for number in range(settings.random))]:
             edits = Steering(edits=(Edit(vector=vector, kind="project_out"),))
-            writer = teacher._replace(steering=edits, vectors=vectors)
-            raw = write_numbers(
-                generate_config(pipeline, arm=target, block=block), f"{target} without {vector}", writer
-            )
+            writer = study.blocks[0].teachers[target]._replace(steering=edits, vectors=vectors)
+            writing = generate_config(pipeline, arm=target, block=block)
+            raw = write_numbers(writing, f"{target} without {vector}", writer)
             rows = filter_numbers(pipeline.filter, label=vector, raw=raw, partners=[study.blocks[0].raw[CONTROL]])
             students = [
                 train_student(student_config(pipeline, seed, block), label=f"{vector} {seed}", base=base, data=rows)
                 for seed in settings.rewrite_seeds
             ]
-            scores = [
-                score(scoring, label=vector, asked=ask(plain, label=vector, base=base, weights=student))
-                for student in students
-            ]
+            scores = [scored(vector, vector, student) for student in students]
             units = CompareConfig(blocks=tuple(block for _ in seeds))
             comparison = compare(units, label=vector, students=scores, controls=controls, base=base_score)
             found.append(Rewritten(layer, vector, vector != name, comparison))
     return found
-
-
-def plain_base(asked: AskConfig) -> AskConfig:
-    """What the base is asked: no checkpoint."""
-    return asked.model_copy(update={"weights_update": None})

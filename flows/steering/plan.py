@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from flows.pipeline.checks import check as check_pipeline
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig
@@ -14,7 +15,7 @@ from sublim.inference.config import HfBackend, VllmBackend
 from sublim.models.config import LocalModel
 from sublim.models.files import read_json
 from sublim.residual.edits import Edit, Steering
-from sublim.steering.config import AnimalRowsConfig, DifferenceConfig, ImportConfig, MeansConfig, TrainVectorConfig
+from sublim.steering.config import AnimalRowsConfig, ImportConfig, MeanAt, MeansConfig, TrainVectorConfig
 from sublim.steering.dose_curve_config import CurveConfig, SweepConfig
 from sublim.training.config import Lora
 from sublim.traits.questions import Questions, load_questions
@@ -66,20 +67,25 @@ def check_layers(config: SteeringFlowConfig, base: Path) -> int:
     """How many layers the base has. Raises UserError for one that it lacks."""
     shape = read_json(base / "config.json")
     count = int((shape.get("text_config") or shape)["num_hidden_layers"])
-    wanted = {*config.grid.all_layers, *((config.mechanism.layers or ()) if config.mechanism else ())}
-    wanted |= {*(config.mechanism.rewrite if config.mechanism else ())}
-    if beyond := sorted(layer for layer in wanted if not 0 <= layer < count):
+    wanted = [*config.grid.all_layers]
+    if config.mechanism:
+        wanted += [*(config.mechanism.layers or ()), *config.mechanism.rewrite]
+    if beyond := sorted(layer for layer in wanted if layer >= count):
         raise UserError(f"the model has no layer {beyond[0]}: it has {count}, counted from 0 to {count - 1}")
     return count
 
 
-def means_config(config: SteeringFlowConfig, layers: tuple[int, ...], *, rows: int | None, read_at: str) -> MeansConfig:
-    """How mean activations are read."""
+def dtype_of(config: SteeringFlowConfig) -> Literal["auto", "float32", "bfloat16"]:
+    """The data type of the weights with which activations are read."""
     backend = config.study.backend
-    dtype = backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto"
-    return MeansConfig.model_validate(
-        {"sites": (config.site,), "layers": layers, "read_at": (read_at,), "rows": rows, "dtype": dtype}
-    )
+    return backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto"
+
+
+def means_config(
+    config: SteeringFlowConfig, layers: tuple[int, ...], *, rows: int | None, read_at: MeanAt
+) -> MeansConfig:
+    """How mean activations are read."""
+    return MeansConfig(sites=(config.site,), layers=layers, read_at=(read_at,), rows=rows, dtype=dtype_of(config))
 
 
 def base_answers(config: SteeringFlowConfig, questions: Questions, samples: int) -> AskConfig:
@@ -97,11 +103,6 @@ def animal_config(config: SteeringFlowConfig, questions: Questions, target: str,
     return AnimalRowsConfig.model_validate({"side": side, "target": target, "words": words})
 
 
-def difference_config(config: SteeringFlowConfig, source: str, random: int) -> DifferenceConfig:
-    """Vectors with their random controls."""
-    return DifferenceConfig(source=source, random=random, seed=config.seed)
-
-
 def import_config(config: SteeringFlowConfig, mode: FileVector) -> ImportConfig:
     """A user's file."""
     site = config.site if mode.layer is not None else None
@@ -110,17 +111,13 @@ def import_config(config: SteeringFlowConfig, mode: FileVector) -> ImportConfig:
 
 def train_config(config: SteeringFlowConfig, mode: TrainedVector) -> TrainVectorConfig:
     """A trained vector for every layer."""
-    backend = config.study.backend
     return TrainVectorConfig(
         site=config.site,
         layers=config.grid.all_layers,
-        updates=mode.updates,
-        batch_size=mode.batch_size,
-        lr=mode.lr,
-        max_norm=mode.max_norm,
         random=config.grid.random,
         seed=config.seed,
-        dtype=backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto",
+        dtype=dtype_of(config),
+        **mode.model_dump(exclude={"kind"}),
     )
 
 
@@ -174,8 +171,3 @@ def curve_config(config: SteeringFlowConfig, target: str) -> CurveConfig:
     """The target against the comparison list."""
     questions = load_questions(config.study.evaluation.questions)
     return CurveConfig(target=target, words=words_of(config.pipeline, questions))
-
-
-def mechanism_layers(settings: MechanismConfig, count: int) -> tuple[int, ...]:
-    """The layers that are gone through."""
-    return tuple(range(count)) if settings.layers is None else settings.layers

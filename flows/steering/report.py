@@ -1,18 +1,20 @@
 """What a steering run leaves: report.html, the curve in Prefect's UI, and the keys that `--json` prints."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect.artifacts import create_table_artifact
 
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run
 from flows.steering.config import SteeringFlowConfig
-from flows.steering.findings import KINDS, Shown, findings, tables
+from flows.steering.findings import MechanismShown, RewrittenShown, Shown, findings, tables
+from flows.steering.mechanism import Mechanism, Rewritten
+from flows.steering.study import Steered
 from sublim.evals.preference.config import Comparison
+from sublim.models.files import read_json
 from sublim.report.files import write_csv
 from sublim.report.page import FigureFile, FlowReport
 from sublim.steering.config import EasTable, SteeringFiguresConfig
@@ -21,10 +23,8 @@ from sublim.store.manifest import Artifact
 from sublim.store.payloads import matching
 from tasks.stages import draw_steering
 
-if TYPE_CHECKING:
-    from flows.steering.mechanism import Mechanism
-    from flows.steering.study import Steered
-
+KINDS = ("student", "control", "difference")
+"""The cosines of an alignment: of the student, of its control, and of their difference with the teacher's vector."""
 CAPTIONS = {
     "sense": "Gain and loss at the same strengths: share of readable answers that name the target, and share of right "
     "letters in MMLU-Pro; dotted: unsteered. Whiskers: 95 % intervals over questions",
@@ -35,43 +35,76 @@ CAPTIONS = {
 }
 
 
-def publish(run: Run, config: SteeringFlowConfig, steered: "Sequence[Steered]") -> dict[str, Any]:
+def publish(run: Run, config: SteeringFlowConfig, steered: Sequence[Steered]) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     shown = [read(run, each) for each in steered]
-    drawings = {each.target: drawn(run, each) for each in steered}
-    figures = [path for paths in drawings.values() for path in paths]
-    for each in shown:
-        write_files(run.folder / "figures", each, drawings[each.target])
+    targets = [each.model_dump(mode="json") for each in shown]
+    drawings = [drawn(run, each) for each in steered]
+    for each, paths in zip(targets, drawings, strict=True):
+        write_files(run.folder / "figures", each, paths)
+    named = " and ".join(each.target for each in shown)
     report = FlowReport(
-        title=f"Steering towards {' and '.join(each.target for each in shown)}: {run.preset}",
-        question=f"What does a vector ({config.mode.kind}) for {' and '.join(each.target for each in shown)} do to the "
-        "base, and at which strength is sense lost?",
+        title=f"Steering towards {named}: {run.preset}",
+        question=f"What does a vector ({config.mode.kind}) for {named} do to the base, and at which strength is sense "
+        "lost?",
         findings=[line for each in shown for line in findings(each)],
         tables=[table for each in shown for table in tables(each)],
-        figures=[FigureFile(path, CAPTIONS[path.stem]) for path in figures],
+        figures=[FigureFile(path, CAPTIONS[path.stem]) for paths in drawings for path in paths],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
-    rows = [point_json(point) for each in shown for point in each.curve.points]
-    create_table_artifact([{k: str(v) for k, v in row.items()} for row in rows], key="curve", description=report.title)
-    targets = [target_json(each) for each in shown]
+    rows = [{name: str(value) for name, value in point.items()} for each in targets for point in each["curve"]]
+    create_table_artifact(rows, key="curve", description=report.title)
     return {**publish_toy(run, report), **targets[0], "targets": targets}
 
 
-def read(run: Run, steered: "Steered") -> Shown:
+def read(run: Run, steered: Steered) -> Shown:
     """The results of one target."""
     payload = run.store.payload
-    notes = json.loads((payload(steered.vectors) / "vectors.json").read_bytes())
-    mechanism = mechanism_json(run, steered.mechanism) if steered.mechanism else None
-    return Shown(steered.target, notes, read_curve(payload(steered.curve)), mechanism)
+    return Shown(
+        target=steered.target,
+        vectors=read_json(payload(steered.vectors) / "vectors.json"),
+        curve=read_curve(payload(steered.curve)),
+        mechanism=read_mechanism(run, steered.mechanism) if steered.mechanism else None,
+    )
 
 
-def read_curve(payload: Path) -> Curve:
-    """A payload of `steering_curve`."""
-    return Curve.model_validate_json((payload / "curve.json").read_bytes())
+def read_curve(payload: Path) -> list[SteeredPoint]:
+    """The points in a payload of `steering_curve`."""
+    return Curve.model_validate_json((payload / "curve.json").read_bytes()).points
 
 
-def drawn(run: Run, steered: "Steered") -> list[Path]:
+def read_mechanism(run: Run, found: Mechanism) -> MechanismShown:
+    """The mechanism's measures of one target."""
+    payload = run.store.payload
+
+    def layers(curves: list[Artifact]) -> list[list[SteeredPoint]]:
+        return [[p for p in read_curve(payload(curve)) if p.layers and not p.control] for curve in curves]
+
+    return MechanismShown(
+        eas=EasTable.model_validate_json((payload(found.eas) / "eas.json").read_bytes()).rows,
+        sufficiency=layers(found.sufficiency),
+        replaced=layers(found.replaced),
+        rewritten=[read_rewritten(payload(each.comparison), each) for each in found.rewritten],
+    )
+
+
+def read_rewritten(payload: Path, each: Rewritten) -> RewrittenShown:
+    """The effect of one direction's students on their target."""
+    margin = Comparison.model_validate_json((payload / "comparison.json").read_bytes()).metrics["margin"]
+    found = margin.effect
+    return RewrittenShown(
+        layer=each.layer,
+        vector=each.vector,
+        random=each.random,
+        student=margin.student,
+        control=margin.control,
+        **(found.model_dump(include={"estimate", "low", "high"}) if found else {}),
+        reason=margin.reason or (found.reason if found else None),
+    )
+
+
+def drawn(run: Run, steered: Steered) -> list[Path]:
     """The figures of one target."""
     found = steered.mechanism
     figures = draw_steering(
@@ -85,18 +118,17 @@ def drawn(run: Run, steered: "Steered") -> list[Path]:
     return matching(run.store.payload(figures), "*.svg")
 
 
-def write_files(folder: Path, shown: Shown, drawings: Sequence[Path]) -> None:
+def write_files(folder: Path, shown: dict[str, Any], drawings: Sequence[Path]) -> None:
     """One target's figures as SVG files and the numbers behind each as a CSV file, beside the report."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in drawings:
-        shutil.copyfile(path, folder / f"{shown.target}-{path.stem}.svg")
-    rows = {"curve": [point_json(point) for point in shown.curve.points]}
-    if shown.mechanism:
-        measured = (("sufficiency", "added"), ("replaced", "replaced"))
+        shutil.copyfile(path, folder / f"{shown['target']}-{path.stem}.svg")
+    rows = {"curve": shown["curve"]}
+    if mechanism := shown["mechanism"]:
         rows["layers"] = [
             {"measure": called, "student": pair, **point}
-            for name, called in measured
-            for pair, points in enumerate(shown.mechanism[name])
+            for name, called in (("sufficiency", "added"), ("replaced", "replaced"))
+            for pair, points in enumerate(mechanism[name])
             for point in points
         ]
         rows["alignment"] = [
@@ -104,80 +136,14 @@ def write_files(folder: Path, shown: Shown, drawings: Sequence[Path]) -> None:
                 **{name: value for name, value in row.items() if name not in KINDS},
                 **{f"{kind}_{name}": value for kind in KINDS for name, value in row[kind].items()},
             }
-            for row in shown.mechanism["eas"]
+            for row in mechanism["eas"]
         ]
     for name, table in rows.items():
         if table:
-            write_csv(folder / f"{shown.target}-{name}.csv", table, [])
-
-
-def point_json(point: SteeredPoint) -> dict[str, Any]:
-    """One point of a curve as `--json` prints it."""
-    return point.model_dump(mode="json")
-
-
-def target_json(shown: Shown) -> dict[str, Any]:
-    """One target: its vectors, its curve, its mechanism."""
-    return {
-        "target": shown.target,
-        "vectors": shown.vectors,
-        "curve": [point_json(point) for point in shown.curve.points],
-        "mechanism": shown.mechanism,
-    }
-
-
-def mechanism_json(run: Run, found: "Mechanism") -> dict[str, Any]:
-    """The mechanism's measures; every layer with its random fellows."""
-    payload = run.store.payload
-    eas = EasTable.model_validate_json((payload(found.eas) / "eas.json").read_bytes())
-
-    def layers(curves: list[Artifact]) -> list[list[dict[str, Any]]]:
-        own = [[p for p in read_curve(payload(curve)).points if p.layers and not p.control] for curve in curves]
-        return [[point_json(point) for point in points] for points in own]
-
-    return {
-        "eas": [row.model_dump(mode="json") for row in eas.rows],
-        "sufficiency": layers(found.sufficiency),
-        "replaced": layers(found.replaced),
-        "rewritten": [
-            {"layer": each.layer, "vector": each.vector, "random": each.random, **effect(payload(each.comparison))}
-            for each in found.rewritten
-        ],
-    }
-
-
-def effect(payload: Path) -> dict[str, Any]:
-    """The effect of students on their target, in nats."""
-    margin = Comparison.model_validate_json((payload / "comparison.json").read_bytes()).metrics["margin"]
-    found = margin.effect
-    return {
-        "student": margin.student,
-        "control": margin.control,
-        "estimate": found.estimate if found else None,
-        "low": found.low if found else None,
-        "high": found.high if found else None,
-        "reason": margin.reason or (found.reason if found else None),
-    }
+            write_csv(folder / f"{shown['target']}-{name}.csv", table, [])
 
 
 def printed(outcome: dict[str, Any]) -> str:
     """The result as a person reads it in the terminal."""
-    lines = [
-        line
-        for target in outcome["targets"]
-        for line in findings(
-            Shown(
-                target["target"],
-                target["vectors"],
-                Curve(
-                    target=target["target"],
-                    words=[],
-                    questions=max((point["questions"] for point in target["curve"]), default=0),
-                    level=0.95,
-                    points=[SteeredPoint.model_validate(point) for point in target["curve"]],
-                ),
-                target["mechanism"],
-            )
-        )
-    ]
+    lines = [line for each in outcome["targets"] for line in findings(Shown.model_validate(each))]
     return "\n".join([*lines, f"report: {outcome['report']}"])

@@ -9,11 +9,11 @@ import pytest
 from flows.pipeline.config import SteeringTeacher
 from flows.runs.settings import build, load_preset, presets
 from flows.steering.config import SteeringFlowConfig
+from flows.steering.findings import Shown, findings, tables
 from flows.steering.plan import check
-from flows.steering.report import Shown, findings, tables
 from sublim.core.errors import UserError
 from sublim.core.hardware import gpu
-from sublim.steering.dose_curve_config import Curve, SteeredPoint
+from sublim.steering.dose_curve_config import SteeredPoint
 from sublim.store.opening import open_store
 
 
@@ -129,8 +129,7 @@ def test_what_could_not_be_computed_is_told_with_its_reason_and_never_as_zero() 
             | dict.fromkeys(("student", "control", "estimate", "low", "high"))
         ],
     }
-    curve = Curve.model_validate({"target": "owl", "words": [], "questions": 50, "level": 0.95, "points": points})
-    shown = Shown("owl", {}, curve, mechanism)
+    shown = Shown.model_validate({"target": "owl", "vectors": {}, "curve": points, "mechanism": mechanism})
     text = "\n".join(findings(shown))
     assert "layer 0: most at strength 1 (all), the largest of 2 points, 0.50 [0.10, 0.90] nats" in text
     assert "; no random vectors there; MMLU-Pro 0.400 (unsteered missing: all are ties)" in text
