@@ -26,19 +26,11 @@ from flows.pipeline.plan import CONTROL
 from flows.runs.parameters import Loader
 from flows.runs.record import Run, recorded
 from flows.sae_analysis.config import SaeFlowConfig
-from flows.sae_analysis.plan import (
-    check,
-    check_layers,
-    contrast_config,
-    labels_config,
-    means_config,
-    probe_reading,
-    probes_config,
-)
+from flows.sae_analysis.plan import check, check_layers, labels_config, means_config, probe_reading
 from flows.sae_analysis.report import printed, publish
 from flows.sae_analysis.saes import encode_all, make_saes, note_of, take_saes
-from flows.sae_analysis.study import Analysis, Carrier, Contrast, Sae
-from sublim.features.config import ExamplesConfig, OverlapConfig, VectorFeaturesConfig
+from flows.sae_analysis.study import Analysis, Carrier, Contrast, Sae, sets_of
+from sublim.features.config import ContrastConfig, ExamplesConfig, OverlapConfig, VectorFeaturesConfig
 from sublim.features.labels.config import AnnotateConfig
 from sublim.steering.config import DifferenceConfig
 from sublim.store.manifest import Artifact
@@ -91,23 +83,25 @@ def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
     carrier = write_carrier(config, questions, bases)
     saes = make_saes(run, config, carrier, taken)
     encoded = encode_all(config, questions, carrier, saes)
-    contrasts: list[Contrast] = []
-    overlaps: dict[str, Artifact] = {}
-    vectors: dict[tuple[str, str], Artifact] = {}
-    for sae in saes:
-        own = [
-            each for target in config.pipeline.target for each in contrast_all(config, carrier, sae, encoded, target)
-        ]
-        contrasts += own
-        sets = {each.name: each.artifact for each in own if not each.kind.startswith("against")}
-        chosen = OverlapConfig(size=config.size, level=config.level)
-        overlaps[sae.note.name] = overlap_features(chosen, label=sae.note.name, contrasts=sets)
-        if config.vectors:
-            vectors |= {
-                (target, sae.note.name): decoded(config, carrier, sae, target) for target in config.pipeline.target
-            }
+    targets = config.pipeline.target
+    contrasts = [
+        each for sae in saes for target in targets for each in contrast_all(config, carrier, sae, encoded, target)
+    ]
+    overlaps = {
+        sae.note.name: overlap_features(
+            OverlapConfig(size=config.size, level=config.level),
+            label=sae.note.name,
+            contrasts=sets_of(contrasts, sae.note.name),
+        )
+        for sae in saes
+    }
+    vectors = {
+        (target, sae.note.name): decoded(config, carrier, sae, target)
+        for sae in saes
+        for target in (targets if config.vectors else ())
+    }
     labels = {sae.note.name: list(labelled(run, config, carrier, sae, contrasts)) for sae in saes}
-    return Analysis(saes, contrasts, overlaps, vectors, encoded, labels, probed(config, carrier, saes))
+    return Analysis(saes, contrasts, overlaps, vectors, labels, probed(config, carrier, saes))
 
 
 def labelled(
@@ -123,11 +117,8 @@ def labelled(
     if config.annotator is None:
         return
     known = set(pl.read_parquet(run.store.payload(labels) / "labels.parquet")["feature"])
-    shown: set[int] = set()
-    for each in contrasts:
-        if each.sae == sae.note.name:
-            table = pl.read_parquet(run.store.payload(each.artifact) / "contrast.parquet")
-            shown |= set(table.sort("rank").head(config.shown)["feature"])
+    own = [run.store.payload(each.artifact) / "contrast.parquet" for each in contrasts if each.sae == sae.note.name]
+    shown = {feature for path in own for feature in pl.read_parquet(path).sort("rank").head(config.shown)["feature"]}
     if not shown & known:  # a list of none would mean all that have a label
         return
     only = tuple(f"{sae.note.layer}_{feature}" for feature in sorted(shown & known))
@@ -147,8 +138,10 @@ def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact
             arm: read_activations(reading, label=arm, base=carrier.base, rows=rows)
             for arm, rows in carrier.rows.items()
         }
-    targets = {arm: each for arm, each in read.items() if arm != CONTROL}
-    return fit_probes(probes_config(config, config.probes), target=targets, control=read[CONTROL])
+    control = read.pop(CONTROL)
+    # All answers to a prompt are on one side of a split.
+    settings = config.probes.model_copy(update={"answers": config.study.carrier.sampling.n})
+    return fit_probes(settings, target=read, control=control)
 
 
 def write_carrier(config: SaeFlowConfig, questions: Questions, bases: dict[BaseName, Artifact]) -> Carrier:
@@ -167,30 +160,23 @@ def contrast_all(
     config: SaeFlowConfig, carrier: Carrier, sae: Sae, encoded: dict[str, Artifact], target: str
 ) -> list[Contrast]:
     """Every contrast of one target in one SAE's features."""
-    sides = [("numbers", f"base {target}", f"base {CONTROL}", carrier.rows[target], True)]
-    sides += [
-        (f"against {other}", f"base {target}", f"base {other}", None, True)
-        for other in config.pipeline.target
-        if other != target
-    ]
-    if f"teacher {target}" in encoded:
-        sides.append(("teacher", f"teacher {target}", f"base {CONTROL}", carrier.rows[CONTROL], True))
-    sides += [
-        (f"student {pair}", f"student {pair} {target}", f"student {pair} {CONTROL}", carrier.rows[CONTROL], True)
-        for pair in range(config.pairs)
-    ]
-    sides += [
-        (f"student {pair} minus base", f"student {pair} {target}", f"base {CONTROL}", carrier.rows[CONTROL], True)
-        for pair in range(config.pairs)
-    ]
-    sides += [
-        (f"word {context}", f"word {context} {target}", f"word {context} others {target}", None, False)
-        for context in config.contexts
+    base, read = f"base {CONTROL}", carrier.rows[CONTROL]
+    others = [other for other in config.pipeline.target if other != target]
+    students = [f"student {pair}" for pair in range(config.pairs)]
+    # The kind, its two encodings, and the rows to show as examples
+    sides: list[tuple[str, str, str, Artifact | None]] = [
+        ("numbers", f"base {target}", base, carrier.rows[target]),
+        *((f"against {other}", f"base {target}", f"base {other}", None) for other in others),
+        *([("teacher", f"teacher {target}", base, read)] if f"teacher {target}" in encoded else []),
+        *((student, f"{student} {target}", f"{student} {CONTROL}", read) for student in students),
+        *((f"{student} minus base", f"{student} {target}", base, read) for student in students),
+        *((f"word {each}", f"word {each} {target}", f"word {each} others {target}", None) for each in config.contexts),
     ]
     found: list[Contrast] = []
-    for kind, ours, theirs, rows, pair in sides:
+    for kind, ours, theirs, rows in sides:
         label = f"{target} {kind} {sae.note.name}"
-        settings = contrast_config(config, sae.note, pair=pair)
+        paired = not kind.startswith("word")
+        settings = ContrastConfig(sae=sae.note.name, pair=paired, level=config.level)
         made = contrast_features(settings, label=label, target=encoded[ours], control=encoded[theirs])
         examples = None
         if rows is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from flows.pipeline.checks import check as check_pipeline
 from flows.pipeline.plan import words_of
@@ -10,7 +11,7 @@ from flows.sae_analysis.config import ChatTexts, FileTexts, FolderSaes, Pretrain
 from flows.sae_analysis.labels import given
 from sublim.activations.config import ActivationsConfig
 from sublim.core.errors import UserError
-from sublim.features.config import ContrastConfig, EncodeConfig, FeatureAt, WordRowsConfig, bundled_sentences
+from sublim.features.config import EncodeConfig, FeatureAt, WordRowsConfig, bundled_sentences
 from sublim.features.labels.config import LabelsConfig
 from sublim.inference.config import HfBackend, SamplingParams, VllmBackend
 from sublim.models.files import read_json
@@ -64,7 +65,7 @@ def check_layers(config: SaeFlowConfig, notes: Sequence[SaeNote], base: Path) ->
         )
 
 
-def dtype_of(config: SaeFlowConfig) -> str:
+def dtype_of(config: SaeFlowConfig) -> Literal["auto", "float32", "bfloat16"]:
     """The dtype of the weights with which activations are read."""
     backend = config.study.backend
     return backend.dtype if isinstance(backend, HfBackend | VllmBackend) else "auto"
@@ -100,7 +101,7 @@ def import_configs(saes: PretrainedSaes | FolderSaes) -> list[ImportSaeConfig]:
 
 def encode_config(config: SaeFlowConfig, tokens: FeatureAt, *, rows: int | None = None) -> EncodeConfig:
     """How rows are encoded."""
-    return EncodeConfig.model_validate({"tokens": tokens, "rows": rows, "top": config.top, "dtype": dtype_of(config)})
+    return EncodeConfig(tokens=tokens, rows=rows, top=config.top, dtype=dtype_of(config))
 
 
 def word_config(config: SaeFlowConfig, questions: Questions, context: str, words: tuple[str, ...]) -> WordRowsConfig:
@@ -115,11 +116,6 @@ def other_words(config: SaeFlowConfig, questions: Questions, target: str) -> tup
     return tuple(word for word in words_of(config.pipeline, questions) if word.casefold() not in targets)
 
 
-def contrast_config(config: SaeFlowConfig, note: SaeNote, *, pair: bool) -> ContrastConfig:
-    """How one contrast is computed."""
-    return ContrastConfig(sae=note.name, pair=pair, level=config.level)
-
-
 def labels_config(config: SaeFlowConfig, note: SaeNote) -> LabelsConfig | None:
     """Where the labels of an SAE's features are; None if it does not say so or none are wanted."""
     if config.neuronpedia is None or note.neuronpedia is None:
@@ -128,20 +124,11 @@ def labels_config(config: SaeFlowConfig, note: SaeNote) -> LabelsConfig | None:
     return LabelsConfig.model_validate({**config.neuronpedia.model_dump(), "model": model, "source": source})
 
 
-def probes_config(config: SaeFlowConfig, probes: ProbesConfig) -> ProbesConfig:
-    """Probes whose splits keep all answers to a prompt together."""
-    return probes.model_copy(update={"answers": config.study.carrier.sampling.n})
-
-
 def probe_reading(config: SaeFlowConfig, probes: ProbesConfig, layers: tuple[int, ...]) -> ActivationsConfig:
     """Which activations the probes are fitted on."""
-    return ActivationsConfig.model_validate(
-        {"sites": (probes.site,), "layers": layers, "read_at": (probes.read_at,), "dtype": dtype_of(config)}
-    )
+    return ActivationsConfig(sites=(probes.site,), layers=layers, read_at=(probes.read_at,), dtype=dtype_of(config))
 
 
 def means_config(config: SaeFlowConfig, note: SaeNote) -> MeansConfig:
     """The means whose difference is the steering vector at an SAE's place."""
-    return MeansConfig.model_validate(
-        {"sites": (note.site,), "layers": (note.layer,), "rows": config.rows, "dtype": dtype_of(config)}
-    )
+    return MeansConfig(sites=(note.site,), layers=(note.layer,), rows=config.rows, dtype=dtype_of(config))

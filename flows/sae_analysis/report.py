@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 from prefect.artifacts import create_table_artifact
@@ -11,6 +11,7 @@ from flows.runs.publish import publish_toy
 from flows.runs.record import Run
 from flows.sae_analysis.config import SaeFlowConfig
 from flows.sae_analysis.labels import Labels, given, merged
+from flows.sae_analysis.study import Analysis, Contrast, sets_of
 from flows.sae_analysis.tables import (
     Shown,
     contrasts_table,
@@ -21,16 +22,13 @@ from flows.sae_analysis.tables import (
     quality_table,
     vector_table,
 )
-from sublim.features.config import FeatureFiguresConfig, OverlapRow
+from sublim.features.config import FeatureFiguresConfig
 from sublim.models.files import read_json
 from sublim.report.page import FigureFile, FlowReport
 from sublim.sae.config import Quality
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import matching
 from tasks.stages import draw_features, draw_probe_layers
-
-if TYPE_CHECKING:
-    from flows.sae_analysis.study import Analysis, Contrast
 
 CAPTIONS = {
     "firing": "Share of rows in which each feature fires: control across, target up; significant ones in colour",
@@ -42,7 +40,7 @@ JSON_FEATURES = 50
 """Features of each contrast that `--json` prints."""
 
 
-def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any]:
+def publish(run: Run, config: SaeFlowConfig, found: Analysis) -> dict[str, Any]:
     """Writes the report, tells Prefect's UI, and returns what `--json` prints."""
     payload = run.store.payload
     qualities = [Quality.model_validate(read_json(payload(each.quality) / "quality.json")) for each in found.saes]
@@ -54,16 +52,17 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     shown = [read(run, each, labels[each.sae]) for each in found.contrasts]
     contrasts, kinds = contrasts_table(shown), kinds_table(shown, config.shown)
     overlaps = {
-        name: list(overlap_rows(payload(each), [one for one in found.contrasts if one.sae == name]))
+        name: overlap_rows(payload(each), [one for one in found.contrasts if one.sae == name])
         for name, each in found.overlaps.items()
     }
     shared = [overlap_table(name, rows) for name, rows in overlaps.items()]
     vectors = {
         place: pl.read_parquet(payload(each) / "vector_features.parquet") for place, each in found.vectors.items()
     }
+    saes = [each.model_dump(mode="json") for each in qualities]
     outcome: dict[str, Any] = {
-        "sae": quality_json(qualities[0]),
-        "saes": [quality_json(each) for each in qualities],
+        "sae": saes[0],
+        "saes": saes,
         "features": [line for each in shown for line in features_json(each, qualities)],
         "contrasts": [{"target": e.target, "contrast": e.kind, **e.notes} for e in shown],
         "probes": probes,
@@ -96,42 +95,35 @@ def publish(run: Run, config: SaeFlowConfig, found: "Analysis") -> dict[str, Any
     return {**publish_toy(run, report), **outcome}
 
 
-def overlap_rows(payload: Path, contrasts: Sequence["Contrast"]) -> Iterator[dict[str, Any]]:
+def overlap_rows(payload: Path, contrasts: Sequence[Contrast]) -> list[dict[str, Any]]:
     """Every two sets of one SAE, and whether their contrasts have a side in common."""
     sides = {each.name: {*each.sides} for each in contrasts}
-    for each in read_json(payload / "overlap.json")["rows"]:
-        row = OverlapRow.model_validate(each)
-        yield {**row.model_dump(), "common": bool(sides[row.first] & sides[row.second])}
+    rows = read_json(payload / "overlap.json")["rows"]
+    return [{**row, "common": bool(sides[row["first"]] & sides[row["second"]])} for row in rows]
 
 
-def read(run: Run, contrast: "Contrast", labels: Labels) -> Shown:
+def read(run: Run, contrast: Contrast, labels: Labels) -> Shown:
     """The results of one contrast."""
     folder = run.store.payload(contrast.artifact)
     notes = read_json(folder / "contrast.json")
     table = pl.read_parquet(folder / "contrast.parquet").filter(pl.col("p").is_not_null()).sort("rank")
-    top = table.head(JSON_FEATURES).to_dicts()
-    for line in top:
-        label = labels.get(line["feature"])
-        line |= {"label": label and label.text, "kind": label and label.kind}
+    known: dict[int, Any] = {}
     if contrast.examples is not None:
         examples = read_json(run.store.payload(contrast.examples) / "examples.json")["features"]
         known = {each["feature"]: each["examples"] for each in examples}
-        top = [{**line, "examples": known.get(line["feature"], [])} for line in top]
+    top = table.head(JSON_FEATURES).to_dicts()
+    for line in top:
+        label, found = labels.get(line["feature"]), known.get(line["feature"], [])
+        line |= {"label": label and label.text, "kind": label and label.kind, "examples": found}
     return Shown(contrast.target, contrast.kind, contrast.sae, notes, top)
 
 
-def drawn(run: Run, config: SaeFlowConfig, found: "Analysis", sae: str) -> list[FigureFile]:
+def drawn(run: Run, config: SaeFlowConfig, found: Analysis, sae: str) -> list[FigureFile]:
     """The figures of one SAE."""
-    own = {each.name: each.artifact for each in found.contrasts if each.sae == sae and "against" not in each.kind}
-    settings = FeatureFiguresConfig(level=config.level)
-    figures = draw_features(settings, label=sae, contrasts=own, overlap=found.overlaps[sae])
+    settings, sets = FeatureFiguresConfig(level=config.level), sets_of(found.contrasts, sae)
+    figures = draw_features(settings, label=sae, contrasts=sets, overlap=found.overlaps[sae])
     paths = matching(run.store.payload(figures), "*.svg")
     return [FigureFile(path, f"{sae}: {CAPTIONS[path.stem]}") for path in paths]
-
-
-def quality_json(quality: Quality) -> dict[str, Any]:
-    """An SAE's quality as `--json` prints it."""
-    return quality.model_dump(mode="json")
 
 
 def features_json(shown: Shown, qualities: Sequence[Quality]) -> Iterator[dict[str, Any]]:
@@ -140,11 +132,7 @@ def features_json(shown: Shown, qualities: Sequence[Quality]) -> Iterator[dict[s
     for line in shown.top:
         yield {
             "layer": layers[shown.sae],
-            "feature": line["feature"],
-            "effect": line["effect"],
-            "p": line["p"],
-            "label": line["label"],
-            "kind": line["kind"],
+            **{name: line[name] for name in ("feature", "effect", "p", "label", "kind")},
             "target": shown.target,
             "contrast": shown.kind,
             **{name: line[name] for name in ("q", "rate_target", "rate_control", "mean_target", "mean_control")},
@@ -168,15 +156,12 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
             f"{each['more']} fire more and {each['less']} less, over {each['rows'][0]} and {each['rows'][1]} rows"
             f"{' in pairs' if each['paired'] else ''}"
         )
-    targets = {each["target"] for each in outcome["contrasts"]}
+    targets = {f"{each['target']} {each['contrast']}": each["target"] for each in outcome["contrasts"]}
     between = list[dict[str, Any]]()
     for row in outcome["overlaps"]:
         if row["common"]:
             continue
-        if (
-            len({target for target in targets for name in ("first", "second") if row[name].startswith(f"{target} ")})
-            > 1
-        ):
+        if targets[row["first"]] != targets[row["second"]]:
             between.append(row)
         elif row["p"] is not None and row["shared"]:
             yield (
@@ -190,11 +175,6 @@ def findings(outcome: Mapping[str, Any]) -> Iterator[str]:
             f"Of {len(between)} pairs across targets without a side in common {beyond} share more than chance "
             "(corrected p at most .05)"
         )
-
-
-def target_of(name: str, targets: set[str]) -> str:
-    """The words of a report for the side of a contrast."""
-    return next(target for target in targets if name.startswith(f"{target} "))
 
 
 def probe_figure(run: Run, probes: Artifact) -> list[FigureFile]:

@@ -5,6 +5,7 @@ from flows.runs.record import Run
 from flows.sae_analysis.config import ChatTexts, FileTexts, SaeFlowConfig, TrainedSaes
 from flows.sae_analysis.plan import (
     chats_config,
+    dtype_of,
     encode_config,
     import_configs,
     other_words,
@@ -12,6 +13,7 @@ from flows.sae_analysis.plan import (
     word_config,
 )
 from flows.sae_analysis.study import Carrier, Sae
+from sublim.features.config import EncodeConfig
 from sublim.models.files import read_json
 from sublim.sae.config import QualityConfig, SaeNote
 from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig
@@ -64,9 +66,7 @@ def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier, taken: list[Art
         saes: list[Sae] = []
         for artifact in made:
             note = note_of(run, artifact)
-            settings = QualityConfig.model_validate(
-                {"tokens": config.quality_tokens, "dtype": encode_config(config, "last").dtype}
-            )
+            settings = QualityConfig(tokens=config.quality_tokens, dtype=dtype_of(config))
             quality = measure_sae(settings, label=note.name, base=carrier.base, sae=artifact, texts=texts)
             saes.append(Sae(note, artifact, quality))
     return saes
@@ -78,8 +78,8 @@ def encode_all(config: SaeFlowConfig, questions: Questions, carrier: Carrier, sa
     plain, base = encode_config(config, config.tokens, rows=config.rows), carrier.base
     found: dict[str, Artifact] = {}
 
-    def encoded(name: str, rows: Artifact, weights: Artifact | None = None) -> None:
-        found[name] = encode_features(plain, label=name, base=base, rows=rows, saes=kept, weights=weights)
+    def encoded(name: str, rows: Artifact, weights: Artifact | None = None, how: EncodeConfig = plain) -> None:
+        found[name] = encode_features(how, label=name, base=base, rows=rows, saes=kept, weights=weights)
 
     with one_process():
         for arm, rows in carrier.rows.items():
@@ -89,8 +89,7 @@ def encode_all(config: SaeFlowConfig, questions: Questions, carrier: Carrier, sa
             for context in config.contexts:
                 for name, words in ((target, (target,)), (f"others {target}", other_words(config, questions, target))):
                     rows = word_rows(word_config(config, questions, context, words), label=f"{name} {context}")
-                    label = f"word {context} {name}"
-                    found[label] = encode_features(last, label=label, base=base, rows=rows, saes=kept)
+                    encoded(f"word {context} {name}", rows, how=last)
             if config.teachers and carrier.teachers[target].weights is not None:
                 encoded(f"teacher {target}", carrier.rows[CONTROL], carrier.teachers[target].weights)
         for arm, students in carrier.students.items():

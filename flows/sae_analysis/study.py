@@ -53,7 +53,11 @@ class Analysis(NamedTuple):
     """The contrasts' overlaps for each SAE."""
     vectors: dict[tuple[str, str], Artifact]
     """The features along the steering vector, for each target and SAE."""
-    encoded: dict[str, Artifact]
     labels: dict[str, list[Artifact]]
     """For each SAE the labels from Neuronpedia and, if a model sorted them, the kinds of those that are shown."""
     probes: Artifact | None
+
+
+def sets_of(contrasts: list[Contrast], sae: str) -> dict[str, Artifact]:
+    """The contrasts of one SAE that are drawn and set against each other, by name: all but those between targets."""
+    return {each.name: each.artifact for each in contrasts if each.sae == sae and not each.kind.startswith("against")}

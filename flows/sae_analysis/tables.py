@@ -29,7 +29,7 @@ class Shown(NamedTuple):
     sae: str
     notes: Mapping[str, Any]
     top: list[dict[str, Any]]
-    """The strongest features with their label and its kind, and with example rows where they were looked up."""
+    """The strongest features with their label, its kind, and example rows, none where they were not looked up."""
 
 
 def compared(kind: str) -> str:
@@ -39,32 +39,22 @@ def compared(kind: str) -> str:
 
 def quality_table(qualities: Sequence[Quality]) -> Table:
     """The quality of every SAE."""
-    columns = (
-        "place",
-        "features",
-        "tokens",
-        "explained variance",
-        "L0",
-        "dead",
-        "CE recovered",
-        "CE",
-        "spliced",
-        "zeros",
-    )
     rows = [
-        (
-            f"{each.site} {each.layer}",
-            str(each.d_sae),
-            str(each.tokens),
-            f"{each.explained_variance:.3f}",
-            f"{each.l0:.1f}",
-            f"{100 * each.dead:.1f} %",
-            f"{each.ce_recovered:.3f} ({each.ce_recovered_mean:.3f} against the mean)",
-            *(f"{value:.3f}" for value in (each.ce, each.ce_spliced, each.ce_zero)),
-        )
+        {
+            "place": f"{each.site} {each.layer}",
+            "features": str(each.d_sae),
+            "tokens": str(each.tokens),
+            "explained variance": f"{each.explained_variance:.3f}",
+            "L0": f"{each.l0:.1f}",
+            "dead": f"{100 * each.dead:.1f} %",
+            "CE recovered": f"{each.ce_recovered:.3f} ({each.ce_recovered_mean:.3f} against the mean)",
+            "CE": f"{each.ce:.3f}",
+            "spliced": f"{each.ce_spliced:.3f}",
+            "zeros": f"{each.ce_zero:.3f}",
+        }
         for each in qualities
     ]
-    return Table("SAEs on held-out texts", columns, rows)
+    return Table("SAEs on held-out texts", tuple(rows[0]), [tuple(row.values()) for row in rows])
 
 
 def contrasts_table(shown: Sequence[Shown]) -> Table:
@@ -117,7 +107,7 @@ def features_table(shown: Shown, count: int) -> Table:
             f"{100 * line['rate_target']:.0f} %",
             f"{100 * line['rate_control']:.0f} %",
             label_text(line),
-            " | ".join(example_text(each) for each in line.get("examples", [])) or "–",
+            " | ".join(example_text(each) for each in line["examples"]) or "–",
         )
         for line in shown.top[:count]
     ]
