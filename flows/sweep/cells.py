@@ -1,7 +1,7 @@
 """The cells of a sweep: the configs of their pipelines, and their results where the store has them."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -22,7 +22,7 @@ from tasks.stages import PIPELINE
 
 HERE = "here"
 COMPARED = ("compare", "compare_mmlu_pro", "compare_shift")
-"""The stages whose payloads a sweep gathers, in the order of the fields of `Results`."""
+"""The stages whose payloads a sweep gathers: effects, scores on MMLU-Pro, and shifts."""
 
 
 class Cell(NamedTuple):
@@ -53,17 +53,6 @@ class Measured(NamedTuple):
     arm: str
     updates: int | None
     artifact: Artifact
-
-
-class Results(NamedTuple):
-    """The comparisons of a finished cell."""
-
-    effects: list[Measured]
-    """Payloads of `compare`."""
-    capability: list[Measured]
-    """Payloads of `compare_mmlu_pro`."""
-    shifts: list[Measured]
-    """Payloads of `compare_shift`."""
 
 
 def cells_of(config: SweepConfig) -> list[Cell]:
@@ -106,7 +95,7 @@ def cell_digest(cell: Cell, where: str) -> str:
     return digest({"config": config, "versions": {stage.name: stage.version for stage in PIPELINE}, "where": where})
 
 
-def known(store: Store, cell: Cell, config: SweepConfig) -> Results | None:
+def known(store: Store, cell: Cell, config: SweepConfig) -> list[Measured] | None:
     """The results of a cell, if an earlier sweep noted them or, for cells that run here, if the store has them all."""
     found = remembered(store, cell_digest(cell, where_of(config)))
     return found or (None if isinstance(config.where, Pool) else looked_up(cell))
@@ -117,7 +106,7 @@ def where_of(config: SweepConfig) -> str:
     return config.where.deployment if isinstance(config.where, Pool) else HERE
 
 
-def looked_up(cell: Cell) -> Results | None:
+def looked_up(cell: Cell) -> list[Measured] | None:
     """The results of a cell if the store has all its stages; nothing is run and no Prefect server is used."""
     from flows.pipeline.flow import conduct
 
@@ -130,18 +119,19 @@ def looked_up(cell: Cell) -> Results | None:
     return results_of((each.label, each.artifact) for each in found)
 
 
-def results_of(compared: Iterable[tuple[str, Artifact]]) -> Results:
-    """The results, with arm and updates taken from the labels that the pipeline gives its comparisons."""
-    found: dict[str, list[Measured]] = {stage: [] for stage in COMPARED}
+def results_of(compared: Iterable[tuple[str, Artifact]]) -> list[Measured]:
+    """The results stage by stage, with arm and updates taken from the labels that the pipeline gives its
+    comparisons."""
+    found: list[Measured] = []
     for label, artifact in compared:
         _, *words = label.split()
         updates = int(words.pop()) if words and words[-1].isdigit() else None
         arm = words[0] if words and words[0] in ARMS else TEACHER
-        found[artifact.stage].append(Measured(arm, updates, artifact))
-    return Results(*found.values())
+        found.append(Measured(arm, updates, artifact))
+    return sorted(found, key=lambda each: COMPARED.index(each.artifact.stage))
 
 
-def remembered(store: Store, name: str) -> Results | None:
+def remembered(store: Store, name: str) -> list[Measured] | None:
     """The results noted under `name`, if all their artifacts are intact."""
     path = _memo(store, name)
     if not path.exists():
@@ -171,11 +161,9 @@ def compared_by(store: Store, flow_run_id: str) -> list[tuple[str, Artifact]]:
     for path in store.root.glob(pattern):
         record = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
         if record["flow_run"] == flow_run_id:
-            return list(_comparisons(record["stages"]))
+            return [
+                (stage["label"], Artifact(content=stage["content"], stage=stage["stage"], key=stage["key"]))
+                for stage in record["stages"]
+                if stage["stage"] in COMPARED and stage["content"]
+            ]
     return []
-
-
-def _comparisons(stages: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Artifact]]:
-    for stage in stages:
-        if stage["stage"] in COMPARED and stage["content"]:
-            yield stage["label"], Artifact(content=stage["content"], stage=stage["stage"], key=stage["key"])

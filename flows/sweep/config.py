@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from flows.pipeline.config import Words
 from sublim.core.config import Config, RunOnly
 from sublim.design.arms import ARMS
 from sublim.evals.preference.config import MetricName
@@ -40,9 +41,9 @@ class SweepConfig(Config):
     """The preset of the pipeline that every cell starts from."""
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Settings of the pipeline that replace those of the preset in every cell, as a nested mapping."""
-    target: Annotated[tuple[str, ...], Field(min_length=1)] = ("owl",)
+    target: Annotated[Words, Field(min_length=1)] = ("owl",)
     """Axis: the target words, which teachers are made to prefer."""
-    arms: Annotated[tuple[str, ...], Field(min_length=1)] = (TEACHER,)
+    arms: Annotated[Words, Field(min_length=1)] = (TEACHER,)
     """Axis: `teacher`, which is the main comparison, and any arms of the pipeline; or `all`."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     """Axis: seeds. Each gives one student and its paired control; effects are averaged over them."""
@@ -63,11 +64,6 @@ class SweepConfig(Config):
     """How many seeds one cell trains. Null for all seeds when cells run here, and for one seed on a pool."""
     frozen: RunOnly[str] = ""
     """Digest of the frozen plan that this run must follow. `--freeze` and `--config` set it."""
-
-    @field_validator("target", "arms", mode="before")
-    @classmethod
-    def _split(cls, words: Any) -> Any:
-        return [word.strip() for word in words.split(",")] if isinstance(words, str) else words
 
     @field_validator("target")
     @classmethod

@@ -1,7 +1,6 @@
 """Answers that must not exist when a plan is frozen: those of the students whose effects the plan is about."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from flows.pipeline.arms import contrasts
 from flows.sweep.cells import Cell, Measured
@@ -17,23 +16,16 @@ SHARED = ("base_numbers", "second_draw")
 without learning anything about this target."""
 
 
-class Early(NamedTuple):
-    """An answer that exists already, and the cell whose student gave it."""
-
-    cell: Cell
-    answer: Artifact
-
-
-def first_answer(cells: list[Cell], store: Store) -> Early | None:
+def first_answer(cells: list[Cell], store: Store) -> tuple[Cell, Artifact] | None:
     """An answer, to any question, of a student that a cell would train; a pilot on the same seeds has seen it.
 
-    None if there is no such answer.
+    With the cell; None if there is no such answer.
     """
     cell_of = {student.content: cell for cell in cells for student in students_of(cell)}
     for manifest in store.manifests() if cell_of else ():
         weights = manifest.inputs.get("weights") if manifest.artifact.stage in ASKED else None
         if weights and weights["content"] in cell_of:
-            return Early(cell_of[weights["content"]], manifest.artifact)
+            return cell_of[weights["content"]], manifest.artifact
     return None
 
 

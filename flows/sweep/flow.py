@@ -65,7 +65,7 @@ def sweep(
     with recorded("sweep", preset, ",".join(config.target)) as run:
         outcomes = run_cells(config, cells, run.store)
         table = gather(config, outcomes)
-        results = [each for outcome in outcomes if outcome.results for each in outcome.results.effects]
+        results = [each for outcome in outcomes for each in outcome.results if each.artifact.stage == "compare"]
         return publish(run, config, outcomes, table, verdict(config, cells, run.store, results))
 
 
@@ -87,7 +87,7 @@ def publish(
         title=f"Sweep: {config.about or run.preset}",
         question="Which targets, arms and settings show an effect?",
         findings=found,
-        tables=[effects_table(config, rows), cells_table(outcomes)],
+        tables=[effects_table(rows), cells_table(outcomes)],
         figures=[
             FigureFile(path, text.format(level=100 * config.level))
             for name, text in CAPTIONS.items()
@@ -96,7 +96,8 @@ def publish(
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
-    create_table_artifact([_plain(row) for row in rows], key="effects", description=shown.title)
+    known = [{name: value for name, value in row.items() if value is not None} for row in rows]
+    create_table_artifact(known, key="effects", description=shown.title)
     return {
         **publish_toy(run, shown),
         "cells": len(outcomes),
@@ -107,10 +108,6 @@ def publish(
         "plan": {"digest": followed.digest, "followed": followed.followed, "about": followed.sentence},
         "findings": found,
     }
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
 
 
 def findings(config: SweepConfig, rows: list[dict[str, Any]]) -> list[str]:
@@ -135,48 +132,40 @@ def told(row: dict[str, Any]) -> str:
         tests = f", p {row['p']:.3g}"
         tests += f" ({row['p_corrected']:.3g} {row['corrected']})" if row["p_corrected"] is not None else ""
         tests += f", sign flips {row['p_flips']:.3g} (smallest possible {row['p_flips_smallest']:.3g})"
-        power = "" if row["detectable"] is None else f", 80 % power for {row['detectable']:.2g}"
-        tests += power
+        tests += f", 80 % power for {row['detectable']:.2g}" if row["detectable"] is not None else ""
     expected = f", expected {row['expected']}" if row["expected"] else ""
     missing = f"; {row['reason']}" if row["reason"] else ""
     return f"{number} {row['unit']}, {row['units']} units{tests}{expected}{missing}"
 
 
-def effects_table(config: SweepConfig, rows: list[dict[str, Any]]) -> Table:
+def effects_table(rows: list[dict[str, Any]]) -> Table:
     """Every effect of every metric."""
-    columns = (
-        "effect",
-        "metric",
-        "student",
-        "control",
-        "these questions",
-        "questions too",
-        "p",
-        "corrected",
-        "80 % power for",
-        "units",
-    )
-    cells: list[list[str]] = []
-    for row in rows:
-        if row["estimate"] is None:
-            cells.append([label(row), row["metric"], *["–"] * 2, f"missing: {row['reason']}", *["–"] * 5])
-            continue
-        wide = bounded(row["estimate"], row["low_questions"], row["high_questions"], 3)
-        cells.append(
-            [
-                label(row),
-                row["metric"],
-                _number(row["student"]),
-                _number(row["control"]),
-                bounded(row["estimate"], row["low"], row["high"], 3),
-                wide,
-                _number(row["p"]),
-                _number(row["p_corrected"]),
-                _number(row["detectable"]),
-                str(row["units"]),
-            ]
-        )
-    return Table("Effects: student minus control", columns, cells)
+    cells = [effect_cells(row) for row in rows]
+    return Table("Effects: student minus control", [*cells[0]], [[*each.values()] for each in cells])
+
+
+def effect_cells(row: dict[str, Any]) -> dict[str, str]:
+    """An effect as cells by column; without an estimate, the reason stands in place of all numbers."""
+    missing = row["estimate"] is None
+
+    def number(name: str) -> str:
+        return "–" if missing or row[name] is None else f"{row[name]:.3g}"
+
+    def interval(low: str, high: str) -> str:
+        return "–" if missing else bounded(row["estimate"], row[low], row[high], 3)
+
+    return {
+        "effect": label(row),
+        "metric": row["metric"],
+        "student": number("student"),
+        "control": number("control"),
+        "these questions": f"missing: {row['reason']}" if missing else interval("low", "high"),
+        "questions too": interval("low_questions", "high_questions"),
+        "p": number("p"),
+        "corrected": number("p_corrected"),
+        "80 % power for": number("detectable"),
+        "units": "–" if missing else str(row["units"]),
+    }
 
 
 def cells_table(outcomes: list[Outcome]) -> Table:
@@ -184,10 +173,6 @@ def cells_table(outcomes: list[Outcome]) -> Table:
     return Table(
         "Cells", ("cell", "state", "reason"), [[each.cell.name, each.state, each.reason or ""] for each in outcomes]
     )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
 
 
 def printed(outcome: dict[str, Any]) -> str:

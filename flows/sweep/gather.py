@@ -1,8 +1,10 @@
 """Gathering a sweep: cells that differ only in seeds or block give one effect, and all effects one table."""
 
 from collections.abc import Iterable
+from itertools import product
 from typing import Any, NamedTuple
 
+from flows.sweep.cells import COMPARED, Measured
 from flows.sweep.config import TEACHER, SweepConfig
 from flows.sweep.run_cells import Outcome
 from sublim.core.digest import digest
@@ -32,16 +34,20 @@ class Group(NamedTuple):
             return None
         return f"{len(failed)} of {len(self.outcomes)} cells failed ({failed[0].cell.name}: {failed[0].reason})"
 
+    @property
+    def parts(self) -> list[tuple[int, Measured]]:
+        """The comparisons of the group's own arm, each with the block of its pairs."""
+        return [(each.cell.block, part) for each in self.outcomes for part in each.results if part.arm == self.arm]
+
+    @property
+    def updates(self) -> list[int | None]:
+        """The checkpoints that have an effect."""
+        found = {part.updates for _, part in self.parts if part.artifact.stage == "compare"}
+        return sorted(found, key=lambda updates: updates or 0)
+
 
 Gathered = dict[str, dict[str, Artifact]]
-"""Comparisons by field of `Results`, then by the name of the effect."""
-
-
-class Part(NamedTuple):
-    """One comparison of a cell, and the block of its pairs."""
-
-    artifact: Artifact
-    block: int
+"""Comparisons by their stage, then by the name of the effect."""
 
 
 def gather(config: SweepConfig, outcomes: list[Outcome]) -> Artifact:
@@ -49,22 +55,22 @@ def gather(config: SweepConfig, outcomes: list[Outcome]) -> Artifact:
     store = open_store()
     for each in outcomes:
         if each.results:
-            parts = [part for kind in each.results for part in kind]
-            named = {f"{part.artifact.stage} {part.arm} {part.updates}": part.artifact for part in parts}
+            named = {f"{part.artifact.stage} {part.arm} {part.updates}": part.artifact for part in each.results}
             record_cell(CellRecordConfig(name=each.cell.name), label=each.cell.name, comparisons=named)
     rows: list[SweepRow] = []
-    found: Gathered = {"effects": {}, "capability": {}, "shifts": {}}
+    found: Gathered = {stage: {} for stage in COMPARED}
     for group in groups(outcomes):
         made = _rows_of(group, store, found, config.level)
         if group.arm in config.arms:  # other arms were run only because `other_teacher` needs them
             rows += made
     if "other_teacher" in config.arms:
-        rows += _other_teachers(config, outcomes, found["effects"])
+        rows += _other_teachers(config, outcomes, found["compare"])
     axes = tuple(dict.fromkeys(name for each in outcomes for name in each.cell.grid))
     table = SweepTableConfig(
         rows=tuple(rows), axes=axes, primary=config.primary, correction=config.correction, level=config.level
     )
-    return tabulate_sweep(table, comparisons=found["effects"], capability=found["capability"], shifts=found["shifts"])
+    effects, capability, shifts = found.values()
+    return tabulate_sweep(table, comparisons=effects, capability=capability, shifts=shifts)
 
 
 def groups(outcomes: Iterable[Outcome]) -> list[Group]:
@@ -85,43 +91,34 @@ def name_of(target: str, arm: str, grid: dict[str, Any], updates: int | None) ->
 def _rows_of(group: Group, store: Store, found: Gathered, level: float) -> list[SweepRow]:
     plan = MAIN if group.arm == TEACHER else ARMS[group.arm]  # pyright: ignore[reportArgumentType]
     blank = SweepRow(target=group.target, arm=group.arm, grid=group.grid, expected=plan.expected, reason=group.missing)
-    done = [(each.cell, each.results) for each in group.outcomes if each.results]
-    measured = {part.updates for _, results in done for part in results.effects if part.arm == group.arm}
-    if not measured:
-        return [blank]
     rows: list[SweepRow] = []
-    for updates in sorted(measured, key=lambda at: at or 0):
+    for updates in group.updates:
         name = name_of(group.target, group.arm, group.grid, updates)
-        for kind, into in found.items():
-            parts = [
-                Part(part.artifact, cell.block)
-                for cell, results in done
-                for part in getattr(results, kind)
-                if (part.arm, part.updates) == (group.arm, updates)
-            ]
-            if parts:
+        for stage, into in found.items():
+            own = [(block, part.artifact) for block, part in group.parts if part.updates == updates]
+            if parts := [(block, artifact) for block, artifact in own if artifact.stage == stage]:
                 into[name] = joined(parts, store, f"{group.target} {group.arm} {updates or ''}".strip(), level)
         rows.append(blank.model_copy(update={"updates": updates, "comparison": name}))
-    return rows
+    return rows or [blank]
 
 
-def joined(parts: list[Part], store: Store, label: str, level: float) -> Artifact:
-    """One comparison of the pairs of all `parts`; a single part with the same confidence level is returned as it is."""
-    manifests = [_manifest(store, part.artifact) for part in parts]
-    if len(parts) == 1 and _level(manifests[0]) == level:
-        return parts[0].artifact
+def joined(parts: list[tuple[int, Artifact]], store: Store, label: str, level: float) -> Artifact:
+    """One comparison of the pairs of all `parts`, which have a block each; a single part with the same confidence level
+    is returned as it is."""
+    manifests = [_manifest(store, artifact) for _, artifact in parts]
+    first, (_, artifact) = manifests[0], parts[0]
+    if len(parts) == 1 and first.config.get("compare", first.config)["level"] == level:
+        return artifact
     students = [each for manifest in manifests for each in _listed(manifest, "students")]
     controls = [each for manifest in manifests for each in _listed(manifest, "controls")]
-    pairs = [part.block for part, manifest in zip(parts, manifests, strict=True) for _ in _listed(manifest, "students")]
     teachers = {each.key: each for manifest in manifests for each in _listed(manifest, "teacher")}
-    shared = CompareConfig(blocks=tuple(pairs) if len({*pairs}) > 1 else (), level=level)
-    first = next(iter(manifests))
+    blocks = [block for (block, _), found in zip(parts, manifests, strict=True) for _ in _listed(found, "students")]
+    shared = CompareConfig(blocks=tuple(blocks) if len({*blocks}) > 1 else (), level=level)
     base = Artifact.model_validate(first.inputs["base"])
-    if parts[0].artifact.stage == "compare_shift":
-        words = CompareShiftConfig.model_validate(first.config).words
-        config = CompareShiftConfig(words=words, compare=shared)
+    if artifact.stage == "compare_shift":
+        config = CompareShiftConfig(words=first.config["words"], compare=shared)
         return compare_shift(config, label=label, students=students, controls=controls, base=base)
-    stage = compare if parts[0].artifact.stage == "compare" else compare_mmlu_pro
+    stage = compare if artifact.stage == "compare" else compare_mmlu_pro
     return stage(
         shared, label=label, students=students, controls=controls, base=base, teacher=[*teachers.values()] or None
     )
@@ -133,14 +130,8 @@ def _manifest(store: Store, artifact: Artifact) -> Manifest:
     return manifest
 
 
-def _level(manifest: Manifest) -> float:
-    return manifest.config.get("compare", manifest.config)["level"]
-
-
 def _listed(manifest: Manifest, name: str) -> list[Artifact]:
-    value = manifest.inputs.get(name)
-    if value is None:
-        return []
+    value = manifest.inputs.get(name) or []
     return [Artifact.model_validate(each) for each in (value if isinstance(value, list) else [value])]
 
 
@@ -154,18 +145,20 @@ def _other_teachers(config: SweepConfig, outcomes: list[Outcome], comparisons: d
         reason = "it needs a second target"
         return [SweepRow(target=next(iter(config.target)), arm="other_teacher", expected=expected, reason=reason)]
     rows: list[SweepRow] = []
-    main = [group for group in groups(outcomes) if group.arm == TEACHER]
-    for group in main:
-        updates = {part.updates for each in group.outcomes if each.results for part in each.results.effects}
-        for target in (word for word in config.target if word != group.target):
-            blank = SweepRow(
-                target=target, arm="other_teacher", of=group.target, grid=group.grid, expected=expected
-            ).model_copy(update={"reason": group.missing})
-            for at in sorted(updates, key=lambda value: value or 0):
-                name = name_of(group.target, TEACHER, group.grid, at)
-                rows.append(
-                    blank.model_copy(update={"updates": at, "comparison": name if name in comparisons else None})
+    for group in groups(outcomes):
+        others = [target for target in config.target if target != group.target and group.arm == TEACHER]
+        for target, updates in product(others, group.updates or [None]):
+            name = name_of(group.target, TEACHER, group.grid, updates)
+            rows.append(
+                SweepRow(
+                    target=target,
+                    arm="other_teacher",
+                    of=group.target,
+                    updates=updates,
+                    grid=group.grid,
+                    expected=expected,
+                    comparison=name if name in comparisons else None,
+                    reason=group.missing,
                 )
-            if not updates:
-                rows.append(blank)
+            )
     return rows

@@ -29,20 +29,10 @@ class Verdict(NamedTuple):
     """Digest of what was run."""
 
 
-def plan_of(config: SweepConfig, cells: list[Cell]) -> dict[str, Any]:
-    """The plan to freeze, without run-only settings, which change no result."""
-    return {"sweep": canonical(config), "cells": [canonical(cell.config) for cell in cells]}
-
-
 def plan_digest(config: SweepConfig, cells: list[Cell]) -> str:
     """The digest of a plan. It depends neither on the order of cells nor on how many seeds a cell has."""
-    split = sorted(digest(one) for cell in cells for one in _single(cell))
-    return digest({"sweep": canonical(config), "cells": split})
-
-
-def _single(cell: Cell) -> list[Any]:
-    """A cell as one entry for each seed, so that the grouping of seeds into cells changes nothing."""
-    return [canonical(cell.config.model_copy(update={"seeds": (seed,)})) for seed in cell.seeds]
+    split = [cell.config.model_copy(update={"seeds": (seed,)}) for cell in cells for seed in cell.seeds]
+    return digest({"sweep": config, "cells": sorted(map(digest, split))})
 
 
 def frozen_path(plan: Path) -> Path:
@@ -88,9 +78,10 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
         write_whole(noted, before.read_text(encoding="utf-8"))
         return name
     if early := first_answer(cells, store):
+        cell, answer = early
         raise UserError(
-            f"results of this plan exist already ({early.answer.stage} {early.answer.key[:12]}, cell "
-            f"{early.cell.name}): a plan must be frozen before its first result; use other seeds or blocks"
+            f"results of this plan exist already ({answer.stage} {answer.key[:12]}, cell {cell.name}): a plan must be "
+            "frozen before its first result; use other seeds or blocks"
         )
     commit, dirty = code_version()
     record = {
@@ -98,7 +89,8 @@ def freeze(plan: Path, config: SweepConfig, cells: list[Cell], store: Store) -> 
         "frozen": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,
         "dirty": dirty,
-        "plan": plan_of(config, cells),
+        # Canonical: without run-only settings, which change no result.
+        "plan": canonical({"sweep": config, "cells": [cell.config for cell in cells]}),
     }
     text = json.dumps(record, indent=1)
     note_in_store(store, name, text)

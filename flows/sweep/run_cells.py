@@ -12,7 +12,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 
 from flows.pipeline.flow import pipeline
-from flows.sweep.cells import Cell, Results, cell_digest, compared_by, known, remember, results_of, where_of
+from flows.sweep.cells import Cell, Measured, cell_digest, compared_by, known, remember, results_of, where_of
 from flows.sweep.config import Pool, SweepConfig
 from sublim.core.errors import UserError
 from sublim.store.folder import Store
@@ -26,7 +26,8 @@ class Outcome(NamedTuple):
     cell: Cell
     state: str
     """Cached, Completed or Failed."""
-    results: Results | None
+    results: list[Measured]
+    """Its comparisons; none if it failed."""
     reason: str | None
     """Why the cell failed; None if it did not."""
 
@@ -53,11 +54,11 @@ def _outcome(store: Store, name: str, cell: Cell, run_id: str, state: State[Any]
         said = " ".join((state.message or state.name or "failed").split()) if state else "its run is gone"
         reason = said.removeprefix("Flow run encountered an exception: ")
         get_run_logger().warning("cell %s failed: %s", cell.name, reason)
-        return Outcome(cell, "Failed", None, reason)
+        return Outcome(cell, "Failed", [], reason)
     compared = compared_by(store, run_id)
     if not compared:
         reason = f"its run completed, but {store.root} has no record of it: give worker and sweep the same SUBLIM_STORE"
-        return Outcome(cell, "Failed", None, reason)
+        return Outcome(cell, "Failed", [], reason)
     remember(store, name, compared)
     return Outcome(cell, "Completed", results_of(compared), None)
 
