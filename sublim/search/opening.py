@@ -19,13 +19,13 @@ def open_search(config: StudyConfig) -> Search:
     """Opens the study, and creates it if it does not exist. Raises UserError if it was created with other settings."""
     storage = open_storage(config)
     with asking(storage, config.name):
-        names = optuna.get_all_study_names(storage)
-        if config.name in names:
+        if config.name in optuna.get_all_study_names(storage):
             study = optuna.load_study(study_name=config.name, storage=storage)
             check_settings(study, config)
         else:
-            directions = [direction(name) for name in config.objectives]
-            study = optuna.create_study(study_name=config.name, storage=storage, directions=directions)
+            study = optuna.create_study(
+                study_name=config.name, storage=storage, directions=[direction(name) for name in config.objectives]
+            )
         kill_point("search:created")
         if not study.get_trials(deepcopy=False):
             study.set_user_attr("settings", canonical(config.settings))
