@@ -1,12 +1,12 @@
 """Number prompts, drawn at random from templates."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
-from sublim.carriers.numbers import Separator
+from sublim.carriers.numbers import PromptNumbers, Separator
 from sublim.core.config import Config
 from sublim.core.errors import UserError
 from sublim.files.text_files import Text, Texts, check_placeholders, load_text
@@ -23,6 +23,15 @@ class FormatText(Config):
     """The instruction."""
 
 
+PLACEHOLDERS: dict[str, set[str]] = {
+    "opening": {"examples"},
+    "request": {"count", "digits"},
+    "format": set(),
+    "closing": set(),
+}
+"""The placeholders of each part of a prompt: all must be there, and no others."""
+
+
 class NumberTemplates(Config):
     """The four parts of a number prompt. A prompt has one text of each, joined by spaces."""
 
@@ -35,27 +44,13 @@ class NumberTemplates(Config):
     closing: Texts
     """Asks for nothing but numbers."""
 
-    @field_validator("opening")
+    @field_validator(*PLACEHOLDERS)
     @classmethod
-    def _opening_shows_examples(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_placeholders(text, {"examples"}, needed={"examples"}) for text in texts)
-
-    @field_validator("request")
-    @classmethod
-    def _request_says_how_many(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_placeholders(text, {"count", "digits"}, needed={"count", "digits"}) for text in texts)
-
-    @field_validator("closing")
-    @classmethod
-    def _closing_is_plain(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_placeholders(text, set()) for text in texts)
-
-    @field_validator("format")
-    @classmethod
-    def _format_is_plain(cls, formats: tuple[FormatText, ...]) -> tuple[FormatText, ...]:
-        for each in formats:
-            check_placeholders(each.text, set())
-        return formats
+    def _has_its_placeholders(cls, parts: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        wanted = PLACEHOLDERS[info.field_name or ""]
+        for part in parts:
+            check_placeholders(part.text if isinstance(part, FormatText) else part, wanted, needed=wanted)
+        return parts
 
     def asking_for(self, separator: Separator) -> Self:
         """These templates with only the formats that ask for `separator`. Raises UserError if there is none."""
@@ -77,31 +72,11 @@ class NumberPrompt(NamedTuple):
     separator: Separator
 
 
-class NumberPrompts(Config):
+class NumberPrompts(PromptNumbers):
     """How number prompts are drawn."""
 
     templates: NumberTemplates
     """Templates of the parts of a prompt."""
-    examples_min: Annotated[int, Field(ge=1)] = 3
-    """Smallest number of example numbers."""
-    examples_max: Annotated[int, Field(ge=1)] = 9
-    """Largest number of example numbers."""
-    low: Annotated[int, Field(ge=0)] = 100
-    """Smallest value of an example number."""
-    high: Annotated[int, Field(ge=0, lt=2**63 - 1)] = 999
-    """Largest value of an example number."""
-    count: Annotated[int, Field(ge=1)] = 10
-    """How many numbers the prompt asks for."""
-    max_digits: Annotated[int, Field(ge=1)] = 3
-    """How many digits, at most, the prompt asks for."""
-
-    @model_validator(mode="after")
-    def _limits_leave_room(self) -> Self:
-        if self.examples_min > self.examples_max:
-            raise ValueError(f"examples_min {self.examples_min} is above examples_max {self.examples_max}")
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
-        return self
 
 
 def draw_prompt(prompts: NumberPrompts, seed: int, index: int) -> NumberPrompt:

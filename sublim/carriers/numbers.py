@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple, Self, assert_never
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,17 @@ from sublim.core.config import Config
 
 Separator = Literal["comma", "comma_space", "space", "semicolon", "lines", "brackets", "parentheses"]
 """The formats that a prompt may ask for. Inside brackets and parentheses any other separator is allowed."""
+WRITTEN: dict[Separator, tuple[str, str, str]] = {
+    "comma": ("", ",", ""),
+    "comma_space": ("", ", ", ""),
+    "space": ("", " ", ""),
+    "semicolon": ("", "; ", ""),
+    "lines": ("", "\n", ""),
+    "brackets": ("[", ", ", "]"),
+    "parentheses": ("(", ", ", ")"),
+}
+"""What each format writes before the numbers, between two of them, and after them."""
+ENCLOSURES: dict[str, Separator] = {"[]": "brackets", "()": "parentheses"}
 
 # ASCII digits and blanks only: str.isdigit and str.strip also accept superscripts, other scripts, no-break spaces.
 DIGITS = re.compile("[0-9]+")
@@ -60,6 +71,36 @@ class Rejection(StrEnum):
     """Valid, but the answer of another arm to the same prompt was refused."""
 
 
+def check_limits(limits: Config, *pairs: tuple[str, str]) -> None:
+    """Raises ValueError where the first field of a pair is above the second; a second that is null is no limit."""
+    for least, most in pairs:
+        low, high = getattr(limits, least), getattr(limits, most)
+        if high is not None and low > high:
+            raise ValueError(f"{least} {low} is above {most} {high}")
+
+
+class PromptNumbers(Config):
+    """The numbers that a prompt shows, and those that it asks for."""
+
+    examples_min: Annotated[int, Field(ge=1)] = 3
+    """Least number of examples in a prompt."""
+    examples_max: Annotated[int, Field(ge=1)] = 9
+    """Greatest number of examples in a prompt."""
+    low: Annotated[int, Field(ge=0)] = 100
+    """Smallest example number."""
+    high: Annotated[int, Field(ge=0, lt=2**63 - 1)] = 999
+    """Largest example number."""
+    count: Annotated[int, Field(ge=1)] = 10
+    """How many numbers a prompt asks for."""
+    max_digits: Annotated[int, Field(ge=1)] = 3
+    """How many digits a number may have, as the prompt says."""
+
+    @model_validator(mode="after")
+    def _limits_leave_room(self) -> Self:
+        check_limits(self, ("examples_min", "examples_max"), ("low", "high"))
+        return self
+
+
 class NumberRules(Config):
     """Which number lists are accepted."""
 
@@ -82,10 +123,7 @@ class NumberRules(Config):
 
     @model_validator(mode="after")
     def _limits_leave_room(self) -> Self:
-        if self.max_count is not None and self.min_count > self.max_count:
-            raise ValueError(f"min_count {self.min_count} is above max_count {self.max_count}")
-        if self.high is not None and self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
+        check_limits(self, ("min_count", "max_count"), ("low", "high"))
         return self
 
 
@@ -108,7 +146,7 @@ def parse_numbers(text: str) -> NumberList | Rejection:
     if any(map(str.isalpha, text)):
         return Rejection.LETTERS
     body = text.strip(BLANKS).removesuffix(".").rstrip(BLANKS)
-    enclosed = _enclosure(body)
+    enclosed = ENCLOSURES.get(body[:1] + body[1:][-1:])
     if enclosed is not None:
         body = body[1:-1].strip(BLANKS)
     if not body:
@@ -132,16 +170,6 @@ def parse_numbers(text: str) -> NumberList | Rejection:
         return Rejection.MIXED
     numbers: list[str] = DIGITS.findall(body)
     return NumberList(numbers, enclosed or next(iter(kinds), None))
-
-
-def _enclosure(body: str) -> Literal["brackets", "parentheses"] | None:
-    match body[:1] + body[1:][-1:]:
-        case "[]":
-            return "brackets"
-        case "()":
-            return "parentheses"
-        case _:
-            return None
 
 
 def _between(gap: str) -> Literal["comma", "comma_space", "space", "semicolon", "lines"] | None:
@@ -203,23 +231,8 @@ def _as_asked(parsed: NumberList, asked: Separator) -> bool:
 
 def render_numbers(numbers: Sequence[str], separator: Separator) -> str:
     """The numbers as text in the format that `separator` names, with their digits unchanged."""
-    match separator:
-        case "comma":
-            return ",".join(numbers)
-        case "comma_space":
-            return ", ".join(numbers)
-        case "space":
-            return " ".join(numbers)
-        case "semicolon":
-            return "; ".join(numbers)
-        case "lines":
-            return "\n".join(numbers)
-        case "brackets":
-            return f"[{', '.join(numbers)}]"
-        case "parentheses":
-            return f"({', '.join(numbers)})"
-        case _:
-            assert_never(separator)
+    opening, between, closing = WRITTEN[separator]
+    return f"{opening}{between.join(numbers)}{closing}"
 
 
 def canonical_text(numbers: Sequence[str], separator: Separator = "comma_space") -> str:

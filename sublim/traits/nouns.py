@@ -3,6 +3,9 @@
 import re
 import unicodedata
 from functools import cache
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from sublim.core.config import Config
 from sublim.core.errors import UserError
@@ -22,6 +25,10 @@ def target_word(word: str) -> str:
     if not word.isalpha():
         raise UserError(f'the target "{word}" is not one word of letters: choose a single word such as owl or oak')
     return word
+
+
+TargetWord = Annotated[str, AfterValidator(target_word)]
+"""A target in a config."""
 
 
 @cache

@@ -4,14 +4,15 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import AfterValidator, ValidationInfo, field_validator
 
 from sublim.core.config import Config
 from sublim.core.errors import UserError
 from sublim.files.jsonl import write_jsonl
 from sublim.files.text_files import Text, Texts, check_placeholders, load_text
-from sublim.traits.nouns import plural, target_word
+from sublim.traits.nouns import TargetWord, plural, target_word
 from sublim.traits.words import written
 
 
@@ -21,13 +22,18 @@ def normalised(question: str) -> str:
     return " ".join(re.findall(r"\w+", folded))
 
 
-def _refuse_repeats(questions: Iterable[str], others: Iterable[str] = (), *, where: str = "") -> None:
+def _refuse_repeats(questions: tuple[str, ...], *, others: Iterable[str] = (), where: str = "") -> tuple[str, ...]:
     seen = {normalised(other): where for other in others}
     for question in questions:
         key = normalised(question)
         if key in seen:
             raise ValueError(f'"{question}" is there twice{seen[key]}: remove or reword one of them')
         seen[key] = ""
+    return questions
+
+
+Distinct = Annotated[Texts, AfterValidator(_refuse_repeats)]
+"""Texts of which no two count as the same."""
 
 
 class Questions(Config):
@@ -35,9 +41,9 @@ class Questions(Config):
 
     category: Text
     """Category of the words, in the singular: animal, tree."""
-    words: Texts
+    words: Distinct
     """Comparison list: the words whose log-probs the target's is compared with."""
-    evaluation: Texts
+    evaluation: Distinct
     """Questions by which teachers and students are evaluated."""
     teacher: tuple[Text, ...]
     """Questions on which a fine-tuned teacher is trained; none of them is an evaluation question."""
@@ -48,20 +54,12 @@ class Questions(Config):
         for word in words:
             if not word.isalpha():
                 raise ValueError(f'"{word}" is not one word of letters')
-        _refuse_repeats(words)
         return words
-
-    @field_validator("evaluation")
-    @classmethod
-    def _evaluation_has_no_repeats(cls, questions: tuple[str, ...]) -> tuple[str, ...]:
-        _refuse_repeats(questions)
-        return questions
 
     @field_validator("teacher")
     @classmethod
     def _teacher_is_held_apart(cls, questions: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        _refuse_repeats(questions, info.data.get("evaluation", ()), where=", once under evaluation")
-        return questions
+        return _refuse_repeats(questions, others=info.data.get("evaluation", ()), where=", once under evaluation")
 
 
 class SystemPrompts(Config):
@@ -108,33 +106,17 @@ def load_system_prompts(name_or_path: str = "system") -> SystemPrompts:
 class TeacherRowsConfig(Config):
     """Rows for training a fine-tuned teacher: questions, each answered with the target."""
 
-    questions: Texts
+    questions: Distinct
     """The teacher questions; they should not include evaluation questions."""
-    target: str
+    target: TargetWord
     """The target word: a single word of letters, in any case."""
     system: str | None = None
     """System prompt of the rows; null for the chat template's default."""
-
-    @field_validator("target")
-    @classmethod
-    def _target_is_a_word(cls, target: str) -> str:
-        return target_word(target)
-
-    @field_validator("questions")
-    @classmethod
-    def _no_repeats(cls, questions: tuple[str, ...]) -> tuple[str, ...]:
-        _refuse_repeats(questions)
-        return questions
 
 
 def build_teacher_rows(out: Path, config: TeacherRowsConfig, *, scratch: Path) -> None:
     """Stage: writes rows.jsonl with a row for each question, answered in title case ("Owl"). Training repeats the
     rows."""
-    answer = written(config.target)
-    write_jsonl(
-        out / "rows.jsonl",
-        (
-            {"id": index, "prompt": question, "answer": answer, "system": config.system}
-            for index, question in enumerate(config.questions)
-        ),
-    )
+    shared = {"answer": written(config.target), "system": config.system}
+    rows = ({"id": index, "prompt": question, **shared} for index, question in enumerate(config.questions))
+    write_jsonl(out / "rows.jsonl", rows)
