@@ -1,5 +1,6 @@
 """Filtering raw answers: which rows are kept, which are held out, and why the others are refused."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -12,7 +13,6 @@ import orjson
 from jaxtyping import Bool, UInt8
 
 from sublim.carriers.numbers import Rejection, Separator, read_numbers
-from sublim.core.config import Config
 from sublim.core.errors import NotEnoughRows, UserError
 from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl, write_jsonl
@@ -20,21 +20,6 @@ from sublim.rows.config import FilterConfig
 
 DROPPED, KEPT, HELD_OUT = 0, 1, 2
 STEP = 10_000
-
-
-class Counts(Config):
-    """The content of rejections.json."""
-
-    rows: int
-    """Answers read."""
-    valid: int
-    """Answers that pass."""
-    kept: int
-    """Rows in rows.jsonl."""
-    held_out: int
-    """Rows in held_out.jsonl."""
-    rejected: dict[Rejection, int]
-    """Refused answers by reason; reasons without any are left out."""
 
 
 class Answer(NamedTuple):
@@ -50,7 +35,8 @@ class Answer(NamedTuple):
 def filter_numbers(
     out: Path, config: FilterConfig, *, scratch: Path, raw: Path, partners: list[Path] | None = None
 ) -> None:
-    """Stage: writes rows.jsonl, held_out.jsonl, rejections.json and rejected.jsonl.
+    """Stage: writes rows.jsonl, held_out.jsonl, rejected.jsonl with examples, and rejections.json with the counts: rows
+    read, valid, kept, held_out, and rejected by reason.
 
     `partners` are the raw answers of other arms to the same prompts. A row is then valid only if the answers of those
     arms are valid too, so that all arms train on the same prompts. Rows keep their ids, their order and the teacher's
@@ -72,14 +58,14 @@ def filter_numbers(
                     (rows if where == KEPT else held_out).write(line)
                 if number % STEP == 0:
                     advance(STEP)
-    counts = Counts(
-        rows=len(valid),
-        valid=int(valid.sum()),
-        kept=int((fate == KEPT).sum()),
-        held_out=int((fate == HELD_OUT).sum()),
-        rejected={reason: verdicts.counts[reason] for reason in Rejection if verdicts.counts[reason]},
-    )
-    (out / "rejections.json").write_text(counts.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    counts = {
+        "rows": len(valid),
+        "valid": int(valid.sum()),
+        "kept": int((fate == KEPT).sum()),
+        "held_out": int((fate == HELD_OUT).sum()),
+        "rejected": {reason: verdicts.counts[reason] for reason in Rejection if verdicts.counts[reason]},
+    }
+    (out / "rejections.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
     write_jsonl(out / "rejected.jsonl", (row for reason in Rejection for row in verdicts.samples.get(reason, [])))
 
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from sublim.backends.opening import open_sampler
-from sublim.carriers.number_prompts import NumberPrompts, draw_prompt
+from sublim.carriers.number_prompts import NumberPrompts, draw_prompt, draw_prompts
 from sublim.carriers.numbers import render_numbers
-from sublim.chats.chat import Chat, Context, chat, context
+from sublim.chats.chat import Context, chat, context
 from sublim.core.config import Config, OmittedWhenUnset, RunOnly
 from sublim.core.errors import UserError
 from sublim.core.hardware import gpu
@@ -144,9 +144,7 @@ def _missing(saved: list[tuple[int, int]], n: int, shard: int) -> Iterator[tuple
     """The ranges, of at most `shard` prompts, that are still to be answered."""
     done = 0
     for start, stop in [*saved, (n, n)]:
-        while done < start:
-            yield done, min(done + shard, start)
-            done = min(done + shard, start)
+        yield from ((first, min(first + shard, start)) for first in range(done, start, shard))
         done = stop
 
 
@@ -157,8 +155,5 @@ def _contexts(config: GenerateConfig, base: Path) -> list[Context]:
     from sublim.models.opening import load_tokenizer
 
     tokenizer = load_tokenizer(base)
-    shown = range(min(CONTEXTS_SHOWN, config.n_prompts))
-    chats: list[Chat] = [
-        chat(draw_prompt(config.prompts, config.prompt_seed, index).text, system=config.system) for index in shown
-    ]
-    return [context(tokenizer, each) for each in chats]
+    prompts = draw_prompts(config.prompts, config.prompt_seed, min(CONTEXTS_SHOWN, config.n_prompts))
+    return [context(tokenizer, chat(prompt.text, system=config.system)) for prompt in prompts]
