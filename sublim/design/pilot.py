@@ -7,6 +7,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sublim.core.errors import UserError
+from sublim.evals.effects import units_of
 from sublim.evals.preference.config import MetricName, Scores
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact, Manifest
@@ -24,11 +25,8 @@ class Pilot(NamedTuple):
     @property
     def units(self) -> Float[ndarray, "u q"]:
         """One row for each independent unit, which is a block where there are several and otherwise a pair."""
-        names = list(dict.fromkeys(self.blocks))
-        if len(names) < 2:
-            return self.matrix
-        labels = np.array(self.blocks)
-        return np.stack([self.matrix[labels == name].mean(axis=0) for name in names])
+        members = units_of(len(self.matrix), len(self.matrix), self.blocks).members
+        return np.stack([self.matrix[pairs].mean(axis=0) for pairs in members])
 
 
 def read_pilot(store: Store, manifest: Manifest, metric: MetricName) -> Pilot:

@@ -10,7 +10,6 @@ import polars as pl
 
 from sublim.design.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
 from sublim.design.sweep_figures import draw_cost, draw_effects
-from sublim.evals.effect_config import Effect
 from sublim.evals.mmlu_pro.config import LetterComparison, MmluProComparison
 from sublim.evals.preference.config import METRICS, UNITS, Comparison, MetricComparison, MetricName
 from sublim.evals.total_variation.config import ShiftComparison, ShiftComparisons
@@ -24,10 +23,9 @@ ALIKE = "every unit has the same value: there is no spread to tell an interval f
 would claim."""
 TEXT = ("expected", "metric", "unit", "reason", "corrected")
 WHOLE = ("units", "pairs", "questions")
-REAL = (
-    *("base", "teacher", "student", "control", "estimate", "low", "high", "low_questions", "high_questions"),
-    *("p", "p_corrected", "p_flips", "p_flips_smallest", "detectable"),
-)
+MEANS = ("base", "teacher", "student", "control")
+BOUNDS = ("low", "high", "low_questions", "high_questions")
+REAL = (*MEANS, "estimate", *BOUNDS, "p", "p_corrected", "p_flips", "p_flips_smallest", "detectable")
 
 
 def record_cell(
@@ -100,29 +98,21 @@ class Payloads(NamedTuple):
 
 
 def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterator[dict[str, Any]]:
-    known = {
-        "target": row.target,
-        "arm": row.arm,
-        "of": row.of,
-        "updates": row.updates,
-        **{name: _text(row.grid.get(name)) for name in config.axes},
-        "expected": row.expected,
-        "grid": {name.rpartition(".")[2]: value for name, value in row.grid.items()},
-    }
+    known = row.model_dump(include={"target", "arm", "of", "updates", "expected"})
+    known |= {name: _text(row.grid.get(name)) for name in config.axes}
+    known["grid"] = {name.rpartition(".")[2]: value for name, value in row.grid.items()}
     by_metric, reason = _compared(row, read.comparisons)
     for metric in METRICS:
         yield known | _numbers(metric, UNITS[metric], by_metric.get(metric), reason, config.level)
-    if row.comparison is None:
-        return
-    if row.of:
+    if row.comparison is None or row.of:
         return
     if row.comparison in read.shifts:
         path = read.shifts[row.comparison] / "shift_comparison.json"
         for metric, shifts in ShiftComparisons.model_validate_json(path.read_bytes()).metrics.items():
             yield known | _numbers(metric, "distance from the base", shifts, row.reason, config.level)
     if row.comparison in read.capability:
-        exam = MmluProComparison.model_validate_json((read.capability[row.comparison] / "mmlu_pro.json").read_bytes())
-        for metric, letters in exam.metrics.items():
+        path = read.capability[row.comparison] / "mmlu_pro.json"
+        for metric, letters in MmluProComparison.model_validate_json(path.read_bytes()).metrics.items():
             yield known | _numbers(metric, "share right", letters, row.reason, config.level)
 
 
@@ -167,8 +157,9 @@ def _numbers(
     return {
         "metric": metric,
         "unit": unit,
-        **{name: getattr(found, name, None) for name in ("base", "teacher", "student", "control")},
-        **_bounds(effect, with_interval=not alike),
+        **{name: getattr(found, name, None) for name in MEANS},
+        "estimate": effect and effect.estimate,
+        **{name: None if alike else getattr(effect, name, None) for name in BOUNDS},
         "units": effect.units if effect else 0,
         "pairs": effect.seeds if effect else 0,
         "questions": effect.questions if effect else 0,
@@ -180,14 +171,6 @@ def _numbers(
         "detectable": detectable(len(tested), float(np.std(tested, ddof=1)), level=level) if tested else None,
         "reason": "; ".join(part for part in why if part) or None,
         "pairs_of": effect.per_pair if effect else [],
-    }
-
-
-def _bounds(effect: Effect | None, *, with_interval: bool) -> dict[str, float | None]:
-    bounds = ("low", "high", "low_questions", "high_questions")
-    return {
-        "estimate": effect.estimate if effect else None,
-        **{name: getattr(effect, name) if effect and with_interval else None for name in bounds},
     }
 
 
