@@ -9,7 +9,6 @@ from flows.pipeline.config import SteeringTeacher, Words
 from sublim.core.config import Config, RunOnly
 from sublim.evals.mmlu_pro.config import MmluProConfig
 from sublim.inference.config import Backend, HfBackend, SamplingParams
-from sublim.traits.nouns import target_word
 
 
 class ModelUnderTest(Config):
@@ -56,11 +55,6 @@ class EvaluateConfig(Config):
         if not isinstance(listed, list | tuple):
             return listed
         return [{"model": each.strip()} if isinstance(each, str) else each for each in cast(Sequence[Any], listed)]
-
-    @field_validator("target")
-    @classmethod
-    def _words(cls, target: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(target_word(word) for word in target)
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "EvaluateConfig":

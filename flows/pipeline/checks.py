@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig, SteeringTeacher
-from flows.pipeline.plan import ask_config, generate_config, score_config, system_prompt
+from flows.pipeline.plan import ask_config, generate_config, score_config, system_prompt, teacher_rows_config
 from flows.runs.machine import check_machine, check_model
 from sublim.core.errors import UserError
 from sublim.core.hardware import no_flash
 from sublim.inference.config import Backend, HfBackend, OpenAIBackend, VllmBackend
-from sublim.training.config import TrainConfig, no_unsloth
+from sublim.training.config import no_unsloth
 from sublim.traits.questions import load_questions
 
 
@@ -29,14 +29,10 @@ def check_trainings(config: PipelineConfig) -> None:
     if isinstance(config.teacher, FinetunedTeacher) and not config.second_draw:
         trainings["teacher.train"] = config.teacher.train
     for name, train in trainings.items():
-        _check_training(name, train)
-
-
-def _check_training(name: str, train: TrainConfig) -> None:
-    if train.trainer == "unsloth" and (why := no_unsloth()):
-        raise UserError(f"{name}.trainer: unsloth cannot run here: {why}; or set it to trl")
-    if train.attention == "flash_attention_2":
-        _check_flash(name, train.resolved().dtype)
+        if train.trainer == "unsloth" and (why := no_unsloth()):
+            raise UserError(f"{name}.trainer: unsloth cannot run here: {why}; or set it to trl")
+        if train.attention == "flash_attention_2":
+            _check_flash(name, train.resolved().dtype)
 
 
 def _check_flash(name: str, dtype: str) -> None:
@@ -78,6 +74,8 @@ def check(config: PipelineConfig) -> None:
     ask_config(config, questions)
     for target in config.target:
         score_config(config, questions, target)
+        if isinstance(config.teacher, FinetunedTeacher):
+            teacher_rows_config(config.teacher, questions, target)
         system_prompt(config, questions, target)
         generate_config(config, arm=target, block=config.blocks[0])
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from flows.pipeline.keys import Unit
-from sublim.carriers.numbers import Separator
+from sublim.carriers.numbers import PromptNumbers, Separator
 from sublim.core.config import Config, RunOnly
 from sublim.design.arms import ARMS, ArmName
 from sublim.diagnostics.config import DiagnosticName
@@ -15,7 +15,7 @@ from sublim.models.config import BundledModel, ModelConfig
 from sublim.residual.edits import Edit, Site, Steering, Tokens
 from sublim.rows.config import FilterConfig
 from sublim.training.config import TrainConfig
-from sublim.traits.nouns import target_word
+from sublim.traits.nouns import TargetWord
 
 
 def split(words: Any) -> Any:
@@ -23,8 +23,8 @@ def split(words: Any) -> Any:
     return [word.strip() for word in words.split(",")] if isinstance(words, str) else words
 
 
-Words = Annotated[tuple[str, ...], BeforeValidator(split)]
-"""One or several words; one text with commas will do."""
+Words = Annotated[tuple[TargetWord, ...], BeforeValidator(split)]
+"""One or several words of letters, in lower case; one text with commas will do."""
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 
@@ -71,37 +71,20 @@ class SteeringTeacher(Config):
 
     def steering(self, target: str) -> Steering:
         """The edit for one target."""
-        edit = Edit(
-            vector=self.vector.replace("{target}", target),
-            strength=self.strength,
-            scale=self.scale,
-            tokens=self.tokens,
-        )
-        return Steering(edits=(edit,))
+        shared = self.model_dump(include={"strength", "scale", "tokens"})
+        return Steering(edits=(Edit(vector=self.vector.replace("{target}", target), **shared),))
 
 
 Teacher = Annotated[PromptTeacher | FinetunedTeacher | SteeringTeacher, Field(discriminator="kind")]
 
 
-class CarrierConfig(Config):
+class CarrierConfig(PromptNumbers):
     """The number lists: what the prompts ask for, and how answers are sampled."""
 
     templates: str = "numbers"
     """Templates of the prompts: `numbers` or `numbers_short` for the bundled ones, or a JSON or YAML file."""
     separator: Separator | None = None
     """Use only templates that ask for this separator; null for all templates."""
-    examples_min: Positive = 3
-    """Least number of examples in a prompt."""
-    examples_max: Positive = 9
-    """Greatest number of examples in a prompt."""
-    low: Natural = 100
-    """Smallest example number."""
-    high: Annotated[int, Field(ge=0, lt=2**63 - 1)] = 999
-    """Largest example number."""
-    count: Positive = 10
-    """How many numbers a prompt asks for."""
-    max_digits: Positive = 3
-    """How many digits a number may have, as the prompt says."""
     prompts: Positive = 25_000
     """Number of prompts. Teacher and base answer the same ones."""
     seed: Natural = 0
@@ -110,13 +93,6 @@ class CarrierConfig(Config):
     """How answers are sampled."""
     constraint: NumberFormat | None = None
     """Allow only tokens that continue a list in this format; null for free answers, which the filter then checks."""
-
-    @model_validator(mode="after")
-    def _limits_leave_room(self) -> Self:
-        for least, most in (("examples_min", "examples_max"), ("low", "high")):
-            if getattr(self, least) > getattr(self, most):
-                raise ValueError(f"{least} {getattr(self, least)} is above {most} {getattr(self, most)}")
-        return self
 
 
 class EvaluationConfig(Config):
@@ -211,20 +187,12 @@ class PipelineConfig(Config):
             return (None,)
         return wanted if limit is None else (*(update for update in wanted if update < limit), limit)
 
-    @field_validator("target")
-    @classmethod
-    def _words(cls, target: tuple[str, ...]) -> tuple[str, ...]:
-        words = tuple(target_word(word) for word in target)
-        if len(set(words)) < len(words):
-            raise ValueError("a target is named twice")
-        return words
-
     @field_validator("arms", "held_back", "diagnostics", mode="before")
     @classmethod
     def _named(cls, names: Any, info: ValidationInfo) -> Any:
         if names == "all":
             return get_args(DiagnosticName) if info.field_name == "diagnostics" else tuple(ARMS)
-        return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+        return split(names)
 
     @field_validator("arms")
     @classmethod
@@ -232,34 +200,23 @@ class PipelineConfig(Config):
         return tuple(name for name in ARMS if name in arms)
 
     @model_validator(mode="after")
-    def _arms_need_a_teacher(self) -> Self:
+    def _settings_agree(self) -> Self:
         if self.second_draw and self.arms:
             raise ValueError("`second_draw` leaves no teacher to compare arms with: name second_draw in `arms` instead")
-        return self
-
-    @model_validator(mode="after")
-    def _soft_labels_need_weights(self) -> Self:
-        if self.labels == "hard":
-            return self
-        if not isinstance(self.teacher, FinetunedTeacher):
+        if self.labels == "soft" and not isinstance(self.teacher, FinetunedTeacher):
             raise ValueError("soft labels need a fine-tuned teacher: a system-prompted one has only the base's weights")
-        if "other_base" in self.arms and "other_base" not in self.held_back:
+        if self.labels == "soft" and "other_base" in self.arms_run:
             raise ValueError("soft labels need one vocabulary: leave other_base out of `arms`, or set labels=hard")
-        return self
-
-    @model_validator(mode="after")
-    def _shorter_arms_are_comparable(self) -> Self:
-        if not self.arm_updates:
-            return self
         if unseen := {*self.arm_updates.values()} - {*self.evaluation.updates}:
             raise ValueError(f"`arm_updates` has {sorted(unseen)}, which `evaluation.updates` lacks: add it there")
-        if self.student.schedule != "constant" or self.student.warmup_fraction:
+        if self.arm_updates and (self.student.schedule != "constant" or self.student.warmup_fraction):
             raise ValueError("`arm_updates` needs a constant learning rate: a shorter schedule is another training")
         return self
 
-    @field_validator("seeds", "blocks")
+    @field_validator("target", "seeds", "blocks")
     @classmethod
-    def _distinct(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(numbers)) < len(numbers):
-            raise ValueError("a number is given twice: paired runs need distinct ones")
-        return numbers
+    def _distinct(cls, given: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if len({*given}) < len(given):
+            numbers = "a number is given twice: paired runs need distinct ones"
+            raise ValueError("a target is named twice" if info.field_name == "target" else numbers)
+        return given

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher, SteeringTeacher
+from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher
 from sublim.bases.needs_config import CheckBaseConfig
 from sublim.carriers.number_prompts import NumberPrompts, load_number_templates
+from sublim.carriers.numbers import PromptNumbers
 from sublim.core.errors import UserError
 from sublim.design.arms import ArmName
 from sublim.evals.preference.config import AskConfig, ScoreConfig
@@ -53,14 +54,10 @@ def teacher_rows_config(teacher: FinetunedTeacher, questions: Questions, target:
 
 def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> str | None:
     """The system prompt of a prompted teacher; None for any other teacher."""
-    match config.teacher:
-        case PromptTeacher() as teacher:
-            return load_system_prompts(teacher.system).render(target, questions.category, variant=teacher.variant)
-        case FinetunedTeacher() as teacher:
-            teacher_rows_config(teacher, questions, target)
-            return None
-        case SteeringTeacher():
-            return None
+    teacher = config.teacher
+    if not isinstance(teacher, PromptTeacher):
+        return None
+    return load_system_prompts(teacher.system).render(target, questions.category, variant=teacher.variant)
 
 
 def generate_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateConfig:
@@ -69,12 +66,7 @@ def generate_config(config: PipelineConfig, *, arm: str, block: int) -> Generate
     templates = load_number_templates(carrier.templates)
     prompts = NumberPrompts(
         templates=templates.asking_for(carrier.separator) if carrier.separator else templates,
-        examples_min=carrier.examples_min,
-        examples_max=carrier.examples_max,
-        low=carrier.low,
-        high=carrier.high,
-        count=carrier.count,
-        max_digits=carrier.max_digits,
+        **carrier.model_dump(include={*PromptNumbers.model_fields}),
     )
     seed = block_seed(carrier.seed, block)
     redrawn = arm == SECOND_DRAW or (config.second_draw and arm != CONTROL)
