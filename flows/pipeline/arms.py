@@ -1,6 +1,6 @@
 """The arms of a pipeline run: which sets of students they need, and which set each is compared with."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from flows.pipeline.config import PipelineConfig
@@ -79,11 +79,6 @@ class Contrast(NamedTuple):
         return [TeacherKey(self.target, block) for block in blocks] if self.arm is None else []
 
 
-def at_checkpoints(contrasts: Iterable[Contrast]) -> Iterator[tuple[Contrast, int | None]]:
-    """Every contrast at each of its checkpoints."""
-    return ((contrast, update) for contrast in contrasts for update in contrast.updates)
-
-
 def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], derive: Derive) -> list[StudentSet]:
     """Every set of students that the run needs, the main arm's first. `rows` are filtered, by writer and block."""
     plain = (*config.target, CONTROL)
@@ -94,8 +89,8 @@ def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], der
         if arm in DERIVED:
             for name in plain:
                 label = f"{name} {arm}"
-                made = [
-                    derive(label, derive_config(config, arm, block), each)
+                made = [  # with the same seed for the rows of teacher and base
+                    derive(label, DeriveConfig(how=arm, seed=block_seed(config.carrier.seed, block)), each)
                     for block, each in zip(config.blocks, rows[name], strict=True)
                 ]
                 sets.append(StudentSet(label, name, arm, "base", made, updates))
@@ -105,11 +100,6 @@ def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], der
             base: BaseName = "other_base" if arm == "other_base" else "base"
             sets += [StudentSet(f"{name} {arm}", name, arm, base, rows[name], updates) for name in plain]
     return sets
-
-
-def derive_config(config: PipelineConfig, arm: ArmName, block: int) -> DeriveConfig:
-    """How an arm changes rows in one block, with the same seed for the rows of teacher and base."""
-    return DeriveConfig.model_validate({"how": arm, "seed": block_seed(config.carrier.seed, block)})
 
 
 def contrasts(config: PipelineConfig, questions: Questions, target: str) -> Iterator[Contrast]:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import NamedTuple
 
 from flows.pipeline.config import PipelineConfig
-from flows.pipeline.keys import TeacherKey
 from flows.pipeline.models import ModelState, write_numbers
 from flows.pipeline.plan import CONTROL, SECOND_DRAW, generate_config
 from flows.pipeline.teachers import make_teacher
@@ -25,11 +24,6 @@ class Block(NamedTuple):
     """What was written, by writer: `control` for the base, a target for its teacher, `second_draw`."""
     rows: dict[str, Artifact]
     """The same after the filter."""
-
-    @property
-    def keyed(self) -> dict[TeacherKey, ModelState]:
-        """The teachers under their names in the run."""
-        return {TeacherKey(target, self.number): teacher for target, teacher in self.teachers.items()}
 
 
 def write_block(

@@ -9,36 +9,35 @@ the same seeds. A student is trained on the teacher's lists and its paired contr
 order and number of updates. The effect is the student's margin for the target minus its control's.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import cycle, product
 from typing import Any
 
 from prefect import flow
 
-from flows.pipeline.arms import Contrast, StudentSet, contrasts, student_sets
+from flows.pipeline.arms import StudentSet, contrasts, student_sets
 from flows.pipeline.bases import check_bases, prepare_bases
 from flows.pipeline.block import Block, rows_by_writer, write_block
-from flows.pipeline.capability import compare_capability, compare_shifts, examine, questions_of
+from flows.pipeline.capability import examine, questions_of
 from flows.pipeline.checks import check
+from flows.pipeline.comparisons import compare_all, compare_capability, compare_shifts
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.diagnostics import diagnose
 from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, Unit
 from flows.pipeline.models import ModelState, ask_model
-from flows.pipeline.plan import ask_config, score_config, student_config
+from flows.pipeline.plan import ask_config, student_config
 from flows.pipeline.report import printed, publish
-from flows.pipeline.study import Comparison, Study, TrainedModels
+from flows.pipeline.study import Study, TrainedModels
 from flows.runs.parameters import Loader
 from flows.runs.record import recorded
-from sublim.evals.effect_config import CompareConfig
-from sublim.evals.preference.config import ScoreConfig
 from sublim.rows.config import DeriveConfig
 from sublim.store.manifest import Artifact
 from sublim.training.config import SoftTrainConfig, TrainConfig
 from sublim.traits.questions import Questions, load_questions
 from tasks.lanes import side_by_side
 from tasks.processes import one_process
-from tasks.stages import ask, compare, derive_rows, score, train_soft_student, train_student
+from tasks.stages import ask, derive_rows, train_soft_student, train_student
 
 __all__ = ["pipeline", "printed"]
 
@@ -166,33 +165,3 @@ def ask_all(
             asked |= zip(own, side_by_side(calls), strict=True)
             examined |= examine(config, {key: (str(key), model) for key, model in own.items()})
     return asked, examined
-
-
-def compare_all(
-    config: PipelineConfig, questions: Questions, compared: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
-) -> list[Comparison]:
-    """Students against controls, for every contrast and checkpoint; each model is scored once for a target."""
-    units = config.units
-    scores: dict[tuple[str, ModelKey], Artifact] = {}
-    found: list[Comparison] = []
-    for contrast in compared:
-        target = contrast.target
-        scoring = score_config(config, questions, target)
-
-        def scored(keys: Iterable[ModelKey], target: str = target, scoring: ScoreConfig = scoring) -> list[Artifact]:
-            for key in keys:
-                if (target, key) not in scores:
-                    scores[target, key] = score(scoring, label=f"{target}: {key!s}", asked=asked[key])
-            return [scores[target, key] for key in keys]
-
-        for update in contrast.updates:
-            artifact = compare(
-                CompareConfig(blocks=tuple(unit.block for unit in units)),
-                label=contrast.label(update),
-                students=scored(contrast.student_keys(units, update)),
-                controls=scored(contrast.control_keys(units, update)),
-                base=scored([contrast.base])[0],
-                teacher=scored(contrast.teacher_keys(units)) or None,
-            )
-            found.append(Comparison(contrast, update, artifact))
-    return found

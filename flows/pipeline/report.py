@@ -17,7 +17,7 @@ from flows.pipeline.capability import (
 )
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.plan import CONTROL
-from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, unchanged_notes
+from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, dose_of, unchanged_notes
 from flows.pipeline.study import Study
 from flows.runs.publish import tell_figures, tell_report
 from flows.runs.record import Run
@@ -25,21 +25,11 @@ from flows.runs.settings import changes
 from sublim.chats.chat import context_mismatches
 from sublim.design.arms import DERIVED
 from sublim.files.jsonl import read_jsonl
-from sublim.models.files import base_identity
 from sublim.report.diagnostics import DiagnosticsShown
 from sublim.report.files import write_csv
 from sublim.report.page import FigureFile
 from sublim.report.render import write_report
-from sublim.report.shown import (
-    ContextShown,
-    DatasetShown,
-    DosePoint,
-    Edge,
-    RowShown,
-    RunReport,
-    StageShown,
-    TargetShown,
-)
+from sublim.report.shown import ContextShown, DatasetShown, Edge, RowShown, RunReport, StageShown, TargetShown
 from sublim.report.summary import markdown_summary, summary, table_rows
 from sublim.store.manifest import Manifest, input_artifacts
 
@@ -70,11 +60,13 @@ def publish(run: Run, study: Study) -> dict[str, Any]:
 
 def describe(run: Run, study: Study) -> RunReport:
     """Everything the report shows, read from the store."""
-    config, bases = study.config, study.trained.bases
-    manifests = {key: manifest for key, manifest in _manifests(run)}
+    config, bases = study.config, bases_of(run, study)
+    manifests = {
+        stage.key: manifest for stage in run.stages if (manifest := run.store.manifest(stage.stage, stage.key))
+    }
     contexts = dict(_contexts(manifests, study))
     both = {"student", "asked"} <= {*contexts}
-    made = manifests[bases["base"].key].provenance
+    made = manifests[study.trained.bases["base"].key].provenance
     drawn = "a second draw of the base's own rows" if config.second_draw else "the teacher's number lists"
     *others, last = config.target
     targets = f"{', '.join(others)} and {last}" if others else last
@@ -90,9 +82,9 @@ def describe(run: Run, study: Study) -> RunReport:
         flow="pipeline",
         preset=run.preset,
         about=about,
-        targets=[_target(run, results, study, target) for target in config.target],
+        targets=[_target(run, results, study, target, bases) for target in config.target],
         confusion=confusion_of(study, results),
-        bases=bases_of(run, study),
+        bases=bases,
         diagnostics=_diagnostics(run, results, study),
         contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
         mismatches=context_mismatches(contexts["student"], contexts["asked"]) if both else [],
@@ -116,13 +108,6 @@ def describe(run: Run, study: Study) -> RunReport:
     )
 
 
-def _manifests(run: Run) -> Iterator[tuple[str, Manifest]]:
-    for stage in run.stages:
-        manifest = run.store.manifest(stage.stage, stage.key)
-        if manifest is not None:
-            yield stage.key, manifest
-
-
 def _contexts(manifests: dict[str, Manifest], study: Study) -> Iterator[tuple[str, Any]]:
     """The first rendered context of each role, from the notes of the stages that used it: the main arm's first."""
     main, trained = study.comparisons[0], study.trained
@@ -138,21 +123,15 @@ def _contexts(manifests: dict[str, Manifest], study: Study) -> Iterator[tuple[st
             yield role, found[0]
 
 
-def drawn_by(config: PipelineConfig) -> str:
-    """The name of the main arm: what wrote the students' rows."""
-    return "second draw of the base" if config.second_draw else "teacher"
-
-
-def _target(run: Run, results: Results, study: Study, target: str) -> TargetShown:
-    found = [(update, results.main(target, update)) for update in study.main(target).updates]
-    dose = [DosePoint(updates=update, metrics=compared.metrics) for update, compared in found if update is not None]
-    called = drawn_by(study.config)
+def _target(run: Run, results: Results, study: Study, target: str, bases: dict[str, str]) -> TargetShown:
+    updates = study.main(target).updates
+    called = "second draw of the base" if study.config.second_draw else "teacher"
     return TargetShown(
         arm=called,
-        comparison=found[-1][1],
-        dose=dose if len(dose) > 1 else [],
-        arms=arms_of(study, results, target, called, _same_bases(run, study)),
-        costs=costs_of(run.store, study.comparisons, study.capability, target, called),
+        comparison=results.main(target, updates[-1]),
+        dose=dose_of((update, results.main(target, update).metrics) for update in updates),
+        arms=arms_of(study, results, target, called, bases),
+        costs=costs_of(run.store, results, study.capability, target, called),
     )
 
 
@@ -162,12 +141,6 @@ def _diagnostics(run: Run, results: Results, study: Study) -> DiagnosticsShown |
     from flows.pipeline.report_diagnostics import diagnostics_of  # imports scipy, which other runs need not wait for
 
     return diagnostics_of(run, results, study, study.diagnosed)
-
-
-def _same_bases(run: Run, study: Study) -> dict[str, bool]:
-    """Whether each base has the weights of the one that the teachers start from."""
-    digests = {name: base_identity(run.store.payload(artifact)) for name, artifact in study.trained.bases.items()}
-    return {name: digest == digests["base"] for name, digest in digests.items()}
 
 
 def _datasets(run: Run, study: Study) -> Iterator[DatasetShown]:

@@ -6,17 +6,12 @@ from statistics import fmean
 
 from flows.pipeline.keys import BaseKey, ModelKey, StudentKey, TeacherKey, Unit
 from flows.pipeline.plan import CONTROL
-from flows.pipeline.report_arms import Results
-from flows.pipeline.study import Diagnosed, Study
+from flows.pipeline.report_arms import Results, interval
+from flows.pipeline.study import Diagnosed, Study, read
 from flows.runs.record import Run
 from sublim.diagnostics.config import Divergence, Shifts, UnseenLosses
 from sublim.diagnostics.matched import Along, matched_pair
 from sublim.report.diagnostics import DiagnosticsShown, DivergenceShown, LossShown, MatchedShown, ShiftShown
-from sublim.stats.intervals import paired_t
-from sublim.store.manifest import Artifact
-
-LEVEL = 0.95
-
 
 NOT_FINITE = "the loss is not finite: the training diverged"
 
@@ -25,21 +20,18 @@ def diagnostics_of(run: Run, results: Results, study: Study, found: Diagnosed) -
     """Everything the diagnostics say."""
     config = study.config
     losses = {
-        key: {rows: each.nats_per_token for rows, each in _losses(run, artifact).losses.items()}
+        key: {
+            rows: each.nats_per_token
+            for rows, each in read(UnseenLosses, run.store, artifact, "losses.json").losses.items()
+        }
         for key, artifact in found.losses.items()
     }
     return DiagnosticsShown(
         losses=_losses_shown(study, losses) if losses else [],
-        matched=[_matched(study, results, target, losses) for target in config.target] if losses else [],
-        shift=[_shift(run, found, target) for target in config.target] if "shift" in config.diagnostics else [],
-        divergence=[_divergence(run, found, target) for target in config.target]
-        if "divergence" in config.diagnostics
-        else [],
+        matched=[_matched(study, results, target, losses) for target in config.target if losses],
+        shift=[_shift(run, found, target) for target in config.target if "shift" in config.diagnostics],
+        divergence=[_divergence(run, found, target) for target in config.target if "divergence" in config.diagnostics],
     )
-
-
-def _losses(run: Run, artifact: Artifact) -> UnseenLosses:
-    return UnseenLosses.model_validate_json((run.store.payload(artifact) / "losses.json").read_bytes())
 
 
 LossTable = dict[ModelKey, dict[str, float | None]]
@@ -93,54 +85,40 @@ def _matched(study: Study, results: Results, target: str, losses: LossTable) -> 
     gains = {arm: fmean(path[-1].gain for path in each if path) for arm, each in paths.items() if any(each)}
     plain = None if last.effect is None else fmean(last.effect.per_pair[: len(units)])
     known = [pair.effect for pair in pairs if pair is not None]
-    if len(known) < len(pairs):
-        return MatchedShown(
-            target=target,
-            estimate=None,
-            equal_updates=plain,
-            student_gain=gains.get(target),
-            control_gain=gains.get(CONTROL),
-            reason=f"{len(pairs) - len(known)} of {len(pairs)} pairs have a student or control that learned nothing",
-        )
-    low, high = _bounds(known)
+    lost = len(pairs) - len(known)
+    spread = None if lost else interval(known)
+    reason = None if spread else "one pair has no spread"
     return MatchedShown(
         target=target,
-        estimate=fmean(known),
-        low=low,
-        high=high,
+        estimate=None if lost else fmean(known),
+        low=spread and spread.low,
+        high=spread and spread.high,
         equal_updates=plain,
-        student_gain=gains[target],
-        control_gain=gains[CONTROL],
-        reason=None if low is not None else "one pair has no spread",
+        student_gain=gains.get(target),
+        control_gain=gains.get(CONTROL),
+        reason=f"{lost} of {len(pairs)} pairs have a student or control that learned nothing" if lost else reason,
     )
-
-
-def _bounds(values: Sequence[float]) -> tuple[float | None, float | None]:
-    if len(values) < 2:
-        return None, None
-    found = paired_t(values, LEVEL)
-    return found.low, found.high
 
 
 def _shift(run: Run, found: Diagnosed, target: str) -> ShiftShown:
     if target not in found.shifts:
         return ShiftShown(target=target, student=None, control=None, reason=found.missing[f"shift {target}"])
-    path = run.store.payload(found.shifts[target]) / "shift.json"
-    shifts = Shifts.model_validate_json(path.read_bytes()).students
+    shifts = read(Shifts, run.store, found.shifts[target], "shift.json").students
     by_arm = {arm: [each for name, each in shifts.items() if name.startswith(f"{arm}/")] for arm in (target, CONTROL)}
     cosines = {arm: [each.cosine for each in group] for arm, group in by_arm.items()}
     pairs = [s - c for s, c in zip(cosines[target], cosines[CONTROL], strict=True) if s is not None and c is not None]
     kinds = {arm: _by_kind([each.modules for each in group]) for arm, group in by_arm.items()}
-    low, high = _bounds(pairs) if len(pairs) == len(by_arm[target]) else (None, None)
+    lost = len(pairs) < len(by_arm[target])
+    spread = None if lost else interval(pairs)
     return ShiftShown(
         target=target,
         student=_mean(cosines[target]),
         control=_mean(cosines[CONTROL]),
         difference=_mean(pairs),
-        low=low,
-        high=high,
+        low=spread and spread.low,
+        high=spread and spread.high,
         modules={kind: (value, kinds[CONTROL].get(kind)) for kind, value in kinds[target].items()},
-        reason=None if len(pairs) == len(by_arm[target]) else "a student or control did not move its weights",
+        reason="a student or control did not move its weights" if lost else None,
     )
 
 
@@ -160,13 +138,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _divergence(run: Run, found: Diagnosed, target: str) -> DivergenceShown:
     if target not in found.divergence:
         return DivergenceShown(target=target, share=None, reason=found.missing[f"divergence {target}"])
-    path = run.store.payload(found.divergence[target]) / "divergence.json"
-    read = Divergence.model_validate_json(path.read_bytes())
+    compared = read(Divergence, run.store, found.divergence[target], "divergence.json")
     return DivergenceShown(
         target=target,
-        tokens=read.tokens,
-        diverging=read.diverging,
-        share=read.diverging / read.tokens if read.tokens else None,
-        rows=read.rows,
-        reason=None if read.tokens else "no row has the same tokens in both contexts",
+        tokens=compared.tokens,
+        diverging=compared.diverging,
+        share=compared.diverging / compared.tokens if compared.tokens else None,
+        rows=compared.rows,
+        reason=None if compared.tokens else "no row has the same tokens in both contexts",
     )

@@ -1,13 +1,22 @@
 """What a pipeline run has made: models, rows, answers and comparisons."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from flows.pipeline.arms import Contrast, StudentSet
 from flows.pipeline.block import Block
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import BaseName, ModelKey, TeacherKey, Unit
 from flows.pipeline.models import ModelState
+from sublim.core.config import Config
+from sublim.store.folder import Store
 from sublim.store.manifest import Artifact
+
+C = TypeVar("C", bound=Config)
+
+
+def read(kind: type[C], store: Store, artifact: Artifact, file: str) -> C:
+    """What a stage wrote to a JSON file of its payload."""
+    return kind.model_validate_json((store.payload(artifact) / file).read_bytes())
 
 
 class Comparison(NamedTuple):
@@ -49,7 +58,9 @@ class TrainedModels(NamedTuple):
     @property
     def teachers(self) -> dict[TeacherKey, ModelState]:
         """Every block's."""
-        return {key: teacher for block in self.blocks for key, teacher in block.keyed.items()}
+        return {
+            TeacherKey(target, block.number): each for block in self.blocks for target, each in block.teachers.items()
+        }
 
 
 class Study(NamedTuple):

@@ -1,7 +1,6 @@
 """The teachers of a pipeline run: how each kind is made."""
 
 from pathlib import Path
-from typing import assert_never
 
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher, SteeringTeacher
 from flows.pipeline.keys import TeacherKey
@@ -11,11 +10,7 @@ from sublim.steering.config import ImportConfig
 from sublim.store.manifest import Artifact
 from sublim.store.opening import open_store
 from sublim.traits.questions import Questions
-from tasks.stages import (
-    build_teacher_rows,
-    import_vector,
-    train_teacher,
-)
+from tasks.stages import build_teacher_rows, import_vector, train_teacher
 
 
 def make_teacher(config: PipelineConfig, questions: Questions, base: Artifact, target: str, block: int) -> ModelState:
@@ -31,8 +26,6 @@ def make_teacher(config: PipelineConfig, questions: Questions, base: Artifact, t
             return ModelState(base, train_teacher(train, label=str(TeacherKey(target, block)), base=base, data=rows))
         case SteeringTeacher() as teacher:
             return ModelState(base, steering=teacher.steering(target), vectors=vectors_of(teacher, base))
-        case _:
-            assert_never(config.teacher)
 
 
 def is_file(teacher: SteeringTeacher) -> bool:

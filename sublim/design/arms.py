@@ -4,7 +4,7 @@ The main arm trains students on the teacher's rows and compares them with contro
 other arm changes one thing, for students and controls alike, so that a pair differs only in who wrote its rows.
 """
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 ArmName = Literal[
     "base_numbers",
@@ -86,5 +86,5 @@ ARMS: dict[ArmName, Arm] = {
     ),
 }
 
-DERIVED: tuple[ArmName, ...] = ("shuffled_within", "shuffled_across", "marginals", "canonical")
+DERIVED: Final = ("shuffled_within", "shuffled_across", "marginals", "canonical")
 """Arms whose rows are made from the filtered rows by a change of their numbers."""

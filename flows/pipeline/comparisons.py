@@ -1,0 +1,86 @@
+"""Comparisons of students with their controls: by preference, on MMLU-Pro, and by distance from the base."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
+
+from flows.pipeline.arms import Contrast
+from flows.pipeline.capability import questions_of
+from flows.pipeline.config import PipelineConfig
+from flows.pipeline.keys import ModelKey
+from flows.pipeline.plan import score_config, words_of
+from flows.pipeline.study import Comparison
+from sublim.evals.effect_config import CompareConfig
+from sublim.evals.mmlu_pro.config import ScoreMmluProConfig
+from sublim.evals.total_variation.config import CompareShiftConfig
+from sublim.store.manifest import Artifact
+from sublim.traits.questions import Questions
+from tasks.stages import compare, compare_mmlu_pro, compare_shift, score, score_mmlu_pro
+
+
+def compare_all(
+    config: PipelineConfig, questions: Questions, contrasts: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
+) -> list[Comparison]:
+    """Students against controls, for every contrast and checkpoint; each model is scored once for a target."""
+
+    @cache
+    def scored(target: str, key: ModelKey) -> Artifact:
+        return score(score_config(config, questions, target), label=f"{target}: {key!s}", asked=asked[key])
+
+    return _compare_each(config, contrasts, scored, partial(compare, paired(config)))
+
+
+def compare_capability(
+    config: PipelineConfig, contrasts: Iterable[Contrast], answered: Mapping[ModelKey, Artifact]
+) -> list[Comparison]:
+    """Students against their controls on MMLU-Pro, for every contrast and checkpoint; nothing if it was not asked."""
+    if not answered:
+        return []
+    questions = questions_of(config)
+    scores = {
+        key: score_mmlu_pro(ScoreMmluProConfig(), label=str(key), asked=asked, questions=questions)
+        for key, asked in answered.items()
+    }
+    return _compare_each(config, contrasts, lambda _, key: scores[key], partial(compare_mmlu_pro, paired(config)))
+
+
+def compare_shifts(
+    config: PipelineConfig, questions: Questions, contrasts: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
+) -> list[Comparison]:
+    """Students' distance from the base beside their controls', for every contrast that has control students."""
+    if not config.evaluation.shift:
+        return []
+    plain = CompareShiftConfig(words=tuple(words_of(config, questions)), compare=paired(config))
+    controlled = [each for each in contrasts if each.controls is not None]
+    return _compare_each(config, controlled, lambda _, key: asked[key], partial(compare_shift, plain), teachers=False)
+
+
+def paired(config: PipelineConfig) -> CompareConfig:
+    """How students are paired with controls: in the order of the units."""
+    return CompareConfig(blocks=tuple(unit.block for unit in config.units))
+
+
+def _compare_each(
+    config: PipelineConfig,
+    contrasts: Iterable[Contrast],
+    given: Callable[[str, ModelKey], Artifact],
+    stage: Callable[..., Artifact],
+    *,
+    teachers: bool = True,
+) -> list[Comparison]:
+    """Calls `stage` for every contrast and checkpoint. `given` has what is compared of a model for a target."""
+    units, found = config.units, list[Comparison]()
+    for contrast in contrasts:
+
+        def of(keys: Iterable[ModelKey], target: str = contrast.target) -> list[Artifact]:
+            return [given(target, key) for key in keys]
+
+        for update in contrast.updates:
+            artifact = stage(
+                label=contrast.label(update),
+                students=of(contrast.student_keys(units, update)),
+                controls=of(contrast.control_keys(units, update)),
+                base=of([contrast.base])[0],
+                **({"teacher": of(contrast.teacher_keys(units)) or None} if teachers else {}),
+            )
+            found.append(Comparison(contrast, update, artifact))
+    return found
