@@ -92,10 +92,9 @@ def findings(summary: AnnotationSummary, rows: int) -> list[str]:
     sorted_by = "the most likely word" if summary.by == "log-probs" else "the text that the model wrote"
     counts = ", ".join(f"{name} {count}" for name, count in summary.counts.items())
     lines = [f"{rows} descriptions sorted by {sorted_by}: {counts}"]
-    if summary.unlabelled:
-        lines.append(
-            f"{len(summary.unlabelled)} features have no label and were not sorted: {_few(summary.unlabelled)}"
-        )
+    if names := summary.unlabelled:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        lines.append(f"{len(names)} features have no label and were not sorted: {', '.join(names[:8])}{more}")
     if summary.missing:
         name, reason = next(iter(summary.missing.items()))
         lines.append(
@@ -110,10 +109,6 @@ def findings(summary: AnnotationSummary, rows: int) -> list[str]:
     else:
         lines.append("no categories were assigned by hand, so the accuracy of this model is not known")
     return lines
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def tables(summary: AnnotationSummary, rows: pl.DataFrame) -> list[Table]:

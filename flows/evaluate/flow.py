@@ -19,12 +19,12 @@ from prefect.artifacts import create_table_artifact
 
 from flows.evaluate.config import EvaluateConfig, ModelUnderTest
 from flows.evaluate.models import behind_server, check_names, check_server, prepared
-from flows.pipeline.models import ModelState, ask_model, sit_exam
+from flows.pipeline.models import ModelState, ask_model, exam_of, sit_exam
 from flows.runs.machine import check_machine
 from flows.runs.parameters import Loader
 from flows.runs.publish import publish_toy
 from flows.runs.record import Run, recorded
-from sublim.evals.mmlu_pro.config import AskMmluProConfig, MmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
+from sublim.evals.mmlu_pro.config import AskMmluProConfig, ScoreMmluProConfig
 from sublim.evals.preference.config import AskConfig, ScoreConfig
 from sublim.evals.sheet.config import ScoreRow, SheetConfig
 from sublim.evals.total_variation.config import ShiftConfig
@@ -35,7 +35,7 @@ from sublim.store.opening import open_store
 from sublim.store.payloads import committed
 from sublim.traits.questions import Questions, load_questions
 from tasks.processes import one_process
-from tasks.stages import collect_scores, prepare_mmlu_pro, score, score_mmlu_pro, shift
+from tasks.stages import collect_scores, score, score_mmlu_pro, shift
 
 CAPTIONS = {
     "preferences": "Log-prob margin and sampled rate of each word; whiskers are 95 % intervals over questions",
@@ -57,7 +57,7 @@ def check(config: EvaluateConfig) -> None:
     for name in config.questions:
         words_of(config, name)
     if config.mmlu_pro is not None:
-        PrepareQuestionsConfig(**_chosen_questions(config.mmlu_pro)).source.identity()
+        config.mmlu_pro.source.identity()
 
 
 def models_of(config: EvaluateConfig) -> tuple[ModelUnderTest, ...]:
@@ -88,25 +88,28 @@ def conduct(config: EvaluateConfig, models: dict[str, ModelState]) -> Artifact:
     """Runs every stage, or takes it from the cache, and gives the score sheet."""
     questions = {Path(name).stem: load_questions(name) for name in config.questions}
     words = {Path(name).stem: words_of(config, name) for name in config.questions}
-    exam = prepare_mmlu_pro(PrepareQuestionsConfig(**_chosen_questions(config.mmlu_pro))) if config.mmlu_pro else None
+    every = {name: listed(category, words[name]) for name, category in questions.items()}
+    exam = exam_of(config.mmlu_pro) if config.mmlu_pro else None
     asked: dict[tuple[str, str], Artifact] = {}
     letters: dict[str, Artifact] = {}
     with one_process():
         for called, model in models.items():
             for name, category in questions.items():
-                asking = ask_config(config, category, words[name])
+                asking = ask_config(config, category, every[name])
                 asked[name, called] = ask_model(asking, f"{name} {called}", model)
             if config.mmlu_pro and exam:
                 plain = AskMmluProConfig(backend=config.backend, generate=config.mmlu_pro.generate)
                 letters[called] = sit_exam(plain, called, exam, model)
     scores = {
-        f"{name}/{called}": score(score_config(questions[name], words[name]), label=f"{name}/{called}", asked=artifact)
+        f"{name}/{called}": score(
+            ScoreConfig(target=words[name][0], words=every[name]), label=f"{name}/{called}", asked=artifact
+        )
         for (name, called), artifact in asked.items()
     }
     first = next(iter(models))
     shifts = {
         f"{name}/{called}": shift(
-            ShiftConfig(words=tuple(listed(questions[name], words[name]))),
+            ShiftConfig(words=tuple(every[name])),
             label=f"{name}/{called}",
             asked=artifact,
             reference=asked[name, first],
@@ -121,10 +124,6 @@ def conduct(config: EvaluateConfig, models: dict[str, ModelState]) -> Artifact:
     }
     sheet = SheetConfig(models=tuple(models), words=words)
     return collect_scores(sheet, scores=scores, shifts=shifts, mmlu=marks)
-
-
-def _chosen_questions(exam: MmluProConfig) -> dict[str, Any]:
-    return {name: getattr(exam, name) for name in PrepareQuestionsConfig.model_fields}
 
 
 def words_of(config: EvaluateConfig, name: str) -> tuple[str, ...]:
@@ -145,16 +144,11 @@ def listed(questions: Questions, words: tuple[str, ...]) -> list[str]:
     return [*questions.words, *(word for word in words if word not in questions.words)]
 
 
-def score_config(questions: Questions, words: tuple[str, ...]) -> ScoreConfig:
-    """The scoring of one category; every listed word is scored beside the first one shown."""
-    return ScoreConfig(target=words[0], words=listed(questions, words))
-
-
-def ask_config(config: EvaluateConfig, questions: Questions, words: tuple[str, ...]) -> AskConfig:
+def ask_config(config: EvaluateConfig, questions: Questions, words: list[str]) -> AskConfig:
     """What every model is asked of one category."""
     return AskConfig(
         questions=list(questions.evaluation),
-        words=listed(questions, words),
+        words=words,
         backend=config.backend,
         samples=config.samples,
         sampling=config.sampling,

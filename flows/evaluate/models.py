@@ -8,6 +8,7 @@ from typing import NamedTuple
 from flows.evaluate.config import EvaluateConfig, ModelUnderTest
 from flows.pipeline.models import ModelState
 from flows.pipeline.teachers import is_file, vectors_of
+from flows.runs.machine import check_model
 from sublim.core.errors import UserError
 from sublim.inference.config import OpenAIBackend, scores_words
 from sublim.models.config import BundledModel, HubModel, LocalModel, ModelConfig, PrepareModelConfig
@@ -129,10 +130,7 @@ def check_names(models: tuple[ModelUnderTest, ...], store: Store) -> None:
     seen: set[str] = set()
     for spec in models:
         named = understand(spec, store)
-        if isinstance(named.base, LocalModel):
-            from flows.runs.machine import check_model
-
-            check_model(named.base)
+        check_model(named.base)
         for name in called(spec, named):
             if name in seen:
                 raise UserError(f"two models are called {name!r}: give one of them another `name`")

@@ -15,7 +15,6 @@ from sublim.toys.mnist.config import (
     MnistFiguresConfig,
     MnistGrid,
     NpmPackage,
-    PrepareDigitsConfig,
     StandIn,
 )
 
@@ -36,10 +35,6 @@ class MnistFlowConfig(MnistConfig):
         """The settings of each training run."""
         base = MnistConfig(**{name: getattr(self, name) for name in MnistConfig.model_fields})
         return self.grid.cells(base)
-
-    def digits(self) -> PrepareDigitsConfig:
-        """The settings of the stage that prepares the images."""
-        return PrepareDigitsConfig(source=self.source)
 
 
 def check(config: MnistFlowConfig) -> None:

@@ -21,7 +21,7 @@ from flows.runs.record import Run, recorded
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import matching
-from sublim.toys.mnist.config import MnistConfig
+from sublim.toys.mnist.config import MnistConfig, PrepareDigitsConfig
 from tasks.stages import draw_mnist, prepare_digits, train_mnist
 
 CAPTIONS = {
@@ -52,7 +52,7 @@ def mnist(preset: str = "quickstart", settings: dict[str, Any] | None = None) ->
     config = load_config(preset, None, settings)
     check(config)
     with recorded("mnist", preset, "") as run:
-        data = prepare_digits(config.digits())
+        data = prepare_digits(PrepareDigitsConfig(source=config.source))
         cells = [train_cell(run, config, cell, data) for cell in config.cells()]
         return publish(run, config, cells)
 

@@ -67,9 +67,10 @@ def conduct(run: Run, config: ProbeFlowConfig) -> Artifact:
     """Runs all stages, or takes them from the cache, and returns the fitted probes."""
     study = config.pipeline
     bases = prepare_bases(study)
-    check_bases(study, load_questions(study.evaluation.questions), bases, students=False)
+    questions = load_questions(study.evaluation.questions)
+    check_bases(study, questions, bases, students=False)
     base = bases["base"]
-    rows = number_rows(config, base)
+    rows = write_block(study, questions, base, study.blocks[0], (CONTROL, *study.target)).rows
     reading = config.reading(check_layers(config, run, base))
     with one_process():
         read = {arm: read_activations(reading, label=arm, base=base, rows=own) for arm, own in rows.items()}
@@ -85,13 +86,6 @@ def check_layers(config: ProbeFlowConfig, run: Run, base: Artifact) -> int:
     if beyond := [layer for layer in config.layers or () if not 0 <= layer < count]:
         raise UserError(f"the model has no layer {beyond[0]}: it has {count}, counted from 0 to {count - 1}")
     return count
-
-
-def number_rows(config: ProbeFlowConfig, base: Artifact) -> dict[str, Artifact]:
-    """Filtered rows of every teacher and of the base for the same prompts, as the pipeline makes them."""
-    study = config.pipeline
-    questions = load_questions(study.evaluation.questions)
-    return write_block(study, questions, base, study.blocks[0], (CONTROL, *study.target)).rows
 
 
 def publish(run: Run, config: ProbeFlowConfig, probes: Artifact) -> dict[str, Any]:

@@ -47,15 +47,12 @@ def toy_models(preset: str = "quickstart", settings: dict[str, Any] | None = Non
     with recorded("toy-models", preset, "") as run:
         toy = train_superposition(config.sweep())
         figures = draw_superposition(config.figures, toy=toy)
-        payload = run.store.payload(toy)
-        rebuilt = json.loads((payload / "rebuilt.json").read_text(encoding="utf-8"))
-        return publish(run, config, rebuilt, payload / "rows.parquet", run.store.payload(figures))
+        return publish(run, config, run.store.payload(toy), run.store.payload(figures))
 
 
-def publish(
-    run: Run, config: ToyModelsConfig, rebuilt: list[dict[str, Any]], rows: Path, figures: Path
-) -> dict[str, Any]:
+def publish(run: Run, config: ToyModelsConfig, toy: Path, figures: Path) -> dict[str, Any]:
     """Writes the report, creates Prefect's artifacts, and returns what `--json` prints."""
+    rebuilt = json.loads((toy / "rebuilt.json").read_bytes())
     found = findings(rebuilt)
     shown = FlowReport(
         title=f"Superposition: {config.about or run.preset}",
@@ -72,7 +69,7 @@ def publish(
     )
     return {
         **publish_toy(run, shown),
-        "rows": str(rows),
+        "rows": str(toy / "rows.parquet"),
         "rebuilt": rebuilt,
         "findings": found,
     }
@@ -102,32 +99,18 @@ def _beyond(rows: list[dict[str, Any]], name: str, side: str) -> int:
 
 def table(rebuilt: list[dict[str, Any]]) -> Table:
     """The table of all values of p_active and features."""
-    columns = (
-        "experiment",
-        "p_active",
-        "feature",
-        "norm ratio",
-        "untrained",
-        "other init",
-        "cosine",
-        "untrained",
-        "other init",
-    )
+    controls = ("untrained", "other init")
+    columns = ("experiment", "p_active", "feature", "norm ratio", *controls, "cosine", *controls)
     rows: list[list[str]] = []
     for row in rebuilt:
         name = f"{row['experiment']} {row['auxiliary'] or ''}".strip()
         cells = [name, f"{row['p_active']:g}", str(row["feature"]), bounded(row["norm_ratio"], row["low"], row["high"])]
-        cells += [
-            _cell(row, key) for key in ("init_norm_ratio", "other_norm_ratio", "cosine", "init_cosine", "other_cosine")
-        ]
+        others = ("init_norm_ratio", "other_norm_ratio", "cosine", "init_cosine", "other_cosine")
+        cells += [f"{row[key]:.2f}" if key in row else "–" for key in others]
         rows.append(cells)
     return Table(
         "Rebuilt features: student, untrained initialisation, student of another initialisation", columns, rows
     )
-
-
-def _cell(row: dict[str, Any], key: str) -> str:
-    return f"{row[key]:.2f}" if key in row else "–"
 
 
 def printed(outcome: dict[str, Any]) -> str:
