@@ -55,12 +55,23 @@ def check_counts(config: PipelineConfig) -> None:
         )
 
 
+def check_replaced(config: PipelineConfig) -> None:
+    """Raises UserError for a setting that would have no effect, because another one takes its place."""
+    if config.student.seed:
+        raise UserError("student.seed has no effect: set seeds, each of which takes its place")
+    if config.carrier.sampling.seed:
+        raise UserError("carrier.sampling.seed has no effect: set carrier.seed, which takes its place")
+    if config.evaluation.sampling.n > 1:
+        raise UserError("evaluation.sampling.n has no effect: set evaluation.samples, which takes its place")
+
+
 def check(config: PipelineConfig) -> None:
     """Raises UserError for whatever can be known to go wrong: the machine, the files, the words."""
     check_machine(config.gpu_memory_gib)
     check_backend(config.backend)
     check_trainings(config)
     check_counts(config)
+    check_replaced(config)
     check_model(config.model)
     if "other_base" in config.arms:
         check_model(config.other_base)

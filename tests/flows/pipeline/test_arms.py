@@ -124,6 +124,19 @@ class TestPlan:
         with pytest.raises(UserError, match="other_base is the base itself"):
             check(config(arms="other_base", other_base={"kind": "bundled", "name": "smollm2"}))
 
+    @pytest.mark.parametrize(
+        ("settings", "instead"),
+        [
+            ({"student": {"seed": 3}}, "student.seed has no effect: set seeds"),
+            ({"carrier": {"sampling": {"seed": 3}}}, "carrier.sampling.seed has no effect: set carrier.seed"),
+            ({"evaluation": {"sampling": {"n": 3}}}, "evaluation.sampling.n has no effect: set evaluation.samples"),
+        ],
+    )
+    def test_a_setting_that_another_one_replaces_is_refused(self, settings: dict[str, Any], instead: str) -> None:
+        check(config())
+        with pytest.raises(UserError, match=instead):
+            check(config(**settings))
+
     def test_a_steered_teacher_has_a_vector_of_its_own_and_a_backend_that_steers(self) -> None:
         teacher = {"kind": "steering", "vectors": "abcdef12", "vector": "resid_post/14/mean_answer"}
         check(config(teacher=teacher))
