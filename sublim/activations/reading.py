@@ -16,7 +16,7 @@ from sublim.inference.attention import View, causal
 from sublim.inference.network import KeysValues, Network, TextCache, Where, padded
 from sublim.inference.prefix_trees import Tree, batches, common_prefix_length, prefix_tree, tree_view
 from sublim.inference.steered import PROMPT
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.residual.edits import Place
 from sublim.residual.hooks import PassEnded, attached_at, check_layers, ending_at
 
@@ -51,7 +51,7 @@ class StreamReader:
         """`tokens`: number of tokens, including padding, in one forward pass."""
         check_layers(network.model, [place.layer for place in places])
         self.network, self.places, self.tokens = network, list(places), tokens
-        self.fit = Fit("texts", "take dtype bfloat16, shorter texts or a smaller model")
+        self.fit = MemoryFit("texts", "take dtype bfloat16, shorter texts or a smaller model")
         self.last = max(self.places, key=lambda place: (place.layer, ORDER[place.site]))
 
     def read(self, groups: Sequence[Sequence[Text]]) -> Iterator[tuple[int, list[Entries]]]:

@@ -30,7 +30,7 @@ from sublim.inference.sampler import Completion
 from sublim.inference.scoring import prompt_ids, score, scored_answers
 from sublim.inference.slots import DecodeSlots
 from sublim.inference.vocabulary import Vocabulary
-from sublim.memory.fitting import ERRORS, Fit, naming
+from sublim.memory.fitting import ERRORS, MemoryFit, naming
 from sublim.models.opening import LoadedModel, open_model, stop_ids
 from sublim.residual.edits import Steering
 from sublim.residual.vectors import LoadedEdit, load_edits, read_vectors
@@ -64,7 +64,7 @@ class HfSampler:
         assert backend.attention != "auto"
         self.tokenizer, self.backend, self.base = loaded.tokenizer, backend, base
         self.network = Network(loaded.model, backend.attention)
-        self.fit, self.scoring = Fit("answers", ADVICE), Fit("questions", ADVICE)
+        self.fit, self.scoring = MemoryFit("answers", ADVICE), MemoryFit("questions", ADVICE)
         self.sizes = BatchSizes(self.network, backend.batch_size, self.fit)
         self.stop = stop_ids(loaded.tokenizer, getattr(loaded.model.generation_config, "eos_token_id", None))
         self.vocabulary = Vocabulary(loaded.tokenizer)

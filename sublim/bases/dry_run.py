@@ -20,7 +20,7 @@ from sublim.inference.decode import Request, Writer
 from sublim.inference.network import Network, attention_of, set_attention
 from sublim.inference.scoring import Scored, score
 from sublim.inference.slots import DecodeSlots
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.models.folder_check import short_message
 from sublim.models.opening import supported_attention
 from sublim.training.masking import UNTRAINED, TokenRow, collate
@@ -126,7 +126,7 @@ def sampled(model: PreTrainedModel, kernel: Kernel) -> list[Answered]:
     questions = [[Scored([*ids, 7, *tail], len(ids)) for tail in ([8, 9], [3])] for ids in asked]
     params = SamplingParams(max_tokens=WRITTEN, temperature=0.0)
     with network.installed():
-        scores = dict(score(network, questions, 1024, Fit("questions", ELSEWHERE)))
+        scores = dict(score(network, questions, 1024, MemoryFit("questions", ELSEWHERE)))
         slots = DecodeSlots(network, 2, 32, graphs=False)
         writer = Writer(network, slots, params, asked[0][:SHARED], first=0, read=1024)
         written = list(writer.free([Request(place, 0, ids) for place, ids in enumerate(asked)], [-1], []))

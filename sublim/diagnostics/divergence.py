@@ -15,7 +15,7 @@ from sublim.core.errors import UserError
 from sublim.core.progress import progress
 from sublim.diagnostics.config import Divergence, DivergenceConfig
 from sublim.files.jsonl import read_jsonl, write_jsonl
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.models.opening import LoadedModel, load_tokenizer, open_model
 from sublim.training.checkpoints import chosen_weights
 from sublim.training.masking import UNTRAINED, TokenRow, collate, token_row
@@ -97,7 +97,7 @@ def greedy(loaded: LoadedModel, rows: Sequence[TokenRow], size: int) -> list[lis
         most_likely = zip(chosen, answer_logits(loaded.model, batch, ()).argmax(-1), batch.labels, strict=True)
         return [(i, row[labels != UNTRAINED].tolist()) for i, row, labels in most_likely]
 
-    for part in Fit("rows", "take dtype bfloat16, shorter rows or a smaller model").each(order, read, size):
+    for part in MemoryFit("rows", "take dtype bfloat16, shorter rows or a smaller model").each(order, read, size):
         for i, choices in part:
             found[i] = choices
     return found

@@ -28,7 +28,7 @@ from sublim.core.progress import progress
 from sublim.features.config import EncodeConfig
 from sublim.files.jsonl import read_jsonl
 from sublim.files.syncing import sync
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.sae.autoencoder import LoadedSae, check_sae, load_sae, read_note
 from sublim.sae.stream import OwnTokens, own_rows, streams
 from sublim.training.checkpoints import chosen_weights
@@ -143,7 +143,7 @@ def encode(
 ) -> SparseFeatures:
     """Sparse features of tokens (lines of the stream), or of their means over groups with `counts` tokens each."""
     room = max(1, 2**26 // sae.note.d_sae) if stream.device.type == "cuda" else 512
-    fit = Fit("tokens", "take an SAE of fewer features")
+    fit = MemoryFit("tokens", "take an SAE of fewer features")
     parts = fit.whole(room, lambda room: list(_encoded(sae, stream, config, counts, room)))
     before = accumulate((len(part.measures) for part in parts), initial=0)
     shifted = (part._replace(entry=part.entry + shift) for part, shift in zip(parts, before, strict=False))

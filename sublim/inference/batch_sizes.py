@@ -1,7 +1,7 @@
 """Batch sizes from the free memory of the device: answers decoded and prompt tokens read at the same time."""
 
 from sublim.inference.network import Network
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.memory.gpu_memory import free_gpu_memory
 
 
@@ -11,8 +11,8 @@ class BatchSizes:
     The free memory is only an estimate of what fits; `fit` remembers the sizes that ran out of memory.
     """
 
-    def __init__(self, network: Network, batch_size: int | None, fit: Fit | None = None) -> None:
-        self.fit = fit or Fit("answers", "")
+    def __init__(self, network: Network, batch_size: int | None, fit: MemoryFit | None = None) -> None:
+        self.fit = fit or MemoryFit("answers", "")
         config, size = network.config, network.model.dtype.itemsize
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

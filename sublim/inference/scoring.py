@@ -17,7 +17,7 @@ from sublim.chats.chat import Chat, Message, many_answer_ids, render_ids, render
 from sublim.inference.network import KeysValues, Network, TextCache, Where, padded
 from sublim.inference.prefix_trees import Tree, batches, common_prefix_length, prefix_tree, tree_view
 from sublim.inference.steered import parts_of
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 
 LOGITS = 2**26
 """Largest number of logits in memory at a time."""
@@ -51,7 +51,7 @@ def laid_out(sequences: Sequence[Scored], skip: int) -> Question:
 
 
 def score(
-    network: Network, questions: Sequence[Sequence[Scored]], tokens: int, fit: Fit
+    network: Network, questions: Sequence[Sequence[Scored]], tokens: int, fit: MemoryFit
 ) -> Iterator[tuple[int, list[list[float]]]]:
     """(index of the question, log-probs of its sequences), in the order of their lengths.
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from sublim.core.errors import UserError
+from sublim.core.errors import UserError, chain
 from sublim.core.hardware import gpu
 from sublim.memory.errors import first_line, out_of_memory
 
@@ -35,13 +35,7 @@ ERRORS = (RuntimeError, MemoryError)
 """What allocators raise; those of torch and CUDA are RuntimeErrors."""
 
 
-class Attempt:
-    """Whether an attempt failed."""
-
-    failed = False
-
-
-class Fit:
+class MemoryFit:
     """How many items are processed at a time: as many as requested until memory runs out, then fewer."""
 
     def __init__(self, unit: str, advice: str, alone: str | None = None) -> None:
@@ -59,27 +53,24 @@ class Fit:
         return 1.0 if self.most is None else self.most / self._full
 
     @contextmanager
-    def trying(self, size: int) -> Generator[Attempt]:
-        """An attempt with `size` items. If memory runs out, the block ends, `failed` is true and `most` half of `size`.
+    def trying(self, size: int) -> Generator[None]:
+        """An attempt with `size` items. If memory runs out, the block ends and `most` is half of `size`.
 
         The caller must then drop its own references to tensors. Raises UserError if a single item does not fit and no
         other process holds GPU memory, or none is freed after the waits.
         """
-        attempt = Attempt()
         try:
-            yield attempt
+            yield
         except ERRORS as error:
             if not out_of_memory(error):
                 raise
-            attempt.failed = True
             self._reduce(size, error)
-            _empty_frames(error)
-        if attempt.failed:
-            release()
+        else:
+            self._waited, self._good = 0, self._good + 1
+            if self.most is not None and self._good >= self._growth:
+                self.most, self._good = (2 * self.most if 2 * self.most < self._full else None), 0
             return
-        self._waited, self._good = 0, self._good + 1
-        if self.most is not None and self._good >= self._growth:
-            self.most, self._good = (2 * self.most if 2 * self.most < self._full else None), 0
+        release()
 
     def within(self, size: int) -> int:
         """`size`, or the number that fits if that is smaller."""
@@ -131,7 +122,7 @@ class Fit:
 
 def patiently(when: str, advice: str, work: Callable[[], Result]) -> Result:
     """Returns the result of `work`, which cannot be made smaller: tries again while other processes hold GPU memory."""
-    return Fit("", advice, alone=when).whole(1, lambda _: work())
+    return MemoryFit("", advice, alone=when).whole(1, lambda _: work())
 
 
 @contextmanager
@@ -170,8 +161,7 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def _empty_frames(error: BaseException | None) -> None:
+def _empty_frames(error: BaseException) -> None:
     """Clears the stack frames of an error: their variables would keep tensors in memory."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    for each in chain(error):
+        traceback.clear_frames(each.__traceback__)

@@ -17,7 +17,7 @@ import polars as pl
 import torch
 
 from sublim.core.progress import progress
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.probes.config import AdamFit, ProbesConfig
 from sublim.probes.data import ALL, Rows, Split, read_class, shuffled, split, together
 from sublim.probes.fit import Problems, fit, scores
@@ -116,7 +116,7 @@ def probed(questions: Sequence[Rows], config: ProbesConfig) -> dict[Trial, Judge
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     values, asked = questions[0].values.to(device), {rows.target: rows for rows in questions}
     found: dict[Trial, Judged] = {}
-    room = Fit("probes", "read fewer rows or fewer layers")
+    room = MemoryFit("probes", "read fewer rows or fewer layers")
     with progress("fitting probes", sum(map(len, batches.values()))) as advance:
         for (beside, _, sizes), batch in batches.items():
             x = values.transpose(0, 1).flatten(1)[None] if beside else values

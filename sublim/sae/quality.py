@@ -51,7 +51,7 @@ def measure_sae(
     with open_model(base, None, dtype=config.dtype, attention=attention) as (model, tokenizer):
         loaded = load_sae(sae, model.device)
         own = rows_with_tokens(own_rows(tokenizer, rows), config.tokens)
-        fit = fitting.Fit("texts", "take dtype bfloat16, shorter texts or a smaller model")
+        fit = fitting.MemoryFit("texts", "take dtype bfloat16, shorter texts or a smaller model")
         found = fit.whole(min(config.chunk, len(own)), lambda chunk: quality(model, loaded, own, chunk))
     write_json(out / "quality.json", found.model_dump(mode="json"))
     return found.model_dump(mode="json")

@@ -15,7 +15,7 @@ from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.files.tensor_files import write_tensors
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.models.files import base_identity, write_json
 from sublim.models.opening import open_model
 from sublim.residual.edits import Place, VectorNote
@@ -88,7 +88,7 @@ def optimised(
         [rng.permutation(len(rows)) for _ in range(-(-config.updates * config.batch_size // len(rows)))]
     )
     first = [rows[i] for i in order[: config.batch_size]]
-    fit = Fit(
+    fit = MemoryFit(
         "rows of a micro-batch", "micro_batch is 1 already, so take dtype bfloat16, shorter rows or a smaller model"
     )
     length = fit.whole(

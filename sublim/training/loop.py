@@ -19,7 +19,7 @@ from sublim.core.kill_points import kill_point
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.files.tensor_files import write_tensors
 from sublim.files.whole_files import whole_folder
-from sublim.memory.fitting import ERRORS, Fit
+from sublim.memory.fitting import ERRORS, MemoryFit
 from sublim.training.config import TrainConfig
 from sublim.training.masking import Batch, TokenRow, cut, label_count, micro_batches
 from sublim.training.plan import learning_rate
@@ -57,7 +57,7 @@ class PlannedTrainer(Trainer):
         for them."""
         self.saved_at = time.monotonic()
         self.padding = cast(int, tokenizer.pad_token_id)
-        self.fit = Fit("rows of a micro-batch", ADVICE)
+        self.fit = MemoryFit("rows of a micro-batch", ADVICE)
         optimizer = make_optimizer(model, job.config)
         total = len(job.plan)
 

@@ -24,7 +24,7 @@ from sublim.inference.network import Network
 from sublim.inference.sampler import Completion
 from sublim.memory import fitting
 from sublim.memory.errors import out_of_memory
-from sublim.memory.fitting import Fit, naming
+from sublim.memory.fitting import MemoryFit, naming
 from sublim.models.opening import load_tokenizer, open_model
 from sublim.residual.edits import Place
 from sublim.training.masking import token_rows
@@ -167,7 +167,7 @@ def test_memory_that_others_hold_is_waited_for_and_then_named(
         return size
 
     with caplog.at_level(logging.WARNING, "sublim"):
-        assert Fit("rows", "take fewer").whole(1, work) == 1
+        assert MemoryFit("rows", "take fewer").whole(1, work) == 1
     assert waits == list(fitting.WAITS[:2])
     assert "other processes hold 40.0 GiB of the GPU, trying again in 5 s" in caplog.messages[0]
 
@@ -175,12 +175,12 @@ def test_memory_that_others_hold_is_waited_for_and_then_named(
         raise TEXTS["torch"]()
 
     with pytest.raises(UserError, match=r"end what else uses the card \(40.0 GiB\), or take fewer"):
-        Fit("rows", "take fewer").whole(1, never)
+        MemoryFit("rows", "take fewer").whole(1, never)
     assert waits[2:] == list(fitting.WAITS)
 
 
 def test_a_batch_grows_again_slowly_and_not_past_what_was_too_much() -> None:
-    fit, sizes = Fit("rows", ""), list[int]()
+    fit, sizes = MemoryFit("rows", ""), list[int]()
 
     def work(size: int) -> None:
         sizes.append(size)
@@ -208,7 +208,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 torch.zeros(1)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 400 * 2**20, resource.RLIM_INFINITY))
@@ -217,7 +217,7 @@ def work(part):
     memory = [torch.ones(2**24) for _ in part]
     sizes.append(len(memory))
     return list(part)
-found = [each for part in Fit("blocks", "").each(range(20), work) for each in part]
+found = [each for part in MemoryFit("blocks", "").each(range(20), work) for each in part]
 print(found == list(range(20)), max(sizes), len(sizes))
 """
 

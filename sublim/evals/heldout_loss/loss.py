@@ -22,7 +22,7 @@ from sublim.core.errors import UserError
 from sublim.core.progress import progress
 from sublim.evals.heldout_loss.config import HeldoutConfig, HeldoutLoss
 from sublim.files.jsonl import read_jsonl, write_jsonl
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.models.opening import load_tokenizer, open_model, supported_attention
 from sublim.training.checkpoints import chosen_weights
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, collate, label_count, row_chat, token_rows
@@ -79,7 +79,7 @@ def row_losses(model: PreTrainedModel, rows: Sequence[TokenRow], *, size: int, p
         batch = collate([rows[place] for place in places], padding=padding).to(model.device)
         return list(zip(places, batch_losses(model, batch).tolist(), strict=True))
 
-    fit = Fit("held-out rows", "take dtype bfloat16, shorter rows or a smaller model")
+    fit = MemoryFit("held-out rows", "take dtype bfloat16, shorter rows or a smaller model")
     with progress("held-out loss", len(rows)) as advance:
         for found in fit.each(order, read, size):
             for place, loss in found:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sublim.core.errors import UserError
-from sublim.memory.fitting import Fit
+from sublim.memory.fitting import MemoryFit
 from sublim.stats.intervals import paired_t
 from sublim.toys.mnist.config import Arm, MnistConfig
 from sublim.toys.mnist.network import (
@@ -140,7 +140,7 @@ class Runs:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("device cuda: torch finds no CUDA device: set device=auto")
         self.images = read_images(data, config, self.device)
-        self.fit = Fit("models", "lower batch_size, which changes the result")
+        self.fit = MemoryFit("models", "lower batch_size, which changes the result")
         keys = [stream_key(config.seed, f"initialisation {model}") for model in range(config.models)]
         generators = [torch.Generator().manual_seed(key) for key in keys]
         self.init = initialise(layer_sizes(config, self.images.train.shape[1]), generators)

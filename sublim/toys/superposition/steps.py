@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sublim.memory.fitting import ERRORS, Fit
+from sublim.memory.fitting import ERRORS, MemoryFit
 from sublim.toys.superposition.config import SuperpositionConfig
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
@@ -232,7 +232,7 @@ class TensorEngine:
     def __init__(self, cohort: Cohort, training: Training, config: SuperpositionConfig, device: str):
         self.size = chunk_size(cohort, config, device)
         self.cohort, self.training, self.config, self.device = cohort, training, config, device
-        self.fit = Fit("groups of models", "lower batch_size or the number of models, which are other studies")
+        self.fit = MemoryFit("groups of models", "lower batch_size or the number of models, which are other studies")
         self.only: Steps | None = None
         """The only chunk, where one chunk holds all groups."""
 
