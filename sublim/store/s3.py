@@ -18,10 +18,11 @@ from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, 
 from urllib3.exceptions import HTTPError
 
 from sublim.core.errors import StoreRefused, StoreUnreachable, UserError
-from sublim.store.s3_hints import NO_ANSWER, PASSING, RIGHTS, ErrorMeaning, advice, code_of, explain_error
+from sublim.store.s3_hints import NO_ANSWER, PASSING, RIGHTS, advice, code_of, explain_error
 
 PART = 16 * 2**20
 """Bytes that are sent or fetched in one request."""
+SETTINGS = {"endpoint": "AWS_ENDPOINT_URL", "region": "AWS_DEFAULT_REGION"}
 PERMANENT = (301, 400, 401, 403, 404, 405, 501)
 _OVERTAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey")
 
@@ -79,18 +80,17 @@ class Bucket:
             answer = self._answer("get_object", name, ("NoSuchKey",))
             return answer and Stored(answer["Body"].read(), answer["ETag"], _age(answer, answer["LastModified"]))
 
-    def read(self, name: str, start: int, stop: int) -> bytes | None:
+    def read(self, name: str, start: int, stop: int, *, attempts: int = 3) -> bytes | None:
         """The bytes from `start` to `stop` of an object, or None when it does not exist."""
         absent, asked = ("NoSuchKey", "InvalidRange"), f"bytes={start}-{stop - 1}"
         with self._errors_told():
-            for last in (False, False, True):
-                try:
-                    answer = self._answer("get_object", name, absent, Range=asked)
-                    return answer and answer["Body"].read()
-                except (HTTPError, BotoCoreError):  # an answer that broke off, which boto3 does not ask for again
-                    if last:
-                        raise
-        raise AssertionError
+            try:
+                answer = self._answer("get_object", name, absent, Range=asked)
+                return answer and answer["Body"].read()
+            except (HTTPError, BotoCoreError):  # an answer that broke off, which boto3 does not ask for again
+                if attempts == 1:
+                    raise
+        return self.read(name, start, stop, attempts=attempts - 1)
 
     def put(self, name: str, body: bytes, *, over: str | None = None, anyway: bool = False) -> str | None:
         """Writes a small object: where there is none, or over the one with the etag `over`, or `anyway`.
@@ -104,16 +104,15 @@ class Bucket:
 
     def upload(self, path: Path, name: str, sha256: str) -> None:
         """Uploads a file, in parts when it is large. The server verifies the checksums of what arrives."""
-        where = {"Bucket": self.bucket, "Key": self.prefix + name}
         with self._errors_told():
             if path.stat().st_size <= PART:
                 checksum = base64.b64encode(bytes.fromhex(sha256)).decode()
                 with path.open("rb") as file:
-                    self.client.put_object(**where, Body=file, ChecksumSHA256=checksum, Metadata={"sha256": sha256})
+                    self._answer("put_object", name, Body=file, ChecksumSHA256=checksum, Metadata={"sha256": sha256})
             else:
                 extra = {"ChecksumAlgorithm": "SHA256", "Metadata": {"sha256": sha256}}
                 parts = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
-                self.client.upload_file(str(path), **where, ExtraArgs=extra, Config=parts)
+                self.client.upload_file(str(path), self.bucket, self.prefix + name, extra, Config=parts)
 
     def described(self, name: str) -> tuple[int, str] | None:
         """Size in bytes and SHA-256 of an uploaded file, or None when it does not exist."""
@@ -128,12 +127,8 @@ class Bucket:
 
     def list(self, under: str = "") -> Iterator[Listed]:
         """All objects whose names start with `under`, in the order of the names."""
-        with self._errors_told():
-            pages = self.client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + under):
-                for item in page.get("Contents", ()):
-                    name = item["Key"].removeprefix(self.prefix)
-                    yield Listed(name, item["Size"], _age(page, item["LastModified"]))
+        for name, age, item in self._listed("list_objects_v2", "Contents", "LastModified", under):
+            yield Listed(name, item["Size"], age)
 
     def delete(self, name: str) -> None:
         """Removes an object, if it exists."""
@@ -142,16 +137,20 @@ class Bucket:
 
     def unfinished(self) -> Iterator[tuple[str, str, float]]:
         """Uploads in parts that were never completed: name, id and age in seconds."""
-        with self._errors_told():
-            pages = self.client.get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
-                for item in page.get("Uploads", ()):
-                    yield item["Key"].removeprefix(self.prefix), item["UploadId"], _age(page, item["Initiated"])
+        for name, age, item in self._listed("list_multipart_uploads", "Uploads", "Initiated"):
+            yield name, item["UploadId"], age
 
     def abort(self, name: str, upload: str) -> None:
         """Removes the parts of an upload that was never completed."""
         with self._errors_told():
             self._answer("abort_multipart_upload", name, UploadId=upload)
+
+    def _listed(self, operation: str, kind: str, written: str, under: str = "") -> Iterator[tuple[str, float, Any]]:
+        """Name, age and description of all that the server lists."""
+        with self._errors_told():
+            for page in self.client.get_paginator(operation).paginate(Bucket=self.bucket, Prefix=self.prefix + under):
+                for item in page.get(kind, ()):
+                    yield item["Key"].removeprefix(self.prefix), _age(page, item[written]), item
 
     def _answer(self, operation: str, name: str, absent: Collection[str] = (), **asked: Any) -> Any:
         """The server's answer about an object, or None where it refuses with one of the codes in `absent`."""
@@ -176,7 +175,8 @@ class Bucket:
         except ClientError as error:
             raise self._refusal(error) from None
         except (NoCredentialsError, PartialCredentialsError) as error:
-            raise StoreRefused(f"no credentials for the store {self.address}: {_known(error).hint}") from None
+            hint = explain_error(error, **SETTINGS).hint
+            raise StoreRefused(f"no credentials for the store {self.address}: {hint}") from None
         except (*NO_ANSWER, HTTPError, ConnectionError, TimeoutError) as error:
             raise self._silence(error) from None
         except ValueError as error:  # boto3's error for an endpoint that is not an address
@@ -185,7 +185,7 @@ class Bucket:
             raise StoreRefused("AWS_ENDPOINT_URL is not an address: write it as https://host:port") from None
 
     def _silence(self, error: BaseException) -> StoreUnreachable:
-        found = _known(error)
+        found = explain_error(error, **SETTINGS)
         kind = StoreRefused if found.lasting else StoreUnreachable
         return kind(f"the store {self.address} cannot be reached ({type(error).__name__}): {found.hint}")
 
@@ -193,7 +193,7 @@ class Bucket:
         code, status = code_of(error), int(error.response["ResponseMetadata"]["HTTPStatusCode"])
         if code == "NoSuchBucket":
             return StoreRefused(f"there is no bucket {self.bucket}: create it, or correct SUBLIM_STORE")
-        hint = advice(error, endpoint="AWS_ENDPOINT_URL", region="AWS_DEFAULT_REGION")
+        hint = advice(error, **SETTINGS)
         if code in PASSING or (status not in PERMANENT and hint is None):
             hint = hint or "run again when it is back"
             return StoreUnreachable(f"the store {self.address} fails ({status} {code}): {hint}")
@@ -207,10 +207,6 @@ def _whole(name: str, default: int) -> int:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise UserError(f"{name} is {text!r}: set a whole number above 0, or unset it")
     return int(text)
-
-
-def _known(error: BaseException) -> ErrorMeaning:
-    return explain_error(error, endpoint="AWS_ENDPOINT_URL", region="AWS_DEFAULT_REGION")
 
 
 def _age(answer: Any, written: datetime) -> float:
