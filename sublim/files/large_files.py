@@ -2,20 +2,28 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from sublim.core.digest import digest_file
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 THREADS = 8
 """One core hashes or copies 1 to 2 GB a second, which is less than a disk can read and write."""
 
 
+def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The results of `work` on each item, in order, by several threads. An error cancels what has not begun."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(work, items))
+
+
 def digest_each(paths: Iterable[Path]) -> list[str]:
     """SHA-256 of each file's bytes, in the order of `paths`."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(digest_file, paths))
+    return in_parallel(digest_file, paths)
 
 
 def copy_each(source: Path, names: Iterable[str], out: Path) -> None:
@@ -23,8 +31,7 @@ def copy_each(source: Path, names: Iterable[str], out: Path) -> None:
 
     XFS and btrfs store the bytes of both copies once, until one of them changes.
     """
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda name: _copy(source / name, out / name), names))
+    in_parallel(lambda name: _copy(source / name, out / name), names)
 
 
 def link_each(source: Path, names: Iterable[str], out: Path) -> None:

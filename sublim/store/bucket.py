@@ -212,14 +212,14 @@ class SharedStore(Store):
             if not self.uploaded(here.artifact):
                 return self.push(here)
             log.info("%s %s was removed on another machine", stage, key[:12])
-            self._discard(self.directory(stage, key))
+            self.discard(self.directory(stage, key))
             return None
         if here is None or here.artifact.content != shared.artifact.content:
             self._adopt(shared, instead=True)
         self._mark(shared.artifact)
         if self.fetched(shared.artifact) and (problem := super().problem(shared.artifact, deep=deep)):
             log.warning("%s: the copy here is removed, that of the store is fetched when it is needed", problem)
-            self._discard(self._payload(shared.artifact))
+            self.discard(self._payload(shared.artifact))
         return shared.artifact
 
     def _adopt(self, manifest: Manifest, *, instead: bool = False) -> None:
@@ -231,13 +231,13 @@ class SharedStore(Store):
         write_whole(draft / "uploaded", "")
         target.parent.mkdir(parents=True, exist_ok=True)
         if instead:
-            self._discard(target)
+            self.discard(target)
         try:
             draft.rename(target)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            self._discard(draft)  # another process did the same
+            self.discard(draft)  # another process did the same
 
     def _mark(self, artifact: Artifact) -> None:
         if not self.uploaded(artifact):
@@ -254,7 +254,7 @@ class SharedStore(Store):
         except DamagedObject as error:
             raise UserError(f"{error}: `sublim store forget {name}`, and the next run makes it again") from error
         payload.rename(self._payload(artifact))
-        self._discard(staging)
+        self.discard(staging)
         size = sum(entry.size for entry in manifest.files.values()) / 2**20
         log.info("%s fetched: %.1f MiB in %.1f s", name, size, time.monotonic() - started)
 
@@ -288,6 +288,4 @@ def connected(address: str, endpoint: str | None) -> SharedStore:
         raise UserError(f"the store {bucket.address} has format {found}, this version reads {FORMAT}: update sublim")
     # The name has the store's id, so that a new store under an old address does not get the old one's cache.
     words = re.sub(r"[^a-zA-Z0-9.-]+", "-", bucket.address.removeprefix("s3://"))
-    store = SharedStore(bucket, cache_folder() / f"{words}-{name[:8]}")
-    store.create()
-    return store
+    return SharedStore(bucket, cache_folder() / f"{words}-{name[:8]}").create()

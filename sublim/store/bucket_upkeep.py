@@ -1,17 +1,15 @@
 """Upkeep of a store in a bucket: finding damage, and removing incomplete uploads and unneeded local copies."""
 
 import re
-import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
+from sublim.files.large_files import in_parallel
 from sublim.files.locks import locked
 from sublim.store.bucket import SharedStore
 from sublim.store.bucket_layout import is_manifest
 from sublim.store.cleaning import Removed
 from sublim.store.manifest import Artifact, Manifest
-from sublim.store.transfers import LANES
 
 DAY = 86_400.0
 _PAYLOAD = re.compile(r"(?P<artifact>[a-z0-9_]+/[0-9a-f]{12})/(?P<content>[0-9a-f]{12})/.+")
@@ -29,8 +27,7 @@ def damage_in_bucket(store: SharedStore, manifest: Manifest) -> list[str]:
             return f"{under}/{name} has {there[0]} bytes instead of {entry.size} in the store"
         return None if there[1] == entry.sha256 else f"{under}/{name} has another checksum in the store"
 
-    with ThreadPoolExecutor(LANES) as pool:
-        return [problem for problem in pool.map(wrong, manifest.files) if problem]
+    return [problem for problem in in_parallel(wrong, manifest.files) if problem]
 
 
 def clean_bucket(store: SharedStore, *, age: float = DAY, dry_run: bool = False) -> Removed:
@@ -70,10 +67,7 @@ def drop_copies(store: SharedStore, *, age: float = DAY, dry_run: bool = False) 
         removed.append((payload.relative_to(store.root).as_posix(), sum(e.size for e in manifest.files.values())))
         if not dry_run:
             with locked(store.lock_path(f"fetch-{artifact.stage}-{artifact.key[:12]}")):
-                aside = store.root / "drafts" / f"dropped-{artifact.key[:12]}"
-                aside.parent.mkdir(parents=True, exist_ok=True)
-                payload.rename(aside)
-                shutil.rmtree(aside)
+                store.discard(payload)
     return removed
 
 

@@ -5,7 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
-from sublim.files.locks import try_lock, unlock
+from sublim.files.locks import is_locked
 from sublim.store.folder import Store
 
 Removed = list[tuple[str, int]]
@@ -24,7 +24,8 @@ def collect_garbage(store: Store, *, unreferenced: bool = False, dry_run: bool =
         for path in leftovers:
             _remove(path)
     if unreferenced:
-        used = {stage["key"] for run in (store.root / "runs").glob("*/run.json") for stage in _stages(run)}
+        runs = [json.loads(run.read_bytes()) for run in (store.root / "runs").glob("*/run.json")]
+        used = {stage["key"] for run in runs for stage in run["stages"]}
         for manifest in list(store.manifests()):
             if manifest.artifact.key not in used:
                 directory = store.directory(manifest.artifact.stage, manifest.artifact.key)
@@ -49,16 +50,7 @@ def _in_use(store: Store, path: Path) -> bool:
     found = re.search(r"[0-9a-f]{12}", path.name)
     if found is None:
         return False
-    for lock in (store.root / "locks").glob(f"*-{found[0]}*.lock"):
-        descriptor = try_lock(lock)
-        if descriptor is None:
-            return True
-        unlock(descriptor)
-    return False
-
-
-def _stages(run: Path) -> list[dict[str, str]]:
-    return json.loads(run.read_text(encoding="utf-8"))["stages"]
+    return any(map(is_locked, (store.root / "locks").glob(f"*-{found[0]}*.lock")))
 
 
 def _name(store: Store, path: Path) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, Self
 
 from sublim.core.digest import digest_files
 from sublim.core.errors import UserError, file_fault, file_faults_told
@@ -21,7 +21,7 @@ from sublim.files.locks import locked
 from sublim.files.syncing import sync
 from sublim.files.whole_files import write_whole
 from sublim.store.layout import WRITTEN
-from sublim.store.manifest import FORMAT, Artifact, Manifest, Provenance
+from sublim.store.manifest import FORMAT, Artifact, Manifest
 from sublim.store.mounts import check_mounted, remember_store
 from sublim.store.payloads import record_files
 from sublim.store.probe import check_renaming, check_writable, try_store
@@ -39,7 +39,7 @@ class Store(StoreReader):
         """Raises UserError when this user cannot write to the store, or its file system lacks what the store needs."""
         with file_faults_told(self.root):
             folders = [self.folder(self.root / name) for name in WRITTEN]
-        try_store(self.root, [self.root, *folders])
+        try_store(self.root, (self.root, *folders))
 
     @contextmanager
     def claimed(
@@ -58,7 +58,7 @@ class Store(StoreReader):
     def refresh(self, pattern: str) -> None:
         """Fetches the files that other machines shared and whose paths below the root match `pattern`."""
 
-    def create(self, *, anew: bool = False) -> "Store":
+    def create(self, *, anew: bool = False) -> Self:
         """Makes the folder and its marker store.json where they are missing.
 
         Raises UserError for a store of a newer version and, unless `anew`, for one that seems not to be mounted.
@@ -112,34 +112,16 @@ class Store(StoreReader):
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
-    def commit(
-        self,
-        draft: Path,
-        *,
-        stage: str,
-        key: str,
-        version: int,
-        config: dict[str, Any],
-        inputs: dict[str, Any],
-        notes: dict[str, Any],
-        provenance: Provenance,
-    ) -> Artifact:
+    def commit(self, draft: Path, *, stage: str, key: str, **record: Any) -> Artifact:
         """Makes the draft the artifact under `key`: syncs and hashes the files, writes the manifest, renames.
 
-        Replaces a damaged artifact. Raises TypeError for a link in the payload.
+        `record`: the other fields of the manifest. Replaces a damaged artifact. Raises TypeError for a link in the
+        payload.
         """
         files = record_files(draft / "payload")
         content = digest_files({path: entry.sha256 for path, entry in files.items()})
         artifact = Artifact(content=content, stage=stage, key=key)
-        manifest = Manifest(
-            artifact=artifact,
-            version=version,
-            config=config,
-            inputs=inputs,
-            files=files,
-            notes=notes,
-            provenance=provenance,
-        )
+        manifest = Manifest(artifact=artifact, files=files, **record)
         write_whole(draft / "manifest.json", manifest.model_dump_json(indent=1))
         for directory in [*(path for path in draft.rglob("*") if path.is_dir()), draft]:
             share_with_group(directory, self.root)
@@ -148,7 +130,7 @@ class Store(StoreReader):
         self.folder(target.parent)
         kill_point("before-rename")
         if target.exists():  # a damaged artifact; for a moment there is none under this name
-            self._discard(target)
+            self.discard(target)
         draft.rename(target)
         sync(target.parent)
         kill_point("after-rename")
@@ -162,7 +144,7 @@ class Store(StoreReader):
         with locked(self.lock_path(record)):
             self._forget_elsewhere(manifest)
             (self.root / "records" / record).unlink(missing_ok=True)
-            self._discard(self.directory(artifact.stage, artifact.key))
+            self.discard(self.directory(artifact.stage, artifact.key))
             self.clear_scratch(artifact.stage, artifact.key)
 
     def _hand_over(self, manifest: Manifest) -> Artifact:
@@ -176,7 +158,8 @@ class Store(StoreReader):
         # Not from tempfile, whose folders can be read by their owner alone: a store may be shared.
         return self.root / "drafts" / f"{name}-{token_hex(4)}"
 
-    def _discard(self, directory: Path) -> None:
+    def discard(self, directory: Path) -> None:
+        """Removes a folder of the store, if it exists: for others at once, by a rename."""
         if directory.exists():
             aside = self._draft_path("discarded")
             self.folder(aside.parent)

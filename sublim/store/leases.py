@@ -16,11 +16,6 @@ ROUNDING = 1.0  # servers report times in whole seconds
 log = logging.getLogger("sublim.lease")
 
 
-def lease_seconds() -> float:
-    """How long a lease is valid after its last renewal: SUBLIM_LEASE_SECONDS, by default a minute."""
-    return float(os.environ.get("SUBLIM_LEASE_SECONDS", "60"))
-
-
 class Lease:
     """An object in the bucket that is written only where there is none or over an expired one, and renewed while held.
 
@@ -30,7 +25,8 @@ class Lease:
 
     def __init__(self, bucket: Bucket, name: str) -> None:
         self.bucket, self.name = bucket, name
-        self.seconds = lease_seconds()
+        self.seconds = float(os.environ.get("SUBLIM_LEASE_SECONDS", "60"))
+        """How long the lease is valid after its last renewal."""
         self.holder = "another run"
         self._id, self._beat, self._etag = token_hex(8), 0, ""
 

@@ -1,6 +1,7 @@
 """Manifests: records of what an artifact is, what it was made from, and how, where and when it was made."""
 
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 from sublim.core.config import Config, RunOnly
 
@@ -67,17 +68,14 @@ class Manifest(Config):
     provenance: Provenance
 
 
-def input_artifacts(inputs: dict[str, Any]) -> list[Artifact]:
+def input_artifacts(inputs: Any) -> list[Artifact]:
     """The artifacts that a manifest's `inputs` name, in order."""
-    found: list[Artifact] = []
-    for value in inputs.values():
-        match value:
-            case {"content": str()}:
-                found.append(Artifact.model_validate(value))
-            case dict():
-                found += input_artifacts(value)  # pyright: ignore[reportUnknownArgumentType]
-            case list():
-                found += [Artifact.model_validate(item) for item in value]
-            case _:
-                pass
-    return found
+    match inputs:
+        case {"content": str()}:
+            return [Artifact.model_validate(inputs)]
+        case dict():
+            return list(chain.from_iterable(map(input_artifacts, cast(dict[str, Any], inputs).values())))
+        case list():
+            return list(chain.from_iterable(map(input_artifacts, cast(list[Any], inputs))))
+        case _:
+            return []

@@ -1,6 +1,7 @@
 """Remembering where stores were, to tell a share that is not mounted from a store that does not exist yet."""
 
 import socket
+from functools import cache
 from pathlib import Path
 
 from sublim.core.errors import UserError
@@ -9,7 +10,6 @@ from sublim.files.user_cache import recall, remember
 KEPT = 100
 MEMORY = "stores.json"
 """The file that maps the host and path of a store to its device: hosts may share a home and not their disks."""
-_noted: set[tuple[Path, int]] = set()
 
 
 def check_mounted(root: Path) -> None:
@@ -24,10 +24,11 @@ def check_mounted(root: Path) -> None:
 
 def remember_store(root: Path) -> None:
     """Remembers where a store is, once in each process."""
-    device = _device(root)
-    if (root, device) in _noted:
-        return
-    _noted.add((root, device))
+    _remember(root, _device(root))
+
+
+@cache
+def _remember(root: Path, device: int) -> None:
     seen = recall(MEMORY)
     if seen.get(name := _name(root)) != device:
         seen.pop(name, None)

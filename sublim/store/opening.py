@@ -25,10 +25,7 @@ def open_store(address: str | None = None, *, anew: bool = False) -> Store:
         root = Path(where).expanduser()
     except RuntimeError as error:
         raise UserError(f"SUBLIM_STORE is {where}, and this user has no home: give the whole path") from error
-    if not str(root).isascii() and (sys.getfilesystemencoding() != "utf-8" or not _is_utf8(str(root))):
+    surrogates = any("\ud800" <= letter <= "\udfff" for letter in str(root))  # for bytes that are not UTF-8
+    if surrogates or (not str(root).isascii() and sys.getfilesystemencoding() != "utf-8"):
         raise UserError(f"SUBLIM_STORE is {where!a}, which is not UTF-8 here: set PYTHONUTF8=1 or give another name")
     return Store(root).create(anew=anew)
-
-
-def _is_utf8(path: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from functools import cache
 from pathlib import Path, PurePosixPath
 from stat import S_IMODE, S_ISDIR, S_ISREG
 
@@ -14,7 +15,6 @@ from sublim.store.manifest import FileEntry
 from sublim.store.manifest_files import read_manifest
 
 Files = dict[str, FileEntry]
-_hashed: dict[tuple[Path, int, int], str] = {}  # within a process, a file is hashed again only when it has changed
 
 
 def record_files(payload: Path) -> Files:
@@ -99,13 +99,13 @@ def _changed(payload: Path, name: str, entry: FileEntry, *, deep: bool) -> str |
         return f"{name} has {stat.st_size} bytes instead of {entry.size}"
     if not os.access(file, os.R_OK):
         raise UserError(f"{file} cannot be read (permission denied): ask its owner, {owner_of(file)}, for chmod g+r")
-    unchanged = stat.st_mtime_ns == entry.mtime_ns and not deep
-    return None if unchanged or _sha256(file, deep=deep) == entry.sha256 else f"{name} has changed since it was written"
+    if not deep and stat.st_mtime_ns == entry.mtime_ns:
+        return None
+    found = digest_file(file) if deep else _digest(file, stat.st_size, stat.st_mtime_ns)
+    return None if found == entry.sha256 else f"{name} has changed since it was written"
 
 
-def _sha256(path: Path, *, deep: bool) -> str:
-    stat = path.stat()
-    memo = (path, stat.st_size, stat.st_mtime_ns)
-    if deep or memo not in _hashed:
-        _hashed[memo] = digest_file(path)
-    return _hashed[memo]
+@cache
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    """Within a process, a file is hashed again only when its size or time has changed."""
+    return digest_file(path)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from secrets import token_hex
 
@@ -12,16 +13,14 @@ from sublim.files.syncing import sync
 
 LONGEST_NAME = 140
 """Length in bytes of the longest file name that a store makes; eCryptfs allows 143, most file systems 255."""
-_tried: set[Path] = set()
 
 
-def try_store(root: Path, folders: list[Path]) -> None:
+@cache
+def try_store(root: Path, folders: tuple[Path, ...]) -> None:
     """Raises UserError unless `folders` can be written and files below `root` can be synced, renamed and locked.
 
     Takes a few milliseconds the first time and nothing later.
     """
-    if root in _tried:
-        return
     for folder in folders:
         check_writable(folder)
     trial = root / "drafts" / f"trial-{token_hex(4)}-".ljust(LONGEST_NAME, "x")
@@ -34,7 +33,6 @@ def try_store(root: Path, folders: list[Path]) -> None:
         finally:
             shutil.rmtree(trial, ignore_errors=True)
         _lock(root / "locks" / f".trial-{token_hex(4)}")
-    _tried.add(root)
 
 
 def check_writable(folder: Path) -> None:

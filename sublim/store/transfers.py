@@ -3,18 +3,14 @@
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sublim.core.digest import digest_file
-from sublim.core.errors import UserError, no_space
+from sublim.core.errors import UserError, file_faults_told
+from sublim.files.large_files import in_parallel
 from sublim.files.syncing import sync
-from sublim.store.manifest import FileEntry
+from sublim.store.payloads import Files
 from sublim.store.s3 import PART, Bucket
-
-LANES = 8
-Files = Mapping[str, FileEntry]
 
 
 class DamagedObject(UserError):
@@ -29,7 +25,7 @@ def send(bucket: Bucket, files: Files, folder: Path, under: str) -> None:
         if bucket.described(there) != (files[name].size, files[name].sha256):
             bucket.upload(folder / name, there, files[name].sha256)
 
-    _in_parallel(one, list(files))
+    in_parallel(one, files)
 
 
 def receive(bucket: Bucket, files: Files, under: str, staging: Path) -> Path:
@@ -37,15 +33,11 @@ def receive(bucket: Bucket, files: Files, under: str, staging: Path) -> Path:
 
     Goes on with the parts that an interrupted call left there. Raises DamagedObject where the hashes differ.
     """
-    try:
+    with file_faults_told(staging):
         damaged = _fill(bucket, files, under, staging)
         if damaged:  # after a crash, parts may be recorded whose bytes never reached the disk
             shutil.rmtree(staging)
             damaged = _fill(bucket, files, under, staging)
-    except OSError as error:
-        if no_space(error, staging.parent):
-            raise UserError(f"no space is left for {staging}: free some and run again") from error
-        raise
     if damaged:
         shutil.rmtree(staging)
         raise DamagedObject(f"{under}/{damaged[0]} is not what its manifest says")
@@ -78,14 +70,9 @@ def _fill(bucket: Bucket, files: Files, under: str, staging: Path) -> list[str]:
 
     if not noted.endswith("\n"):
         journal.write_text("".join(f"{part}\n" for part in sorted(done)), encoding="utf-8")
-    _in_parallel(one, [part for part in parts if part not in done])
+    in_parallel(one, [part for part in parts if part not in done])
     for name, entry in files.items():
         sync(payload / name)
         # With the time of the manifest it need not be hashed again.
         os.utime(payload / name, ns=(entry.mtime_ns, entry.mtime_ns))
     return [name for name, entry in files.items() if digest_file(payload / name) != entry.sha256]
-
-
-def _in_parallel(work: Callable[[str], None], items: list[str]) -> None:
-    with ThreadPoolExecutor(LANES) as pool:
-        list(pool.map(work, items))  # an error cancels what has not begun
