@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pwd
 from pathlib import Path
 from stat import S_IMODE, S_ISDIR, S_ISGID, S_IWGRP
 
@@ -24,8 +23,7 @@ def share_with_group(path: Path, folder: Path | None = None) -> None:
 
 def owner_of(path: Path) -> str:
     """The name of a file's owner, or the user number where the system knows no name for it."""
-    number = path.stat().st_uid
     try:
-        return pwd.getpwuid(number).pw_name
+        return path.owner()
     except KeyError:
-        return f"user {number}"
+        return f"user {path.stat().st_uid}"

@@ -10,19 +10,16 @@ from typing import Any, cast
 from sublim.core.errors import UserError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-LOOKS: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "it looks like a zip archive or a PyTorch checkpoint"),
-    (b"\x1f\x8b", "it is packed with gzip: unpack it"),
-    (b"PAR1", "it looks like a Parquet table"),
-    (b"\x93NUMPY", "it looks like a NumPy array"),
-    (b"\x80\x02", "it looks like a pickle, which may run code"),
-    (b"\x80\x04", "it looks like a pickle, which may run code"),
-    (b"\xff\xfe", "it is UTF-16 text: save it as UTF-8"),
-    (b"\xfe\xff", "it is UTF-16 text: save it as UTF-8"),
-    (b"<!", "it looks like a web page in place of a download"),
-    (b"<html", "it looks like a web page in place of a download"),
-)
-"""The first bytes of files that are often given in place of the right one."""
+LOOKS = {
+    "it looks like a zip archive or a PyTorch checkpoint": (b"pk\x03\x04",),
+    "it is packed with gzip: unpack it": (b"\x1f\x8b",),
+    "it looks like a Parquet table": (b"par1",),
+    "it looks like a NumPy array": (b"\x93numpy",),
+    "it looks like a pickle, which may run code": (b"\x80\x02", b"\x80\x04"),
+    "it is UTF-16 text: save it as UTF-8": (b"\xff\xfe", b"\xfe\xff"),
+    "it looks like a web page in place of a download": (b"<!", b"<html"),
+}
+"""The first bytes, in lower case, of files that are often given in place of the right one."""
 
 
 def is_lfs_pointer(path: Path) -> bool:
@@ -97,10 +94,8 @@ def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(8).lower()
     if not start:
         return "it is empty"
-    for beginning, looks in LOOKS:
-        if start.lower().startswith(beginning.lower()):
-            return looks
-    return " ".join(str(error).split())[:160]
+    looks = (told for told, beginnings in LOOKS.items() if start.startswith(beginnings))
+    return next(looks, " ".join(str(error).split())[:160])
