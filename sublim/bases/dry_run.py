@@ -4,8 +4,9 @@ The reference is a forward pass of transformers over a whole text, with eager at
 """
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -67,23 +68,16 @@ def try_small(shape: PretrainedConfig, kind: str) -> bool:
             continue
         if not causal:
             raise UserError(f"{kind} as configured is not causal, so it cannot generate text: {ELSEWHERE}")
-        for what, compute in (("sampler", sampled), ("trainer", trained)):
-            for kernel in ("sdpa", "eager"):
-                refuse_unlike(model, kind, what, compute, kernel)
+        for what, kernel in product(CHECKED, ("sdpa", "eager")):
+            refuse_unlike(model, kind, what, kernel)
         return True
     return False
 
 
-def refuse_unlike(
-    model: PreTrainedModel,
-    kind: str,
-    what: str,
-    compute: Callable[[PreTrainedModel, Kernel], list[Answered]],
-    kernel: Kernel,
-) -> None:
-    """Raises UserError if `compute` fails or its log-probs differ from the reference."""
+def refuse_unlike(model: PreTrainedModel, kind: str, what: str, kernel: Kernel) -> None:
+    """Raises UserError if `what` of `CHECKED` fails or its log-probs differ from the reference."""
     try:
-        found = compute(model, kernel)
+        found = CHECKED[what](model, kernel)
     except UserError as error:
         raise UserError(f"the {what} cannot run {kind}: {error}") from error
     except Exception as error:
@@ -155,6 +149,9 @@ def trained(model: PreTrainedModel, kernel: Kernel) -> list[Answered]:
             values = own[learnt].gather(-1, labels[learnt][:, None])[:, 0]
             found.append(Answered(ids, start, values.tolist()))
     return found
+
+
+CHECKED = {"sampler": sampled, "trainer": trained}
 
 
 @contextmanager

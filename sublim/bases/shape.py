@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -15,6 +14,7 @@ from sublim.core.errors import UserError
 from sublim.models.files import read_json
 from sublim.models.folder_check import StoredTensor, as_user_error
 from sublim.models.opening import causal_class
+from sublim.models.weights_check import TensorShapes
 
 WRITERS = ("CausalLM", "LMHeadModel", "ConditionalGeneration", "ImageTextToText")
 """Endings of the names of model classes that generate text; other classes have another head."""
@@ -81,11 +81,7 @@ def check_tied(folder: Path, shape: PretrainedConfig, stored: dict[str, StoredTe
     embedding = next((name for name in stored if name.endswith("embed_tokens.weight")), None)
     if not getattr(shape, "tie_word_embeddings", False) or "lm_head.weight" not in stored or embedding is None:
         return
-    sides = list[torch.Tensor]()
-    for name in ("lm_head.weight", embedding):
-        with safe_open(folder / stored[name].file, "pt") as file:
-            sides.append(file.get_tensor(name))
-    if not torch.equal(*sides):
+    if not torch.equal(*map(TensorShapes(folder).tensor, ("lm_head.weight", embedding))):
         raise UserError(
             "the base's config says tie_word_embeddings, and its lm_head.weight differs from its embedding: "
             "set tie_word_embeddings to false or remove lm_head.weight"

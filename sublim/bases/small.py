@@ -49,10 +49,8 @@ def shallow(shape: PretrainedConfig) -> PretrainedConfig:
     for name, value in by_layer(text).items():
         setattr(text, name, value[:kept])
     text.num_hidden_layers = kept
-    changes = [*((name, VOCABULARY) for name in TABLES), *((name, WINDOW) for name in WINDOWS)]
-    for name, value in changes:
-        if getattr(text, name, None):
-            setattr(text, name, min(value, getattr(text, name)))
+    limit(text, TABLES, VOCABULARY)
+    limit(text, WINDOWS, WINDOW)
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(text, name, None) is not None:  # None is not allowed in some configs
             setattr(text, name, 0)
@@ -92,15 +90,18 @@ def narrow(shape: PretrainedConfig) -> PretrainedConfig:
     text.hidden_size = min(few * width, text.hidden_size)
     if hasattr(text, "word_embed_proj_dim"):
         text.word_embed_proj_dim = text.hidden_size
-    for name in INNER_WIDTHS:
-        if isinstance(inner := getattr(text, name, None), int):
-            setattr(text, name, min(inner, INNER))
-    chosen = getattr(text, "num_experts_per_tok", None) or 0
-    for name in EXPERTS:
-        # Grouped experts are not changed, because the number of chosen experts depends on the groups.
-        if isinstance(experts := getattr(text, name, None), int) and getattr(text, "n_group", 1) in (None, 1):
-            setattr(text, name, min(experts, max(FEWER, chosen)))
+    limit(text, INNER_WIDTHS, INNER)
+    # Grouped experts are not changed, because the number of chosen experts depends on the groups.
+    if getattr(text, "n_group", 1) in (None, 1):
+        limit(text, EXPERTS, max(FEWER, getattr(text, "num_experts_per_tok", None) or 0))
     return small
+
+
+def limit(text: PretrainedConfig, names: Sequence[str], most: int) -> None:
+    """Lowers those of the named fields to `most` that are numbers above it."""
+    for name in names:
+        if isinstance(value := getattr(text, name, None), int):
+            setattr(text, name, min(value, most))
 
 
 def filled(config: PretrainedConfig) -> PreTrainedModel:

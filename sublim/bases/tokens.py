@@ -60,7 +60,7 @@ def check_chats(tokenizer: PreTrainedTokenizerBase, limits: Limits, systems: Ite
             )
         if ANSWER not in str(tokenizer.decode(whole[start:end])):
             raise UserError(f"the base's chat template changes an answer{under}: give another chat_template")
-        refuse_above(limits.rows, {"a token of a plain chat": max(*ids, *whole)})
+        refuse_above(limits.rows, [("a token of a plain chat", max(*ids, *whole))])
         if limits.positions is not None and len(whole) > limits.positions:
             raise UserError(
                 f"a question and its answer{under} take {len(whole)} tokens and the base reads {limits.positions} "
@@ -78,17 +78,15 @@ def check_ids(folder: Path, tokenizer: PreTrainedTokenizerBase, rows: int) -> No
     special = {name: token_ids(getattr(tokenizer, f"{name}_id")) for name in names}
     habits = read_json(folder / "generation_config.json")
     special |= {name: token_ids(habits.get(name)) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
-    for name, tokens in special.items():
-        for token in tokens:
-            refuse_above(rows, {name: token})
+    refuse_above(rows, ((name, token) for name, tokens in special.items() for token in tokens))
     marks = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     beyond = {text: token for text, token in tokenizer.get_vocab().items() if token >= rows and token not in marks}
-    refuse_above(rows, {f"the token {text!r}": token for text, token in beyond.items()})
+    refuse_above(rows, ((f"the token {text!r}", token) for text, token in beyond.items()))
 
 
-def refuse_above(rows: int, named: dict[str, int]) -> None:
+def refuse_above(rows: int, named: Iterable[tuple[str, int]]) -> None:
     """Raises UserError for the first of the `named` ids that is not among the rows of the embedding."""
-    for name, token in named.items():
+    for name, token in named:
         if not 0 <= token < rows:
             raise UserError(
                 f"{name} has the id {token}, and the base's embedding has {rows} rows: resize the embedding "

@@ -1,12 +1,13 @@
 """Export of a base with trained weights as one Hugging Face directory."""
 
-import shutil
+from itertools import filterfalse
 from pathlib import Path
 from typing import cast
 
 import torch
 from transformers import AutoConfig
 
+from sublim.files.large_files import copy_each
 from sublim.models.files import INDEX, is_adapter, loaded_files, write_config, write_identity
 from sublim.models.opening import load
 from sublim.models.weights_check import check_weights
@@ -25,11 +26,11 @@ def export_merged(out: Path, *, base: Path, weights: Path) -> None:
         model.to(dtype=cast(torch.dtype, AutoConfig.from_pretrained(base).dtype))  # pyright: ignore[reportCallIssue]
         model.save_pretrained(out, max_shard_size="5GB")
     else:
-        for file in loaded_files(weights):
-            if file in ("config.json", INDEX) or file.endswith(".safetensors"):
-                shutil.copyfile(weights / file, out / file)
-    for file in loaded_files(base):
-        if file not in ("config.json", INDEX) and not file.endswith(".safetensors"):
-            shutil.copyfile(base / file, out / file)
+        copy_each(weights, filter(_of_weights, loaded_files(weights)), out)
+    copy_each(base, filterfalse(_of_weights, loaded_files(base)), out)
     write_config(out)
     write_identity(out, "merged")
+
+
+def _of_weights(file: str) -> bool:
+    return file in ("config.json", INDEX) or file.endswith(".safetensors")

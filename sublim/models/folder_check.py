@@ -52,18 +52,13 @@ def check_files(folder: Path) -> None:
     """Raises UserError for a file of the model that is a Git LFS pointer, invalid JSON or missing. Reads no weights."""
     names = loaded_files(folder)
     for name in names:
-        refuse_pointer(folder / name)
+        if is_lfs_pointer(path := folder / name):
+            raise UserError(f"{path} is a git-lfs pointer and not the file itself: run `git lfs pull` in that folder")
         if name.endswith(".json"):
-            read_json(folder / name)
+            read_json(path)
     if not {*VOCABULARIES} & {*names}:
         own = " (tekken.json is in a format of Mistral's own)" if (folder / "tekken.json").is_file() else ""
         raise UserError(f"{folder} has no tokenizer{own}: save it there with the tokenizer's save_pretrained")
-
-
-def refuse_pointer(path: Path) -> None:
-    """Raises UserError if the file is a Git LFS pointer."""
-    if is_lfs_pointer(path):
-        raise UserError(f"{path} is a git-lfs pointer and not the file itself: run `git lfs pull` in that folder")
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

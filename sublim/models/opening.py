@@ -1,8 +1,7 @@
 """Loading models from plain directories, with or without trained weights."""
 
-import gc
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -21,7 +20,7 @@ from transformers import (
 
 from sublim.chats.chat import end_of_turn
 from sublim.core.errors import UserError
-from sublim.memory.fitting import patiently
+from sublim.memory.fitting import patiently, release
 from sublim.models.files import TEXT_FILES, base_identity, is_adapter, weight_files
 from sublim.models.weights_check import check_weights
 
@@ -73,14 +72,8 @@ def _tokenizer(base: Path, files: tuple[tuple[str, int, int], ...]) -> PreTraine
     return tokenizer
 
 
-class KeptBase(NamedTuple):
-    """The base that this process keeps in memory, and the settings it was loaded with."""
-
-    key: tuple[str, ...]
-    model: PreTrainedModel
-
-
-_held: KeptBase | None = None
+_kept: dict[tuple[str, ...], PreTrainedModel] = {}
+"""The one base that this process keeps in memory, by its path, content and the settings it was loaded with."""
 release_other_models: list[Callable[[], None]] = []
 """Functions that free other models kept in this process. They are called before a model is loaded onto a GPU, which
 may not have memory for two."""
@@ -103,13 +96,12 @@ def open_model(
     tokenizer = load_tokenizer(base)
     if weights is not None:
         check_weights(base, weights)
-    if weights is None:
-        with borrowed_base(base, dtype=dtype, attention=attention, device=place) as model:
-            yield LoadedModel(model, tokenizer)
-    elif is_adapter(weights):
-        from sublim.models.adapters import attached  # importing peft takes seconds, and a base does not need it
+    if weights is None or is_adapter(weights):
+        with borrowed_base(base, dtype=dtype, attention=attention, device=place) as model, ExitStack() as stack:
+            if weights is not None:
+                from sublim.models.adapters import attached  # importing peft takes seconds, and a base does not need it
 
-        with borrowed_base(base, dtype=dtype, attention=attention, device=place) as model, attached(model, weights):
+                stack.enter_context(attached(model, weights))
             yield LoadedModel(model, tokenizer)
     else:
         forget_base()
@@ -121,25 +113,20 @@ def open_model(
 @contextmanager
 def borrowed_base(base: Path, *, dtype: str, attention: str, device: str) -> Generator[PreTrainedModel]:
     """The kept base if it is this one, otherwise this one loaded in its place. It is kept after the block."""
-    global _held
     key = (str(base.resolve()), base_identity(base), dtype, attention, device)
-    held, _held = _held, None
-    if held is None or held.key != key:
-        held = None
+    if (model := _kept.pop(key, None)) is None:
         forget_base()
-        held = KeptBase(key, load(base, dtype=dtype, attention=attention, device=device))
-    yield held.model
+        model = load(base, dtype=dtype, attention=attention, device=device)
+    yield model
     # Not reached if the block raised, because the model may then be partly changed.
-    _held = KeptBase(key, freeze(held.model))
+    _kept.clear()
+    _kept[key] = freeze(model)
 
 
 def forget_base() -> None:
     """Drops the base that this process keeps, and frees its memory."""
-    global _held
-    _held = None
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    _kept.clear()
+    release()
 
 
 def load(directory: Path, *, dtype: str, attention: str, device: str) -> PreTrainedModel:

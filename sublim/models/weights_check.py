@@ -4,7 +4,7 @@ Libraries load tensors whose names they know and ignore the others, so half an a
 used without an error.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,39 +45,24 @@ def check_weights(base: Path, weights: Path) -> None:
         raise UserError(f"the {kind} in {weights} does not fit this base, or is incomplete: {problem}")
 
 
-class TensorShapes(Mapping[str, Shape]):
+class TensorShapes(dict[str, Shape]):
     """The shapes of the tensors in a folder, by name. Raises UserError if a file cannot be read."""
 
     def __init__(self, directory: Path) -> None:
-        self.files: dict[str, Any] = {}
+        super().__init__()
+        self._files: dict[str, Any] = {}
         for path in tensor_files(directory):
             try:
                 file: Any = safe_open(path, framework="pt")
             except SafetensorError as error:
                 raise UserError(f"{path} is not a safetensors file ({error}): download or save it again") from error
-            self.files |= dict.fromkeys(file.keys(), file)
-
-    def __getitem__(self, name: str) -> Shape:
-        return tuple(self.files[name].get_slice(name).get_shape())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                self._files[name] = file
+                self[name] = tuple(file.get_slice(name).get_shape())
 
     def tensor(self, name: str) -> Tensor:
         """Reads the tensor of that name."""
-        return self.files[name].get_tensor(name)
-
-    def not_numbers(self) -> str | None:
-        """Describes the first tensor with a value that is not finite; None if there is none."""
-        for name in self:
-            tensor = self.tensor(name)
-            # A sum is faster than checking each value, and is not finite if one of them is not.
-            if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.sum(dtype=torch.float32).isfinite():
-                return f"{name} holds values that are not finite: its training diverged, take an earlier checkpoint"
-        return None
+        return self._files[name].get_tensor(name)
 
 
 def tensor_files(directory: Path) -> list[Path]:
@@ -93,8 +78,15 @@ def tensor_files(directory: Path) -> list[Path]:
 
 def check_numbers(weights: Path) -> None:
     """Raises UserError if weights cannot be read or hold values that are not finite. Reads all weights."""
-    if problem := TensorShapes(weights).not_numbers():
-        raise UserError(f"the weights in {weights} cannot be used: {problem}")
+    tensors = TensorShapes(weights)
+    for name in tensors:
+        tensor = tensors.tensor(name)
+        # A sum is faster than checking each value, and is not finite if one of them is not.
+        if tensor.is_floating_point() and tensor.itemsize > 1 and not tensor.sum(dtype=torch.float32).isfinite():
+            raise UserError(
+                f"the weights in {weights} cannot be used: {name} holds values that are not finite: its training "
+                "diverged, take an earlier checkpoint"
+            )
 
 
 def _adapter(base: Path, adapter: Path, found: TensorShapes) -> str | None:
