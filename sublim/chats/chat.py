@@ -284,15 +284,10 @@ def encode_many(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[Encoded]:
     """`encode` of each text, on all cores."""
     if not texts:
         return []
-    encoding = tokenizer([*texts], add_special_tokens=False, return_offsets_mapping=True)
-    everything = zip(
-        cast(list[list[int]], encoding["input_ids"]),
-        cast(list[list[tuple[int, int]]], encoding["offset_mapping"]),
-        strict=True,
-    )
-    bos = cast(int | None, tokenizer.bos_token_id)
+    encoding: Any = tokenizer([*texts], add_special_tokens=False, return_offsets_mapping=True)
+    bos: Any = tokenizer.bos_token_id
     added = bos is not None and cast(list[int], tokenizer("")["input_ids"])[:1] == [bos]
     return [
-        Encoded([cast(int, bos), *ids], [(0, 0), *spans]) if added and ids[:1] != [bos] else Encoded(ids, spans)
-        for ids, spans in everything
+        Encoded([bos, *ids], [(0, 0), *spans]) if added and ids[:1] != [bos] else Encoded(ids, spans)
+        for ids, spans in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     ]
