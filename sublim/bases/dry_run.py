@@ -10,6 +10,7 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from sublim.bases.shape import quiet
@@ -82,10 +83,8 @@ def refuse_unlike(model: PreTrainedModel, kind: str, what: str, kernel: Kernel) 
         raise UserError(f"the {what} cannot run {kind}: {error}") from error
     except Exception as error:
         raise UserError(f"the {what} cannot run {kind} ({short_message(error)}): {ELSEWHERE}") from error
-    worst = 0.0
-    for text in found:
-        defined = by_definition(model, text.ids, text.start)
-        worst = max([worst, *(abs(ours - theirs) for ours, theirs in zip(text.logprobs, defined, strict=True))])
+    unlike = [torch.tensor(text.logprobs) - by_definition(model, text.ids, text.start) for text in found]
+    worst = float(torch.cat(unlike).abs().max())  # NaN if one of them is
     if not worst < TOLERANCE:
         raise UserError(
             f"with {kernel} attention the {what} computes another model than transformers does for {kind} "
@@ -93,18 +92,18 @@ def refuse_unlike(model: PreTrainedModel, kind: str, what: str, kernel: Kernel) 
         )
 
 
-def by_definition(model: PreTrainedModel, ids: list[int], start: int) -> list[float]:
+def by_definition(model: PreTrainedModel, ids: list[int], start: int) -> Tensor:
     """The reference: log-probs of the tokens from `start` on."""
     with torch.no_grad(), attending(model, "eager"):
         logprobs = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
-    return [float(logprobs[place - 1, ids[place]]) for place in range(start, len(ids))]
+    return logprobs[start - 1 : -1].gather(-1, torch.tensor(ids[start:])[:, None])[:, 0]
 
 
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether a token's log-prob does not depend on later tokens."""
     ids, start = prompts()[0], SHARED
     whole, cut = by_definition(model, ids, start), by_definition(model, ids[:-4], start)
-    return max(abs(a - b) for a, b in zip(whole, cut, strict=False)) < TOLERANCE
+    return bool((whole[: len(cut)] - cut).abs().max() < TOLERANCE)
 
 
 def prompts() -> list[list[int]]:

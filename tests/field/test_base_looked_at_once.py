@@ -1,6 +1,7 @@
 """A base that would fail a run hours later, or be another model than its files say, is refused when it is prepared."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -259,6 +260,16 @@ def test_a_wide_model_is_tried_without_its_width() -> None:
     small = next(small_models(shape))
     assert small.num_parameters() < 20_000_000
     assert small.config.head_dim == shape.head_dim
+
+
+def test_a_log_prob_that_is_no_number_is_an_unlike_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sublim.bases import dry_run
+    from sublim.bases.small import small_models
+
+    nothing = dry_run.Answered([1, 2, 3, 4], 2, [math.nan, math.nan])
+    monkeypatch.setitem(dry_run.CHECKED, "sampler", lambda *_: [nothing])
+    with pytest.raises(UserError, match="the sampler computes another model"):
+        dry_run.refuse_unlike(next(small_models(AutoConfig.for_model("llama"))), "llama", "sampler", "sdpa")
 
 
 LATER = {
