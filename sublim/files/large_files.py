@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -21,9 +21,9 @@ def in_parallel(work: Callable[[Item], Result], items: Iterable[Item]) -> list[R
         return list(pool.map(work, items))
 
 
-def digest_each(paths: Iterable[Path]) -> list[str]:
-    """SHA-256 of each file's bytes, in the order of `paths`."""
-    return in_parallel(digest_file, paths)
+def digest_each(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """SHA-256 of the bytes of each of the named files of `folder`, by its name."""
+    return dict(zip(names, in_parallel(lambda name: digest_file(folder / name), names), strict=True))
 
 
 def copy_each(source: Path, names: Iterable[str], out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import orjson
 
-from sublim.core.digest import digest
+from sublim.core.digest import digest_files
 from sublim.core.errors import UserError
 from sublim.files.large_files import digest_each
 
@@ -101,9 +101,7 @@ def loaded_files(directory: Path) -> list[str]:
 
 def weights_digest(directory: Path) -> str:
     """SHA-256 over the names and bytes of the weight files."""
-    names = weight_files(directory)
-    digests = digest_each(directory / name for name in names)
-    return digest([[name, found] for name, found in zip(names, digests, strict=True)])
+    return digest_files(digest_each(directory, weight_files(directory)))
 
 
 def base_identity(base: Path) -> str:

@@ -23,7 +23,6 @@ def folder_digest(folder: Path) -> str:
         stat = (folder / name).stat()
         entries[name] = f"{folder / name}|{stat.st_size}|{stat.st_mtime_ns}"
     if unread := [name for name, entry in entries.items() if entry not in remembered]:
-        digests = digest_each(folder / name for name in unread)
-        remembered |= {entries[name]: found for name, found in zip(unread, digests, strict=True)}
+        remembered |= {entries[name]: found for name, found in digest_each(folder, unread).items()}
         remember(MEMORY, remembered)
     return digest_files({name: remembered[entry] for name, entry in entries.items()})

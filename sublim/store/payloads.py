@@ -20,14 +20,13 @@ Files = dict[str, FileEntry]
 def record_files(payload: Path) -> Files:
     """Syncs every file of a payload and records its hash, size and time, by relative path."""
     names = list_files(payload)
-    paths = [payload / name for name in names]
-    for path in paths:
-        _let_read(path, payload)
-        sync(path)
-    stats = [path.stat() for path in paths]
+    for name in names:
+        _let_read(payload / name, payload)
+        sync(payload / name)
+    stats = {name: (payload / name).stat() for name in names}
     return {
-        name: FileEntry(sha256=sha256, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
-        for name, sha256, stat in zip(names, digest_each(paths), stats, strict=True)
+        name: FileEntry(sha256=sha256, size=stats[name].st_size, mtime_ns=stats[name].st_mtime_ns)
+        for name, sha256 in digest_each(payload, names).items()
     }
 
 
@@ -50,8 +49,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 def digest_committed(folder: Path) -> str:
     """SHA-256 over the names and bytes of the committed files (see `committed`)."""
-    names = committed(folder)
-    return digest_files(dict(zip(names, digest_each(folder / name for name in names), strict=True)))
+    return digest_files(digest_each(folder, committed(folder)))
 
 
 def difference(payload: Path, files: Files, *, deep: bool) -> str | None:

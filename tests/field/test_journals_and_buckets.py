@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+from botocore import exceptions
 from botocore.exceptions import (
     ClientError,
     EndpointConnectionError,
@@ -27,6 +28,7 @@ from sublim.search.opening import open_search
 from sublim.search.storage import open_storage
 from sublim.search.study import Asked, Measured, work
 from sublim.store.s3 import Bucket
+from sublim.store.s3_hints import KNOWN
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0a" * 32 + b"\nsize 75000000\n"
 
@@ -182,6 +184,11 @@ def test_hint_of_a_bucket_follows_from_the_errors_own_code(
         bucket.put("x", b"")
     assert isinstance(caught.value, StoreRefused) == lasting
     assert "secret" not in str(caught.value)
+
+
+def test_the_classes_of_the_hints_are_boto3s() -> None:
+    classes = {name for name in KNOWN if name.endswith("Error")} | {"ProfileNotFound", "MissingDependencyException"}
+    assert {name for name in classes if not hasattr(exceptions, name)} == {"ResponseParserError"}
 
 
 def test_wrong_number_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

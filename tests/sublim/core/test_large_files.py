@@ -26,9 +26,8 @@ def refused(*args: object) -> NoReturn:
 
 
 def test_digests_come_in_the_order_of_the_files(source: Path):
-    paths = [source / name for name in NAMES]
-    assert digest_each(paths) == [digest_file(path) for path in paths]
-    assert digest_each([]) == []
+    assert list(digest_each(source, NAMES).items()) == [(name, digest_file(source / name)) for name in NAMES]
+    assert digest_each(source, []) == {}
 
 
 @pytest.mark.parametrize("in_kernel", [True, False])
