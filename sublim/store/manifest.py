@@ -1,6 +1,5 @@
 """Manifests: records of what an artifact is, what it was made from, and how, where and when it was made."""
 
-from itertools import chain
 from typing import Any, cast
 
 from sublim.core.config import Config, RunOnly
@@ -74,8 +73,9 @@ def input_artifacts(inputs: Any) -> list[Artifact]:
         case {"content": str()}:
             return [Artifact.model_validate(inputs)]
         case dict():
-            return list(chain.from_iterable(map(input_artifacts, cast(dict[str, Any], inputs).values())))
+            parts = [*cast(dict[str, Any], inputs).values()]
         case list():
-            return list(chain.from_iterable(map(input_artifacts, cast(list[Any], inputs))))
+            parts = cast(list[Any], inputs)
         case _:
-            return []
+            parts = []
+    return [found for part in parts for found in input_artifacts(part)]
