@@ -288,6 +288,6 @@ def encode_many(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[Encoded]:
     bos: Any = tokenizer.bos_token_id
     added = bos is not None and cast(list[int], tokenizer("")["input_ids"])[:1] == [bos]
     return [
-        Encoded([bos, *ids], [(0, 0), *spans]) if added and ids[:1] != [bos] else Encoded(ids, spans)
+        Encoded([cast(int, bos), *ids], [(0, 0), *spans]) if added and ids[:1] != [bos] else Encoded(ids, spans)
         for ids, spans in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     ]
