@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import version
 from io import TextIOWrapper
+from pkgutil import resolve_name
 from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 
-from flows.registry import FLOWS, load
+from flows.registry import FLOWS
 from sublim.core.errors import UserError, file_fault
 from tasks.environment import from_file
 
@@ -54,7 +55,7 @@ class CommandLine(App):
             case []:
                 print("Start with `sublim doctor`, then `sublim run pipeline --preset quickstart`.")
             case ["run", str(flow), *_] if flow in FLOWS:
-                print(load("flows.command.run:settings_text")(flow))
+                print(resolve_name("flows.command.run:settings_text")(flow))
             case _:
                 pass
 

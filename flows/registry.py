@@ -1,7 +1,7 @@
 """The list of flows: for each its modules, its config class and its question. It imports none of them."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from sublim.core.config import Config  # pydantic takes a tenth of a second to import
@@ -45,10 +45,4 @@ FLOWS = {name: _entry(name, *about) for name, *about in _FLOWS}
 
 def config_type(name: str) -> "type[Config]":
     """The config class of a flow."""
-    return load(FLOWS[name].config)
-
-
-def load(name: str) -> Any:
-    """The object that `module:attribute` names."""
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+    return resolve_name(FLOWS[name].config)

@@ -1,6 +1,5 @@
 """The child process that runs stage bodies: jobs come as JSON lines on stdin, events leave on their own pipe."""
 
-import importlib
 import json
 import logging
 import math
@@ -11,8 +10,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TextIO, cast
 
 from sublim.core.errors import UserError
@@ -22,30 +22,24 @@ from sublim.core.progress import Listener, listening
 NETWORK_ERRORS = ("ConnectionError", "TimeoutError", "TransportError", "APIConnectionError")
 
 
-def resolve_name(name: str) -> Any:
-    """The object that `package.module:name` names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def restore_paths(value: Any) -> Any:
-    """Input directories as they travel in a job: strings in lists and mappings, or null."""
-    match value:
-        case str():
-            return Path(value)
-        case list():
-            return [restore_paths(item) for item in cast(list[Any], value)]
-        case dict():
-            return {name: restore_paths(item) for name, item in cast(dict[str, Any], value).items()}
+def each_input(inputs: Any, change: Callable[[Any], Any]) -> Any:
+    """`inputs` with what `change` makes of each of them: one alone, or those in lists and mappings; null stays."""
+    match inputs:
+        case None:
+            return None
+        case Mapping():
+            return {name: each_input(item, change) for name, item in cast(Mapping[str, Any], inputs).items()}
+        case list() | tuple():
+            return [each_input(item, change) for item in cast(list[Any], inputs)]
         case _:
-            return value
+            return change(inputs)
 
 
 def run_body(job: dict[str, Any]) -> dict[str, Any]:
     """Runs one stage body here and returns its notes, with `peak_gpu_bytes` where it used a GPU."""
     function = cast(Callable[..., dict[str, Any] | None], resolve_name(job["function"]))
     config = resolve_name(job["config_type"]).model_validate(job["config"])
-    inputs = restore_paths(job["inputs"])
+    inputs = each_input(job["inputs"], Path)
     with peak_gpu_memory() as peak:
         notes = function(Path(job["out"]), config, scratch=Path(job["scratch"]), **inputs) or {}
     return peak | notes

@@ -10,9 +10,8 @@ from platform import python_version
 from socket import gethostname
 from typing import TYPE_CHECKING, Any, cast
 
-from prefect.cache_policies import CachePolicy
+from prefect.cache_policies import CacheKeyFnPolicy
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import TaskRunContext
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.tasks import MaterializingTask, Task
@@ -24,7 +23,7 @@ from sublim.core.kill_points import kill_point
 from sublim.core.provenance import code_version, device, package_versions
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact, Provenance
-from tasks.child import is_network
+from tasks.child import each_input, is_network
 from tasks.locks import FileLockManager
 from tasks.processes import StageKilled, isolated, run_job
 from tasks.progress_view import shown_progress
@@ -36,18 +35,6 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 5.0  # before a stage whose process died, or whose network did, is tried once more
 
 Inputs = Artifact | Sequence[Artifact] | Mapping[str, Artifact] | None
-
-
-@dataclass
-class FixedKey(CachePolicy):
-    """A cache policy whose key is already known, because the flow computed it before the task run."""
-
-    key: str = ""
-
-    def compute_key(
-        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
-    ) -> str | None:
-        return self.key
 
 
 @dataclass
@@ -77,8 +64,8 @@ class Job:
             persist_result=True,
             result_storage=self.store.root / "records",
             result_serializer=VerifiedArtifact(),
-            cache_policy=FixedKey(
-                key=self.record,
+            cache_policy=CacheKeyFnPolicy(
+                cache_key_fn=lambda *_: self.record,
                 isolation_level="SERIALIZABLE",
                 lock_manager=FileLockManager(self.store.root / "locks", claimed=self.claimed),
             ),
@@ -130,7 +117,7 @@ class Job:
                 "config": self.config.model_dump(mode="json"),
                 "out": str(draft / "payload"),
                 "scratch": str(scratch),
-                "inputs": {name: self._paths(value) for name, value in self.inputs.items()},
+                "inputs": each_input(self.inputs, lambda artifact: str(self.store.payload(artifact))),
             }
             started, clock = datetime.now(UTC), time.monotonic()
             notes = run_job(job, isolate=isolated(self.stage.gpu), listener=listener, logger=log)
@@ -142,23 +129,12 @@ class Job:
                 key=self.key,
                 version=self.stage.version,
                 config=cast(dict[str, Any], canonical(self.config)),
-                inputs={name: described(value) for name, value in self.inputs.items()},
+                inputs=each_input(self.inputs, Artifact.model_dump),
                 notes=notes,
                 provenance=_provenance(started, seconds),
             )
         log.info("%s %s written in %.1f s", self.stage.name, self.key[:12], seconds)
         return artifact
-
-    def _paths(self, value: Inputs) -> Any:
-        match value:
-            case None:
-                return None
-            case Artifact():
-                return str(self.store.payload(value))
-            case Mapping():
-                return {name: self._paths(item) for name, item in value.items()}
-            case _:
-                return [self._paths(item) for item in value]
 
 
 def asset_key(stage: str, key: str) -> str:
@@ -178,30 +154,8 @@ def is_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> 
 def flatten(inputs: Mapping[str, Inputs]) -> list[Artifact]:
     """Every artifact among the inputs, those in lists and mappings too."""
     found: list[Artifact] = []
-    for value in inputs.values():
-        match value:
-            case None:
-                continue
-            case Artifact():
-                found.append(value)
-            case Mapping():
-                found += value.values()
-            case _:
-                found += value
+    each_input(inputs, found.append)
     return found
-
-
-def described(value: Inputs) -> Any:
-    """An input as the manifest notes it."""
-    match value:
-        case None:
-            return None
-        case Artifact():
-            return value.model_dump()
-        case Mapping():
-            return {name: item.model_dump() for name, item in value.items()}
-        case _:
-            return [item.model_dump() for item in value]
 
 
 def _provenance(started: datetime, seconds: float) -> Provenance:

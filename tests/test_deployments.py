@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import yaml
 
 from flows.command.pool import find_server, settle
 from flows.infra.pools import Card, Pool, card_of, declared, environment_of, filled, lacking, template
-from flows.registry import FLOWS, load
+from flows.registry import FLOWS
 from flows.runs.settings import load_preset
 from sublim.core.errors import UserError
 from sublim.core.hardware import Gpu
@@ -50,7 +51,7 @@ def test_every_flow_has_a_deployment_for_each_pool() -> None:
 @pytest.mark.parametrize("each", deployments(), ids=lambda each: f"{each['entrypoint']}-{each['name']}")
 def test_parameters_are_the_flow_s_and_the_preset_exists(each: dict[str, Any]) -> None:
     [entry] = [e for e in FLOWS.values() if e.flow.replace(".", "/").replace(":", ".py:") == each["entrypoint"]]
-    assert set(each["parameters"]) <= set(inspect.signature(load(entry.flow).fn).parameters)
+    assert set(each["parameters"]) <= set(inspect.signature(resolve_name(entry.flow).fn).parameters)
     assert load_preset(entry.presets, each["parameters"]["preset"])
     assert each["tags"][0] == ("gpu" if each["name"] == "a6000" else "cpu")
     for schedule in each.get("schedules", []):

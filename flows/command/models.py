@@ -4,10 +4,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 
 from cyclopts import App
 
-from flows.registry import load
 from flows.runs.fields import hint
 from sublim.bases.bundles import PACKAGES, installed
 from sublim.core.errors import UserError
@@ -69,7 +69,7 @@ def export(model: str, folder: Path, /) -> int:
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    merge = load("sublim.models.export:export_merged")  # it imports torch, which nothing here may
+    merge = resolve_name("sublim.models.export:export_merged")  # it imports torch, which nothing here may
     merge(draft, base=store.payload(named.base), weights=weights)
     draft.rename(out)
     print(f"{model} is in {out}")

@@ -5,12 +5,13 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
 from flows.command.flags import Flag, Json
-from flows.registry import FLOWS, config_type, load
+from flows.registry import FLOWS, config_type
 from flows.runs.fields import groups, walk
 from flows.runs.settings import assignments, build, load_preset, merge, presets, read_tree
 from sublim.core.config import Config
@@ -89,12 +90,12 @@ def run(name: str, options: Options = NO_OPTIONS) -> int:
     settings = overrides(name, options)
     config = build(config_type(name), merge(load_preset(flow.presets, options.preset), settings))
     prefect_api.settings()  # raises a UserError here, before something else imports Prefect and fails
-    load(flow.check)(config)
+    resolve_name(flow.check)(config)
     open_store().try_out()  # raises a UserError here, before a server has a record of the run
     if isinstance(options, SweepOptions):
         from flows.command.sweep import prepare
 
-        settings = prepare(options, settings)
+        settings = prepare(options, config, settings)
         if options.dry_run:
             return 0
     if options.ephemeral:
@@ -102,9 +103,9 @@ def run(name: str, options: Options = NO_OPTIONS) -> int:
         prefect_api.reread_environment()
     else:
         server.ensure()
-    result = load(flow.flow)(preset=options.preset, settings=settings)
+    result = resolve_name(flow.flow)(preset=options.preset, settings=settings)
     module = flow.flow.partition(":")[0]
-    print(json.dumps(result) if options.as_json else load(f"{module}:printed")(result))
+    print(json.dumps(result) if options.as_json else resolve_name(f"{module}:printed")(result))
     return 0
 
 

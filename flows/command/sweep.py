@@ -6,18 +6,16 @@ from flows.command.run import SweepOptions
 from flows.runs.settings import Tree, merge
 from flows.sweep.cells import Cell, cells_of, known
 from flows.sweep.config import SweepConfig
-from flows.sweep.flow import load_config
 from flows.sweep.preregistration import freeze, frozen_path, note_in_store
 from sublim.core.errors import UserError
 from sublim.store.folder import Store
 from sublim.store.opening import open_store
 
 
-def prepare(options: SweepOptions, settings: Tree) -> Tree:
+def prepare(options: SweepOptions, config: SweepConfig, settings: Tree) -> Tree:
     """The settings to run with, including the digest of a frozen plan, which is frozen first with --freeze."""
     if options.freeze and options.config:
         raise UserError("--freeze and --config both name a file of settings: give one of them")
-    config = load_config(options.preset, None, settings)
     store, cells = open_store(), cells_of(config)
     if options.freeze:
         name = freeze(options.freeze, config, cells, store)
