@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from inspect import Signature, signature
-from typing import Any, Generic, NamedTuple, ParamSpec, cast
+from typing import Any, Generic, ParamSpec, cast
 
 from prefect.client.schemas.objects import State
 
@@ -48,8 +48,8 @@ def is_looking_up() -> bool:
     return _seen.get() is not None
 
 
-class StageRun(NamedTuple):
-    """One stage of a flow run, for its report."""
+class StageRun(Config):
+    """One stage of a flow run, as its report shows it and its record keeps it."""
 
     stage: str
     label: str
@@ -104,7 +104,8 @@ class Stage(Generic[P]):
         config, inputs = cast(Config, args[0]), cast(dict[str, Any], kwargs)
         label = str(inputs.pop("label", ""))
         job = Job(self, config.resolved(), inputs, open_store())
-        return self._look_up(job) if is_looking_up() else self._run(job, label)
+        seen = _seen.get()
+        return self._run(job, label) if seen is None else self._look_up(job, seen)
 
     def _run(self, job: Job, label: str) -> Artifact:
         log, started = run_log.get(), time.monotonic()
@@ -113,19 +114,25 @@ class Stage(Generic[P]):
         result = state.result(raise_on_failure=False)
         artifact = result if isinstance(result, Artifact) else None
         if log is not None:
-            name = "Failed" if artifact is None else "Cached" if state.name == "Cached" else "Completed"
-            seconds = time.monotonic() - started
-            log.stages.append(StageRun(self.name, label, name, seconds, job.key, artifact and artifact.content))
+            run = StageRun(
+                stage=self.name,
+                label=label,
+                state="Failed" if artifact is None else "Cached" if state.name == "Cached" else "Completed",
+                seconds=time.monotonic() - started,
+                key=job.key,
+                content=artifact and artifact.content,
+            )
+            log.stages.append(run)
             log.states[job.key] = state
         if artifact is None:
             raise cast(BaseException, result)
         return artifact
 
-    def _look_up(self, job: Job) -> Artifact:
+    def _look_up(self, job: Job, seen: list[Artifact]) -> Artifact:
         found = job.store.find(self.name, job.key)
         if found is None:
             raise NotThere(f"{self.name} {job.key[:12]} is not in the store")
-        cast(list[Artifact], _seen.get()).append(found)
+        seen.append(found)
         return found
 
 

@@ -89,7 +89,7 @@ def describe(run: Run, study: Study) -> RunReport:
         contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
         mismatches=context_mismatches(contexts["student"], contexts["asked"]) if both else [],
         datasets=list(_datasets(run, study)),
-        stages=[StageShown(**stage._asdict()) for stage in run.stages],
+        stages=[StageShown(**stage.model_dump()) for stage in run.stages],
         edges=list(_edges(manifests)),
         settings=config.model_dump(mode="json"),
         provenance={

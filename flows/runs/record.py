@@ -28,18 +28,6 @@ TARGET_BYTES = 64
 """Most bytes of the targets in a run's name, because some file systems limit a whole name to 143 bytes."""
 
 
-class StageRecord(Config):
-    """One stage of a run."""
-
-    stage: str
-    label: str
-    state: str
-    """Cached, Completed or Failed."""
-    seconds: float
-    key: str
-    content: str | None
-
-
 class RunRecord(Config):
     """One run of a flow, whether it succeeded or not."""
 
@@ -50,7 +38,7 @@ class RunRecord(Config):
     status: Literal["Completed", "Failed"]
     started: str
     seconds: float
-    stages: list[StageRecord]
+    stages: list[StageRun]
     report: str | None
     """Path of the report, relative to the store; None when the run ended before it was written."""
     flow_run: str | None
@@ -66,12 +54,8 @@ class Run:
         stem = f"{self.started:%Y%m%d-%H%M%S}-{flow}-{file_name(target.replace(',', '+') or 'all')}"
         self.name = f"{stem}-{(self.flow_run or '')[:6] or f'{time.time_ns() % 10**6:06d}'}"
         self.log = RunLog()
+        self.stages = self.log.stages
         self.report: Path | None = None
-
-    @property
-    def stages(self) -> list[StageRun]:
-        """The stages called so far."""
-        return self.log.stages
 
     @property
     def folder(self) -> Path:
@@ -83,7 +67,7 @@ class Run:
 
     def stage_table(self) -> list[dict[str, Any]]:
         """The stages as `--json` prints them."""
-        return [{**run._asdict(), "seconds": round(run.seconds, 3)} for run in self.stages]
+        return [{**run.model_dump(), "seconds": round(run.seconds, 3)} for run in self.stages]
 
     def save(self, status: Literal["Completed", "Failed"]) -> None:
         record = RunRecord(
@@ -94,7 +78,7 @@ class Run:
             status=status,
             started=self.started.isoformat(timespec="seconds"),
             seconds=round(self.seconds, 3),
-            stages=[StageRecord(**run._asdict()) for run in self.stages],
+            stages=self.stages,
             report=str(self.report.relative_to(self.store.root)) if self.report else None,
             flow_run=self.flow_run,
         )
