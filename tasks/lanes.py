@@ -2,15 +2,13 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextvars import copy_context
-from queue import Empty, SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from typing import TypeVar
 
 from sublim.core.errors import UserError
 from sublim.core.hardware import gpu_count
-from tasks.processes import Environment, in_lane, lane, one_process
+from tasks.processes import Environment, lane, lane_number, one_process
 from tasks.stage import is_looking_up
 
 T = TypeVar("T")
@@ -40,28 +38,22 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
     further call begins; it is raised when those that had begun are done.
     """
     environments = lanes()[: len(calls)]
-    if len(environments) < 2 or in_lane() or is_looking_up():
+    if len(environments) < 2 or lane_number() is not None or is_looking_up():
         with one_process():
             return [call() for call in calls]
-    waiting: SimpleQueue[int] = SimpleQueue()
-    for place in range(len(calls)):
-        waiting.put(place)
-    found: dict[int, Future[T]] = {}
-    broken = Event()
+    waiting = iter(range(len(calls)))  # one for all lanes: each place goes to the lane that is free first
+    found: dict[int, T] = {}
+    failures: list[BaseException] = []
 
     def work(number: int, environment: Environment) -> None:
         with lane(number, environment):
-            while not broken.is_set():
-                try:
-                    place = waiting.get_nowait()
-                except Empty:
+            for place in waiting:
+                if failures:
                     return
-                outcome = found[place] = Future()
                 try:
-                    outcome.set_result(calls[place]())
+                    found[place] = calls[place]()
                 except BaseException as error:  # noqa: BLE001 - raised in the thread that asked
-                    broken.set()
-                    outcome.set_exception(error)
+                    failures.append(error)
 
     # Daemons: whoever interrupts the run must not wait for their stages. Their processes end with this one.
     threads = [
@@ -72,6 +64,6 @@ def side_by_side(calls: Sequence[Callable[[], T]]) -> list[T]:
         thread.start()
     for thread in threads:
         thread.join()
-    # A failed one first: what had not begun has no outcome.
-    done = sorted(found.items(), key=lambda each: (each[1].exception() is None, each[0]))
-    return [outcome.result() for _, outcome in done]
+    if failures:
+        raise failures[0]
+    return [found[place] for place in range(len(calls))]

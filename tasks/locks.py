@@ -1,6 +1,7 @@
 """Prefect's lock protocol on the store's file locks: one build per key, and none stale after a kill."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -9,7 +10,8 @@ from typing import Any
 
 from prefect.logging import get_run_logger
 
-from sublim.files.locks import holder, is_locked, try_lock, unlock
+from sublim.files.locks import holder as owner
+from sublim.files.locks import is_locked, try_lock, unlock
 
 
 class FileLockManager:
@@ -26,11 +28,7 @@ class FileLockManager:
         self._held: dict[str, tuple[ExitStack, str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:  # Prefect copies policies; a copy holds no lock
-        return {"directory": self.directory, "poll": self.poll, "claimed": self.claimed}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.directory, self.poll, self.claimed = state["directory"], state["poll"], state["claimed"]
-        self._held = {}
+        return {**self.__dict__, "_held": {}}
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{key}.lock"
@@ -41,23 +39,20 @@ class FileLockManager:
         """Waits for the lock (for ever without a timeout); True when it is held."""
         if self.is_lock_holder(key, holder):
             return True
-        deadline = None if acquire_timeout is None else time.monotonic() + acquire_timeout
+        deadline = time.monotonic() + (math.inf if acquire_timeout is None else acquire_timeout)
         told = False
         while (descriptor := try_lock(self._path(key), holder)) is None:
-            if deadline is not None and time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 return False
             if not told:
                 told = True
-                self._tell(key)
+                get_run_logger().info("waiting: %s is building %s", owner(self._path(key)), key)
             time.sleep(self.poll)
         with ExitStack() as stack:
             stack.callback(unlock, descriptor)
             stack.enter_context(self.claimed())
             self._held[key] = (stack.pop_all(), holder)
         return True
-
-    def _tell(self, key: str) -> None:
-        get_run_logger().info("waiting: %s is building %s", holder(self._path(key)), key)
 
     def release_lock(self, key: str, holder: str) -> None:
         """Gives the lock back; ValueError when `holder` does not hold it."""
@@ -73,9 +68,9 @@ class FileLockManager:
 
     def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
         """Waits until nobody holds the lock; False when it took longer than `timeout` seconds."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + (math.inf if timeout is None else timeout)
         while self.is_locked(key):
-            if deadline is not None and time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 return False
             time.sleep(self.poll)
         return True

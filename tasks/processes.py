@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sublim.core.errors import FAULTS, FULL, UserError
 from sublim.core.hardware import gpu
@@ -160,56 +161,49 @@ def _restored(event: dict[str, Any]) -> Exception:
     return StageFailed(f"{name.replace(':', '.')}: {message}\n{event['traceback']}")
 
 
-_shared: ContextVar["list[StageProcess] | None"] = ContextVar("stage_process", default=None)
+@dataclass
+class Lane:
+    """Where stages share one process."""
 
-
-class Lane(NamedTuple):
-    """One of several that run stages at the same time."""
-
-    number: int
+    number: int | None
+    """Its place among the lanes that run stages at the same time; None where stages run one after another."""
     environment: Environment
+    process: StageProcess | None = None
+    """Started by the first stage that needs it."""
 
 
 _lane: ContextVar[Lane | None] = ContextVar("lane", default=None)
 
 
-def in_lane() -> Lane | None:
-    """The lane that the caller is in; None where stages run one after another."""
-    return _lane.get()
+def lane_number() -> int | None:
+    """The number of the lane that the caller is in; None where stages run one after another."""
+    current = _lane.get()
+    return current and current.number
 
 
 @contextmanager
-def lane(number: int, environment: Environment) -> Generator[None]:
+def lane(number: int | None, environment: Environment) -> Generator[Lane]:
     """Stages called inside run in one process, which has `environment` beside this one's."""
-    token, shared = _lane.set(Lane(number, environment)), _shared.set(None)
+    current = Lane(number, environment)
+    token = _lane.set(current)
     try:
-        with one_process():
-            yield
+        yield current
     finally:
-        _shared.reset(shared)
         _lane.reset(token)
+        if current.process is not None:
+            current.process.close()
+
+
+def one_process() -> AbstractContextManager[Lane]:
+    """Stages called inside share one child, so that a model they have in common is loaded once."""
+    current = _lane.get()
+    return lane(None, {}) if current is None else nullcontext(current)
 
 
 def isolated(needs_gpu: bool) -> bool:
     """Whether a stage body runs in a child: on a GPU and beside others, elsewhere only with SUBLIM_ISOLATE=1."""
     wish = os.environ.get("SUBLIM_ISOLATE", "auto")
-    return wish == "1" or in_lane() is not None or (wish == "auto" and needs_gpu and gpu() is not None)
-
-
-@contextmanager
-def one_process() -> Generator[None]:
-    """Stages called inside share one child, so that a model they have in common is loaded once."""
-    if _shared.get() is not None:
-        yield
-        return
-    processes: list[StageProcess] = []
-    token = _shared.set(processes)
-    try:
-        yield
-    finally:
-        _shared.reset(token)
-        for process in processes:
-            process.close()
+    return wish == "1" or lane_number() is not None or (wish == "auto" and needs_gpu and gpu() is not None)
 
 
 def run_job(
@@ -228,14 +222,11 @@ def run_job(
                 if not out_of_memory(error):
                     raise
                 raise short_of_memory(f":{type(error).__name__}", first_line(error)) from error
-    with one_process():
-        processes = _shared.get()
-        assert processes is not None
-        if not processes:
-            current = in_lane()
-            processes.append(StageProcess(current.environment if current else {}))
+    with one_process() as shared:
+        process = shared.process = shared.process or StageProcess(shared.environment)
         try:
-            return processes[0].run(job, listener, logger)
+            return process.run(job, listener, logger)
         except BaseException:  # the next stage starts in a fresh process
-            processes.pop().close()
+            shared.process = None
+            process.close()
             raise

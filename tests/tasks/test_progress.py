@@ -29,7 +29,7 @@ def nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     def unsent(*_: Any) -> None:
         """Not sent."""
 
-    monkeypatch.setattr(progress_view._Artifacts, "update", unsent)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(progress_view._Artifacts, "send", unsent)  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setenv("TERM", "xterm")
 
 
