@@ -5,7 +5,7 @@ import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from sublim.core.config import Config, RunOnlyMark
+from sublim.core.config import Config, Mark
 from sublim.core.errors import UserError
 
 SIMILAR = 0.9
@@ -26,7 +26,7 @@ def walk(config: type[Config], prefix: str = "", run_only: bool = False) -> Iter
     for name, field in config.model_fields.items():
         path = f"{prefix}{name}"
         default = None if field.is_required() or field.default_factory else field.default
-        marked = run_only or any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
+        marked = run_only or Mark.RUN_ONLY in field.metadata
         nested = configs_in(field.annotation)
         if not nested:
             meaning = field.description or (_summary(config) if name == "kind" else "")
@@ -93,18 +93,14 @@ def full_path(config: type[Config], name: str) -> str:
     """
     paths = list(dict.fromkeys(field.path for field in walk(config)))
     parts = {path.rsplit(".", depth)[0] for path in paths for depth in range(1, path.count(".") + 1)}
-    if name in paths or name in parts or any(name.startswith(f"{path}.") for path in mappings(config)):
+    mappings = [path for path, field in config.model_fields.items() if get_origin(field.annotation) is dict]
+    if name in paths or name in parts or any(name.startswith(f"{path}.") for path in mappings):
         return name
     head, _, leaf = name.rpartition(".")
     below = [path for path in paths if path.startswith(f"{head}." if head else "") and path.endswith(f".{leaf}")]
     if len(below) == 1:
         return below[0]
     raise UserError(f"there is no setting {name!r}{hint(name, below or paths)}")
-
-
-def mappings(config: type[Config]) -> list[str]:
-    """The top-level settings that are mappings, whose keys are not fixed."""
-    return [name for name, field in config.model_fields.items() if get_origin(field.annotation) is dict]
 
 
 def hint(name: str, paths: list[str]) -> str:

@@ -1,7 +1,7 @@
 """How the parameters of a flow run become its config and its name."""
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from prefect.runtime import flow_run
 
@@ -9,16 +9,8 @@ from flows.runs.settings import build, load_preset, merge
 from sublim.core.config import Config
 
 C = TypeVar("C", bound=Config)
-
-
-class Given(NamedTuple):
-    """The parameters of a run."""
-
-    preset: str
-    target: str | None
-    """None for the preset's."""
-    settings: dict[str, Any] | None
-    """Settings that replace the preset's."""
+Given = tuple[str, str | None, dict[str, Any] | None]
+"""The parameters of a run: its preset, its target and the settings that replace the preset's."""
 
 
 class Loader(Generic[C]):
@@ -29,7 +21,7 @@ class Loader(Generic[C]):
         self._named: tuple[Given, C] | None = None
 
     def __call__(self, preset: str, target: str | None = None, settings: dict[str, Any] | None = None) -> C:
-        given, named = Given(preset, target, settings), self._named
+        given, named = (preset, target, settings), self._named
         self._named = None
         if named is not None and named[0] == given:  # Prefect asks for the run's name right before it calls the flow
             return named[1]
@@ -44,9 +36,9 @@ class Loader(Generic[C]):
 
         def name() -> str:
             parameters = flow_run.get_parameters()
-            given = Given(parameters["preset"], parameters.get("target"), parameters.get("settings"))
+            given = parameters["preset"], parameters.get("target"), parameters.get("settings")
             config = self(*given)
             self._named = given, config
-            return f"{title(config)} · {given.preset}"
+            return f"{title(config)} · {given[0]}"
 
         return name

@@ -57,7 +57,8 @@ def load_preset(flow: str, name: str, below: tuple[str, ...] = ()) -> Tree:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else preset_folder(flow) / f"{name}.yaml"
     if not path.exists():
-        raise UserError(f"there is no preset {name!r} of {flow}{hint(name, presets(flow))} (have: {_listed(flow)})")
+        have = presets(flow)
+        raise UserError(f"there is no preset {name!r} of {flow}{hint(name, have)} (have: {', '.join(have)})")
     if str(path) in below:
         raise UserError(f"{path} extends itself: {' -> '.join([*below, str(path)])}")
     return _extended(read_tree(path), flow, path, (*below, str(path)))
@@ -207,7 +208,3 @@ def _place(tree: Tree, problem: Any) -> str:
     if problem["type"] == "missing":
         found.append(str(problem["loc"][-1]))
     return ".".join(found)
-
-
-def _listed(flow: str) -> str:
-    return ", ".join(presets(flow)) or "none"

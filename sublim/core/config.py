@@ -1,5 +1,6 @@
 """Configs: frozen, closed values that say what an experiment is; their identity is what a cache key sees."""
 
+from enum import Enum, auto
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -7,27 +8,17 @@ from pydantic import BaseModel, ConfigDict
 T = TypeVar("T")
 
 
-class RunOnlyMark:
-    """Marks a field that changes how a stage runs (speed, memory) and never what it computes."""
+class Mark(Enum):
+    """What sets a field apart from those that are always part of the identity."""
 
-    def __repr__(self) -> str:
-        return "RUN_ONLY"
-
-
-class UnsetMark:
-    """Marks a field that is part of the identity only where it is set.
-
-    A config that leaves it unset has the cache key that it had before there was such a field.
-    """
-
-    def __repr__(self) -> str:
-        return "UNSET"
+    RUN_ONLY = auto()
+    """It changes how a stage runs (speed, memory) and never what it computes."""
+    UNSET = auto()
+    """It counts only where it is set: a config without it keeps the cache key from before there was such a field."""
 
 
-RUN_ONLY = RunOnlyMark()
-RunOnly = Annotated[T, RUN_ONLY]
-UNSET = UnsetMark()
-OmittedWhenUnset = Annotated[T | None, UNSET]
+RunOnly = Annotated[T, Mark.RUN_ONLY]
+OmittedWhenUnset = Annotated[T | None, Mark.UNSET]
 
 
 class Config(BaseModel):
@@ -46,11 +37,11 @@ class Config(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Refuses a run-only mark where it would go unseen, as in `RunOnly[int] | None`."""
         for name, field in cls.model_fields.items():
-            if not any(isinstance(mark, RunOnlyMark) for mark in field.metadata) and _holds_mark(field.annotation):
+            if Mark.RUN_ONLY not in field.metadata and _holds_mark(field.annotation):
                 raise TypeError(
                     f"{cls.__name__}.{name}: RunOnly[...] goes around the whole type, as RunOnly[int | None]"
                 )
-            if UNSET in field.metadata and (field.is_required() or field.default is not None):
+            if Mark.UNSET in field.metadata and (field.is_required() or field.default is not None):
                 raise TypeError(f"{cls.__name__}.{name}: a field that is omitted when unset has the default None")
 
     def resolved(self) -> Self:
@@ -58,12 +49,8 @@ class Config(BaseModel):
 
         Overridden where a field may be `auto`; such an override must not import torch.
         """
-        changes: dict[str, Any] = {}
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            resolved = resolve(value)
-            if resolved is not value:
-                changes[name] = resolved
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        changes = {name: found for name, value in values.items() if (found := resolve(value)) is not value}
         return self.model_copy(update=changes) if changes else self
 
     def identity(self) -> dict[str, Any]:
@@ -71,14 +58,14 @@ class Config(BaseModel):
         return {
             name: getattr(self, name)
             for name, field in type(self).model_fields.items()
-            if not any(isinstance(mark, RunOnlyMark) for mark in field.metadata)
-            and not (UNSET in field.metadata and getattr(self, name) is None)
+            if Mark.RUN_ONLY not in field.metadata
+            and not (Mark.UNSET in field.metadata and getattr(self, name) is None)
         }
 
 
 def _holds_mark(annotation: Any) -> bool:
     annotation = getattr(annotation, "__value__", annotation)  # what an alias of `type X = ...` stands for
-    return isinstance(annotation, RunOnlyMark) or any(_holds_mark(part) for part in get_args(annotation))
+    return annotation is Mark.RUN_ONLY or any(_holds_mark(part) for part in get_args(annotation))
 
 
 def resolve(value: Any) -> Any:

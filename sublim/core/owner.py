@@ -23,17 +23,12 @@ class Owner(NamedTuple):
     @classmethod
     def this(cls) -> "Owner":
         """This process."""
-        return cls(machine(), os.getpid(), _since_boot(psutil.Process()))
+        return cls(machine(), os.getpid(), psutil.Process().create_time() - psutil.boot_time())
 
     def is_dead(self) -> bool:
         """Whether the process is known to have ended. For a process on another machine this is never known."""
-        if self.machine != machine():
-            return False
-        try:
-            process = psutil.Process(self.pid)
-            return abs(_since_boot(process) - self.started) > CLOCK_STEP or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        # Both of psutil's times change when the clock is adjusted; their difference does not.
+        return self.machine == machine() and same_process(self.pid, psutil.boot_time() + self.started) is None
 
 
 def same_process(pid: int, started: float) -> psutil.Process | None:
@@ -44,11 +39,6 @@ def same_process(pid: int, started: float) -> psutil.Process | None:
         return found if same else None
     except psutil.NoSuchProcess:
         return None
-
-
-def _since_boot(process: psutil.Process) -> float:
-    # Both change when the clock is adjusted; their difference does not.
-    return process.create_time() - psutil.boot_time()
 
 
 def machine() -> str:
