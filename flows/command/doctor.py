@@ -62,11 +62,11 @@ def _card(card: Gpu | None) -> str:
 def _torch(card: Gpu | None) -> Iterator[str]:
     # In another process: importing torch takes seconds and would occupy the GPU.
     code = "import torch; print(torch.__version__, torch.version.cuda or '-', torch.cuda.is_available())"
-    done = _python(code)
-    if done.returncode:
-        yield f"!!  torch does not import ({_last_words(done)}): run `make install`"
+    said, why = _tried(code)
+    if why:
+        yield f"!!  torch does not import ({why}): run `make install`"
         return
-    name, cuda, usable = done.stdout.split()[-3:]
+    name, cuda, usable = said[-3:]
     yield f"ok  torch {name}" + (f", CUDA {cuda}" if cuda != "-" else ", CPU build")
     if card is not None and usable != "True":
         yield "!!  torch cannot use the GPU: its CUDA build does not match the driver; run `make install` again"
@@ -103,10 +103,9 @@ def _vllm(card: Gpu | None) -> str:
     if card is not None and card.capability < VLLM_NEEDS:
         return f"no  sampling with vllm {found}: it needs compute capability 7.5"
     # In another process, as for torch. The import loads vLLM's compiled parts, which must match torch's.
-    done = _python("import vllm, vllm.platforms as p; print(p.current_platform.device_type)")
-    device = done.stdout.split()[-1] if done.stdout.split() else ""
-    if done.returncode or device != ("cuda" if card else "cpu"):
-        why = _last_words(done) if done.returncode else f"it finds {device or 'no device'}"
+    said, why = _tried("import vllm, vllm.platforms as p; print(p.current_platform.device_type)")
+    if why or said[-1:] != ["cuda" if card else "cpu"]:
+        why = why or f"it finds {said[-1] if said else 'no device'}"
         return f"!!  vllm {found} does not start ({why}): {install}"
     return f"ok  sampling with vllm {found}, on the {'GPU' if card else 'CPU'}"
 
@@ -127,9 +126,8 @@ def _flash(card: Gpu | None) -> str:
     if find_spec("flash_attn") is None:
         build = "pip install --no-build-isolation flash-attn (compiles for minutes to hours, and needs nvcc)"
         return f"no  flash-attention: attention auto is sdpa, which is as exact; to have it, {build}"
-    done = _python("import flash_attn")
-    if done.returncode:
-        why = _last_words(done)
+    _, why = _tried("import flash_attn")
+    if why:
         return f"!!  flash-attn does not import ({why}): build it again for this torch, or pip uninstall flash-attn"
     return f"ok  flash-attention {_version('flash-attn')}: attention auto takes it with bfloat16"
 
@@ -138,13 +136,15 @@ def _version(package: str) -> str | None:
     return package_versions().get(package)
 
 
-def _python(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([*python(), "-c", code], capture_output=True, encoding="utf-8", errors="replace", check=False)
+def _tried(code: str) -> tuple[list[str], str | None]:
+    """The words that `code` prints in a process of its own, and why it failed if it did.
 
-
-def _last_words(done: "subprocess.CompletedProcess[str]") -> str:
-    """The last line of a failed process's stderr, or its exit code: a killed process may have written nothing."""
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+    That is the last line of its stderr, or its exit code: a killed process may have written nothing.
+    """
+    command = [*python(), "-c", code]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return done.stdout.split(), lines[-1][:200] if done.returncode else None
 
 
 def _store() -> str:

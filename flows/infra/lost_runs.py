@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from prefect.automations import Automation
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -21,8 +20,12 @@ ENDED = {f"prefect.flow-run.{name}" for name in ("Completed", "Cached", "Failed"
 TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
 """States that a worker reports between taking a run and the start of its process."""
 RUNNING = "prefect.flow-run.Running"
+ANY = "prefect.flow-run.*"
 
 Labels = dict[str, str | list[str]]
+RUNS: Labels = {"prefect.resource.id": ANY}
+DEPLOYED: Labels = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
+AGAIN: dict[str, Any] = {"state": StateType.SCHEDULED, "name": "AwaitingRetry"}
 
 
 class Patience(NamedTuple):
@@ -38,83 +41,60 @@ class Patience(NamedTuple):
     """For a run tagged `cpu` to end."""
 
 
-def automations(patience: Patience) -> list[Automation]:
+def automations(patience: Patience) -> list[AutomationCore]:
     """The automations to register on the server."""
-    runs: Labels = {"prefect.resource.id": "prefect.flow-run.*"}
-    deployed: Labels = {"prefect.resource.role": "deployment", "prefect.resource.id": "prefect.deployment.*"}
-    again: dict[str, Any] = {"state": StateType.SCHEDULED, "name": "AwaitingRetry"}
     silent = "no heartbeat: the worker or its machine was lost"
-    lost = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=silent, force=False)
+    limits = {"gpu": patience.gpu, "cpu": patience.cpu}
     return [
-        Automation(
-            name="sublim: mark a run without heartbeats as crashed",
-            trigger=_within(
-                patience.silence,
-                after={"prefect.flow-run.heartbeat"},
-                expect={"prefect.flow-run.*"},
-                match=runs,
-            ),
-            actions=[lost],
+        _rule(
+            "mark a run without heartbeats as crashed",
+            _within(patience.silence, after={"prefect.flow-run.heartbeat"}, expect={ANY}),
+            ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=silent, force=False),
         ),
-        Automation(
-            name="sublim: schedule a run again that its worker never started",
-            trigger=_within(
-                patience.start,
-                after=TAKEN,
-                expect={"prefect.flow-run.*"},
-                match=runs,
-                related=deployed,
-            ),
-            actions=[ChangeFlowRunState(**again, message="the worker that took the run never started it", force=True)],
+        _rule(
+            "schedule a run again that its worker never started",
+            _within(patience.start, after=TAKEN, expect={ANY}, related=DEPLOYED),
+            ChangeFlowRunState(**AGAIN, message="the worker that took the run never started it", force=True),
         ),
-        Automation(
-            name="sublim: schedule a crashed run again",
-            trigger=EventTrigger(
+        _rule(
+            "schedule a crashed run again",
+            EventTrigger(
                 expect={"prefect.flow-run.Crashed"},
                 # Not "0": code that cannot be imported crashes before its first start, and would be scheduled for ever.
-                match=ResourceSpecification({**runs, "prefect.run-count": [str(n) for n in range(1, STARTS)]}),
-                match_related=ResourceSpecification(deployed),
+                match=ResourceSpecification({**RUNS, "prefect.run-count": [str(n) for n in range(1, STARTS)]}),
+                match_related=ResourceSpecification(DEPLOYED),
                 posture=Posture.Reactive,
                 threshold=1,
             ),
-            actions=[ChangeFlowRunState(**again, message="its worker was lost; another one resumes it", force=False)],
+            ChangeFlowRunState(**AGAIN, message="its worker was lost; another one resumes it", force=False),
         ),
-        *(_overlong(tag, seconds) for tag, seconds in (("gpu", patience.gpu), ("cpu", patience.cpu))),
+        *(_overlong(tag, seconds) for tag, seconds in limits.items()),
     ]
 
 
-def _overlong(tag: str, seconds: float) -> Automation:
-    return Automation(
-        name=f"sublim: cancel a {tag} run after {seconds / 3600:g} h",
-        trigger=_within(
-            seconds,
-            after={RUNNING},
-            # RUNNING is expected too, so that the clock starts again when a crashed run is resumed. Otherwise the
-            # crash would count as the end, and the resumed run would have no limit.
-            expect=ENDED | {RUNNING},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            related={"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"},
-        ),
+def _overlong(tag: str, seconds: float) -> AutomationCore:
+    tagged: Labels = {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
+    message = f"it ran for more than {seconds / 3600:g} h, the limit for runs tagged {tag}"
+    return _rule(
+        f"cancel a {tag} run after {seconds / 3600:g} h",
+        # RUNNING is expected too, so that the clock starts again when a crashed run is resumed. Otherwise the crash
+        # would count as the end, and the resumed run would have no limit.
+        _within(seconds, after={RUNNING}, expect=ENDED | {RUNNING}, related=tagged),
         # Not CancelFlowRun: its message would only give the automation's id.
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CANCELLING,
-                name="Cancelling",
-                message=f"it ran for more than {seconds / 3600:g} h, the limit for runs tagged {tag}",
-                force=False,
-            )
-        ],
+        ChangeFlowRunState(state=StateType.CANCELLING, name="Cancelling", message=message, force=False),
     )
 
 
-def _within(
-    seconds: float, *, after: set[str], expect: set[str], match: Labels, related: Labels | None = None
-) -> EventTrigger:
+def _rule(about: str, trigger: EventTrigger, action: ChangeFlowRunState) -> AutomationCore:
+    return AutomationCore(name=f"sublim: {about}", trigger=trigger, actions=[action])
+
+
+def _within(seconds: float, *, after: set[str], expect: set[str], related: Labels | None = None) -> EventTrigger:
     """A trigger that fires for a run when none of the `expect` events follows an `after` event within `seconds`."""
     return EventTrigger(
         after=after,
         expect=expect,
-        match=ResourceSpecification(match),
+        match=ResourceSpecification(RUNS),
         match_related=ResourceSpecification(related or {}),
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
@@ -134,5 +114,5 @@ def install(patience: Patience = Patience()) -> list[str]:  # noqa: B008 - a nam
                 client.delete_automation(UUID(known["id"]))
         rules = automations(patience)
         for rule in rules:
-            client.create_automation(AutomationCore.model_validate(rule.model_dump(exclude={"id"})))
+            client.create_automation(rule)
     return [rule.name for rule in rules]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +29,6 @@ TAKEN = "already in use"
 # Variables that the local server does not inherit. Profiles are meant for the user's clients, and clients of the local
 # server expect its API at the default path.
 NOT_INHERITED = ("PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREFECT_SERVER_API_BASE_PATH")
-NO_LOOPBACK = "this host cannot reach its own address 127.0.0.1: bring its loopback interface up (ip link set lo up)"
 
 
 def home() -> Path:
@@ -42,13 +41,10 @@ def home() -> Path:
 
 def folder() -> Path:
     """The folder of this host's server: `home()`, or a subfolder when the server of another host uses `home()`."""
-    top = home()
-    note = server_note.read(top)
-    if note is None or not note.runs_elsewhere(top):
-        return top
-    own = top / "hosts" / socket.gethostname()
-    note = server_note.read(own)
-    if note is not None and note.runs_elsewhere(own):
+    if elsewhere() is None:
+        return home()
+    own = home() / "hosts" / socket.gethostname()
+    if note := _elsewhere(own):
         raise UserError(
             f"the Prefect server of {own} is process {note.pid} of another container, also called {note.host}: set "
             "SUBLIM_HOME to a folder of this container's own, or PREFECT_API_URL"
@@ -58,8 +54,12 @@ def folder() -> Path:
 
 def elsewhere() -> Server | None:
     """The server of another host that uses `home()`, or None. It cannot be reached from this host."""
-    note = server_note.read(home())
-    return note if note is not None and note.runs_elsewhere(home()) else None
+    return _elsewhere(home())
+
+
+def _elsewhere(place: Path) -> Server | None:
+    note = server_note.read(place)
+    return note if note is not None and note.runs_elsewhere(place) else None
 
 
 def running() -> Server | None:
@@ -97,8 +97,8 @@ def stop() -> Server | None:
     return server
 
 
-def ensure() -> str:
-    """Finds or starts a Prefect server, sets PREFECT_API_URL to the address of its API, and returns that address."""
+def ensure() -> None:
+    """Finds or starts a Prefect server and sets PREFECT_API_URL to the address of its API."""
     if url := chosen_url():
         check_chosen(url)
     else:
@@ -106,7 +106,6 @@ def ensure() -> str:
         check(url)
     os.environ["PREFECT_API_URL"] = url
     reread_environment()
-    return url
 
 
 @contextmanager
@@ -170,11 +169,10 @@ def _started(place: Path, port: int) -> Server | None:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    pass_fds=() if kept is None else (kept,),
+                    pass_fds=(kept,),
                 )
             finally:
-                if kept is not None:
-                    os.close(kept)
+                os.close(kept)
         started = psutil.Process(process.pid).create_time()
         server = server_note.here(f"http://127.0.0.1:{port}", process.pid, started)
         undo.callback(server_note.remove, place)
@@ -229,10 +227,8 @@ def _end(server: Server) -> None:
     processes = [process, *process.children(recursive=True)]
     for signal in (psutil.Process.terminate, psutil.Process.kill):
         for each in processes:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 signal(each)
-            except psutil.NoSuchProcess:
-                continue
         _, processes = psutil.wait_procs(processes, END_SECONDS)
 
 
@@ -277,17 +273,17 @@ def _check_loopback() -> None:
         with socket.create_server(("127.0.0.1", 0)) as one, socket.create_connection(one.getsockname(), END_SECONDS):
             pass
     except OSError as error:
-        raise UserError(NO_LOOPBACK) from error
+        raise UserError(
+            "this host cannot reach its own address 127.0.0.1: bring its loopback interface up (ip link set lo up)"
+        ) from error
 
 
 def _free_port(wanted: int) -> int:
     """`wanted` if that port is free, otherwise any free port."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:  # taken
-                continue
-            return probe.getsockname()[1]
-    raise UserError(NO_LOOPBACK)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:  # taken
+            probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -4,8 +4,6 @@ Hosts may share a home folder over a network, and so may the containers of one h
 interface and its own process numbers, so a note is only valid where it was written.
 """
 
-import fcntl
-import os
 import socket
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from pydantic import ValidationError
 from sublim.core.config import Config
 from sublim.core.errors import UserError
 from sublim.core.owner import boot, namespace, same_process
+from sublim.files.locks import is_locked, try_lock
 from sublim.files.whole_files import write_whole
 
 
@@ -88,37 +87,23 @@ def remove(folder: Path) -> None:
     (folder / "server.json").unlink(missing_ok=True)
 
 
-def hold(folder: Path) -> int | None:
+def hold(folder: Path) -> int:
     """Takes the lock of `folder`, which a server inherits and holds while it runs.
 
-    Returns the lock's file descriptor, or None where the file system has no locks. Raises UserError when a server holds
-    the lock.
+    Returns the lock's file descriptor. Raises UserError when a server holds the lock.
     """
-    descriptor = os.open(folder / "server.alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
+    descriptor = try_lock(folder / "server.alive")
+    if descriptor is None:
         raise UserError(
             f"a Prefect server that cannot be seen from here uses {folder} (of another container or user): stop it, or "
             "set SUBLIM_HOME to a folder of your own"
-        ) from error
-    except OSError:
-        os.close(descriptor)
-        return None
+        )
     return descriptor
 
 
 def is_held(folder: Path) -> bool:
     """Whether a server holds the lock of `folder`. True also where the file system has no locks, to be safe."""
     try:
-        descriptor = os.open(folder / "server.alive", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+        return is_locked(folder / "server.alive")
+    except UserError:
         return True
-    finally:
-        os.close(descriptor)
-    return False
