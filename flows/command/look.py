@@ -1,6 +1,7 @@
 """`sublim presets | runs | show | report`: what can be run, what was run, and how an artifact was made."""
 
 import json
+import sys
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -28,10 +29,13 @@ def runs(*, as_json: Json = False) -> int:
     """Prints the runs in the store."""
     from flows.runs.record import list_runs  # Prefect takes two seconds to import
 
-    found = list_runs(open_store())
+    store = open_store()
+    found = list_runs(store)
     if as_json:
         print(json.dumps([run.model_dump() for run in found]))
         return 0
+    if not found:
+        print(f"no runs in {store.address} yet: `sublim run pipeline --preset quickstart` makes one", file=sys.stderr)
     for run in found:
         cached = sum(stage.state == "Cached" for stage in run.stages)
         stages = f"{len(run.stages)} stages, {cached} cached"
@@ -52,7 +56,7 @@ def show(key: Key, /, *, as_json: Json = False) -> int:
 
 def _description(manifest: Manifest, lineage: dict[str, Manifest]) -> list[str]:
     artifact, made = manifest.artifact, manifest.provenance
-    lines = [
+    return [
         f"{artifact.stage} (version {manifest.version})",
         f"  key       {artifact.key}",
         f"  content   {artifact.content}",
@@ -64,7 +68,6 @@ def _description(manifest: Manifest, lineage: dict[str, Manifest]) -> list[str]:
         "  config    " + _shortened(manifest.config),
         "  notes     " + _shortened(manifest.notes),
     ]
-    return lines
 
 
 def _shortened(value: Any, limit: int = 2000) -> str:

@@ -1,7 +1,8 @@
 """`sublim store ls | verify | forget | gc | push | create`: what the store holds, and its maintenance."""
 
+import sys
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cyclopts import App
 
@@ -22,11 +23,7 @@ app = App(name="store")
 
 def shared(store: Store) -> "SharedStore | None":
     """The store if it is in a bucket, otherwise None."""
-    if not store.address.startswith("s3://"):
-        return None
-    from sublim.store.bucket import SharedStore  # boto3 takes half a second to import
-
-    return store if isinstance(store, SharedStore) else None
+    return cast("SharedStore", store) if store.address.startswith("s3://") else None
 
 
 @app.command
@@ -42,6 +39,8 @@ def ls() -> int:
             f"{manifest.artifact.stage:20} {manifest.artifact.key[:12]}  {size / 2**20:10.2f} MiB  "
             f"{started:%Y-%m-%d %H:%M}  {manifest.provenance.seconds:9.1f} s{_place(bucket, manifest)}"
         )
+    if not total:
+        print(f"no artifacts in {store.address} yet: the stages of a run make them", file=sys.stderr)
     print(f"{total / 2**20:.1f} MiB in all")
     return 0
 

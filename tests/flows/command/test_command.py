@@ -187,3 +187,16 @@ def test_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], store_
     (store.root / "ask" / "0123456789ab" / "manifest.json").write_text("{}")
     assert main(["store", "verify"]) == 1
     assert "ask/0123456789ab has no readable manifest" in capsys.readouterr().out
+
+
+def test_an_empty_store_says_so_beside_what_programs_read(capsys: pytest.CaptureFixture[str], store_root: Path) -> None:
+    assert main(["runs"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"no runs in {store_root} yet" in err
+    assert main(["runs", "--json"]) == 0
+    assert capsys.readouterr() == ("[]\n", "")
+    assert main(["store", "ls"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("0.0 MiB in all\n", 1)
+    assert "no artifacts" in err
