@@ -20,7 +20,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.annotate.config import AnnotateFlowConfig, check
 from flows.runs.parameters import Loader
-from flows.runs.publish import publish_toy
+from flows.runs.publish import publish_report
 from flows.runs.record import Run, recorded
 from sublim.features.labels.config import CATEGORIES, AnnotationSummary, TakeLabelsConfig
 from sublim.models.config import PrepareModelConfig
@@ -77,7 +77,7 @@ def publish(run: Run, config: AnnotateFlowConfig, annotated: Artifact) -> dict[s
     listed = rows.head(SHOWN).to_dicts()
     create_table_artifact(listed, key="annotations", description=shown.question)
     return {
-        **publish_toy(run, shown),
+        **publish_report(run, shown),
         "table": str(payload / "annotations.parquet"),
         "annotations": listed,
         "counts": summary.counts,

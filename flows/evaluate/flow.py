@@ -22,7 +22,7 @@ from flows.evaluate.models import behind_server, check_names, check_server, prep
 from flows.pipeline.models import ModelState, ask_model, exam_of, sit_exam
 from flows.runs.machine import check_machine
 from flows.runs.parameters import Loader
-from flows.runs.publish import publish_toy
+from flows.runs.publish import publish_report
 from flows.runs.record import Run, recorded
 from sublim.evals.mmlu_pro.config import AskMmluProConfig, ScoreMmluProConfig
 from sublim.evals.preference.config import AskConfig, ScoreConfig
@@ -174,7 +174,7 @@ def publish(run: Run, config: EvaluateConfig, sheet: Artifact) -> dict[str, Any]
     )
     table = [row.model_dump(exclude={"about"}) for row in rows if "/" not in row.questions]
     create_table_artifact(table, key="scores", description=shown.title)
-    return {**publish_toy(run, shown), "scores": [row.model_dump() for row in rows], "findings": shown.findings}
+    return {**publish_report(run, shown), "scores": [row.model_dump() for row in rows], "findings": shown.findings}
 
 
 def findings(rows: list[ScoreRow]) -> list[str]:

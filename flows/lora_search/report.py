@@ -10,7 +10,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.lora_search.config import LoraSearchConfig
 from flows.pipeline.config import PipelineConfig
-from flows.runs.publish import tell_figures, tell_findings, tell_report
+from flows.runs.publish import publish_figures, publish_findings, publish_link
 from flows.runs.record import Run
 from flows.runs.settings import build, load_preset
 from sublim.files.whole_files import write_whole
@@ -227,7 +227,7 @@ def caption(name: str) -> str:
 
 def tell_prefect(run: Run, config: LoraSearchConfig, found: Found, said: list[str], figures: Path) -> None:
     """Adds the summary, the trials, the figures and a link to the report to the flow run in Prefect's UI."""
-    tell_findings(said, run.flow)
+    publish_findings(said, run.flow)
     create_table_artifact(
         [
             {"trial": record.number, "state": record.state, **record.params}
@@ -237,8 +237,8 @@ def tell_prefect(run: Run, config: LoraSearchConfig, found: Found, said: list[st
         key="trials",
         description=found.study.name,
     )
-    tell_figures(FigureFile(path, caption(path.stem)) for path in matching(figures, "*.png"))
-    tell_report(run)
+    publish_figures(FigureFile(path, caption(path.stem)) for path in matching(figures, "*.png"))
+    publish_link(run)
 
 
 def printed(outcome: dict[str, Any]) -> str:

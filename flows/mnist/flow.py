@@ -16,7 +16,7 @@ from prefect import flow
 
 from flows.mnist.config import MnistFlowConfig, check
 from flows.runs.parameters import Loader
-from flows.runs.publish import publish_toy
+from flows.runs.publish import publish_report
 from flows.runs.record import Run, recorded
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
@@ -85,7 +85,7 @@ def publish(run: Run, config: MnistFlowConfig, cells: list[Cell]) -> dict[str, A
         settings=config.model_dump(mode="json"),
     )
     return {
-        **publish_toy(run, shown),
+        **publish_report(run, shown),
         "accuracy": cells[0].accuracy,
         "cells": [{"settings": cell.varied, "accuracy": cell.accuracy} for cell in cells],
         "findings": found,

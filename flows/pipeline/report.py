@@ -19,7 +19,7 @@ from flows.pipeline.config import PipelineConfig
 from flows.pipeline.plan import CONTROL
 from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, dose_of, unchanged_notes
 from flows.pipeline.study import Study
-from flows.runs.publish import tell_figures, tell_report
+from flows.runs.publish import publish_figures, publish_link
 from flows.runs.record import Run
 from flows.runs.settings import changes
 from sublim.chats.chat import context_mismatches
@@ -46,8 +46,8 @@ def publish(run: Run, study: Study) -> dict[str, Any]:
     create_markdown_artifact(markdown_summary(shown), key="summary", description=shown.question)
     create_table_artifact(table_rows(shown), key="effects", description=shown.title)
     figures = sorted((run.folder / "figures").glob("*.svg"))
-    tell_figures(FigureFile(path, path.stem.replace("-", " ")) for path in figures)
-    tell_report(run)
+    publish_figures(FigureFile(path, path.stem.replace("-", " ")) for path in figures)
+    publish_link(run)
     return {
         **summary(shown),
         "target": ",".join(study.config.target),

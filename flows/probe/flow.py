@@ -22,7 +22,7 @@ from flows.pipeline.plan import CONTROL
 from flows.probe.config import ProbeFlowConfig
 from flows.runs.machine import check_machine
 from flows.runs.parameters import Loader
-from flows.runs.publish import publish_toy
+from flows.runs.publish import publish_report
 from flows.runs.record import Run, recorded
 from sublim.core.errors import UserError
 from sublim.models.files import read_json
@@ -107,7 +107,7 @@ def publish(run: Run, config: ProbeFlowConfig, probes: Artifact) -> dict[str, An
     create_table_artifact([row.model_dump() for row in summary.rows], key="probes", description=shown.title)
     pl.read_parquet(payload / "probes.parquet").write_csv(run.folder / "probes.csv")
     listed = [printable(each) for each in grouped(summary.rows)]
-    return {**publish_toy(run, shown), "probes": listed, "identical": identical, "findings": shown.findings}
+    return {**publish_report(run, shown), "probes": listed, "identical": identical, "findings": shown.findings}
 
 
 def grouped(rows: list[ProbeSummary]) -> list[dict[str, ProbeSummary]]:

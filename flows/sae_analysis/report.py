@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 from prefect.artifacts import create_table_artifact
 
-from flows.runs.publish import publish_toy
+from flows.runs.publish import publish_report
 from flows.runs.record import Run
 from flows.sae_analysis.config import SaeFlowConfig
 from flows.sae_analysis.labels import Labels, given, merged
@@ -92,7 +92,7 @@ def publish(run: Run, config: SaeFlowConfig, found: Analysis) -> dict[str, Any]:
     for key, table in (("features", contrasts), ("overlap", shared[0])):
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
         create_table_artifact(rows, key=key, description=table.title)
-    return {**publish_toy(run, report), **outcome}
+    return {**publish_report(run, report), **outcome}
 
 
 def overlap_rows(payload: Path, contrasts: Sequence[Contrast]) -> list[dict[str, Any]]:

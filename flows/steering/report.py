@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.artifacts import create_table_artifact
 
-from flows.runs.publish import publish_toy
+from flows.runs.publish import publish_report
 from flows.runs.record import Run
 from flows.steering.config import SteeringFlowConfig
 from flows.steering.findings import MechanismShown, RewrittenShown, Shown, findings, tables
@@ -55,7 +55,7 @@ def publish(run: Run, config: SteeringFlowConfig, steered: Sequence[Steered]) ->
     )
     rows = [{name: str(value) for name, value in point.items()} for each in targets for point in each["curve"]]
     create_table_artifact(rows, key="curve", description=report.title)
-    return {**publish_toy(run, report), **targets[0], "targets": targets}
+    return {**publish_report(run, report), **targets[0], "targets": targets}
 
 
 def read(run: Run, steered: Steered) -> Shown:

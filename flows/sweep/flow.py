@@ -19,7 +19,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.runs.parameters import Loader
-from flows.runs.publish import publish_toy
+from flows.runs.publish import publish_report
 from flows.runs.record import Run, recorded
 from flows.sweep.cells import cells_of, check_cells
 from flows.sweep.config import Pool, SweepConfig
@@ -99,7 +99,7 @@ def publish(
     known = [{name: value for name, value in row.items() if value is not None} for row in rows]
     create_table_artifact(known, key="effects", description=shown.title)
     return {
-        **publish_toy(run, shown),
+        **publish_report(run, shown),
         "cells": len(outcomes),
         "cached": sum(each.state == "Cached" for each in outcomes),
         "failed": len(failed),

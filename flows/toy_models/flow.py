@@ -16,7 +16,7 @@ from typing import Any
 from prefect import flow
 
 from flows.runs.parameters import Loader
-from flows.runs.publish import publish_toy
+from flows.runs.publish import publish_report
 from flows.runs.record import Run, recorded
 from flows.toy_models.config import ToyModelsConfig, check
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
@@ -68,7 +68,7 @@ def publish(run: Run, config: ToyModelsConfig, toy: Path, figures: Path) -> dict
         settings=config.model_dump(mode="json"),
     )
     return {
-        **publish_toy(run, shown),
+        **publish_report(run, shown),
         "rows": str(toy / "rows.parquet"),
         "rebuilt": rebuilt,
         "findings": found,
