@@ -7,15 +7,17 @@ from flows.runs.settings import Tree, merge
 from flows.sweep.cells import Cell, cells_of, known
 from flows.sweep.config import SweepConfig
 from flows.sweep.preregistration import freeze, frozen_path, note_in_store
+from sublim.core.config import Config
 from sublim.core.errors import UserError
 from sublim.store.folder import Store
 from sublim.store.opening import open_store
 
 
-def prepare(options: SweepOptions, config: SweepConfig, settings: Tree) -> Tree:
+def prepare(options: SweepOptions, config: Config, settings: Tree) -> Tree:
     """The settings to run with, including the digest of a frozen plan, which is frozen first with --freeze."""
     if options.freeze and options.config:
         raise UserError("--freeze and --config both name a file of settings: give one of them")
+    assert isinstance(config, SweepConfig)
     store, cells = open_store(), cells_of(config)
     if options.freeze:
         name = freeze(options.freeze, config, cells, store)
