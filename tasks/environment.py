@@ -1,6 +1,7 @@
 """The environment that everything here runs in: what `.env` adds, what Prefect is told, and no proxy for loopback."""
 
 import os
+from contextlib import suppress
 from io import StringIO
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -80,11 +81,9 @@ def spare_from_proxy(*hosts: str) -> None:
 def in_spared_range(host: str) -> bool:
     """Whether `host` is in a range of addresses that NO_PROXY names, as in 10.0.0.0/8. httpx knows no ranges."""
     for each in _exceptions():
-        try:
+        with suppress(ValueError):  # one of them is a name
             if ip_address(host) in ip_network(each, strict=False):
                 return True
-        except ValueError:  # one of them is a name
-            continue
     return False
 
 

@@ -26,26 +26,25 @@ class NotThere(Exception):
     """A stage whose output the store does not hold, met while stages were only looked up."""
 
 
-_seen: ContextVar[list[Artifact] | None] = ContextVar("seen", default=None)
+_looking_up: ContextVar[bool] = ContextVar("looking_up", default=False)
 
 
 @contextmanager
-def looking_up() -> Generator[list[Artifact]]:
+def looking_up() -> Generator[None]:
     """Inside, stages are looked up in the store and never run: one that is not there raises NotThere.
 
-    Needs no Prefect. The list grows with what was found.
+    Needs no Prefect.
     """
-    seen: list[Artifact] = []
-    token = _seen.set(seen)
+    token = _looking_up.set(True)
     try:
-        yield seen
+        yield
     finally:
-        _seen.reset(token)
+        _looking_up.reset(token)
 
 
 def is_looking_up() -> bool:
     """Whether stages are only looked up here."""
-    return _seen.get() is not None
+    return _looking_up.get()
 
 
 class StageRun(Config):
@@ -104,8 +103,7 @@ class Stage(Generic[P]):
         config, inputs = cast(Config, args[0]), cast(dict[str, Any], kwargs)
         label = str(inputs.pop("label", ""))
         job = Job(self, config.resolved(), inputs, open_store())
-        seen = _seen.get()
-        return self._run(job, label) if seen is None else self._look_up(job, seen)
+        return self._look_up(job) if is_looking_up() else self._run(job, label)
 
     def _run(self, job: Job, label: str) -> Artifact:
         log, started = run_log.get(), time.monotonic()
@@ -128,11 +126,10 @@ class Stage(Generic[P]):
             raise cast(BaseException, result)
         return artifact
 
-    def _look_up(self, job: Job, seen: list[Artifact]) -> Artifact:
+    def _look_up(self, job: Job) -> Artifact:
         found = job.store.find(self.name, job.key)
         if found is None:
             raise NotThere(f"{self.name} {job.key[:12]} is not in the store")
-        seen.append(found)
         return found
 
 

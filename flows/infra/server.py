@@ -126,15 +126,14 @@ def _alive(place: Path) -> Server | None:
     if note is not None and note.runs_here():
         return note
     for process in psutil.process_iter():
-        try:
+        # Passed over: those that ended, another user's, and those without a port.
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
             command = process.cmdline()
             if tuple(command[1:5]) != COMMAND or process.environ().get("PREFECT_HOME") != str(place / "prefect"):
                 continue
             if server_note.spaces(process.pid) == server_note.spaces():
                 url = f"http://127.0.0.1:{command[command.index('--port') + 1]}"
                 return server_note.here(url, process.pid, process.create_time())
-        except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):  # ended, another user's, or without a port
-            continue
     return None
 
 

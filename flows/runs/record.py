@@ -120,10 +120,9 @@ def list_runs(store: Store) -> list[RunRecord]:
     found: list[RunRecord] = []
     store.refresh("runs/*/run.json")
     for path in sorted((store.root / "runs").glob("*/run.json")):
-        try:
+        # Left out: those of another version, incomplete, or unreadable for this user.
+        with contextlib.suppress(ValidationError, PermissionError):
             found.append(RunRecord.model_validate_json(path.read_bytes()))
-        except (ValidationError, PermissionError):  # of another version, incomplete, or unreadable for this user
-            continue
     return found
 
 
