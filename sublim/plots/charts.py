@@ -170,13 +170,9 @@ def curves_plot(curves: Sequence[Curve], *, unit: str, title: str) -> Markup:
 
 def scatter_plot(crosses: Sequence[Cross], *, across: str, up: str, title: str) -> Markup:
     """Crosses over two axes that both hold zero, each with its name beside it."""
-    left, right, top, bottom = _area(cross.label for cross in crosses)
-    x, parts = horizontal_axis(
-        [0.0, *_known(value for cross in crosses for value in cross.across)], left, right, top, bottom, across
-    )
-    y, more = vertical_axis(
-        [0.0, *_known(value for cross in crosses for value in cross.up)], left, right, top, bottom, up
-    )
+    area = _area(cross.label for cross in crosses)
+    x, parts = horizontal_axis([0.0, *_known(value for cross in crosses for value in cross.across)], *area, across)
+    y, more = vertical_axis([0.0, *_known(value for cross in crosses for value in cross.up)], *area, up)
     parts += more
     for cross in crosses:
         kind = _kind(cross)
@@ -187,7 +183,7 @@ def scatter_plot(crosses: Sequence[Cross], *, across: str, up: str, title: str) 
             parts.append(line(x(at), y(below), x(at), y(above), f"whisker {kind}"))
         parts.append(dot(x(at), y(height), 4, f"dot {kind}", f"{cross.label}: {rounded(at)}, {rounded(height)}"))
     ends = [(x(max(_known(cross.across))), y(cross.up[0])) for cross in crosses]
-    return svg(WIDTH, bottom + 44, title, [*parts, *_names(crosses, ends)])
+    return svg(WIDTH, area[3] + 44, title, [*parts, *_names(crosses, ends)])
 
 
 def matrix_plot(names: Sequence[str], cells: Sequence[Cell], *, unit: str, title: str) -> Markup:

@@ -100,10 +100,10 @@ def shorten(label: str, characters: int) -> str:
 
 
 def horizontal_axis(
-    values: Iterable[float], left: float, right: float, top: float, bottom: float, name: str
+    values: Sequence[float], left: float, right: float, top: float, bottom: float, name: str
 ) -> tuple[Scale, list[Markup]]:
     """A horizontal axis that holds `values`: its scale, and its grid, ticks and name as SVG."""
-    marks = _marks(values)
+    marks = ticks(min(values), max(values))
     scale = Scale(marks[0], marks[-1], left, right)
     parts = [line(scale(mark), top, scale(mark), bottom, _kind(mark)) for mark in marks]
     parts += [text(scale(mark), bottom + 16, number(mark), "tick", "middle") for mark in marks]
@@ -111,19 +111,14 @@ def horizontal_axis(
 
 
 def vertical_axis(
-    values: Iterable[float], left: float, right: float, top: float, bottom: float, name: str
+    values: Sequence[float], left: float, right: float, top: float, bottom: float, name: str
 ) -> tuple[Scale, list[Markup]]:
     """A vertical axis that holds `values`: its scale, and its grid, ticks and name as SVG."""
-    marks = _marks(values)
+    marks = ticks(min(values), max(values))
     scale = Scale(marks[0], marks[-1], bottom, top)
     parts = [line(left, scale(mark), right, scale(mark), _kind(mark)) for mark in marks]
     parts += [text(left - 10, scale(mark) + 4, number(mark), "tick", "end") for mark in marks]
     return scale, [*parts, text(0, 14, name, "axis")]
-
-
-def _marks(values: Iterable[float]) -> list[float]:
-    known = list(values)
-    return ticks(min(known), max(known))
 
 
 def _kind(mark: float) -> str:

@@ -17,7 +17,7 @@ def _figure(shown: TargetShown, metric: str, costs: list[CostShown]) -> Figure:
     read = metric.replace("_", " ")
     crosses = [
         Cross(
-            _label(cost),
+            f"{cost.arm} · {cost.updates}" if cost.updates else cost.arm,
             _points(cost.cost),
             (cost.effect.estimate, *bounds(cost.effect, "these_questions")),
             cost.arm == shown.arm,
@@ -42,15 +42,11 @@ def _figure(shown: TargetShown, metric: str, costs: list[CostShown]) -> Figure:
                 "arm": cost.arm,
                 "updates": cost.updates,
                 **as_numbers(cost.effect),
-                **{f"mmlu_pro_{name}": value for name, value in as_numbers(cost.cost).items()},
+                **as_numbers(cost.cost, "mmlu_pro_"),
             }
             for cost in costs
         ],
     )
-
-
-def _label(cost: CostShown) -> str:
-    return f"{cost.arm} · {cost.updates}" if cost.updates else cost.arm
 
 
 def _points(cost: Effect) -> tuple[float, float | None, float | None]:

@@ -1,12 +1,15 @@
 """Diagnostics in a report: losses on unseen prompts, effects at equal learning, parameter shifts, divergence tokens."""
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import Field
 
 from sublim.core.config import Config
 from sublim.report.page import Table
 from sublim.report.wording import between, with_sign
+
+Row = TypeVar("Row")
 
 
 class LossShown(Config):
@@ -47,9 +50,7 @@ class ShiftShown(Config):
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    modules: dict[str, tuple[float | None, float | None]] = Field(
-        default_factory=dict[str, tuple[float | None, float | None]]
-    )
+    modules: dict[str, tuple[float | None, float | None]] = Field({})
     """Mean cosines of students and of controls by kind of module, such as q_proj or down_proj."""
     reason: str | None = None
 
@@ -92,85 +93,81 @@ def diagnostic_tables(found: DiagnosticsShown) -> list[Table]:
 
 def matched_table(found: DiagnosticsShown) -> Table:
     """Effects where students and controls gained equally."""
-    return Table(
+    return _table(
         "Equal learning",
-        ["target", "effect at equal gain", "95 %", "after equal updates", "students’ gain", "controls’ gain", "reason"],
-        [
-            [
-                each.target,
-                with_sign(each.estimate),
-                between(each.low, each.high),
-                with_sign(each.equal_updates),
-                with_sign(each.student_gain, 3),
-                with_sign(each.control_gain, 3),
-                each.reason or "",
-            ]
-            for each in found.matched
-        ],
         "Students and controls are compared at equal gain instead of after equally many updates. The gain says by how "
         "many nats per token a model predicts held-out rows of its own carrier better than the base does. Margins "
         "between two checkpoints are interpolated linearly.",
+        found.matched,
+        {
+            "target": lambda each: each.target,
+            "effect at equal gain": lambda each: with_sign(each.estimate),
+            "95 %": lambda each: between(each.low, each.high),
+            "after equal updates": lambda each: with_sign(each.equal_updates),
+            "students’ gain": lambda each: with_sign(each.student_gain, 3),
+            "controls’ gain": lambda each: with_sign(each.control_gain, 3),
+            "reason": lambda each: each.reason or "",
+        },
     )
 
 
 def losses_table(found: DiagnosticsShown) -> Table:
     """Losses on held-out rows."""
-    return Table(
+    return _table(
         "Held-out loss, nats per token",
-        ["model", "rows of", "loss", "base’s loss"],
-        [
-            [
-                each.model,
-                each.rows_of,
-                f"missing: {each.reason}" if each.loss is None else f"{each.loss:.3f}",
-                "–" if each.base is None else f"{each.base:.3f}",
-            ]
-            for each in found.losses
-        ],
         "Loss on number lists that no model was trained on. A student that learned its carrier has a lower loss on it "
         "than the base.",
+        found.losses,
+        {
+            "model": lambda each: each.model,
+            "rows of": lambda each: each.rows_of,
+            "loss": lambda each: f"missing: {each.reason}" if each.loss is None else f"{each.loss:.3f}",
+            "base’s loss": lambda each: "–" if each.base is None else f"{each.base:.3f}",
+        },
     )
 
 
 def shift_table(found: DiagnosticsShown) -> Table:
     """Cosines between changes of the weights."""
-    return Table(
+    return _table(
         "Parameter shift",
-        ["target", "students", "controls", "difference", "95 %", "by kind of module", "reason"],
-        [
-            [
-                each.target,
-                with_sign(each.student, 3),
-                with_sign(each.control, 3),
-                with_sign(each.difference, 3),
-                between(each.low, each.high, 3),
-                ", ".join(f"{kind} {with_sign(pair[0])} ({with_sign(pair[1])})" for kind, pair in each.modules.items()),
-                each.reason or "",
-            ]
-            for each in found.shift
-        ],
         "Cosine between the teacher’s and a student’s change of the base’s weights, over the matrices that both "
         "change. By kind of module: the students’, and the controls’ in brackets. Unrelated changes of so many weights "
         "have a cosine near 0.",
+        found.shift,
+        {
+            "target": lambda each: each.target,
+            "students": lambda each: with_sign(each.student, 3),
+            "controls": lambda each: with_sign(each.control, 3),
+            "difference": lambda each: with_sign(each.difference, 3),
+            "95 %": lambda each: between(each.low, each.high, 3),
+            "by kind of module": lambda each: ", ".join(
+                f"{kind} {with_sign(student)} ({with_sign(control)})"
+                for kind, (student, control) in each.modules.items()
+            ),
+            "reason": lambda each: each.reason or "",
+        },
     )
 
 
 def divergence_table(found: DiagnosticsShown) -> Table:
     """Tokens at which teacher and base differ."""
-    return Table(
+    return _table(
         "Divergence tokens",
-        ["target", "share", "diverging", "tokens", "rows", "reason"],
-        [
-            [
-                each.target,
-                "–" if each.share is None else f"{100 * each.share:.1f} %",
-                str(each.diverging) if each.tokens else "–",
-                str(each.tokens or "–"),
-                str(each.rows or "–"),
-                each.reason or "",
-            ]
-            for each in found.divergence
-        ],
         "Answer tokens of the teacher’s held-out rows at which teacher and base, reading the same text, have different "
         "most likely tokens.",
+        found.divergence,
+        {
+            "target": lambda each: each.target,
+            "share": lambda each: "–" if each.share is None else f"{100 * each.share:.1f} %",
+            "diverging": lambda each: str(each.diverging) if each.tokens else "–",
+            "tokens": lambda each: str(each.tokens or "–"),
+            "rows": lambda each: str(each.rows or "–"),
+            "reason": lambda each: each.reason or "",
+        },
     )
+
+
+def _table(title: str, note: str, rows: Sequence[Row], cells: Mapping[str, Callable[[Row], str]]) -> Table:
+    """A table in which `cells` gives each column's name and its text in a row."""
+    return Table(title, [*cells], [[cell(row) for cell in cells.values()] for row in rows], note)

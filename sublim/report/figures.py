@@ -1,5 +1,6 @@
 """The figures of the pipeline's report: the numbers in each, its caption, and the table below it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -7,11 +8,12 @@ from markupsafe import Markup
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.plots.charts import Bar, Cell, Curve, Pair, Point, curves_plot, dot_plot, matrix_plot, pair_plot
-from sublim.report.shown import ArmShown, ConfusionCell, DosePoint, TargetShown
-from sublim.report.wording import bounds, interval, signed
+from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint, TargetShown
+from sublim.report.wording import between, bounds, interval, signed
 
 UNIT = "student − control, nats"
 EFFECT_COLUMNS = ["effect", "these questions", "questions too"]
+EFFECT_NUMBERS = ("estimate", "low", "high", "low_questions", "high_questions", "units", "questions")
 
 
 class Figure(NamedTuple):
@@ -53,10 +55,11 @@ def with_intervals(effect: Effect | None, missing: str | None = None) -> list[st
     return [first, interval(effect, "these_questions", "margin"), interval(effect, "questions_too", "margin")]
 
 
-def as_numbers(effect: Effect | None) -> dict[str, Any]:
-    """An effect and both its intervals as numbers."""
-    names = ("estimate", "low", "high", "low_questions", "high_questions", "units", "questions")
-    return {name: None if effect is None else getattr(effect, name) for name in names}
+def as_numbers(
+    found: Effect | Change | None, prefix: str = "", names: Sequence[str] = EFFECT_NUMBERS
+) -> dict[str, Any]:
+    """An effect and both its intervals as numbers, or others of its fields."""
+    return {f"{prefix}{name}": None if found is None else getattr(found, name) for name in names}
 
 
 def pairs_figure(comparison: Comparison, margin: MetricComparison) -> Figure:
@@ -157,10 +160,16 @@ def arms_figure(shown: TargetShown) -> Figure:
     bars = [
         Bar(label, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair, arm is shown.arms[0])
         for label, arm, _, metrics in marks
-        if metrics and (effect := metrics["margin"].effect)
+        if (effect := _effect(metrics, "margin"))
     ]
     rows = [
-        [label, arm.expected, *_margin_told(arm, metrics), _changed(arm, at), _rate_told(metrics)]
+        [
+            label,
+            arm.expected,
+            *with_intervals(_effect(metrics, "margin"), _missing(arm)),
+            _change_told(_change(arm, at)),
+            _rate_told(metrics),
+        ]
         for label, arm, at, metrics in marks
     ]
     return Figure(
@@ -178,10 +187,10 @@ def arms_figure(shown: TargetShown) -> Figure:
                 "arm": arm.name,
                 "expected": arm.expected,
                 "updates": at,
-                **as_numbers(metrics["margin"].effect if metrics else None),
-                **_prefixed("change", _change_values(arm, at)),
-                "reason": None if metrics and metrics["margin"].effect else _missing(arm),
-                **_prefixed("rate", as_numbers(metrics["rate"].effect if metrics else None)),
+                **as_numbers(_effect(metrics, "margin")),
+                **as_numbers(_change(arm, at), "change_", ("estimate", "low", "high")),
+                "reason": None if _effect(metrics, "margin") else _missing(arm),
+                **as_numbers(_effect(metrics, "rate"), "rate_"),
                 "rate_reason": metrics["rate"].reason if metrics else None,
             }
             for _, arm, at, metrics in marks
@@ -227,9 +236,8 @@ def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, M
     return [(at, found[at]) for at in sorted(stops, key=lambda at: -(at or 0)) if at in found]
 
 
-def _margin_told(arm: ArmShown, metrics: Metrics | None) -> list[str]:
-    effect = metrics["margin"].effect if metrics else None
-    return with_intervals(effect, None if effect else _missing(arm))
+def _effect(metrics: Metrics | None, name: MetricName) -> Effect | None:
+    return metrics[name].effect if metrics else None
 
 
 def _rate_told(metrics: Metrics | None) -> str:
@@ -247,21 +255,14 @@ def _missing(arm: ArmShown) -> str:
     return f"not run: {arm.reason}" if arm.margin is None else f"not measured: {arm.margin.reason}"
 
 
-def _change_values(arm: ArmShown, at: int | None) -> dict[str, Any]:
-    found = arm.change if at == arm.updates else None
-    return {name: None if found is None else getattr(found, name) for name in ("estimate", "low", "high")}
+def _change(arm: ArmShown, at: int | None) -> Change | None:
+    return arm.change if at == arm.updates else None
 
 
-def _prefixed(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}_{key}": value for key, value in values.items()}
-
-
-def _changed(arm: ArmShown, at: int | None) -> str:
-    found = arm.change if at == arm.updates else None
+def _change_told(found: Change | None) -> str:
     if found is None:
         return "–"
-    bounded = "" if found.low is None or found.high is None else f", {signed(found.low)} to {signed(found.high)}"
-    return f"{signed(found.estimate)}{bounded}"
+    return signed(found.estimate) + ("" if found.low is None else f", {between(found.low, found.high)}")
 
 
 def confusion_figure(cells: list[ConfusionCell]) -> Figure:

@@ -13,30 +13,26 @@ from sublim.report.shown import RunReport
 STYLE = Path(__file__).parent / "report.css"
 
 
-def write_figures(folder: Path, run: RunReport) -> list[str]:
-    """Writes the files and returns their names, each SVG file before its CSV file."""
+def write_figures(folder: Path, run: RunReport) -> None:
+    """Writes an SVG and a CSV file for each figure, and a CSV file for each diagnostic."""
     directory = folder / "figures"
     directory.mkdir(exist_ok=True)
     style = svg_style(STYLE.read_text(encoding="utf-8"))
-    names: list[str] = []
     for stem, figure in named_figures(run):
         if figure.drawing:
             drawing = str(figure.drawing).replace(">", f"><style>{style}</style>", 1)
             (directory / f"{stem}.svg").write_text(drawing, encoding="utf-8")
-            names.append(f"{stem}.svg")
-        names.append(write_csv(directory / f"{stem}.csv", figure.values, figure.columns))
+        write_csv(directory / f"{stem}.csv", figure.values, figure.columns)
     for stem, rows in (run.diagnostics.tables() if run.diagnostics else {}).items():
-        names.append(write_csv(directory / f"{stem}.csv", rows, []))
-    return names
+        write_csv(directory / f"{stem}.csv", rows, [])
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> str:
-    """Writes a table and returns the file's name. The header is `columns` where there are no rows."""
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:
+    """Writes a table. The header is `columns` where there are no rows."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]) if rows else columns)
         table.writeheader()
         table.writerows(rows)
-    return path.name
 
 
 def named_figures(run: RunReport) -> Iterator[tuple[str, Figure]]:

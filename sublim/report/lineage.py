@@ -23,9 +23,9 @@ def lineage_plot(stages: Sequence[StageShown], edges: Sequence[Edge]) -> Markup 
     are no edges or too many stages.
     """
     by_key = {stage.key: stage for stage in stages}
-    parents = direct(parents_of(by_key, edges))
     if not edges or len(by_key) > MOST_STAGES:
         return None
+    parents = direct(parents_of(by_key, edges))
     columns = layers(parents)
     parents = reserve(columns, parents)
     places: dict[str, tuple[float, float]] = {}

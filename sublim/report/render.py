@@ -30,9 +30,8 @@ def render(run: RunReport) -> str:
     """The report as HTML."""
     content = {
         "run": run,
-        **{name: getattr(run, name) for name in ("title", "question", "stages", "edges", "seconds", "provenance")},
+        **dict(run),
         "kicker": (run.flow, run.preset),
-        "settings": run.settings,
         "targets": [(shown, [*figures_of(shown), *cost_figures(shown)]) for shown in run.targets],
         "confusion": confusion_figure(run.confusion) if run.confusion else None,
         "diagnostics": diagnostic_tables(run.diagnostics) if run.diagnostics else (),

@@ -7,12 +7,13 @@ from sublim.evals.preference.config import MetricComparison
 from sublim.report.shown import ArmShown, RunReport, TargetShown
 from sublim.report.wording import EFFECT_UNIT, NAMES, headline, interval, level, power_note, signed, verdict
 
+SINGLES = {"per_pair", "per_unit", "per_question"}
+"""An effect's values of single pairs, units and questions."""
+
 
 def effect_json(effect: Effect | None) -> dict[str, Any] | None:
     """An effect as `--json` prints it, without the values of single pairs, units and questions."""
-    if effect is None:
-        return None
-    return effect.model_dump(exclude={"per_pair", "per_unit", "per_question"})
+    return None if effect is None else effect.model_dump(exclude=SINGLES)
 
 
 def target_json(shown: TargetShown) -> dict[str, Any]:
@@ -51,15 +52,7 @@ def arm_json(arm: ArmShown) -> dict[str, Any]:
 
 
 def _metric_json(found: MetricComparison) -> dict[str, Any]:
-    return {
-        "unit": found.unit,
-        "base": found.base,
-        "teacher": found.teacher,
-        "student": found.student,
-        "control": found.control,
-        "effect": effect_json(found.effect),
-        "reason": found.reason,
-    }
+    return found.model_dump(exclude={"students": True, "controls": True, "effect": SINGLES})
 
 
 def summary(run: RunReport) -> dict[str, Any]:
@@ -76,10 +69,7 @@ def summary(run: RunReport) -> dict[str, Any]:
         "bases": run.bases,
         "diagnostics": run.diagnostics.model_dump(mode="json") if run.diagnostics else None,
         "mismatches": run.mismatches,
-        "stages": [
-            {"stage": each.stage, "label": each.label, "state": each.state, "seconds": each.seconds, "key": each.key}
-            for each in run.stages
-        ],
+        "stages": [each.model_dump(exclude={"content"}) for each in run.stages],
         "report": "report.html",
         "seconds": run.seconds,
     }
