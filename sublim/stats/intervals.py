@@ -37,6 +37,16 @@ def paired_t(differences: Float[ndarray, " s"] | Sequence[float], level: float =
     return Interval(mean, mean - half, mean + half, level, len(values))
 
 
+def t_bounds(
+    differences: Float[ndarray, " s"] | Sequence[float], level: float = 0.95
+) -> tuple[float, float] | tuple[None, None]:
+    """Both ends of `paired_t`; None for each where there are fewer than two units."""
+    if len(differences) < 2:
+        return None, None
+    found = paired_t(differences, level)
+    return found.low, found.high
+
+
 def paired_t_p(differences: Float[ndarray, " s"] | Sequence[float]) -> float:
     """Two-sided p of the paired t test that the mean difference is zero, for at least two units."""
     values = np.asarray(differences, dtype=float)

@@ -6,7 +6,6 @@ well.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from sublim.stats.intervals import paired_t
+from sublim.stats.intervals import t_bounds
 from sublim.steering.config import Cosine, Eas, EasConfig, EasTable
 from sublim.steering.means import Side, check_sides, over_halves, read_side
 
@@ -68,10 +67,5 @@ def mean_of(side: Side) -> Float[Tensor, "n d"]:
 
 def _cosine(vectors: Float[Tensor, "s d"], toward: Float[Tensor, " d"], config: EasConfig) -> Cosine:
     values = cosine_similarity(vectors, toward, dim=-1).tolist()
-    interval: Any = paired_t(values, config.level) if len(values) > 1 else None
-    return Cosine(
-        mean=float(np.mean(values)),
-        per_pair=values,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-    )
+    low, high = t_bounds(values, config.level)
+    return Cosine(mean=float(np.mean(values)), per_pair=values, low=low, high=high)

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +22,7 @@ from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.inference.sampler import Steerable
 from sublim.residual.edits import Edit, Steering, VectorNote
 from sublim.residual.vectors import read_vectors
-from sublim.stats.intervals import clustered_share, paired_t, wilson
+from sublim.stats.intervals import clustered_share, t_bounds, wilson
 from sublim.steering.dose_curve_config import Curve, CurveConfig, SteeredPoint, SweepConfig
 from sublim.training.checkpoints import chosen_weights
 from sublim.traits.words import Reader, written
@@ -125,17 +125,14 @@ def _examined(model: Steerable, questions: list[dict[str, Any]]) -> Iterator[dic
 def steering_curve(out: Path, config: CurveConfig, *, scratch: Path, swept: Path) -> None:
     """Stage: writes curve.json (`Curve`) with the effect of every steering on the target's margin and rate."""
     config = config.listed()
-    metrics = margins(swept, config.target, config.words)
-    counts = answer_counts(swept, config.target, config.words)
-    letters = defaultdict[int, list[bool | None]](list)
-    for row in read_jsonl(swept / "letters.jsonl"):
-        letters[row["point"]].append(row["right"])
-    points = [
-        described_point(row, metrics[row["point"]], metrics[0], counts[row["point"]], config).model_copy(
-            update=exam_marks(letters[row["point"]], config.level, control=row["control"])
-        )
-        for row in read_jsonl(swept / "points.jsonl")
-    ]
+    metrics, reader = margins(swept, config.target, config.words), Reader(config.words)
+    answers, letters = by_point(swept / "answers.jsonl"), by_point(swept / "letters.jsonl")
+    points: list[SteeredPoint] = []
+    for row in read_jsonl(swept / "points.jsonl"):
+        at = row["point"]
+        marks = answer_marks(answers[at], reader, config, control=row["control"])
+        marks |= exam_marks([letter["right"] for letter in letters[at]], config.level, control=row["control"])
+        points.append(described_point(row, metrics[at], metrics[0], marks, config))
     curve = Curve(
         target=config.target,
         words=config.words,
@@ -158,35 +155,29 @@ def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:
     return found
 
 
-class Answered(NamedTuple):
-    """The sampled answers at one point."""
-
-    asked: int
-    named: dict[int, list[bool]]
-    """By question, for each readable answer: whether it names the target."""
-
-
-def answer_counts(swept: Path, target: str, words: list[str]) -> dict[int, Answered]:
-    """The sampled answers by point."""
-    reader, named = Reader(words), defaultdict[int, dict[int, list[bool]]](lambda: defaultdict(list))
-    asked = defaultdict[int, int](int)
-    for row in read_jsonl(swept / "answers.jsonl"):
-        reading = reader.read(row["text"], row["finish"])
-        asked[row["point"]] += 1
-        if reading.unread is None:
-            named[row["point"]][row["question"]].append(reading.word == target)
-    empty = Answered(0, {})
-    return defaultdict(lambda: empty, {point: Answered(count, named[point]) for point, count in asked.items()})
+def by_point(path: Path) -> defaultdict[int, list[dict[str, Any]]]:
+    """The rows of a file by their point."""
+    found = defaultdict[int, list[dict[str, Any]]](list)
+    for row in read_jsonl(path):
+        found[row["point"]].append(row)
+    return found
 
 
-def answer_marks(answered: Answered, level: float, *, control: bool) -> dict[str, Any]:
+def answer_marks(
+    answers: list[dict[str, Any]], reader: Reader, config: CurveConfig, *, control: bool
+) -> dict[str, Any]:
     """A point's rate with its interval, or the reason why it has none. Every question has the same weight."""
-    shares = [float(np.mean(own)) for own in answered.named.values()]
-    known: dict[str, Any] = {"answers": answered.asked, "readable": sum(map(len, answered.named.values()))}
-    if not shares:
+    named = defaultdict[int, list[bool]](list)
+    for row in answers:
+        reading = reader.read(row["text"], row["finish"])
+        if reading.unread is None:
+            named[row["question"]].append(reading.word == config.target)
+    known: dict[str, Any] = {"answers": len(answers), "readable": sum(map(len, named.values()))}
+    if not named:
         none = "random vectors are scored alone" if control else "no answers were sampled (samples = 0)"
-        return {**known, "rate": None, "rate_reason": "no answer could be read" if answered.asked else none}
-    found = clustered_share(float(np.mean(shares)), len(shares), level)
+        return {**known, "rate": None, "rate_reason": "no answer could be read" if answers else none}
+    shares = [float(np.mean(own)) for own in named.values()]
+    found = clustered_share(float(np.mean(shares)), len(shares), config.level)
     return {**known, "rate": found.estimate, "rate_low": found.low, "rate_high": found.high}
 
 
@@ -206,17 +197,12 @@ def exam_marks(letters: list[bool | None], level: float, *, control: bool) -> di
 
 
 def described_point(
-    row: dict[str, Any],
-    metric: Metric,
-    unsteered: Metric,
-    answered: Answered,
-    config: CurveConfig,
+    row: dict[str, Any], metric: Metric, unsteered: Metric, marks: dict[str, Any], config: CurveConfig
 ) -> SteeredPoint:
     """One point compared with the model without steering, question by question."""
     edits = [Edit.model_validate(edit) for edit in row["edits"]]
     apart = paired_differences(metric, unsteered)
-    several = len(apart) > 1
-    interval = paired_t(apart, config.level) if several else None
+    low, high = t_bounds(apart, config.level)
     return SteeredPoint(
         point=row["point"],
         layers=row["layers"],
@@ -228,9 +214,9 @@ def described_point(
         control=row["control"],
         margin=metric.mean,
         estimate=float(apart.mean()) if len(apart) else None,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-        **answer_marks(answered, config.level, control=row["control"]),
+        low=low,
+        high=high,
+        **marks,
         questions=len(apart),
         reason=None if len(apart) else metric.reason or "no question has a finite margin",
     )

@@ -8,7 +8,9 @@ In the second case two models, such as a student and the base, read the same tex
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from heapq import merge
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +33,7 @@ from sublim.files.tensor_files import write_tensors
 from sublim.models.files import base_identity, read_json, write_json
 from sublim.residual.edits import VectorNote
 from sublim.residual.vectors import Vector, check_vector, noted, random_like, read_vectors, write_vectors
-from sublim.steering.config import PROMPT_KINDS, DifferenceConfig, ImportConfig, MeansConfig
+from sublim.steering.config import PROMPT_KINDS, DifferenceConfig, ImportConfig, MeansConfig, TrainVectorConfig
 from sublim.store.payloads import digest_committed
 from sublim.training.checkpoints import chosen_weights
 
@@ -127,21 +129,18 @@ def paired(rows: Path, partner: Path | None) -> Iterator[tuple[Row, ...]]:
     if partner is None:
         yield from ((row,) for row in read_jsonl(rows / "rows.jsonl"))
         return
-    others = _ascending(partner)
-    other = next(others, None)
-    for row in _ascending(rows):
-        while other is not None and other["id"] < row["id"]:
-            other = next(others, None)
-        if other is None or other["id"] != row["id"]:
+    by_id = itemgetter("id")
+    for _, found in groupby(merge(_ascending(rows), _ascending(partner), key=by_id), key=by_id):
+        pair = tuple(found)
+        if len(pair) < 2:
             continue
+        row, other = pair
         if (row["prompt"], row["system"]) != (other["prompt"], other["system"]):
             raise UserError(
                 f"row {row['id']} has different prompts or system prompts on the two sides: pair rows of the same "
                 "prompt"
             )
-        yield row, other
-    for _ in others:  # also checks the order of the remaining rows
-        pass
+        yield pair
 
 
 def _ascending(payload: Path) -> Iterator[Row]:
@@ -176,16 +175,14 @@ def difference_vectors(
     check_sides(*sides)
     vectors = differences(*sides, source=config.source)
     halves = [differences(*sides, source=config.source, half=half) for half in (0, 1)]
-    known = {
+    measured = {
         name: {
-            **vector.note.model_dump(mode="json"),
             "relative_norm": vector.note.norm / (vector.note.residual_norm or math.nan),
             "split_half_cosine": float(cosine_similarity(halves[0][name].values, halves[1][name].values, dim=0)),
         }
         for name, vector in vectors.items()
     }
-    write_vectors(out, with_random(vectors, config.random, config.seed))
-    write_json(out / "vectors.json", known)
+    write_with_random(out, vectors, config, measured)
     return {"vectors": len(vectors), "random": config.random}
 
 
@@ -241,13 +238,21 @@ def over_halves(values: Float[Tensor, "2 n d"], count: int) -> Float[Tensor, "n 
     return (values * (half_sizes(count) / count)[:, None, None]).sum(0)
 
 
-def with_random(vectors: Mapping[str, Vector], count: int, seed: int) -> dict[str, Vector]:
-    """The vectors, with `count` random vectors of equal norm for each."""
-    generator = torch.Generator().manual_seed(seed)
+def write_with_random(
+    out: Path,
+    vectors: Mapping[str, Vector],
+    config: DifferenceConfig | ImportConfig | TrainVectorConfig,
+    measured: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
+    """Writes vectors.safetensors with the vectors and random ones of equal norm for each, and vectors.json with the
+    notes of the vectors and what was `measured` of them."""
+    generator = torch.Generator().manual_seed(config.seed)
     made = dict(vectors)
     for name in sorted(vectors):
-        made |= {f"{name}/random-{i}": random_like(vectors[name], generator) for i in range(count)}
-    return made
+        made |= {f"{name}/random-{i}": random_like(vectors[name], generator) for i in range(config.random)}
+    write_vectors(out, made)
+    notes = {name: vector.note.model_dump(mode="json") for name, vector in vectors.items()}
+    write_json(out / "vectors.json", {name: {**note, **(measured or {}).get(name, {})} for name, note in notes.items()})
 
 
 def import_vector(out: Path, config: ImportConfig, *, scratch: Path, base: Path) -> dict[str, Any]:
@@ -258,6 +263,5 @@ def import_vector(out: Path, config: ImportConfig, *, scratch: Path, base: Path)
     model = AutoConfig.from_pretrained(base)
     for name, vector in vectors.items():
         check_vector(name, vector, model, base)
-    write_vectors(out, with_random(vectors, config.random, config.seed))
-    write_json(out / "vectors.json", {name: vector.note.model_dump(mode="json") for name, vector in vectors.items()})
+    write_with_random(out, vectors, config)
     return {"vectors": sorted(vectors)}

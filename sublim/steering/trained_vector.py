@@ -16,13 +16,13 @@ from sublim.core.progress import progress
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.files.tensor_files import write_tensors
 from sublim.memory.fitting import MemoryFit
-from sublim.models.files import base_identity, write_json
+from sublim.models.files import base_identity
 from sublim.models.opening import open_model
 from sublim.residual.edits import Place, VectorNote
 from sublim.residual.hooks import attached_at, check_layers
-from sublim.residual.vectors import Vector, noted, write_vectors
+from sublim.residual.vectors import Vector, noted
 from sublim.steering.config import TrainVectorConfig
-from sublim.steering.means import with_random
+from sublim.steering.means import write_with_random
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, label_count, micro_batches, token_rows
 from sublim.training.step import summed_loss
 
@@ -31,8 +31,8 @@ class Trained(NamedTuple):
     """A trained vector, the mean norm of the stream at its place, and the loss before each update and at the end."""
 
     values: Float[Tensor, " d"]
-    residual_norm: float
-    losses: list[float]
+    norm: Float[Tensor, ""]
+    losses: Float[Tensor, " u"]
 
 
 def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: P
     crash, finished layers are not repeated.
     """
     config = config.resolved()
-    made, records = dict[str, Vector](), list[dict[str, Any]]()
+    made, losses = dict[str, Vector](), dict[str, list[float]]()
     with (
         open_model(base, dtype=config.dtype, attention=config.attention) as (model, tokenizer),
         progress("training vectors", len(config.layers) * config.updates) as advance,
@@ -56,27 +56,26 @@ def train_vector(out: Path, config: TrainVectorConfig, *, scratch: Path, base: P
         for layer in config.layers:
             name, path = f"{config.site}/{layer}/trained", scratch / f"layer-{layer}.safetensors"
             if not path.exists():
-                trained = optimised(model, Place(config.site, layer), rows, config, padding)
-                kept = {"values": trained.values, "norm": torch.tensor(trained.residual_norm)}
-                write_tensors(path, kept | {"losses": torch.tensor(trained.losses)})
+                write_tensors(path, optimised(model, Place(config.site, layer), rows, config, padding)._asdict())
                 kill_point("vector:layer")
-            found = load_file(path)
+            trained = Trained(**load_file(path))
             note = VectorNote(
                 site=config.site,
                 layer=layer,
                 source="trained",
                 norm=0.0,
-                residual_norm=float(found["norm"]),
+                residual_norm=float(trained.norm),
                 rows=len(rows),
                 base=base_identity(base),
             )
-            made[name] = noted(found["values"], note)
-            records += [{"vector": name, "update": i, "loss": loss} for i, loss in enumerate(found["losses"].tolist())]
+            made[name], losses[name] = noted(trained.values, note), trained.losses.tolist()
             advance(config.updates)
-    write_vectors(out, with_random(made, config.random, config.seed))
-    write_json(out / "vectors.json", {name: vector.note.model_dump(mode="json") for name, vector in made.items()})
-    write_jsonl(out / "training.jsonl", records)
-    return {"losses": {name: [own[0], own[-1]] for name, own in _by_vector(records).items()}}
+    write_with_random(out, made, config)
+    write_jsonl(
+        out / "training.jsonl",
+        ({"vector": name, "update": i, "loss": loss} for name, own in losses.items() for i, loss in enumerate(own)),
+    )
+    return {"losses": {name: [own[0], own[-1]] for name, own in losses.items()}}
 
 
 def optimised(
@@ -113,7 +112,7 @@ def optimised(
             with torch.no_grad():
                 vector *= min(1.0, config.max_norm * length / float(vector.norm()))
     losses.append(backward(first))
-    return Trained(vector.detach().cpu(), length, losses)
+    return Trained(vector.detach().cpu(), torch.tensor(length), torch.tensor(losses))
 
 
 def _backward(
@@ -152,10 +151,3 @@ def stream_length(model: Any, place: Place, batches: list[Batch]) -> float:
         answer = on_device.labels != UNTRAINED
         lengths.append(streams[0][:, -answer.shape[1] :].float().norm(dim=-1)[answer])
     return float(torch.cat(lengths).mean())
-
-
-def _by_vector(records: list[dict[str, Any]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
-    for record in records:
-        found.setdefault(record["vector"], []).append(record["loss"])
-    return found

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sublim.stats.intervals import paired_t
+from sublim.stats.intervals import t_bounds
 
 
 class Role(NamedTuple):
@@ -146,7 +146,5 @@ def rebuilt(table: pl.DataFrame) -> list[dict[str, Any]]:
 def mean_interval(values: pl.Series) -> dict[str, Any]:
     """Mean over seeds with its 95 % t interval. The bounds are None for a single seed."""
     numbers = values.to_numpy()
-    if len(numbers) < 2:
-        return {"estimate": float(numbers[0]), "low": None, "high": None, "n": len(numbers)}
-    interval = paired_t(numbers)
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
+    low, high = t_bounds(numbers)
+    return {"estimate": float(numbers.mean()), "low": low, "high": high, "n": len(numbers)}
