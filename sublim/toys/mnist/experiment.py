@@ -23,10 +23,11 @@ from torch import Tensor
 
 from sublim.core.errors import UserError
 from sublim.memory.fitting import MemoryFit
-from sublim.stats.intervals import paired_t
+from sublim.stats.intervals import t_bounds
 from sublim.toys.mnist.config import Arm, MnistConfig
 from sublim.toys.mnist.network import (
     CLASSES,
+    Loss,
     Parameters,
     backward,
     cosine,
@@ -87,11 +88,6 @@ def pick(parameters: Parameters, models: range | list[int]) -> Parameters:
     return [part[list(models)] for part in parameters]
 
 
-def join(parts: list[Parameters]) -> Parameters:
-    """Several chunks of networks as one."""
-    return [torch.cat(layer) for layer in zip(*parts, strict=True)]
-
-
 def teacher_logits(teacher: Parameters, noise: Tensor, chosen: slice, batch: int) -> Float[Tensor, "s n k"]:
     """The teachers' chosen logits on all noise images, which are the same in every epoch."""
     found = [
@@ -147,38 +143,36 @@ class Runs:
 
     def teachers(self) -> Outcome:
         """Trains all teachers on the ten classes."""
-        images = self.images
+        images, epochs = self.images, self.config.teacher_epochs
 
-        def trained(models: range) -> Outcome:
-            course = Course(
-                "teacher",
-                models,
-                images.train,
-                lambda logits, index: cross_entropy(logits, images.train_labels[index]),
-                self.config.teacher_epochs,
-            )
-            return train(course, pick(self.init, models), self.config, self.scratch, self.device)
+        def loss_at(logits: Tensor, index: Tensor) -> Loss:
+            return cross_entropy(logits, images.train_labels[index])
 
-        return _joined(list(self._in_chunks(trained)))
+        return self._trained(lambda models: Course("teacher", models, images.train, loss_at, epochs))
 
     def students(self, arm: Arm, teachers: Parameters) -> Outcome:
         """Trains one arm's students on their teachers' outputs."""
-        config = self.config
+        config, noise = self.config, self.images.noise
         chosen = slice(CLASSES, None) if arm.endswith("aux") else slice(0, None)
 
-        def trained(models: range) -> Outcome:
-            taught_by = derangement(models, config.models) if arm.startswith("cross") else models
-            teacher = [part.to(self.device) for part in pick(teachers, taught_by)]
-            said = teacher_logits(teacher, self.images.noise, chosen, config.batch_size)
+        def course(models: range) -> Course:
+            teacher = [part.to(self.device) for part in pick(teachers, self._taught_by(arm, models))]
+            said = teacher_logits(teacher, noise, chosen, config.batch_size)
 
-            def loss_at(logits: Tensor, index: Tensor, said: Tensor = said):
+            def loss_at(logits: Tensor, index: Tensor) -> Loss:
                 return distillation(config, logits, said.take_along_dim(index[..., None], 1), chosen)
 
             alignment = gradient_cosine(self.images, said, chosen, config)
-            course = Course(arm, models, self.images.noise, loss_at, config.epochs, alignment)
-            return train(course, pick(self.init, models), config, self.scratch, self.device)
+            return Course(arm, models, noise, loss_at, config.epochs, alignment)
 
-        return _joined(list(self._in_chunks(trained)))
+        return self._trained(course)
+
+    def shift_cosine(self, arm: Arm, students: Parameters, teachers: Parameters) -> list[float]:
+        """Cosine between each student's and its teacher's change from their initialisations."""
+        moved, taught = (
+            [after - before for after, before in zip(models, self.init, strict=True)] for models in (students, teachers)
+        )
+        return cosine(moved, pick(taught, self._taught_by(arm, range(self.config.models)))).tolist()
 
     def accuracy(self, parameters: Parameters) -> list[float]:
         """Test accuracy of every model."""
@@ -189,43 +183,43 @@ class Runs:
 
         return list(chain.from_iterable(self._in_chunks(measured)))
 
+    def _taught_by(self, arm: Arm, models: range) -> range | list[int]:
+        return derangement(models, self.config.models) if arm.startswith("cross") else models
+
+    def _trained(self, course: Callable[[range], Course]) -> Outcome:
+        """The outcome of the course of each chunk, with all models side by side."""
+
+        def trained(models: range) -> Outcome:
+            return train(course(models), pick(self.init, models), self.config, self.scratch, self.device)
+
+        parts = list(self._in_chunks(trained))
+        parameters = [torch.cat(layer) for layer in zip(*(part.parameters for part in parts), strict=True)]
+        return Outcome(parameters, torch.cat([p.losses for p in parts]), torch.cat([p.alignment for p in parts]))
+
     def _in_chunks(self, work: Callable[[range], Made]) -> Iterator[Made]:
         """Results of `work` for all models, with as many at a time as fit in memory. Each trains as it would alone."""
         models, size = range(self.config.models), chunk_size(self.config, self.device)
         return self.fit.each(models, lambda part: work(range(part[0], part[-1] + 1)), size)
 
 
-def _joined(parts: list[Outcome]) -> Outcome:
-    parameters = join([part.parameters for part in parts])
-    return Outcome(parameters, torch.cat([p.losses for p in parts]), torch.cat([p.alignment for p in parts]))
-
-
-def shift_cosine(student: Parameters, teacher: Parameters, init: Parameters, teacher_init: Parameters) -> list[float]:
-    """Cosine between the student's and its teacher's change from their initialisations, for each model."""
-    moved = [after - before for after, before in zip(student, init, strict=True)]
-    taught = [after - before for after, before in zip(teacher, teacher_init, strict=True)]
-    return cosine(moved, taught).tolist()
-
-
 def arm_rows(arm: Arm, accuracies: list[float], outcome: Outcome | None, shift: list[float] | None) -> pl.DataFrame:
     """One row per model of an arm. Columns that do not apply to the arm are null."""
-    models = len(accuracies)
-    empty: list[None] = [None] * models
-    trained = outcome is not None and outcome.losses.numel() > 0
     aligned = outcome is not None and outcome.alignment.numel() > 0
+    trained = outcome is not None and outcome.losses.numel() > 0
     return pl.DataFrame(
         {
-            "arm": [arm] * models,
-            "model": list(range(models)),
+            "arm": arm,
+            "model": range(len(accuracies)),
             "accuracy": accuracies,
-            "shift_cosine": pl.Series(shift or empty, dtype=pl.Float64),
-            "gradient_cosine": pl.Series(
-                outcome.alignment.tolist() if outcome and aligned else empty, dtype=pl.List(pl.Float64)
-            ),
-            "epoch_loss": pl.Series(
-                outcome.losses.tolist() if outcome and trained else empty, dtype=pl.List(pl.Float64)
-            ),
-        }
+            "shift_cosine": shift,
+            "gradient_cosine": outcome.alignment.tolist() if aligned else None,
+            "epoch_loss": outcome.losses.tolist() if trained else None,
+        },
+        schema_overrides={
+            "shift_cosine": pl.Float64,
+            "gradient_cosine": pl.List(pl.Float64),
+            "epoch_loss": pl.List(pl.Float64),
+        },
     )
 
 
@@ -234,8 +228,7 @@ def summary(table: pl.DataFrame) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for (arm,), group in table.group_by(["arm"], maintain_order=True):
         values = group["accuracy"].to_numpy()
-        bounds = paired_t(values) if len(values) > 1 else None
-        low, high = (bounds.low, bounds.high) if bounds else (None, None)
+        low, high = t_bounds(values)
         found[str(arm)] = {"mean": float(values.mean()), "low": low, "high": high, "models": len(values)}
     return found
 
@@ -248,24 +241,13 @@ def train_mnist(out: Path, config: MnistConfig, *, scratch: Path, data: Path) ->
     runs = Runs(config, data, scratch)
     tables: list[pl.DataFrame] = []
     kept = {f"init.{place}": part for place, part in enumerate(runs.init)}
-    needs_teacher = set(config.arms) - {"reference"}
-    teachers = runs.teachers() if needs_teacher else None
+    teachers = runs.teachers() if set(config.arms) - {"reference"} else None
     for arm in config.arms:
-        outcome, shift = None, None
-        if arm == "reference":
-            parameters = runs.init
-        elif arm == "teacher":
-            assert teachers is not None
-            outcome, parameters = teachers, teachers.parameters
-        else:
-            assert teachers is not None
+        outcome, shift = None if arm == "reference" else teachers, None
+        if teachers is not None and arm not in ("reference", "teacher"):
             outcome = runs.students(arm, teachers.parameters)
-            parameters = outcome.parameters
-            everyone = range(config.models)
-            taught_by = derangement(everyone, config.models) if arm.startswith("cross") else everyone
-            shift = shift_cosine(
-                parameters, pick(teachers.parameters, taught_by), runs.init, pick(runs.init, taught_by)
-            )
+            shift = runs.shift_cosine(arm, outcome.parameters, teachers.parameters)
+        parameters = runs.init if outcome is None else outcome.parameters
         tables.append(arm_rows(arm, runs.accuracy(parameters), outcome, shift))
         kept |= {f"{arm}.{place}": part for place, part in enumerate(parameters) if outcome is not None}
         log.info("%s: accuracy %.3f of %d models", arm, tables[-1]["accuracy"].mean(), config.models)

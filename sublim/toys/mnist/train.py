@@ -53,11 +53,8 @@ def orders(config: MnistConfig, course: Course, epoch: int) -> Int[Tensor, "s n"
     models = course.models if config.order == "own" else range(1)
     phase = "teacher" if course.name.startswith("teacher") else "student"
     keys = [stream_key(config.order_seed, f"{phase} order {model} {epoch}") for model in models]
-    return torch.stack([torch.randperm(len(course.images), generator=_generator(key)) for key in keys])
-
-
-def _generator(key: int) -> torch.Generator:
-    return torch.Generator().manual_seed(key)
+    generators = [torch.Generator().manual_seed(key) for key in keys]
+    return torch.stack([torch.randperm(len(course.images), generator=generator) for generator in generators])
 
 
 def make_optimiser(config: MnistConfig, parameters: Parameters) -> torch.optim.Optimizer:

@@ -32,19 +32,7 @@ class SuperpositionConfig(Config):
     """Number of features of the data, n."""
     hidden: int = Field(default=5, ge=1)
     """Number of hidden dimensions, m, in which the features are represented."""
-    p_active: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (
-        1,
-        0.9,
-        0.8,
-        0.7,
-        0.6,
-        0.5,
-        0.3,
-        0.1,
-        0.05,
-        0.01,
-        0.001,
-    )
+    p_active: tuple[Probability, ...] = (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3, 0.1, 0.05, 0.01, 0.001)
     """Probabilities that a feature is active in an example. An active feature is uniform on [0, 1]."""
     ablated: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4)
     """Features to ablate. For each, a student learns its teacher's outputs with this feature left out of the loss."""

@@ -11,6 +11,7 @@ import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
 
 from sublim.stats.intervals import t_bounds
 
@@ -47,13 +48,9 @@ def polysemanticity(weights: Float[Tensor, "... f d"]) -> Float[Tensor, "... f"]
 
     It is 0 for a row of zeros.
     """
-    unit = torch.nn.functional.normalize(weights, dim=-1)
+    unit = normalize(weights, dim=-1)
     overlap = (unit @ weights.mT).square()
     return overlap.sum(-1) - torch.diagonal(overlap, dim1=-2, dim2=-1)
-
-
-def _row_cosine(a: Float[Tensor, "... f n"], b: Float[Tensor, "... f n"]) -> Float[Tensor, "... f"]:
-    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
 
 
 def _pick(values: Float[Tensor, "p s q f"], features: Sequence[int]) -> Float[Tensor, "p s q"]:
@@ -63,27 +60,22 @@ def _pick(values: Float[Tensor, "p s q f"], features: Sequence[int]) -> Float[Te
 
 def _frame(axes: Axes, role: Role, teacher: Float[Tensor, "p s q f d"]) -> pl.DataFrame:
     weights = role.weights
-    p, s, q = weights.shape[:3]
-    norms, teacher_norms = weights.norm(dim=-1), teacher.norm(dim=-1)
-    cosine = _row_cosine(weights, teacher)
-    norm, teacher_norm = _pick(norms, axes.features), _pick(teacher_norms, axes.features)
+    gram_cosine = cosine_similarity(weights @ weights.mT, teacher @ teacher.mT, dim=-1)
+    norm, teacher_norm = _pick(weights.norm(dim=-1), axes.features), _pick(teacher.norm(dim=-1), axes.features)
     values: dict[str, Tensor | None] = {
         "norm": norm,
         "teacher_norm": teacher_norm,
         "norm_ratio": norm / teacher_norm,
-        "cosine": _pick(cosine, axes.features),
-        "gram_cosine": _pick(_row_cosine(weights @ weights.mT, teacher @ teacher.mT), axes.features),
+        "cosine": _pick(cosine_similarity(weights, teacher, dim=-1), axes.features),
+        "gram_cosine": _pick(gram_cosine, axes.features),
         "superposition": superposition(weights),
         "polysemanticity": _pick(polysemanticity(weights), axes.features),
         "trained_loss": role.trained,
         "unablated_loss": role.unablated,
     }
-    columns = _keys(axes, role.name)
-    for name, value in values.items():
-        numbers = [None] * (p * s * q) if value is None else value.flatten().tolist()
-        columns[name] = pl.Series(numbers, dtype=pl.Float64)
-    columns["feature_norms"] = norms.flatten(0, 2).tolist()
-    return pl.DataFrame(columns)
+    columns = {name: None if value is None else value.flatten().tolist() for name, value in values.items()}
+    norms = {"feature_norms": weights.norm(dim=-1).flatten(0, 2).tolist()}
+    return pl.DataFrame(_keys(axes, role.name) | columns | norms, schema_overrides=dict.fromkeys(values, pl.Float64))
 
 
 def _keys(axes: Axes, role: str, records: int = 1) -> dict[str, Any]:

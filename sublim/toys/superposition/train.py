@@ -90,15 +90,13 @@ def train_cohort(
         training = Training(**state)
     if start == config.steps:
         return training
-    match config.resolved().engine:
-        case "cuda":
-            if not torch.cuda.is_available():
-                raise UserError("engine cuda: torch finds no CUDA device: set engine=auto")
-            engine = TensorEngine(cohort, training, config, "cuda")
-        case "torch":
-            engine = TensorEngine(cohort, training, config, "cpu")
-        case _:
-            engine = NativeEngine(cohort, training, config)
+    chosen = config.resolved().engine
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise UserError("engine cuda: torch finds no CUDA device: set engine=auto")
+    if chosen == "native":
+        engine = NativeEngine(cohort, training, config)
+    else:
+        engine = TensorEngine(cohort, training, config, "cuda" if chosen == "cuda" else "cpu")
     with progress(saved.stem, config.steps) as advance:
         advance(start)
         while start < config.steps:
