@@ -8,7 +8,7 @@ from sublim.probes.config import ProbeFiguresConfig, ProbeSummaries, ProbeSummar
 from sublim.probes.data import ALL
 
 
-def draw_probes(out: Path, config: ProbeFiguresConfig, *, scratch: Path, probes: Path) -> dict[str, Any] | None:
+def draw_probes(out: Path, config: ProbeFiguresConfig, *, scratch: Path, probes: Path) -> None:
     """Stage: writes probes.svg, with a panel for each target. The probe on all layers is at the right of each panel."""
     rows = ProbeSummaries.model_validate_json((probes / "summary.json").read_bytes()).rows
     targets = list(dict.fromkeys(row.target for row in rows))
@@ -20,7 +20,6 @@ def draw_probes(out: Path, config: ProbeFiguresConfig, *, scratch: Path, probes:
             axes.set_title(target)
         panels[0, 0].set_ylabel("test accuracy")
         panels[0, -1].legend(fontsize=7)
-    return None
 
 
 def draw_panel(axes: Any, rows: list[ProbeSummary]) -> None:

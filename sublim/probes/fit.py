@@ -8,7 +8,7 @@ from typing import NamedTuple, assert_never
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sublim.probes.config import AdamFit, FullFit
@@ -92,7 +92,7 @@ def entropies(logits: Float[Tensor, "p b k"], labels: Int[Tensor, "p b"]) -> Flo
 
 def _adam(problems: Problems, how: AdamFit, start: Fitted) -> Fitted:
     optimizer = torch.optim.Adam([start.weight, start.bias], lr=how.lr, weight_decay=how.weight_decay)
-    best: Fitted | None = None
+    best = start._replace(weight=start.weight.detach().clone(), bias=start.bias.detach().clone())
     lowest = problems.x.new_full((len(problems.source),), torch.inf)
     for epoch in range(how.epochs):
         for rows in problems.orders[:, epoch].split(how.batch_size, 1):
@@ -101,20 +101,10 @@ def _adam(problems: Problems, how: AdamFit, start: Fitted) -> Fitted:
             optimizer.step()
         with torch.no_grad():
             now = losses(problems, start, problems.validation)
-            better = now < lowest
-            lowest = torch.where(better, now, lowest)
-            best = _chosen(better, start, best)
-    assert best is not None
+            better = (now < lowest) | (epoch == 0)
+            lowest = lowest.fmin(now)
+            best.weight[better], best.bias[better] = start.weight[better], start.bias[better]
     return best
-
-
-def _chosen(better: Bool[Tensor, " p"], now: Fitted, before: Fitted | None) -> Fitted:
-    if before is None:
-        return now._replace(weight=now.weight.detach().clone(), bias=now.bias.detach().clone())
-    return now._replace(
-        weight=torch.where(better[:, None, None], now.weight.detach(), before.weight),
-        bias=torch.where(better[:, None], now.bias.detach(), before.bias),
-    )
 
 
 def _full(problems: Problems, how: FullFit, start: Fitted) -> Fitted:

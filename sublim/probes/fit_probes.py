@@ -25,6 +25,8 @@ from sublim.probes.metrics import METRICS, Judged, metrics
 from sublim.probes.summary import summarise
 
 MULTICLASS = "multiclass"
+Splits = Mapping[tuple[str, int], Split]
+"""The split of every classification and seed."""
 SCHEMA = {
     **{"layer": pl.Int32, "target": pl.String, "seed": pl.Int64, "shuffled": pl.Boolean},
     **{name: pl.Float64 for name in METRICS},
@@ -121,7 +123,7 @@ def probed(questions: Sequence[Rows], config: ProbesConfig) -> dict[Trial, Judge
         for (beside, _, sizes), batch in batches.items():
             x = values.transpose(0, 1).flatten(1)[None] if beside else values
             size = at_once(x.shape[2], asked[batch[0].target].classes, sizes[0], config)
-            for part in room.each(batch, partial(judged, Shared(x, asked, config, splits)), size):
+            for part in room.each(batch, partial(judged, x, asked, splits, config), size):
                 found |= part
                 advance(len(part))
     return {trial: found[trial] for rows in questions for trial in trials(rows, config)}
@@ -134,35 +136,30 @@ def at_once(width: int, classes: int, rows: int, config: ProbesConfig) -> int:
     return max(1, int(config.memory_gib * 2**30 / (4 * floats)))
 
 
-class Shared(NamedTuple):
-    """What all probes of one batch share."""
+def judged(
+    x: torch.Tensor, asked: Mapping[str, Rows], splits: Splits, config: ProbesConfig, batch: Sequence[Trial]
+) -> dict[Trial, Judged]:
+    """Fits one batch of probes and tests each on its test split.
 
-    x: torch.Tensor
-    """Activations [layers, rows, features]; for probes on all layers [1, rows, layers x features]."""
-    asked: Mapping[str, Rows]
-    """Every classification, by name."""
-    config: ProbesConfig
-    splits: Mapping[tuple[str, int], Split]
-    """The split of every classification and seed."""
-
-
-def judged(shared: Shared, batch: Sequence[Trial]) -> dict[Trial, Judged]:
-    """Fits one batch of probes and tests each on its test split."""
-    problems = _problems(shared, batch)
-    fitted = fit(problems, shared.config.fit)
+    `x`: activations [layers, rows, features]; for probes on all layers [1, rows, layers x features]. `asked`: every
+    classification, by name.
+    """
+    problems = _problems(x, asked, splits, config, batch)
+    fitted = fit(problems, config.fit)
     with torch.no_grad():
         logits = scores(problems, fitted, problems.test).double().cpu().numpy()
     if problems.classes == 2:
         logits = np.concatenate([np.zeros_like(logits), logits], 2)
     labels = problems.labels.gather(1, problems.test).cpu().numpy()
     return {
-        trial: Judged(own, true, shared.asked[trial.target].prompts[shared.splits[trial.target, trial.seed].test])
+        trial: Judged(own, true, asked[trial.target].prompts[splits[trial.target, trial.seed].test])
         for trial, own, true in zip(batch, logits, labels, strict=True)
     }
 
 
-def _problems(shared: Shared, batch: Sequence[Trial]) -> Problems:
-    x, asked, config, splits = shared
+def _problems(
+    x: torch.Tensor, asked: Mapping[str, Rows], splits: Splits, config: ProbesConfig, batch: Sequence[Trial]
+) -> Problems:
     device, first = x.device, asked[batch[0].target]
     layers = {layer: place for place, layer in enumerate(first.layers)}
     epochs = config.fit.epochs if isinstance(config.fit, AdamFit) else 0

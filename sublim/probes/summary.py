@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
-from numpy import ndarray
 
 from sublim.probes.config import ProbesConfig, ProbeSummaries, ProbeSummary
 from sublim.probes.metrics import METRICS, Judged, metrics
@@ -60,16 +58,10 @@ def bootstrapped(tested: Sequence[Judged], draws: int) -> dict[str, tuple[float,
     known = np.unique(np.concatenate([one.prompts for one in tested]))
     rng = np.random.default_rng(0)
     counts = rng.multinomial(len(known), np.full(len(known), 1 / len(known)), size=draws).astype(float)
-    drawn: dict[str, list[Float[ndarray, " w"]]] = {name: [] for name in METRICS}
-    plain: dict[str, list[float]] = {name: [] for name in METRICS}
-    for one in tested:
-        weights = counts[:, np.searchsorted(known, one.prompts)]
-        for name, values in metrics(one, weights).items():
-            drawn[name].append(values)
-        for name, values in metrics(one).items():
-            plain[name].append(float(values[0]))
-    bounds = {name: np.mean(values, axis=0) for name, values in drawn.items()}
-    low, high = (
-        {name: float(np.quantile(values, share)) for name, values in bounds.items()} for share in (0.025, 0.975)
-    )
-    return {name: (float(np.mean(plain[name])), low[name], high[name]) for name in METRICS if name != "accuracy"}
+    plain = [metrics(one) for one in tested]
+    drawn = [metrics(one, counts[:, np.searchsorted(known, one.prompts)]) for one in tested]
+    found: dict[str, tuple[float, float, float]] = {}
+    for name in METRICS[1:]:
+        low, high = np.quantile(np.mean([each[name] for each in drawn], axis=0), [0.025, 0.975])
+        found[name] = (float(np.mean([each[name] for each in plain])), float(low), float(high))
+    return found

@@ -73,9 +73,14 @@ def crossed_components(matrix: Float[ndarray, "s q"]) -> Components:
     by_unit, by_question = rows.var(ddof=1) / n, columns.var(ddof=1) / m
     within = (residual**2).sum() / ((n - 1) * (m - 1) * n * m)
     variance = max(by_unit - within, 0.0) + max(by_question - within, 0.0) + within
+    return Components(float(variance), satterthwaite(by_unit, by_question, within, n, m))
+
+
+def satterthwaite(by_unit: float, by_question: float, within: float, n: int, m: int) -> float:
+    """Degrees of freedom of by_unit + by_question - within, at least min(n, m) - 1 (Satterthwaite 1946)."""
     spread = by_unit**2 / (n - 1) + by_question**2 / (m - 1) + within**2 / ((n - 1) * (m - 1))
     df = (by_unit + by_question - within) ** 2 / spread if spread > 0 else 0.0
-    return Components(float(variance), float(max(df, min(n, m) - 1)))
+    return float(max(df, min(n, m) - 1))
 
 
 def crossed_bootstrap(

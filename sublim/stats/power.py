@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from sublim.core.errors import UserError
-from sublim.stats.intervals import power, two_sided_power, units_needed
+from sublim.stats.intervals import power, satterthwaite, two_sided_power, units_needed
 
 MOST = 10_000
 
@@ -81,8 +81,7 @@ def crossed_power(spread: Spread, effect: float, units: int, questions: int, lev
     variance = by_unit + by_question - within
     if variance <= 0:
         raise UserError("power needs a spread above zero: the pilot's differences are all alike")
-    parts = by_unit**2 / (units - 1) + by_question**2 / (questions - 1) + within**2 / ((units - 1) * (questions - 1))
-    df = max(variance**2 / parts, min(units, questions) - 1)
+    df = satterthwaite(by_unit, by_question, within, units, questions)
     return two_sided_power(df, effect / float(np.sqrt(variance)), level)
 
 

@@ -69,10 +69,8 @@ def sweep(
         else:
             advance(len(points))
     rows = [{"point": number, **row} for number, path in enumerate(paths) for row in read_jsonl(path)]
-    scored = [(row["point"], row["question"], row["word"], row["logprob"]) for row in rows if "word" in row]
-    pl.DataFrame(scored, schema=["point", "question", "word", "logprob"], orient="row").write_parquet(
-        out / "logprobs.parquet"
-    )
+    scored = [row for row in rows if "word" in row]
+    pl.DataFrame(scored, schema=["point", "question", "word", "logprob"]).write_parquet(out / "logprobs.parquet")
     write_jsonl(out / "answers.jsonl", (row for row in rows if "text" in row))
     write_jsonl(out / "questions.jsonl", ({"question": i, "text": text} for i, text in enumerate(config.questions)))
     write_jsonl(out / "letters.jsonl", (row for row in rows if "right" in row))

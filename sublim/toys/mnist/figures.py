@@ -49,10 +49,9 @@ def draw_alignment(path: Path, table: pl.DataFrame) -> None:
         panels[0].legend(fontsize=7)
 
 
-def draw_mnist(out: Path, config: MnistFiguresConfig, *, scratch: Path, run: Path) -> dict[str, Any] | None:
+def draw_mnist(out: Path, config: MnistFiguresConfig, *, scratch: Path, run: Path) -> None:
     """Stage: writes SVG figures of `run`, a payload of `train_mnist`."""
     table = pl.read_parquet(run / "models.parquet")
     draw_accuracy(out / "accuracy.svg", table, config.bins)
     if table["shift_cosine"].null_count() < len(table):
         draw_alignment(out / "alignment.svg", table)
-    return None

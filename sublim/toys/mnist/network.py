@@ -96,12 +96,6 @@ def distillation(config: MnistConfig, logits: Tensor, teacher: Tensor, chosen: s
     return (kl if config.loss == "kl" else mse)(logits, teacher, chosen)
 
 
-def flops_per_image(sizes: list[int]) -> int:
-    """Number of floating-point operations in a training step's matrix products, per image."""
-    products = [a * b for a, b in itertools.pairwise(sizes)]
-    return 2 * (3 * sum(products) - products[0])
-
-
 def flat(parameters: Parameters) -> Float[Tensor, "s n"]:
     """The parameters of each network as one row."""
     return torch.cat([part.flatten(1) for part in parameters], dim=1)

@@ -88,9 +88,7 @@ def draw_matrices(path: Path, points: Sequence[float], rows: Sequence[tuple[str,
         figure.colorbar(image, ax=panels, shrink=0.7)
 
 
-def draw_superposition(
-    out: Path, config: SuperpositionFiguresConfig, *, scratch: Path, toy: Path
-) -> dict[str, Any] | None:
+def draw_superposition(out: Path, config: SuperpositionFiguresConfig, *, scratch: Path, toy: Path) -> None:
     """Stage: writes SVG figures of every experiment in `toy`, a payload of `train_superposition`."""
     table = pl.read_parquet(toy / "rows.parquet")
     weights = load_file(toy / "weights.safetensors")
@@ -110,4 +108,3 @@ def draw_superposition(
         draw_matrices(out / f"wtw-{label}.svg", shown, rows)
         cosines = [_unit(a) @ _unit(b).T for a, b in zip(teacher, student, strict=True)]
         draw_matrices(out / f"directions-{label}.svg", shown, [(f"cosine, teacher × {kind}", cosines)])
-    return None

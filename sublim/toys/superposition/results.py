@@ -14,28 +14,20 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from sublim.stats.intervals import t_bounds
+from sublim.toys.superposition.config import SuperpositionConfig
 
 
-class Role(NamedTuple):
-    """One kind of model of an experiment. A table has one row for each of its places q."""
+class Experiment(NamedTuple):
+    """The ablation experiment (one student per ablated feature) or the auxiliary experiment for one k."""
 
     name: str
-    weights: Float[Tensor, "p s q f d"]
-    trained: Float[Tensor, "p s q"] | None = None
-    """Last recorded training loss; None for untrained models."""
-    unablated: Float[Tensor, "p s q"] | None = None
-
-
-class Axes(NamedTuple):
-    """The meaning of the axes of a role's tensors."""
-
-    experiment: str
     auxiliary: int
     """Number of auxiliary features, k; 0 in the ablation experiment."""
-    p_active: Sequence[float]
-    seeds: Sequence[int]
-    features: Sequence[int]
-    """The feature at each place q."""
+    teacher_weight: Float[Tensor, " f"]
+    student_weight: Float[Tensor, "m f"]
+    """Loss weights of the students that start from one initialisation."""
+    measured: Sequence[int]
+    """Features that have a row in the results: the feature at each place q."""
 
 
 def superposition(weights: Float[Tensor, "... f d"]) -> Float[Tensor, "..."]:
@@ -58,32 +50,46 @@ def _pick(values: Float[Tensor, "p s q f"], features: Sequence[int]) -> Float[Te
     return values.gather(-1, index)[..., 0]
 
 
-def _frame(axes: Axes, role: Role, teacher: Float[Tensor, "p s q f d"]) -> pl.DataFrame:
-    weights = role.weights
+def rows(
+    experiment: Experiment,
+    config: SuperpositionConfig,
+    role: str,
+    weights: Float[Tensor, "p s q f d"],
+    teacher: Float[Tensor, "p s q f d"],
+    losses: Sequence[Float[Tensor, "p s q"] | None] = (None, None),
+) -> pl.DataFrame:
+    """One row per (p_active, seed, feature) of one kind of model, compared with the teacher.
+
+    `losses`: the last recorded training loss and that without ablation; None for untrained models.
+    """
+    features = experiment.measured
     gram_cosine = cosine_similarity(weights @ weights.mT, teacher @ teacher.mT, dim=-1)
-    norm, teacher_norm = _pick(weights.norm(dim=-1), axes.features), _pick(teacher.norm(dim=-1), axes.features)
+    norm, teacher_norm = _pick(weights.norm(dim=-1), features), _pick(teacher.norm(dim=-1), features)
     values: dict[str, Tensor | None] = {
         "norm": norm,
         "teacher_norm": teacher_norm,
         "norm_ratio": norm / teacher_norm,
-        "cosine": _pick(cosine_similarity(weights, teacher, dim=-1), axes.features),
-        "gram_cosine": _pick(gram_cosine, axes.features),
+        "cosine": _pick(cosine_similarity(weights, teacher, dim=-1), features),
+        "gram_cosine": _pick(gram_cosine, features),
         "superposition": superposition(weights),
-        "polysemanticity": _pick(polysemanticity(weights), axes.features),
-        "trained_loss": role.trained,
-        "unablated_loss": role.unablated,
+        "polysemanticity": _pick(polysemanticity(weights), features),
+        "trained_loss": losses[0],
+        "unablated_loss": losses[1],
     }
     columns = {name: None if value is None else value.flatten().tolist() for name, value in values.items()}
     norms = {"feature_norms": weights.norm(dim=-1).flatten(0, 2).tolist()}
-    return pl.DataFrame(_keys(axes, role.name) | columns | norms, schema_overrides=dict.fromkeys(values, pl.Float64))
+    keys = _keys(experiment, config, features, role)
+    return pl.DataFrame(keys | columns | norms, schema_overrides=dict.fromkeys(values, pl.Float64))
 
 
-def _keys(axes: Axes, role: str, records: int = 1) -> dict[str, Any]:
+def _keys(
+    experiment: Experiment, config: SuperpositionConfig, features: Sequence[int], role: str, records: int = 1
+) -> dict[str, Any]:
     """The columns that identify a row, in the order of a role's tensors, with each row repeated `records` times."""
-    places = [*product(axes.p_active, axes.seeds, axes.features or [None], range(records))]
+    places = [*product(config.p_active, config.seeds, features or [None], range(records))]
     return {
-        "experiment": [axes.experiment] * len(places),
-        "auxiliary": [axes.auxiliary] * len(places),
+        "experiment": [experiment.name] * len(places),
+        "auxiliary": [experiment.auxiliary] * len(places),
         "p_active": [p_active for p_active, _, _, _ in places],
         "feature": pl.Series([feature for _, _, feature, _ in places], dtype=pl.Int64),
         "seed": [seed for _, seed, _, _ in places],
@@ -91,17 +97,18 @@ def _keys(axes: Axes, role: str, records: int = 1) -> dict[str, Any]:
     }
 
 
-def rows(axes: Axes, roles: Sequence[Role]) -> pl.DataFrame:
-    """One row per (p_active, feature, seed, role). Every role is compared with the role named teacher."""
-    teacher = next(role.weights for role in roles if role.name == "teacher")
-    return pl.concat([_frame(axes, role, teacher) for role in roles])
-
-
-def loss_rows(axes: Axes, role: str, trained: Float[Tensor, "p s q r"], unablated: Tensor, every: int) -> pl.DataFrame:
+def loss_rows(
+    experiment: Experiment,
+    config: SuperpositionConfig,
+    role: str,
+    trained: Float[Tensor, "p s q r"],
+    unablated: Float[Tensor, "p s q r"],
+) -> pl.DataFrame:
     """The recorded losses, one row per record. `feature` is the ablated feature, or null."""
     records = trained.shape[-1]
-    columns = _keys(axes, role, records)
-    columns["step"] = [record * every for record in range(records)] * (trained.numel() // records)
+    ablated = config.ablated if role != "teacher" and experiment.name == "ablation" else ()
+    columns = _keys(experiment, config, ablated, role, records)
+    columns["step"] = [record * config.loss_every for record in range(records)] * (trained.numel() // records)
     return pl.DataFrame(
         columns | {"trained_loss": trained.flatten().tolist(), "unablated_loss": unablated.flatten().tolist()}
     )

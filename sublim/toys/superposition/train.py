@@ -8,7 +8,6 @@ their own p_active, so that differences between values of p_active are paired.
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,22 +24,10 @@ from sublim.files.tensor_files import write_tensors
 from sublim.toys.streams import stream_key
 from sublim.toys.superposition.config import SuperpositionConfig
 from sublim.toys.superposition.native import NativeEngine
-from sublim.toys.superposition.results import Axes, Role, loss_rows, rebuilt, rows
+from sublim.toys.superposition.results import Experiment, loss_rows, rebuilt, rows
 from sublim.toys.superposition.steps import Cohort, TensorEngine, Training, begin
 
 log = logging.getLogger(__name__)
-
-
-class Experiment(NamedTuple):
-    """The ablation experiment (one student per ablated feature) or the auxiliary experiment for one k."""
-
-    name: str
-    auxiliary: int
-    teacher_weight: Float[Tensor, " f"]
-    student_weight: Float[Tensor, "m f"]
-    """Loss weights of the students that start from one initialisation."""
-    measured: Sequence[int]
-    """Features that have a row in the results."""
 
 
 def experiments(config: SuperpositionConfig) -> list[Experiment]:
@@ -155,32 +142,27 @@ def _grid(tensor: Tensor, config: SuperpositionConfig) -> Tensor:
 
 def tables(experiment: Experiment, trained: Trained, config: SuperpositionConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The result rows and the recorded losses of an experiment."""
-    axes = Axes(experiment.name, experiment.auxiliary, config.p_active, config.seeds, experiment.measured)
     places, students = len(experiment.measured), len(experiment.student_weight)
     shape = (len(config.p_active), len(config.seeds), places, -1, -1)
-
-    def untrained(name: str, value: Tensor) -> Role:
-        return Role(name, value[None, :, None, :, :-1].expand(shape))
-
-    def spread(value: Tensor) -> Tensor:
-        """Repeats a model's number for each of its rows."""
-        return value.expand(-1, -1, places)
-
-    roles = [untrained("init", trained.init)]
-    losses: list[pl.DataFrame] = []
+    teacher = _grid(trained.teachers.value, config)[..., :-1].expand(shape)
+    untrained = {"init": trained.init}
     halves = [("teacher", trained.teachers, slice(0, 1)), ("student", trained.students, slice(0, students))]
     if config.other_initialisation:
-        roles.append(untrained("other_init", trained.other_init))
+        untrained["other_init"] = trained.other_init
         halves.append(("other_student", trained.students, slice(students, 2 * students)))
+    results = [
+        rows(experiment, config, name, value[None, :, None, :, :-1].expand(shape), teacher)
+        for name, value in untrained.items()
+    ]
+    losses: list[pl.DataFrame] = []
     for name, training, models in halves:
-        value, trained_loss, unablated = (
+        value, *recorded = (
             _grid(tensor[:, models], config) for tensor in (training.value, training.trained, training.unablated)
         )
-        last = spread(trained_loss[..., -1]), spread(unablated[..., -1])
-        roles.append(Role(name, value[..., :-1].expand(shape), *last))
-        ablated = config.ablated if name != "teacher" and experiment.name == "ablation" else ()
-        losses.append(loss_rows(axes._replace(features=ablated), name, trained_loss, unablated, config.loss_every))
-    return rows(axes, roles), pl.concat(losses)
+        last = [loss[..., -1].expand(-1, -1, places) for loss in recorded]
+        results.append(rows(experiment, config, name, value[..., :-1].expand(shape), teacher, last))
+        losses.append(loss_rows(experiment, config, name, *recorded))
+    return pl.concat(results), pl.concat(losses)
 
 
 def weights(experiment: Experiment, trained: Trained, config: SuperpositionConfig) -> dict[str, Tensor]:
