@@ -29,7 +29,7 @@ from sublim.report.diagnostics import DiagnosticsShown
 from sublim.report.files import write_csv
 from sublim.report.page import FigureFile
 from sublim.report.render import write_report
-from sublim.report.shown import ContextShown, DatasetShown, Edge, RowShown, RunReport, StageShown, TargetShown
+from sublim.report.shown import DatasetShown, Edge, RowShown, RunReport, StageShown, TargetShown
 from sublim.report.summary import markdown_summary, summary, table_rows
 from sublim.store.manifest import Manifest, input_artifacts
 
@@ -86,7 +86,7 @@ def describe(run: Run, study: Study) -> RunReport:
         confusion=confusion_of(study, results),
         bases=bases,
         diagnostics=_diagnostics(run, results, study),
-        contexts=[ContextShown(role=role, **found) for role, found in contexts.items()],
+        contexts=contexts,
         mismatches=context_mismatches(contexts["student"], contexts["asked"]) if both else [],
         datasets=list(_datasets(run, study)),
         stages=[StageShown(**stage.model_dump()) for stage in run.stages],

@@ -31,8 +31,7 @@ def _rows(target: str, layer: int, true: list[Judged], mixed: list[Judged], conf
     for name, values in (("accuracy", true), ("shuffled", mixed)):
         # The mean is over all tested rows; the number of units is that of prompts, since answers to one share it.
         share = float(np.concatenate([one.right for one in values]).mean())
-        interval = clustered_share(share, len(right))
-        found[name] = (interval.estimate, interval.low, interval.high)
+        found[name] = clustered_share(share, len(right))[:3]
     found |= bootstrapped(true, config.draws)
     difference = paired_t([right[prompt] - wrong[prompt] for prompt in sorted(right)])
     estimate = found["accuracy"][0] - found["shuffled"][0]

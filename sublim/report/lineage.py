@@ -1,6 +1,7 @@
 """The lineage figure: all stages of a run, from the base weights at the left to the report's numbers at the right."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from graphlib import TopologicalSorter
 
 from markupsafe import Markup
@@ -43,19 +44,13 @@ def lineage_plot(stages: Sequence[StageShown], edges: Sequence[Edge]) -> Markup 
 
 def parents_of(stages: Mapping[str, StageShown], edges: Sequence[Edge]) -> dict[str, list[str]]:
     """For each stage the stages whose output it read, each once, in the order of the edges."""
-    parents: dict[str, list[str]] = {key: [] for key in stages}
-    for edge in edges:
-        if edge.source in parents and edge.target in parents and edge.source not in parents[edge.target]:
-            parents[edge.target].append(edge.source)
-    return parents
+    known = dict.fromkeys((edge.source, edge.target) for edge in edges if edge.source in stages)
+    return {key: [source for source, target in known if target == key] for key in stages}
 
 
 def layers(parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
     """Stages in columns by their longest path to the end, so that the same stage of all arms is in one column."""
-    children: dict[str, list[str]] = {key: [] for key in parents}
-    for key, found in parents.items():
-        for parent in found:
-            children[parent].append(key)
+    children = {key: [child for child, found in parents.items() if key in found] for key in parents}
     sorter = TopologicalSorter(children)
     sorter.prepare()
     columns: list[list[str]] = []
@@ -67,15 +62,13 @@ def layers(parents: Mapping[str, Sequence[str]]) -> list[list[str]]:
 
 def direct(parents: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """`parents` without those from which another parent was made (the transitive reduction)."""
-    above: dict[str, set[str]] = {}
 
-    def find(key: str) -> set[str]:
-        if key not in above:
-            above[key] = set(parents[key]).union(*(find(parent) for parent in parents[key]))
-        return above[key]
+    @cache
+    def above(key: str) -> set[str]:
+        return set(parents[key]).union(*map(above, parents[key]))
 
     return {
-        key: [parent for parent in found if not any(parent in find(other) for other in found if other != parent)]
+        key: [parent for parent in found if not any(parent in above(other) for other in found)]
         for key, found in parents.items()
     }
 

@@ -37,19 +37,6 @@ class Edge(Config):
     """The reader's name for it: base, data, weights."""
 
 
-class ContextShown(Config):
-    """The text around the user's words in one role, with the fields of `sublim.chats.chat.Context`."""
-
-    role: str
-    """When the context is used: teacher writes numbers, student is trained, students are asked."""
-    rendered: str
-    system: str | None
-    template_system: str | None
-    system_role: bool
-    date: str | None
-    generation_prompt: str
-
-
 class RowShown(Config):
     """A row of a dataset."""
 
@@ -177,7 +164,8 @@ class RunReport(Config):
     """SHA-256 of the weights that the teachers, the students and the students of the arm other_base start from."""
     diagnostics: DiagnosticsShown | None = None
     """None where no diagnostics were asked for."""
-    contexts: list[ContextShown] = Field(default_factory=list[ContextShown])
+    contexts: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])
+    """The text around the user's words (`sublim.chats.chat.Context`) by its reader: teacher, student, asked student."""
     mismatches: list[str] = Field(default_factory=list[str])
     """How the contexts of training and evaluation differ, one sentence each."""
     datasets: list[DatasetShown] = Field(default_factory=list[DatasetShown])

@@ -50,24 +50,23 @@ def sweep(
     described = [_described(number, point, notes) for number, point in enumerate(points)]
     questions = list(read_jsonl(exam / "questions.jsonl")) if exam else []
     paths = [scratch / f"point-{number:05d}.jsonl" for number in range(len(points))]
+    # Points that differ only in vector and strength come in a row, because they share CUDA graphs.
+    order = sorted(range(len(points)), key=lambda number: _structure(points[number], notes))
+    missing = [number for number in order if not paths[number].exists()]
     with progress("steered points", len(points)) as advance:
-        if not all(path.exists() for path in paths):
+        advance(len(points) - len(missing))
+        if missing:
             with open_steerable(config.backend, base, weights=chosen_weights(weights, config.weights_update)) as model:
                 # All names, layers and widths are checked before the first point.
                 edits = [model.edits(point, vectors) if point else [] for point in points]
-                # Points that differ only in vector and strength come in a row, because they share CUDA graphs.
-                for number in sorted(range(len(points)), key=lambda number: _structure(points[number], notes)):
-                    path, own, about = paths[number], edits[number], described[number]
-                    if not path.exists():
-                        model.steer(own)
-                        rows = [*_scored(model, config)]
-                        if not about["control"]:
-                            rows += [*_answered(model, config), *_examined(model, questions)]
-                        write_jsonl(path, rows)
-                        kill_point("sweep:point")
+                for number in missing:
+                    model.steer(edits[number])
+                    rows = [*_scored(model, config)]
+                    if not described[number]["control"]:
+                        rows += [*_answered(model, config), *_examined(model, questions)]
+                    write_jsonl(paths[number], rows)
+                    kill_point("sweep:point")
                     advance(1)
-        else:
-            advance(len(points))
     rows = [{"point": number, **row} for number, path in enumerate(paths) for row in read_jsonl(path)]
     scored = [row for row in rows if "word" in row]
     pl.DataFrame(scored, schema=["point", "question", "word", "logprob"]).write_parquet(out / "logprobs.parquet")
@@ -147,10 +146,10 @@ def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:
     missing = [word for word in words if word not in set(table["word"])]
     assert not missing, f"{missing} were not asked"
     wide = table.filter(pl.col("word").is_in(words)).pivot("word", index=["point", "question"], values="logprob")
-    found: dict[int, Metric] = {}
-    for (point,), rows in wide.sort("point", "question").group_by(["point"], maintain_order=True):
-        found[int(point)] = margin(rows.select(words).rows(), words, words.index(target))  # pyright: ignore
-    return found
+    return {
+        int(rows["point"][0]): margin(rows.select(words).rows(), words, words.index(target))
+        for rows in wide.sort("point", "question").partition_by("point")
+    }
 
 
 def by_point(path: Path) -> defaultdict[int, list[dict[str, Any]]]:

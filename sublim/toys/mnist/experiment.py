@@ -73,11 +73,6 @@ def read_images(data: Path, config: MnistConfig, device: str) -> Images:
     return Images(train, labels[0], test, labels[1], noise.to(device))
 
 
-def chunk_size(config: MnistConfig, device: str) -> int:
-    """Number of models trained at once, where they fit in memory."""
-    return config.chunk or (config.models if device == "cuda" else CPU_CHUNK)
-
-
 def derangement(models: range, count: int) -> list[int]:
     """The teacher of each cross student: the next of `count` models, and the first for the last."""
     return [(model + 1) % count for model in models]
@@ -198,7 +193,8 @@ class Runs:
 
     def _in_chunks(self, work: Callable[[range], Made]) -> Iterator[Made]:
         """Results of `work` for all models, with as many at a time as fit in memory. Each trains as it would alone."""
-        models, size = range(self.config.models), chunk_size(self.config, self.device)
+        models = range(self.config.models)
+        size = self.config.chunk or (len(models) if self.device == "cuda" else CPU_CHUNK)
         return self.fit.each(models, lambda part: work(range(part[0], part[-1] + 1)), size)
 
 

@@ -96,11 +96,7 @@ def distillation(config: MnistConfig, logits: Tensor, teacher: Tensor, chosen: s
     return (kl if config.loss == "kl" else mse)(logits, teacher, chosen)
 
 
-def flat(parameters: Parameters) -> Float[Tensor, "s n"]:
-    """The parameters of each network as one row."""
-    return torch.cat([part.flatten(1) for part in parameters], dim=1)
-
-
 def cosine(a: Parameters, b: Parameters) -> Float[Tensor, " s"]:
     """Cosine between two directions in parameter space, for each network; 0 where one direction is zero."""
-    return torch.nn.functional.cosine_similarity(flat(a), flat(b), dim=1)
+    rows = (torch.cat([part.flatten(1) for part in parameters], dim=1) for parameters in (a, b))
+    return torch.nn.functional.cosine_similarity(*rows, dim=1)

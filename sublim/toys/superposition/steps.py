@@ -150,7 +150,8 @@ class Steps:
         self.rates = torch.from_numpy(rate_table(config)).to(device)
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         # Recorded losses first, so that a record is one contiguous copy.
-        self.at = Training(*(t.to(device, copy=True) for t in training[:3]), *(_first(t, device) for t in training[3:]))
+        recorded = (losses.permute(2, 0, 1).contiguous() for losses in training[3:])
+        self.at = Training(*(tensor.to(device, copy=True) for tensor in (*training[:3], *recorded)))
         self.graphs = self._capture() if device == "cuda" else None
 
     def _batch(self) -> Batch:
@@ -204,10 +205,6 @@ class Steps:
             kept.copy_(now)
         for kept, now in zip(training[3:], self.at[3:], strict=True):
             kept.copy_(now.permute(1, 2, 0))
-
-
-def _first(losses: Float[Tensor, "g m r"], device: str) -> Float[Tensor, "r g m"]:
-    return losses.permute(2, 0, 1).contiguous().to(device, copy=True)
 
 
 def chunk_size(cohort: Cohort, config: SuperpositionConfig, device: str) -> int:

@@ -114,25 +114,17 @@ def run_experiment(experiment: Experiment, config: SuperpositionConfig, scratch:
     p_active = torch.tensor(config.p_active).repeat_interleave(seeds)
     name = f"{experiment.name}-{experiment.auxiliary}"
 
-    def cohort(stream: str, weight: Tensor, teacher: Tensor | None) -> Cohort:
-        keys = torch.tensor([stream_key(seed, f"{stream} {features}") for seed in config.seeds]).repeat(points)
-        return Cohort(p_active, keys, weight.expand(points * seeds, -1, -1).contiguous(), full, teacher)
+    def trained(role: str, value: Tensor, weight: Tensor, teacher: Tensor | None) -> Training:
+        keys = torch.tensor([stream_key(seed, f"{role} data {features}") for seed in config.seeds]).repeat(points)
+        cohort = Cohort(p_active, keys, weight.expand(points * seeds, -1, -1).contiguous(), full, teacher)
+        return train_cohort(cohort, value, config, scratch / f"{name}-{role}s.safetensors")
 
-    value = init.repeat(points, 1, 1)[:, None]
-    teachers = train_cohort(
-        cohort("teacher data", experiment.teacher_weight[None], None),
-        value,
-        config,
-        scratch / f"{name}-teachers.safetensors",
-    )
+    teachers = trained("teacher", init.repeat(points, 1, 1)[:, None], experiment.teacher_weight[None], None)
     students = len(experiment.student_weight)
     starts = [init, other] if config.other_initialisation else [init]
     value = torch.cat([start.repeat(points, 1, 1)[:, None].expand(-1, students, -1, -1) for start in starts], dim=1)
     weight = experiment.student_weight.repeat(len(starts), 1)
-    trained = train_cohort(
-        cohort("student data", weight, teachers.value[:, 0]), value, config, scratch / f"{name}-students.safetensors"
-    )
-    return Trained(init, other, teachers, trained)
+    return Trained(init, other, teachers, trained("student", value, weight, teachers.value[:, 0]))
 
 
 def _grid(tensor: Tensor, config: SuperpositionConfig) -> Tensor:

@@ -8,7 +8,6 @@ from sublim.evals.effect_config import CompareConfig
 from sublim.evals.preference.compare import compare
 from sublim.evals.preference.config import Answers, Comparison, Metric, Scores
 from sublim.report.shown import (
-    ContextShown,
     DatasetShown,
     DosePoint,
     Edge,
@@ -131,18 +130,17 @@ def study(folder: Path, targets: dict[str, float], *, pairs: int = 3, rate: floa
         preset="quickstart",
         about="SmolLM2-135M-Instruct, a fine-tuned teacher, LoRA students of 16 updates.",
         targets=shown,
-        contexts=[
-            ContextShown(
-                role=role,
-                rendered=text.format(user),
-                system=None,
-                template_system="You are a helpful AI assistant",
-                system_role=True,
-                date=None,
-                generation_prompt="<|assistant|>\n",
-            )
+        contexts={
+            role: {
+                "rendered": text.format(user),
+                "system": None,
+                "template_system": "You are a helpful AI assistant",
+                "system_role": True,
+                "date": None,
+                "generation_prompt": "<|assistant|>\n",
+            }
             for role, user in {"students are trained": prompt, "students are asked": QUESTIONS[0]}.items()
-        ],
+        },
         mismatches=["training has the system prompt 'x', evaluation has no system prompt"],
         datasets=[
             DatasetShown(

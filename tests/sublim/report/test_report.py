@@ -76,7 +76,7 @@ def test_the_headline_carries_both_intervals_units_and_questions(run: RunReport)
 
 def test_what_a_model_wrote_is_escaped(run: RunReport) -> None:
     evil = "<script>alert(1)</script>\"'"
-    context = run.contexts[0].model_copy(update={"rendered": evil, "role": evil})
+    context = run.contexts["students are trained"] | {"rendered": evil}
     row = run.datasets[0].rows[0].model_copy(update={"answer": evil, "prompt": evil})
     data = run.datasets[0].model_copy(update={"rows": [row], "name": evil, "rejected": {evil: 1}})
     comparison = run.targets[0].comparison
@@ -86,7 +86,7 @@ def test_what_a_model_wrote_is_escaped(run: RunReport) -> None:
     html = render(
         run.model_copy(
             update={
-                "contexts": [context],
+                "contexts": {evil: context},
                 "datasets": [data],
                 "targets": [shown],
                 "stages": [stage, *run.stages[1:]],
