@@ -15,14 +15,14 @@ from sublim.chats.chat import chat
 from sublim.core.kill_points import kill_point
 from sublim.core.progress import progress
 from sublim.evals.mmlu_pro.config import LETTERS
-from sublim.evals.mmlu_pro.exam import likeliest, question_text
+from sublim.evals.mmlu_pro.exam import likeliest, question_text, share
 from sublim.evals.preference.config import Metric
 from sublim.evals.preference.score import margin
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.inference.sampler import Steerable
 from sublim.residual.edits import Edit, Steering, VectorNote
 from sublim.residual.vectors import read_vectors
-from sublim.stats.intervals import clustered_share, t_bounds, wilson
+from sublim.stats.intervals import clustered_share, t_bounds
 from sublim.steering.dose_curve_config import Curve, CurveConfig, SteeredPoint, SweepConfig
 from sublim.training.checkpoints import chosen_weights
 from sublim.traits.words import Reader, written
@@ -180,16 +180,14 @@ def answer_marks(
 
 def exam_marks(letters: list[bool | None], level: float, *, control: bool) -> dict[str, Any]:
     """A point's MMLU-Pro accuracy with its interval, or the reason why it has none."""
-    right = [letter for letter in letters if letter is not None]
-    if not right:
-        none = "random vectors are scored alone" if control else "no questions were asked"
-        return {"mmlu_pro_reason": "no question has a likeliest letter" if letters else none}
-    found = wilson(sum(right), len(right), level)
+    found = share(letters, level)
+    none = "random vectors are scored alone" if control else "no questions were asked"
     return {
         "mmlu_pro": found.estimate,
         "mmlu_pro_low": found.low,
         "mmlu_pro_high": found.high,
-        "mmlu_pro_read": len(right),
+        "mmlu_pro_read": found.read,
+        "mmlu_pro_reason": found.reason and ("no question has a likeliest letter" if letters else none),
     }
 
 

@@ -140,7 +140,7 @@ class Steps:
     """The training steps of one chunk of groups in fixed memory, called one by one or replayed as a CUDA graph."""
 
     def __init__(self, cohort: Cohort, training: Training, config: SuperpositionConfig, device: str):
-        self.device, self.batch_size, self.every = device, config.batch_size, config.loss_every
+        self.training, self.batch_size, self.every = training, config.batch_size, config.loss_every
         self.p_active, self.weight = cohort.p_active.to(device), cohort.weight.to(device)
         keys, group = torch.unique(cohort.keys, return_inverse=True)
         self.keys, self.group = keys.to(device), group.to(device)
@@ -199,11 +199,11 @@ class Steps:
             else:
                 self.graphs[record].replay()
 
-    def write(self, training: Training) -> None:
-        """Copies the present state into `training`."""
-        for kept, now in zip(training[:3], self.at[:3], strict=True):
+    def write(self) -> None:
+        """Copies the present state into the `training` that was given."""
+        for kept, now in zip(self.training[:3], self.at[:3], strict=True):
             kept.copy_(now)
-        for kept, now in zip(training[3:], self.at[3:], strict=True):
+        for kept, now in zip(self.training[3:], self.at[3:], strict=True):
             kept.copy_(now.permute(1, 2, 0))
 
 
@@ -217,12 +217,6 @@ def chunk_size(cohort: Cohort, config: SuperpositionConfig, device: str) -> int:
     return max(1, room // bytes_per_group)
 
 
-def slice_cohort(cohort: Cohort, groups: slice) -> Cohort:
-    """The cohort of these groups only."""
-    teacher = None if cohort.teacher is None else cohort.teacher[groups]
-    return Cohort(cohort.p_active[groups], cohort.keys[groups], cohort.weight[groups], cohort.full, teacher)
-
-
 class TensorEngine:
     """Trains a cohort in chunks of groups on one device. A single chunk keeps its memory and its graph."""
 
@@ -234,8 +228,10 @@ class TensorEngine:
         """The only chunk, where one chunk holds all groups."""
 
     def _steps(self, groups: slice) -> Steps:
-        part = Training(*(tensor[groups] for tensor in self.training))
-        return Steps(slice_cohort(self.cohort, groups), part, self.config, self.device)
+        cohort, training = self.cohort, Training(*(tensor[groups] for tensor in self.training))
+        teacher = None if cohort.teacher is None else cohort.teacher[groups]
+        part = Cohort(cohort.p_active[groups], cohort.keys[groups], cohort.weight[groups], cohort.full, teacher)
+        return Steps(part, training, self.config, self.device)
 
     def run(self, start: int, stop: int) -> None:
         """Trains from step `start` up to `stop` and copies the state back to the CPU."""
@@ -248,7 +244,7 @@ class TensorEngine:
         try:
             steps = self.only if whole and self.only is not None else self._steps(groups)
             steps.run(start, stop)
-            steps.write(Training(*(tensor[groups] for tensor in self.training)))
+            steps.write()
             self.only = steps if whole else None
         except ERRORS:
             self.only = None
