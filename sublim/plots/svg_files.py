@@ -26,3 +26,10 @@ def drawing(path: Path, width: float, height: float) -> Generator[Figure]:
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+
+
+@contextmanager
+def panels(path: Path, width: float, height: float, rows: int, columns: int, **shared: Any) -> Generator[Any]:
+    """Gives `rows` × `columns` panels of a `drawing`, as an array."""
+    with drawing(path, width, height) as figure:
+        yield figure.subplots(rows, columns, squeeze=False, **shared)

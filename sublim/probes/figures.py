@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sublim.plots.svg_files import drawing
+from sublim.plots.svg_files import panels
 from sublim.probes.config import ProbeFiguresConfig, ProbeSummaries, ProbeSummary
 from sublim.probes.data import ALL
 
@@ -12,14 +12,12 @@ def draw_probes(out: Path, config: ProbeFiguresConfig, *, scratch: Path, probes:
     """Stage: writes probes.svg, with a panel for each target. The probe on all layers is at the right of each panel."""
     rows = ProbeSummaries.model_validate_json((probes / "summary.json").read_bytes()).rows
     targets = list(dict.fromkeys(row.target for row in rows))
-    with drawing(out / "probes.svg", 1 + config.width * len(targets), 3.2) as figure:
-        panels: Any = figure.subplots(1, len(targets), squeeze=False, sharey=True)
-        for axes, target in zip(panels[0], targets, strict=True):
-            own = [row for row in rows if row.target == target]
-            draw_panel(axes, own)
+    with panels(out / "probes.svg", 1 + config.width * len(targets), 3.2, 1, len(targets), sharey=True) as (row,):
+        for axes, target in zip(row, targets, strict=True):
+            draw_panel(axes, [each for each in rows if each.target == target])
             axes.set_title(target)
-        panels[0, 0].set_ylabel("test accuracy")
-        panels[0, -1].legend(fontsize=7)
+        row[0].set_ylabel("test accuracy")
+        row[-1].legend(fontsize=7)
 
 
 def draw_panel(axes: Any, rows: list[ProbeSummary]) -> None:

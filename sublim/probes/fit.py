@@ -4,7 +4,7 @@ scikit-learn's LogisticRegression has no equivalent of `AdamFit`. With `FullFit`
 take about 52 s here and 20 s there for two classes, 73 s here and 814 s there for four (two cores).
 """
 
-from typing import NamedTuple, assert_never
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,16 +48,10 @@ def fit(problems: Problems, how: AdamFit | FullFit) -> Fitted:
     mean, scale = standards(problems)
     count, width = len(problems.source), problems.x.shape[2]
     columns = 1 if problems.classes == 2 else problems.classes
-    made = problems.x.new_zeros(count, width, columns), problems.x.new_zeros(count, columns)
-    weight, bias = (each.requires_grad_() for each in made)
+    weight = problems.x.new_zeros(count, width, columns, requires_grad=True)
+    bias = problems.x.new_zeros(count, columns, requires_grad=True)
     start = Fitted(weight, bias, mean, scale)
-    match how:
-        case AdamFit():
-            return _adam(problems, how, start)
-        case FullFit():
-            return _full(problems, how, start)
-        case _:
-            assert_never(how)
+    return _adam(problems, how, start) if isinstance(how, AdamFit) else _full(problems, how, start)
 
 
 def standards(problems: Problems) -> tuple[Float[Tensor, "p d"], Float[Tensor, "p d"]]:

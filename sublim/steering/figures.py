@@ -4,9 +4,9 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from sublim.plots.svg_files import drawing
+from sublim.plots.svg_files import panels
 from sublim.steering.config import EasTable, SteeringFiguresConfig
 from sublim.steering.dose_curve_config import Curve, SteeredPoint
 
@@ -43,8 +43,8 @@ def read_curve(payload: Path) -> Curve:
 def draw_curve(path: Path, curve: Curve, target: str) -> None:
     """The change of the margin against the strength, a panel for each choice of layers, and random vectors in grey."""
     points = [point for point in curve.points if point.layers and point.estimate is not None]
-    with _panels(path, points, f"change of {target}'s margin (nats)") as panels:
-        for panel, own in panels:
+    with _panels(path, points, f"change of {target}'s margin (nats)") as chosen:
+        for panel, own in chosen:
             for number, tokens in enumerate(dict.fromkeys(point.position for point in own)):
                 _dose(panel, [point for point in own if point.position == tokens], f"C{number}", tokens)
             panel.axhline(0, color="0.7", lw=0.8)
@@ -58,8 +58,8 @@ def draw_sense(path: Path, curve: Curve, target: str) -> None:
     if not shown:
         return
     base = curve.points[0]
-    with _panels(path, points, "share") as panels:
-        for panel, own in panels:
+    with _panels(path, points, "share") as chosen:
+        for panel, own in chosen:
             several = len({point.position for point in own}) > 1
             for number, (tokens, kind) in enumerate(product(dict.fromkeys(point.position for point in own), shown)):
                 known = [p for p in own if p.position == tokens and getattr(p, kind) is not None]
@@ -80,8 +80,8 @@ def _panels(path: Path, points: Sequence[SteeredPoint], label: str) -> Generator
     choices = list(dict.fromkeys(tuple(point.layers) for point in points if not point.control))
     columns = max(1, min(3, len(choices)))
     lines = max(1, -(-len(choices) // columns))
-    with drawing(path, 2.9 * columns + 0.4, 2.4 * lines + 0.2) as figure:
-        axes: list[Any] = [*cast(Any, figure.subplots(lines, columns, sharey=True, squeeze=False)).flat]
+    with panels(path, 2.9 * columns + 0.4, 2.4 * lines + 0.2, lines, columns, sharey=True) as grid:
+        axes: list[Any] = [*grid.flat]
         yield [
             (panel, [point for point in points if tuple(point.layers) == layers])
             for panel, layers in zip(axes, choices, strict=False)
@@ -109,10 +109,8 @@ def _dose(panel: Any, points: Sequence[SteeredPoint], color: str, label: str) ->
 
 def draw_layers(path: Path, parts: Sequence[tuple[str, Sequence[Curve]]]) -> None:
     """The change of the margin by layer, with one coloured line for each pair and random vectors in grey."""
-    with drawing(path, 3.6 * len(parts) + 0.4, 2.6) as figure:
-        panels: Any = figure.subplots(1, len(parts), squeeze=False)
-        for place, (name, curves) in enumerate(parts):
-            panel = panels[0, place]
+    with panels(path, 3.6 * len(parts) + 0.4, 2.6, 1, len(parts)) as (row,):
+        for panel, (name, curves) in zip(row, parts, strict=True):
             for number, curve in enumerate(curves):
                 points = [point for point in curve.points if point.layers and point.estimate is not None]
                 random = [point for point in points if point.control]
@@ -122,17 +120,15 @@ def draw_layers(path: Path, parts: Sequence[tuple[str, Sequence[Curve]]]) -> Non
             panel.axhline(0, color="0.7", lw=0.8)
             panel.set_title(f"v_student {name}")
             panel.set_xlabel("layer")
-        panels[0, 0].set_ylabel("change of the margin (nats)")
+        row[0].set_ylabel("change of the margin (nats)")
 
 
 def draw_alignment(path: Path, table: EasTable) -> None:
     """The cosine with the teacher's vector by layer, with a panel for each checkpoint."""
     updates = list(dict.fromkeys(row.update for row in table.rows))
-    with drawing(path, 2.9 * len(updates) + 0.6, 2.6) as figure:
-        panels: Any = figure.subplots(1, len(updates), sharey=True, squeeze=False)
-        for place, update in enumerate(updates):
-            panel, rows = panels[0, place], [row for row in table.rows if row.update == update]
-            rows.sort(key=lambda row: row.layer)
+    with panels(path, 2.9 * len(updates) + 0.6, 2.6, 1, len(updates), sharey=True) as (line,):
+        for panel, update in zip(line, updates, strict=True):
+            rows = sorted((row for row in table.rows if row.update == update), key=lambda row: row.layer)
             layers = [row.layer for row in rows]
             for number, kind in enumerate(("student", "control", "difference")):
                 label = {"difference": "student − control"}.get(kind, kind)
@@ -143,5 +139,5 @@ def draw_alignment(path: Path, table: EasTable) -> None:
             panel.axhline(0, color="0.7", lw=0.8)
             panel.set_title(f"after {update} updates" if update else "after training")
             panel.set_xlabel("layer")
-        panels[0, 0].set_ylabel("cosine with v_teacher")
-        panels[0, 0].legend(fontsize=7)
+        line[0].set_ylabel("cosine with v_teacher")
+        line[0].legend(fontsize=7)

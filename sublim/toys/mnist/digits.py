@@ -8,7 +8,7 @@ import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
-from typing import IO, Any, NamedTuple, assert_never, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import polars as pl
@@ -153,8 +153,6 @@ def load(config: PrepareDigitsConfig) -> Digits:
             files = fetch_hub(source)
         case StandIn():
             return stand_in()
-        case _:
-            assert_never(config.source)
     check_mnist(files, config.source.kind)
     return from_idx(files)
 

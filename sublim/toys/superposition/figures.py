@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from numpy import ndarray
 from safetensors.numpy import load_file
 
-from sublim.plots.svg_files import drawing
+from sublim.plots.svg_files import panels
 from sublim.toys.superposition.config import SuperpositionFiguresConfig
 from sublim.toys.superposition.results import mean_interval
 
@@ -43,28 +42,26 @@ def _curve(axes: Axes, table: pl.DataFrame, column: str, roles: Sequence[str]) -
 def draw_rebuilt(path: Path, table: pl.DataFrame) -> None:
     """Norm ratio and cosine to the teacher's feature, for up to five features that the student did not learn."""
     features = table["feature"].unique().sort().to_list()[:5]
-    with drawing(path, 2.4 * len(features) + 0.6, 4.6) as figure:
-        panels: Any = figure.subplots(2, len(features), sharex=True, sharey="row", squeeze=False)
+    with panels(path, 2.4 * len(features) + 0.6, 4.6, 2, len(features), sharex=True, sharey="row") as grid:
         for place, feature in enumerate(features):
             part = table.filter(pl.col("feature") == feature)
             for row, column in enumerate(("norm_ratio", "cosine")):
-                _curve(panels[row, place], part, column, ("student", "init", "other_student"))
-            panels[0, place].set_title(f"feature {feature}")
-            panels[0, place].set_xlabel("")
-        panels[0, 0].set_ylabel("norm / teacher's norm")
-        panels[1, 0].set_ylabel("cosine to teacher's")
-        panels[0, -1].legend(fontsize=7)
+                _curve(grid[row, place], part, column, ("student", "init", "other_student"))
+            grid[0, place].set_title(f"feature {feature}")
+            grid[0, place].set_xlabel("")
+        grid[0, 0].set_ylabel("norm / teacher's norm")
+        grid[1, 0].set_ylabel("cosine to teacher's")
+        grid[0, -1].legend(fontsize=7)
 
 
 def draw_sparsity(path: Path, table: pl.DataFrame) -> None:
     """Draws superposition and polysemanticity against p_active."""
-    with drawing(path, 7, 2.8) as figure:
-        panels: Any = figure.subplots(1, 2)
-        for axes, column in zip(panels, ("superposition", "polysemanticity"), strict=True):
+    with panels(path, 7, 2.8, 1, 2) as (pair,):
+        for axes, column in zip(pair, ("superposition", "polysemanticity"), strict=True):
             by_model = table.group_by(["p_active", "seed", "role"]).agg(pl.col(column).mean()).sort("p_active", "seed")
             _curve(axes, by_model, column, ("teacher", "student", "other_student", "init"))
             axes.set_title("superposition ‖W‖² / m" if column == "superposition" else "polysemanticity, mean of rows")
-        panels[1].legend(fontsize=7)
+        pair[1].legend(fontsize=7)
 
 
 def _unit(rows: Float[ndarray, "f d"]) -> Float[ndarray, "f d"]:
@@ -73,19 +70,17 @@ def _unit(rows: Float[ndarray, "f d"]) -> Float[ndarray, "f d"]:
 
 def draw_matrices(path: Path, points: Sequence[float], rows: Sequence[tuple[str, list[Float[ndarray, "f f"]]]]) -> None:
     """Draws a grid of square matrices, with one column per p_active and one row per kind of model."""
-    with drawing(path, 1.9 * len(points) + 0.9, 1.9 * len(rows) + 0.3) as figure:
-        panels: Any = figure.subplots(len(rows), len(points), squeeze=False)
+    with panels(path, 1.9 * len(points) + 0.9, 1.9 * len(rows) + 0.3, len(rows), len(points)) as grid:
         image = None
         for place, (name, matrices) in enumerate(rows):
-            for axes, point, matrix in zip(panels[place], points, matrices, strict=True):
+            for axes, point, matrix in zip(grid[place], points, matrices, strict=True):
                 image = axes.imshow(matrix, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
                 axes.set_xticks([])
                 axes.set_yticks([])
                 if place == 0:
                     axes.set_title(f"p_active {point:g}")
-            panels[place, 0].set_ylabel(name)
-        assert image is not None
-        figure.colorbar(image, ax=panels, shrink=0.7)
+            grid[place, 0].set_ylabel(name)
+        grid[0, 0].figure.colorbar(image, ax=grid, shrink=0.7)
 
 
 def draw_superposition(out: Path, config: SuperpositionFiguresConfig, *, scratch: Path, toy: Path) -> None:
