@@ -76,13 +76,9 @@ class DiagnosticsShown(Config):
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """The rows of each diagnostic's CSV file, by the stem of the file name."""
-        named = {
-            "diagnostics-losses": self.losses,
-            "diagnostics-matched": self.matched,
-            "diagnostics-shift": self.shift,
-            "diagnostics-divergence": self.divergence,
+        return {
+            f"diagnostics-{name}": [row.model_dump(exclude={"modules"}) for row in rows] for name, rows in self if rows
         }
-        return {name: [row.model_dump(exclude={"modules"}) for row in rows] for name, rows in named.items() if rows}
 
 
 def diagnostic_tables(found: DiagnosticsShown) -> list[Table]:

@@ -81,10 +81,7 @@ def table_rows(run: RunReport) -> list[dict[str, str]]:
         {
             "target": shown.target,
             "metric": NAMES[metric],
-            "base": level(found.base, metric),
-            "teacher": level(found.teacher, metric),
-            "student": level(found.student, metric),
-            "control": level(found.control, metric),
+            **{who: level(getattr(found, who), metric) for who in ("base", "teacher", "student", "control")},
             "effect": f"{signed(found.effect.estimate, metric)} {EFFECT_UNIT[metric]}" if found.effect else "missing",
             "these questions": interval(found.effect, "these_questions", metric),
             "questions too": interval(found.effect, "questions_too", metric),

@@ -82,11 +82,9 @@ def _panels(path: Path, points: Sequence[SteeredPoint], label: str) -> Generator
     lines = max(1, -(-len(choices) // columns))
     with panels(path, 2.9 * columns + 0.4, 2.4 * lines + 0.2, lines, columns, sharey=True) as grid:
         axes: list[Any] = [*grid.flat]
-        yield [
-            (panel, [point for point in points if tuple(point.layers) == layers])
-            for panel, layers in zip(axes, choices, strict=False)
-        ]
-        for panel, layers in zip(axes, choices, strict=False):
+        used = list(zip(axes, choices, strict=False))
+        yield [(panel, [point for point in points if tuple(point.layers) == layers]) for panel, layers in used]
+        for panel, layers in used:
             panel.set_title("layer " + " + ".join(map(str, layers)))
             panel.set_xlabel("strength")
         for panel in axes[len(choices) :]:

@@ -257,8 +257,7 @@ def write_with_random(
 
 def import_vector(out: Path, config: ImportConfig, *, scratch: Path, base: Path) -> dict[str, Any]:
     """Stage: checks a user's vectors against the base and writes them with random controls."""
-    given = {"site": config.site, "layer": config.layer}
-    stated = {key: value for key, value in given.items() if value is not None}
+    stated = config.model_dump(include={"site", "layer"}, exclude_none=True)
     vectors = read_vectors(config.path.expanduser(), stated)
     model = AutoConfig.from_pretrained(base)
     for name, vector in vectors.items():

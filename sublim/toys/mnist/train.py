@@ -89,12 +89,12 @@ def train_epoch(
 
 
 def _state(parameters: Parameters, moments: Mapping[Tensor, Mapping[str, Tensor | None]]) -> dict[str, Tensor]:
-    found = {f"{place}.parameter": parameter for place, parameter in enumerate(parameters)}
-    for place, parameter in enumerate(parameters):
-        for name, value in moments.get(parameter, {}).items():
-            if value is not None:
-                found[f"{place}.{name}"] = value
-    return found
+    return {
+        f"{place}.{name}": value
+        for place, parameter in enumerate(parameters)
+        for name, value in {"parameter": parameter, **moments.get(parameter, {})}.items()
+        if value is not None
+    }
 
 
 def _restore(state: dict[str, Tensor], parameters: Parameters, optimiser: torch.optim.Optimizer) -> None:

@@ -69,11 +69,9 @@ class SuperpositionConfig(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        missing = [i for i in self.ablated if i >= self.features]
-        if missing:
+        if missing := [i for i in self.ablated if i >= self.features]:
             raise ValueError(f"ablated {missing}: the model has features 0 to {self.features - 1}")
-        large = [k for k in self.auxiliary if k > self.features]
-        if large:
+        if large := [k for k in self.auxiliary if k > self.features]:
             raise ValueError(f"auxiliary {large}: at most as many auxiliary features as features ({self.features})")
         for name in ("p_active", "ablated", "auxiliary", "seeds"):
             values = getattr(self, name)
