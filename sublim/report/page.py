@@ -72,7 +72,8 @@ def fill(template: str, content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals.update(duration=duration, wordy_columns=wordy_columns, data_uri=data_uri)
+    functions: dict[str, Any] = {"duration": duration, "wordy_columns": wordy_columns, "data_uri": data_uri}
+    environment.globals.update(functions)
     given = {"kicker": (), "seconds": 0, "lineage": None, "edges": (), "provenance": {}, **content}
     return environment.get_template(template).render(given | {"settings": flatten(content["settings"])})
 

@@ -200,16 +200,16 @@ class Runs:
 
 def arm_rows(arm: Arm, accuracies: list[float], outcome: Outcome | None, shift: list[float] | None) -> pl.DataFrame:
     """One row per model of an arm. Columns that do not apply to the arm are null."""
-    aligned = outcome is not None and outcome.alignment.numel() > 0
-    trained = outcome is not None and outcome.losses.numel() > 0
+    alignment = outcome.alignment.tolist() if outcome and outcome.alignment.numel() else None
+    losses = outcome.losses.tolist() if outcome and outcome.losses.numel() else None
     return pl.DataFrame(
         {
             "arm": arm,
             "model": range(len(accuracies)),
             "accuracy": accuracies,
             "shift_cosine": shift,
-            "gradient_cosine": outcome.alignment.tolist() if aligned else None,
-            "epoch_loss": outcome.losses.tolist() if trained else None,
+            "gradient_cosine": alignment,
+            "epoch_loss": losses,
         },
         schema_overrides={
             "shift_cosine": pl.Float64,
