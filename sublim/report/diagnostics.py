@@ -50,7 +50,7 @@ class ShiftShown(Config):
     difference: float | None = None
     low: float | None = None
     high: float | None = None
-    modules: dict[str, tuple[float | None, float | None]] = Field({})
+    modules: dict[str, tuple[float | None, float | None]] = Field(default={})
     """Mean cosines of students and of controls by kind of module, such as q_proj or down_proj."""
     reason: str | None = None
 
