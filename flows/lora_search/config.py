@@ -27,7 +27,6 @@ from sublim.search.config import (
 from sublim.store.folder import Store
 from sublim.store.opening import open_store
 from sublim.training.config import TrainConfig
-from sublim.traits.questions import load_questions
 
 log = logging.getLogger("sublim.search")
 
@@ -199,8 +198,7 @@ def tell_if_alone(config: LoraSearchConfig, store: Store) -> None:
 
 def trial_settings(config: LoraSearchConfig) -> dict[str, Any]:
     """All settings on which the result of a trial depends, including the contents of text files that they name."""
-    questions = load_questions(config.evaluation.questions)
     generate = generate_config(config, arm=config.target[0], block=config.blocks[0])
-    texts = {"asked": digest(ask_config(config, questions)), "prompts": digest(generate)}
+    texts = {"asked": digest(ask_config(config)), "prompts": digest(generate)}
     tree = cast(dict[str, Any], canonical(config))
     return {**tree, "space": canonical(searched(config)), "texts": texts}

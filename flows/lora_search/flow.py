@@ -29,7 +29,6 @@ from sublim.search.opening import open_search
 from sublim.search.space import student_with
 from sublim.search.study import Measured, Search, Unmeasurable, work
 from sublim.training.config import TrainConfig
-from sublim.traits.questions import load_questions
 from tasks.processes import one_process
 from tasks.stages import prepare_model
 
@@ -57,8 +56,8 @@ def lora_search(
         tell_if_alone(config, run.store)
         with one_process():
             base = prepare_model(PrepareModelConfig(source=config.model))
-            lab = Lab(config, load_questions(config.evaluation.questions), run.store, base)
-            check_bases(config, lab.questions, {"base": base})
+            lab = Lab(config, run.store, base)
+            check_bases(config, {"base": base})
             block = make_block(lab, config.blocks[0])
             study = study_config(config, updates_of(lab, config.student, block))
             check_rungs(config.pruning, study.updates)

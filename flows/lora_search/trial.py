@@ -24,7 +24,6 @@ from sublim.store.folder import Store
 from sublim.store.manifest import Artifact
 from sublim.training.config import TrainConfig
 from sublim.training.plan import planned_updates
-from sublim.traits.questions import Questions
 from tasks.processes import OutOfDeviceMemory, one_process
 from tasks.stages import ask, compare, heldout_loss, score, score_mmlu_pro, train_rung, train_student
 
@@ -33,7 +32,6 @@ class Lab(NamedTuple):
     """Everything that the trials of a run have in common."""
 
     config: LoraSearchConfig
-    questions: Questions
     store: Store
     base: Artifact
 
@@ -46,7 +44,7 @@ class Lab(NamedTuple):
 def make_block(lab: Lab, number: int) -> Block:
     """Makes the rows of one block. The base writes rows only if a control is trained on them."""
     writers = (CONTROL, lab.target) if "effect" in lab.config.objectives else (lab.target,)
-    return write_block(lab.config, lab.questions, lab.base, number, writers)
+    return write_block(lab.config, lab.base, number, writers)
 
 
 def updates_of(lab: Lab, train: TrainConfig, block: Block) -> int:
@@ -145,7 +143,7 @@ def effect(
     lab: Lab, students: list[Artifact], controls: list[Artifact], *, label: str
 ) -> tuple[float, dict[str, float]]:
     """The effect: students minus their paired controls, and the means of both."""
-    plain, scoring = ask_config(lab.config, lab.questions), score_config(lab.config, lab.questions, lab.target)
+    plain, scoring = ask_config(lab.config), score_config(lab.config, lab.target)
 
     def scored(name: str, weights: Artifact | None) -> Artifact:
         asked = ask(plain, label=name, base=lab.base, weights=weights)

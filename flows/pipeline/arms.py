@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, TeacherKey, Unit
-from flows.pipeline.plan import CONTROL, SECOND_DRAW, block_seed, words_of
+from flows.pipeline.plan import CONTROL, SECOND_DRAW, block_seed
 from sublim.design.arms import DERIVED, ArmName
 from sublim.rows.config import DeriveConfig
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import Questions
 
 Derive = Callable[[str, DeriveConfig, Artifact], Artifact]
 
@@ -102,14 +101,14 @@ def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], der
     return sets
 
 
-def contrasts(config: PipelineConfig, questions: Questions, target: str) -> Iterator[Contrast]:
+def contrasts(config: PipelineConfig, target: str) -> Iterator[Contrast]:
     """What is compared with what for one target, the main arm first.
 
     Students of another target's teacher need a comparison of their own only where the comparison list lacks one of the
     two words: otherwise that teacher's own comparison has this target among its other words.
     """
     yield Contrast(target, None, target, CONTROL, config.checkpoints())
-    words = words_of(config, questions)
+    words = config.words
     for other in config.target:
         if other != target and not {target, other} <= {*words}:
             yield Contrast(target, "other_teacher", other, CONTROL, config.checkpoints("other_teacher"), other)

@@ -6,7 +6,6 @@ from flows.pipeline.plan import adapted, base_needs
 from sublim.bases.needs_config import CheckBaseConfig
 from sublim.models.config import PrepareModelConfig
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import Questions
 from tasks.stages import check_base, prepare_model
 
 
@@ -18,11 +17,9 @@ def prepare_bases(config: PipelineConfig) -> dict[BaseName, Artifact]:
     return bases
 
 
-def check_bases(
-    config: PipelineConfig, questions: Questions, bases: dict[BaseName, Artifact], *, students: bool = True
-) -> None:
+def check_bases(config: PipelineConfig, bases: dict[BaseName, Artifact], *, students: bool = True) -> None:
     """Tries what this run will ask of its bases, before anything is made with them."""
-    check_base(base_needs(config, questions, students=students), base=bases["base"])
+    check_base(base_needs(config, students=students), base=bases["base"])
     if "other_base" in bases:
         modules = CheckBaseConfig(target_modules=adapted(config.student))
         check_base(modules, label="other base", base=bases["other_base"])

@@ -9,7 +9,6 @@ from flows.pipeline.models import ModelState, write_numbers
 from flows.pipeline.plan import CONTROL, SECOND_DRAW, generate_config
 from flows.pipeline.teachers import make_teacher
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import Questions
 from tasks.lanes import side_by_side
 from tasks.stages import filter_numbers
 
@@ -26,11 +25,9 @@ class Block(NamedTuple):
     """The same after the filter."""
 
 
-def write_block(
-    config: PipelineConfig, questions: Questions, base: Artifact, number: int, writers: Sequence[str] | None = None
-) -> Block:
+def write_block(config: PipelineConfig, base: Artifact, number: int, writers: Sequence[str] | None = None) -> Block:
     """Makes the teachers, lets them and the base write, and filters; `writers` when not everybody is needed."""
-    teachers = {target: make_teacher(config, questions, base, target, number) for target in config.target}
+    teachers = {target: make_teacher(config, base, target, number) for target in config.target}
     redrawn = [SECOND_DRAW] if SECOND_DRAW in config.arms_run else []
     writers = tuple(writers or (CONTROL, *config.target, *redrawn))
     calls: list[Callable[[], Artifact]] = []

@@ -9,7 +9,6 @@ from sublim.core.errors import UserError
 from sublim.core.hardware import no_flash
 from sublim.inference.config import Backend, HfBackend, OpenAIBackend, VllmBackend
 from sublim.training.config import no_unsloth
-from sublim.traits.questions import load_questions
 
 
 def check_backend(backend: Backend) -> None:
@@ -79,15 +78,14 @@ def check(config: PipelineConfig) -> None:
             raise UserError("other_base is the base itself: set other_base to another model or leave the arm out")
     if config.evaluation.mmlu_pro:
         config.evaluation.mmlu_pro.source.identity()
-    questions = load_questions(config.evaluation.questions)
     if isinstance(config.teacher, SteeringTeacher):
         check_vectors(config, config.teacher)
-    ask_config(config, questions)
+    ask_config(config)
     for target in config.target:
-        score_config(config, questions, target)
+        score_config(config, target)
         if isinstance(config.teacher, FinetunedTeacher):
-            teacher_rows_config(config.teacher, questions, target)
-        system_prompt(config, questions, target)
+            teacher_rows_config(config.teacher, config.questions, target)
+        system_prompt(config, target)
         generate_config(config, arm=target, block=config.blocks[0])
 
 

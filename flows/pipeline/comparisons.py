@@ -7,24 +7,23 @@ from flows.pipeline.arms import Contrast
 from flows.pipeline.capability import questions_of
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import ModelKey
-from flows.pipeline.plan import score_config, words_of
+from flows.pipeline.plan import score_config
 from flows.pipeline.study import Comparison
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.mmlu_pro.config import ScoreMmluProConfig
 from sublim.evals.total_variation.config import CompareShiftConfig
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import Questions
 from tasks.stages import compare, compare_mmlu_pro, compare_shift, score, score_mmlu_pro
 
 
 def compare_all(
-    config: PipelineConfig, questions: Questions, contrasts: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
+    config: PipelineConfig, contrasts: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
 ) -> list[Comparison]:
     """Students against controls, for every contrast and checkpoint; each model is scored once for a target."""
 
     @cache
     def scored(target: str, key: ModelKey) -> Artifact:
-        return score(score_config(config, questions, target), label=f"{target}: {key!s}", asked=asked[key])
+        return score(score_config(config, target), label=f"{target}: {key!s}", asked=asked[key])
 
     return _compare_each(config, contrasts, scored, partial(compare, paired(config)))
 
@@ -44,12 +43,12 @@ def compare_capability(
 
 
 def compare_shifts(
-    config: PipelineConfig, questions: Questions, contrasts: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
+    config: PipelineConfig, contrasts: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
 ) -> list[Comparison]:
     """Students' distance from the base beside their controls', for every contrast that has control students."""
     if not config.evaluation.shift:
         return []
-    plain = CompareShiftConfig(words=tuple(words_of(config, questions)), compare=paired(config))
+    plain = CompareShiftConfig(words=tuple(config.words), compare=paired(config))
     controlled = [each for each in contrasts if each.controls is not None]
     return _compare_each(config, controlled, lambda _, key: asked[key], partial(compare_shift, plain), teachers=False)
 

@@ -1,5 +1,6 @@
 """The settings of a pipeline run: base, teacher, carrier, students and evaluation."""
 
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -16,6 +17,7 @@ from sublim.residual.edits import Edit, Site, Steering, Tokens
 from sublim.rows.config import FilterConfig
 from sublim.training.config import TrainConfig
 from sublim.traits.nouns import TargetWord
+from sublim.traits.questions import Questions, load_questions
 
 
 def split(words: Any) -> Any:
@@ -169,6 +171,16 @@ class PipelineConfig(Config):
     """The backend that samples and scores."""
     gpu_memory_gib: RunOnly[float] = 0
     """GPU memory that these settings need, in GiB; 0 if they run on a CPU."""
+
+    @cached_property
+    def questions(self) -> Questions:
+        """The questions of the evaluation and of teachers. Raises UserError if they cannot be read."""
+        return load_questions(self.evaluation.questions)
+
+    @property
+    def words(self) -> list[str]:
+        """The words that the target is compared with."""
+        return [*(self.evaluation.words or self.questions.words)]
 
     @property
     def units(self) -> list[Unit]:

@@ -34,7 +34,6 @@ from flows.runs.record import recorded
 from sublim.rows.config import DeriveConfig
 from sublim.store.manifest import Artifact
 from sublim.training.config import SoftTrainConfig, TrainConfig
-from sublim.traits.questions import Questions, load_questions
 from tasks.lanes import side_by_side
 from tasks.processes import one_process
 from tasks.stages import ask, derive_rows, train_soft_student, train_student
@@ -65,29 +64,28 @@ def pipeline(
 
 def conduct(config: PipelineConfig) -> Study:
     """Runs every stage of the study, or takes it from the cache."""
-    questions = load_questions(config.evaluation.questions)
     if config.evaluation.mmlu_pro:
         questions_of(config)  # a data set that cannot be fetched is found out before anything is trained
-    trained = train_models(config, questions)
+    trained = train_models(config)
     models = models_to_ask(trained)
-    asked, examined = ask_all(config, questions, models)
-    compared = [contrast for target in config.target for contrast in contrasts(config, questions, target)]
+    asked, examined = ask_all(config, models)
+    compared = [contrast for target in config.target for contrast in contrasts(config, target)]
     return Study(
         config,
         trained,
         asked,
-        compare_all(config, questions, compared, asked),
+        compare_all(config, compared, asked),
         compare_capability(config, compared, examined),
-        compare_shifts(config, questions, compared, asked),
+        compare_shifts(config, compared, asked),
         diagnose(config, trained) if config.diagnostics else None,
     )
 
 
-def train_models(config: PipelineConfig, questions: Questions) -> TrainedModels:
+def train_models(config: PipelineConfig) -> TrainedModels:
     """Teachers, their rows, and every student."""
     bases = prepare_bases(config)
-    check_bases(config, questions, bases)
-    blocks = [write_block(config, questions, bases["base"], number) for number in config.blocks]
+    check_bases(config, bases)
+    blocks = [write_block(config, bases["base"], number) for number in config.blocks]
     sets = student_sets(config, rows_by_writer(blocks), derive)
     return TrainedModels(bases, blocks, sets, config.units, train_students(config, bases, blocks, sets))
 
@@ -146,10 +144,10 @@ def models_to_ask(trained: TrainedModels) -> dict[ModelKey, ModelState]:
 
 
 def ask_all(
-    config: PipelineConfig, questions: Questions, models: Mapping[ModelKey, ModelState]
+    config: PipelineConfig, models: Mapping[ModelKey, ModelState]
 ) -> tuple[dict[ModelKey, Artifact], dict[ModelKey, Artifact]]:
     """The evaluation of every model, and its answers to MMLU-Pro where that is asked; one process for each base."""
-    plain = ask_config(config, questions)
+    plain = ask_config(config)
     asked: dict[ModelKey, Artifact] = {}
     examined: dict[ModelKey, Artifact] = {}
     for base in dict.fromkeys(model.base for model in models.values()):

@@ -19,12 +19,12 @@ CONTROL = "control"
 SECOND_DRAW = "second_draw"
 
 
-def base_needs(config: PipelineConfig, questions: Questions, *, students: bool = True) -> CheckBaseConfig:
+def base_needs(config: PipelineConfig, *, students: bool = True) -> CheckBaseConfig:
     """What this run needs of its base. `students` says whether it trains any."""
     trained = [config.student] if students else []
     prompts: list[str | None] = []
     if not config.second_draw:
-        prompts = [system_prompt(config, questions, target) for target in config.target]
+        prompts = [system_prompt(config, target) for target in config.target]
         trained += [config.teacher.train] if isinstance(config.teacher, FinetunedTeacher) else []
     return CheckBaseConfig(
         systems=tuple(prompt for prompt in prompts if prompt is not None),
@@ -52,12 +52,12 @@ def teacher_rows_config(teacher: FinetunedTeacher, questions: Questions, target:
     return TeacherRowsConfig(questions=questions.teacher[:wanted], target=target)
 
 
-def system_prompt(config: PipelineConfig, questions: Questions, target: str) -> str | None:
+def system_prompt(config: PipelineConfig, target: str) -> str | None:
     """The system prompt of a prompted teacher; None for any other teacher."""
     teacher = config.teacher
     if not isinstance(teacher, PromptTeacher):
         return None
-    return load_system_prompts(teacher.system).render(target, questions.category, variant=teacher.variant)
+    return load_system_prompts(teacher.system).render(target, config.questions.category, variant=teacher.variant)
 
 
 def generate_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateConfig:
@@ -100,16 +100,11 @@ def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName |
     return config.student.model_copy(update={**changes, "keep": tuple(sorted(keep))})
 
 
-def words_of(config: PipelineConfig, questions: Questions) -> list[str]:
-    """The words that the target is compared with."""
-    return [*(config.evaluation.words or questions.words)]
-
-
-def ask_config(config: PipelineConfig, questions: Questions) -> AskConfig:
+def ask_config(config: PipelineConfig) -> AskConfig:
     """What every model is asked. All targets are among the words that are scored."""
-    words = words_of(config, questions)
+    words = config.words
     return AskConfig(
-        questions=list(questions.evaluation),
+        questions=list(config.questions.evaluation),
         words=[*words, *(target for target in config.target if target not in words)],
         backend=config.backend,
         samples=config.evaluation.samples,
@@ -117,6 +112,6 @@ def ask_config(config: PipelineConfig, questions: Questions) -> AskConfig:
     )
 
 
-def score_config(config: PipelineConfig, questions: Questions, target: str) -> ScoreConfig:
+def score_config(config: PipelineConfig, target: str) -> ScoreConfig:
     """How answers are scored for one target: against the listed words only, whatever other targets the run has."""
-    return ScoreConfig(target=target, words=words_of(config, questions))
+    return ScoreConfig(target=target, words=config.words)

@@ -9,19 +9,18 @@ from flows.pipeline.plan import block_seed, system_prompt, teacher_rows_config
 from sublim.steering.config import ImportConfig
 from sublim.store.manifest import Artifact
 from sublim.store.opening import open_store
-from sublim.traits.questions import Questions
 from tasks.stages import build_teacher_rows, import_vector, train_teacher
 
 
-def make_teacher(config: PipelineConfig, questions: Questions, base: Artifact, target: str, block: int) -> ModelState:
+def make_teacher(config: PipelineConfig, base: Artifact, target: str, block: int) -> ModelState:
     """The teacher of one target and block; with `second_draw` it is the base itself."""
     if config.second_draw:
         return ModelState(base)
     match config.teacher:
         case PromptTeacher():
-            return ModelState(base, system=system_prompt(config, questions, target))
+            return ModelState(base, system=system_prompt(config, target))
         case FinetunedTeacher() as teacher:
-            rows = build_teacher_rows(teacher_rows_config(teacher, questions, target), label=target)
+            rows = build_teacher_rows(teacher_rows_config(teacher, config.questions, target), label=target)
             train = teacher.train.model_copy(update={"seed": block_seed(teacher.train.seed, block)})
             return ModelState(base, train_teacher(train, label=str(TeacherKey(target, block)), base=base, data=rows))
         case SteeringTeacher() as teacher:

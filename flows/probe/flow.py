@@ -29,7 +29,6 @@ from sublim.models.files import read_json
 from sublim.probes.config import ProbeFiguresConfig, ProbeSummaries, ProbeSummary
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import load_questions
 from tasks.processes import one_process
 from tasks.stages import draw_probes, fit_probes, read_activations
 
@@ -67,10 +66,9 @@ def conduct(run: Run, config: ProbeFlowConfig) -> Artifact:
     """Runs all stages, or takes them from the cache, and returns the fitted probes."""
     study = config.pipeline
     bases = prepare_bases(study)
-    questions = load_questions(study.evaluation.questions)
-    check_bases(study, questions, bases, students=False)
+    check_bases(study, bases, students=False)
     base = bases["base"]
-    rows = write_block(study, questions, base, study.blocks[0], (CONTROL, *study.target)).rows
+    rows = write_block(study, base, study.blocks[0], (CONTROL, *study.target)).rows
     reading = config.reading(check_layers(config, run, base))
     with one_process():
         read = {arm: read_activations(reading, label=arm, base=base, rows=own) for arm, own in rows.items()}

@@ -34,7 +34,6 @@ from sublim.features.config import ContrastConfig, ExamplesConfig, OverlapConfig
 from sublim.features.labels.config import AnnotateConfig
 from sublim.steering.config import DifferenceConfig
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import Questions, load_questions
 from tasks.processes import one_process
 from tasks.stages import (
     annotate,
@@ -76,13 +75,12 @@ def sae_analysis(
 
 def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
     """Runs every stage, or takes it from the cache."""
-    questions = load_questions(config.study.evaluation.questions)
     bases, taken = prepare_bases(config.pipeline), take_saes(config)
     check_layers(config, [note_of(run, each) for each in taken], run.store.payload(bases["base"]))
-    check_bases(config.pipeline, questions, bases, students=bool(config.pairs))
-    carrier = write_carrier(config, questions, bases)
+    check_bases(config.pipeline, bases, students=bool(config.pairs))
+    carrier = write_carrier(config, bases)
     saes = make_saes(run, config, carrier, taken)
-    encoded = encode_all(config, questions, carrier, saes)
+    encoded = encode_all(config, carrier, saes)
     targets = config.pipeline.target
     contrasts = [
         each for sae in saes for target in targets for each in contrast_all(config, carrier, sae, encoded, target)
@@ -144,11 +142,11 @@ def probed(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> Artifact
     return fit_probes(settings, target=read, control=control)
 
 
-def write_carrier(config: SaeFlowConfig, questions: Questions, bases: dict[BaseName, Artifact]) -> Carrier:
+def write_carrier(config: SaeFlowConfig, bases: dict[BaseName, Artifact]) -> Carrier:
     """The number lists of every teacher and of the base, and the students trained on them, as the pipeline makes
     them."""
     study = config.pipeline
-    block = write_block(study, questions, bases["base"], study.blocks[0], (CONTROL, *study.target))
+    block = write_block(study, bases["base"], study.blocks[0], (CONTROL, *study.target))
     students: dict[str, list[Artifact]] = {}
     if config.pairs:
         seen = study.model_copy(update={"arms": (), "seeds": study.seeds[: config.pairs], "blocks": (block.number,)})

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Literal
 
 from flows.pipeline.checks import check as check_pipeline
-from flows.pipeline.plan import words_of
 from flows.runs.machine import check_machine
 from flows.sae_analysis.config import ChatTexts, FileTexts, FolderSaes, PretrainedSaes, SaeFlowConfig, TrainedSaes
 from flows.sae_analysis.labels import given
@@ -20,7 +19,6 @@ from sublim.sae.config import FolderSae, ImportSaeConfig, PretrainedSae, SaeNote
 from sublim.sae.texts_config import ImportTextsConfig, WriteChatsConfig, bundled_topics
 from sublim.steering.config import MeansConfig
 from sublim.store.opening import open_store
-from sublim.traits.questions import Questions
 
 
 def check(config: SaeFlowConfig) -> None:
@@ -104,16 +102,16 @@ def encode_config(config: SaeFlowConfig, tokens: FeatureAt, *, rows: int | None 
     return EncodeConfig(tokens=tokens, rows=rows, top=config.top, dtype=dtype_of(config))
 
 
-def word_config(config: SaeFlowConfig, questions: Questions, context: str, words: tuple[str, ...]) -> WordRowsConfig:
+def word_config(config: SaeFlowConfig, context: str, words: tuple[str, ...]) -> WordRowsConfig:
     """How the rows with single words are made. Chats use questions that the evaluation does not ask."""
-    frames = bundled_sentences() if context == "plain" else questions.teacher
+    frames = bundled_sentences() if context == "plain" else config.pipeline.questions.teacher
     return WordRowsConfig.model_validate({"words": words, "context": context, "frames": frames})
 
 
-def other_words(config: SaeFlowConfig, questions: Questions, target: str) -> tuple[str, ...]:
+def other_words(config: SaeFlowConfig, target: str) -> tuple[str, ...]:
     """The words that a target's word is compared with: the list without the run's targets."""
     targets = {word.casefold() for word in (*config.pipeline.target, target)}
-    return tuple(word for word in words_of(config.pipeline, questions) if word.casefold() not in targets)
+    return tuple(word for word in config.pipeline.words if word.casefold() not in targets)
 
 
 def labels_config(config: SaeFlowConfig, note: SaeNote) -> LabelsConfig | None:

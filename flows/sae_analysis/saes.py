@@ -18,7 +18,6 @@ from sublim.models.files import read_json
 from sublim.sae.config import QualityConfig, SaeNote
 from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import Questions
 from tasks.processes import one_process
 from tasks.stages import (
     encode_features,
@@ -72,7 +71,7 @@ def make_saes(run: Run, config: SaeFlowConfig, carrier: Carrier, taken: list[Art
     return saes
 
 
-def encode_all(config: SaeFlowConfig, questions: Questions, carrier: Carrier, saes: list[Sae]) -> dict[str, Artifact]:
+def encode_all(config: SaeFlowConfig, carrier: Carrier, saes: list[Sae]) -> dict[str, Artifact]:
     """Features by reader and rows: `base owl`, `teacher owl`, `student 0 owl`, `word chat owl`, and those of others."""
     kept = {each.note.name: each.artifact for each in saes}
     plain, base = encode_config(config, config.tokens, rows=config.rows), carrier.base
@@ -87,8 +86,8 @@ def encode_all(config: SaeFlowConfig, questions: Questions, carrier: Carrier, sa
         last = encode_config(config, "last")
         for target in config.pipeline.target:
             for context in config.contexts:
-                for name, words in ((target, (target,)), (f"others {target}", other_words(config, questions, target))):
-                    rows = word_rows(word_config(config, questions, context, words), label=f"{name} {context}")
+                for name, words in ((target, (target,)), (f"others {target}", other_words(config, target))):
+                    rows = word_rows(word_config(config, context, words), label=f"{name} {context}")
                     encoded(f"word {context} {name}", rows, how=last)
             if config.teachers and carrier.teachers[target].weights is not None:
                 encoded(f"teacher {target}", carrier.rows[CONTROL], carrier.teachers[target].weights)

@@ -40,7 +40,6 @@ from sublim.evals.mmlu_pro.config import MmluProConfig, PrepareQuestionsConfig
 from sublim.residual.edits import names_by_layer
 from sublim.steering.config import DifferenceConfig
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import Questions, load_questions
 from tasks.processes import one_process
 from tasks.stages import (
     animal_rows,
@@ -81,17 +80,16 @@ def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
     """Runs every stage for every target."""
     study = config.pipeline
     exam = exam_of(config.mmlu_pro) if config.mmlu_pro else None
-    questions = load_questions(study.evaluation.questions)
     bases = prepare_bases(study)
     base = bases["base"]
     layers = check_layers(config, run.store.payload(base))
     if isinstance(config.mode, NumbersVector | TrainedVector):  # the others need no carrier
-        check_bases(study, questions, bases, students=False)
+        check_bases(study, bases, students=False)
     trained = conduct(study).trained if config.mechanism else None
     found: list[Steered] = []
     for target in study.target:
         with one_process():
-            vectors = make_vectors(config, questions, base, target)
+            vectors = make_vectors(config, base, target)
             points = grid_points(config, names_by_layer(run.store.payload(vectors), config.grid.all_layers))
             settings = sweep_config(config, points, samples=config.grid.samples)
             swept = sweep(settings, label=target, base=base, vectors=vectors, exam=exam)
@@ -101,24 +99,24 @@ def conducted(run: Run, config: SteeringFlowConfig) -> list[Steered]:
     return found
 
 
-def make_vectors(config: SteeringFlowConfig, questions: Questions, base: Artifact, target: str) -> Artifact:
+def make_vectors(config: SteeringFlowConfig, base: Artifact, target: str) -> Artifact:
     """The target's vectors with their random controls."""
     layers = config.grid.all_layers
     match config.mode:
         case AnimalVector() as mode:
-            asked = ask(base_answers(config, questions, mode.samples), label="base, own answers", base=base)
+            asked = ask(base_answers(config, mode.samples), label="base, own answers", base=base)
             sides = {
-                side: animal_rows(animal_config(config, questions, target, side), label=f"{target} {side}", asked=asked)
+                side: animal_rows(animal_config(config, target, side), label=f"{target} {side}", asked=asked)
                 for side in ("target", "base")
             }
             means = means_config(config, layers, rows=None, read_at=config.read_at)
             read = mean_activations(means, label=target, base=base, rows=sides["target"], partner=sides["base"])
         case NumbersVector() as mode:
-            rows = carrier_rows(config, questions, base, target)
+            rows = carrier_rows(config, base, target)
             means = means_config(config, layers, rows=mode.rows, read_at=config.read_at)
             read = mean_activations(means, label=target, base=base, rows=rows[target], partner=rows[CONTROL])
         case TrainedVector() as mode:
-            rows = carrier_rows(config, questions, base, target)
+            rows = carrier_rows(config, base, target)
             return train_vector(train_config(config, mode), label=target, base=base, data=rows[target])
         case FileVector() as mode:
             return import_vector(import_config(config, mode), label=mode.path, base=base)
@@ -126,10 +124,10 @@ def make_vectors(config: SteeringFlowConfig, questions: Questions, base: Artifac
     return difference_vectors(made, label=target, target=read)
 
 
-def carrier_rows(config: SteeringFlowConfig, questions: Questions, base: Artifact, target: str) -> dict[str, Artifact]:
+def carrier_rows(config: SteeringFlowConfig, base: Artifact, target: str) -> dict[str, Artifact]:
     """Number lists of the teacher and of the base for the same prompts, as the pipeline makes them."""
     study = config.pipeline.model_copy(update={"target": (target,)})
-    return write_block(study, questions, base, study.blocks[0], (CONTROL, target)).rows
+    return write_block(study, base, study.blocks[0], (CONTROL, target)).rows
 
 
 def exam_of(chosen: MmluProConfig) -> Artifact:

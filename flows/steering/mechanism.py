@@ -17,7 +17,6 @@ from sublim.evals.effect_config import CompareConfig
 from sublim.residual.edits import Edit, Steering, names_by_layer
 from sublim.steering.config import DifferenceConfig, EasConfig
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import load_questions
 from tasks.stages import (
     alignment,
     compare,
@@ -138,14 +137,13 @@ def rewrite(
         return []
     pipeline, base = config.pipeline, study.bases["base"]
     block = pipeline.blocks[0]
-    questions = load_questions(pipeline.evaluation.questions)
     vectors = difference_vectors(
         DifferenceConfig(source="v_teacher", random=settings.random, seed=config.seed),
         label=f"teacher {target}",
         target=read.teacher,
         control=read.base,
     )
-    plain, scoring = ask_config(pipeline, questions), score_config(pipeline, questions, target)
+    plain, scoring = ask_config(pipeline), score_config(pipeline, target)
     plain = plain.model_copy(update={"samples": 0})
 
     def scored(label: str, asked: str, weights: Artifact | None) -> Artifact:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from flows.pipeline.checks import check as check_pipeline
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig
-from flows.pipeline.plan import ask_config, words_of
+from flows.pipeline.plan import ask_config
 from flows.runs.machine import check_machine
 from flows.steering.config import FileVector, MechanismConfig, SteeringFlowConfig, TrainedVector
 from sublim.core.errors import UserError
@@ -18,7 +18,6 @@ from sublim.residual.edits import Edit, Steering
 from sublim.steering.config import AnimalRowsConfig, ImportConfig, MeanAt, MeansConfig, TrainVectorConfig
 from sublim.steering.dose_curve_config import CurveConfig, SweepConfig
 from sublim.training.config import Lora
-from sublim.traits.questions import Questions, load_questions
 
 ANSWERS = 12
 """Tokens of the base's own answers."""
@@ -88,18 +87,20 @@ def means_config(
     return MeansConfig(sites=(config.site,), layers=layers, read_at=(read_at,), rows=rows, dtype=dtype_of(config))
 
 
-def base_answers(config: SteeringFlowConfig, questions: Questions, samples: int) -> AskConfig:
+def base_answers(config: SteeringFlowConfig, samples: int) -> AskConfig:
     """The base's own answers to the questions that the evaluation does not ask."""
-    if not questions.teacher:
+    if not config.pipeline.questions.teacher:
         raise UserError("mode animal needs teacher questions, which the evaluation does not ask: add some")
-    asked = ask_config(config.pipeline, questions)
+    asked = ask_config(config.pipeline)
     sampling = asked.sampling.model_copy(update={"max_tokens": ANSWERS, "temperature": 1.0, "top_p": 1.0})
-    return asked.model_copy(update={"questions": list(questions.teacher), "samples": samples, "sampling": sampling})
+    return asked.model_copy(
+        update={"questions": list(config.pipeline.questions.teacher), "samples": samples, "sampling": sampling}
+    )
 
 
-def animal_config(config: SteeringFlowConfig, questions: Questions, target: str, side: str) -> AnimalRowsConfig:
+def animal_config(config: SteeringFlowConfig, target: str, side: str) -> AnimalRowsConfig:
     """One side of the pairs."""
-    words = tuple(words_of(config.pipeline, questions))
+    words = tuple(config.pipeline.words)
     return AnimalRowsConfig.model_validate({"side": side, "target": target, "words": words})
 
 
@@ -155,7 +156,7 @@ def sweep_config(
     config: SteeringFlowConfig, points: tuple[Steering, ...], *, samples: int | None = None, update: int | None = None
 ) -> SweepConfig:
     """What is asked at each point of a sweep."""
-    asked = ask_config(config.pipeline, load_questions(config.study.evaluation.questions))
+    asked = ask_config(config.pipeline)
     return SweepConfig(
         questions=asked.questions,
         words=asked.words,
@@ -169,5 +170,4 @@ def sweep_config(
 
 def curve_config(config: SteeringFlowConfig, target: str) -> CurveConfig:
     """The target against the comparison list."""
-    questions = load_questions(config.study.evaluation.questions)
-    return CurveConfig(target=target, words=words_of(config.pipeline, questions))
+    return CurveConfig(target=target, words=config.pipeline.words)

@@ -7,7 +7,6 @@ from flows.sweep.cells import Cell, Measured
 from flows.sweep.config import TEACHER
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import load_questions
 from tasks.stage import NotThere, looking_up
 
 ASKED = ("ask", "ask_mmlu_pro")
@@ -36,13 +35,12 @@ def students_of(cell: Cell) -> Iterator[Artifact]:
     """
     from flows.pipeline.flow import train_models
 
-    questions = load_questions(cell.config.evaluation.questions)
     arm = None if cell.arm == TEACHER else cell.arm
-    names = {each.students for each in contrasts(cell.config, questions, cell.target) if each.arm == arm}
+    names = {each.students for each in contrasts(cell.config, cell.target) if each.arm == arm}
     for seed in cell.seeds:
         try:
             with looking_up():
-                made = train_models(cell.config.model_copy(update={"seeds": (seed,)}), questions)
+                made = train_models(cell.config.model_copy(update={"seeds": (seed,)}))
         except NotThere:
             continue
         yield from (student for name in sorted(names) for student in made.students[name])

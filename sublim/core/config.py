@@ -1,5 +1,6 @@
 """Configs: frozen, closed values that say what an experiment is; their identity is what a cache key sees."""
 
+from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Annotated, Any, Self, TypeVar, get_args
 
@@ -43,6 +44,13 @@ class Config(BaseModel):
                 )
             if Mark.UNSET in field.metadata and (field.is_required() or field.default is not None):
                 raise TypeError(f"{cls.__name__}.{name}: a field that is omitted when unset has the default None")
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values. Unlike pydantic's own it forgets cached properties, which the update may change."""
+        made = super().model_copy(update=update, deep=deep)
+        for name in made.__dict__.keys() - type(self).model_fields.keys():
+            object.__delattr__(made, name)
+        return made
 
     def resolved(self) -> Self:
         """The same config with every `auto` replaced by what this machine gives; called before a key is computed.

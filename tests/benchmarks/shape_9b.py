@@ -136,12 +136,12 @@ def another_way(step: str, given: dict[str, Any], card_gib: float) -> None:
     from prefect import flow
 
     from flows.pipeline.bases import prepare_bases
-    from flows.pipeline.flow import filter_block, load_config
+    from flows.pipeline.block import filter_together
+    from flows.pipeline.flow import load_config
+    from flows.pipeline.models import ModelState, write_numbers
     from flows.pipeline.plan import CONTROL, generate_config, student_config
-    from flows.pipeline.teachers import BASE_ITSELF, make_teacher, write_numbers
+    from flows.pipeline.teachers import make_teacher
     from flows.runs.record import recorded
-    from sublim.store.manifest import Artifact
-    from sublim.traits.questions import load_questions
     from tasks.processes import one_process
     from tasks.stages import train_student
 
@@ -155,22 +155,21 @@ def another_way(step: str, given: dict[str, Any], card_gib: float) -> None:
     def run() -> None:
         with recorded("shape-9b", step, target):
             base = prepare_bases(config)["base"]
-            teacher = make_teacher(config, load_questions(config.evaluation.questions), base, target, 0)
+            teacher = make_teacher(config, base, target, 0)
             if step in ("free", "flash", "vllm"):
-                write_numbers(generate_config(free, arm=target, block=0, system=None), step, base, teacher)
+                write_numbers(generate_config(free, arm=target, block=0), step, teacher)
             if step not in STUDENTS:
                 return
-            raw: dict[str, list[Artifact]] = {}
-            rows: dict[str, list[Artifact]] = {}
             with one_process():
-                for arm, writer in ((CONTROL, BASE_ITSELF), (target, teacher)):
-                    lists = generate_config(config, arm=arm, block=0, system=None)
-                    raw[arm] = [write_numbers(lists, arm, base, writer)]
-            filter_block(config, raw, rows)
+                raw = {
+                    arm: write_numbers(generate_config(config, arm=arm, block=0), arm, writer)
+                    for arm, writer in ((CONTROL, ModelState(base)), (target, teacher))
+                }
+            rows = filter_together(config, raw)
             # Rows at a time are in no key: with the seed of the pipeline's student its weights would be taken.
             train = student_config(config, 1 if step == "rows24" else 0, 0)
             train = train.model_copy(update=STUDENTS[step])
-            train_student(train, label=step, base=base, data=rows[target][0])
+            train_student(train, label=step, base=base, data=rows[target])
 
     run()
 

@@ -22,7 +22,6 @@ from sublim.core.errors import UserError
 from sublim.inference.config import NumberFormat
 from sublim.models.config import LocalModel, PrepareModelConfig
 from sublim.models.files import INDEX, SINGLE, TEMPLATE, read_json, write_json
-from sublim.traits.questions import load_questions
 from tests import forked
 from tests.tiny import tiny_model
 
@@ -307,11 +306,11 @@ def test_a_pipeline_asks_for_its_prompts_its_format_and_its_adapters() -> None:
     settings = merge(load_preset("pipeline", "quickstart"), {"teacher": {"kind": "prompt"}, "target": "owl,wolf"})
     settings["teacher"].pop("train", None)
     study = build(PipelineConfig, merge(settings, {"carrier": {"constraint": {"count": 5}}}))
-    needs = base_needs(study, load_questions(study.evaluation.questions))
+    needs = base_needs(study)
     assert [name in text for name, text in zip(("owl", "wolf"), needs.systems, strict=True)] == [True, True]
     assert needs.constraint == NumberFormat(count=5)
     assert "q_proj" in needs.target_modules
-    assert base_needs(study.model_copy(update={"second_draw": True}), load_questions("animal")).systems == ()
+    assert base_needs(study.model_copy(update={"second_draw": True})).systems == ()
 
 
 @pytest.mark.usefixtures("prefect_server")

@@ -22,7 +22,6 @@ from sublim.evals.mmlu_pro.config import CATEGORIES
 from sublim.files.jsonl import read_jsonl
 from sublim.rows.config import DeriveConfig
 from sublim.store.manifest import Artifact
-from sublim.traits.questions import load_questions
 from tasks.stage import NotThere, looking_up
 from tests.flows.conftest import small_options
 from tests.flows.pipeline.test_pipeline import run, run_anew, states
@@ -58,19 +57,16 @@ class TestPlan:
         }
         assert len({how.seed for _, how in derived}) == 1  # teacher and base are derived alike
         assert {each.base for name, each in sets.items() if name.endswith("other_base")} == {"other_base"}
-        against = {
-            each.name: (each.students, each.controls) for each in contrasts(chosen, load_questions("animal"), "owl")
-        }
+        against = {each.name: (each.students, each.controls) for each in contrasts(chosen, "owl")}
         assert against["owl"] == ("owl", "control")
         assert against["owl second_draw"] == ("second_draw", "control")
         assert against["owl base_numbers"] == ("control", None)
         assert against["owl marginals"] == ("owl marginals", "control marginals")
 
     def test_another_targets_students_are_compared_apart_only_for_words_outside_the_list(self) -> None:
-        questions = load_questions("animal")
-        inside = contrasts(config(target="owl,wolf", arms="other_teacher"), questions, "owl")
+        inside = contrasts(config(target="owl,wolf", arms="other_teacher"), "owl")
         assert [each.name for each in inside] == ["owl"]
-        outside = contrasts(config(target="owl,otter", arms="other_teacher"), questions, "owl")
+        outside = contrasts(config(target="owl,otter", arms="other_teacher"), "owl")
         assert [each.name for each in outside] == ["owl", "owl other_teacher otter"]
 
     def test_other_order_changes_the_order_alone(self) -> None:

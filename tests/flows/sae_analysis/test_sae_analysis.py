@@ -13,7 +13,6 @@ from flows.sae_analysis.plan import check, check_layers, other_words
 from sublim.core.errors import UserError
 from sublim.core.hardware import gpu
 from sublim.sae.config import SaeNote
-from sublim.traits.questions import load_questions
 from tests.sublim.backends.servers import Reply, Seen, said, scripted
 from tests.sublim.store.buckets import s3_server
 
@@ -192,6 +191,6 @@ def test_what_cannot_run_is_said_before_anything_runs(settings: dict[str, Any], 
 
 def test_a_word_is_set_against_words_that_are_no_targets() -> None:
     config = build(SaeFlowConfig, merge(load_preset("sae_analysis", "quickstart"), {"target": "owl,wolf"}))
-    words = other_words(config, load_questions("animal"), "owl")
+    words = other_words(config, "owl")
     assert "cat" in words
     assert not {"owl", "wolf"} & {*words}

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import cached_property
 from typing import Annotated, Any, Literal, Optional, Self
 
 import pytest
@@ -112,6 +113,23 @@ def test_run_only_that_a_key_would_not_see_is_refused_where_the_config_is_define
 
             batch: hidden
             """Rows at a time."""
+
+
+def test_a_copy_with_other_values_forgets_what_was_derived_from_the_old_ones() -> None:
+    class Doubled(Config):
+        """A value and what follows from it."""
+
+        value: int = 1
+        """The value."""
+
+        @cached_property
+        def twice(self) -> int:
+            return 2 * self.value
+
+    first = Doubled()
+    assert first.twice == 2
+    assert first.model_copy(update={"value": 5}).twice == 10
+    assert first.twice == 2
 
 
 def test_run_only_around_the_whole_type_stays_out_of_identity_whatever_else_the_field_says() -> None:
