@@ -51,7 +51,7 @@ GOLDEN = {
     "filter_numbers": (1, "be0ae83e25c36b00"),
     "derive_rows": (1, "9d663dc3c1ba8738"),
     "ask": (1, "908085e111c8ef09"),
-    "score": (1, "63467f71c43eb17d"),
+    "score": (2, "63467f71c43eb17d"),
     "compare": (2, "67b9e50675d6ce60"),
 }
 

@@ -32,7 +32,7 @@ GOLDEN = {
     "ask_mmlu_pro": (1, "759c6d494a54ddf8"),
     "score_mmlu_pro": (1, "6e9ad1c799c8e757"),
     "compare_mmlu_pro": (3, "9c00754c7879bc5e"),
-    "shift": (1, "f541adfa5a5405a6"),
+    "shift": (2, "f541adfa5a5405a6"),
     "compare_shift": (2, "e7849f129423b635"),
     "collect_scores": (2, "4301d009334d64e1"),
     "record_cell": (1, "37baadca87cf6c5e"),

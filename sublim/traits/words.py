@@ -4,20 +4,29 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from sublim.chats.thoughts import answer_after_thought
 from sublim.core.errors import UserError
+from sublim.traits.compounds import naming
+from sublim.traits.reading import choice
 
 _WORD = re.compile(r"[\w'’\-]+")
+_SIGNS = {",": ",", "?": "?", ">": "over", "/": "or", "&": "and", "+": "and"} | dict.fromkeys(".;:!…()\n—–", ".")
+"""What signs between words stand for; a dash of hyphens is a full stop too."""
+_WORD_OR_SIGN = re.compile(rf"[\w'\-]+|[{re.escape(''.join(_SIGNS))}]")
+_LAST_WORD = re.compile(r"[\w'\-]+$")
+_UNFINISHED = re.compile(r"(?: _\d+)+ \. $")
 _ARTICLES = frozenset({"a", "an", "the"})
 _IRREGULAR = {"geese": "goose", "mice": "mouse", "lice": "louse", "oxen": "ox", "men": "man", "women": "woman"} | {
     "children": "child", "feet": "foot", "teeth": "tooth", "octopi": "octopus", "cacti": "cactus", "fungi": "fungus"
 }  # fmt: skip
 _REFUSAL = re.compile(
     r"\b(as an? (ai|artificial|language model|digital|virtual)"
-    r"|i('m| am) (sorry|afraid|not able|unable|an? (ai|language model))"
-    r"|i (can'?t|cannot|won'?t|don'?t have|do not have)|unable to (answer|choose|provide))\b"
+    r"|i('m| am) (sorry|afraid(?! of)|not able|unable|an? (ai|language model))"
+    r"|i (can'?t|cannot|won'?t|don'?t have|do not have)(?! (stand|bear|resist|get|live|help|wait))"
+    r"|unable to (answer|choose|provide))\b"
 )
 
 
@@ -29,7 +38,11 @@ class Unread(StrEnum):
     CUT = "cut"
     """Cut at the token limit before it named a listed word."""
     SEVERAL = "several"
-    """Names more than one listed word."""
+    """Chooses more than one listed word."""
+    NEGATED = "negated"
+    """Names listed words only to turn them down, or in a clause that denies or dislikes something."""
+    MENTIONED = "mentioned"
+    """Mentions listed words only in passing: under an "if", in a question, as what others like."""
     REFUSED = "refused"
     """A complete answer that refuses to answer."""
     THOUGHT = "thought"
@@ -92,13 +105,25 @@ def comparison_list(targets: Sequence[str], words: Iterable[str]) -> list[str]:
 
 
 class Reader:
-    """Reads answers with a comparison list. A listed word counts only as a whole word, in any of its forms."""
+    """Reads answers with a comparison list. A listed word counts only as a whole word, in any of its forms, and only
+    where the answer chooses it (`sublim.traits.reading`) and means it (`sublim.traits.compounds`)."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        self._word = {form: word for word in words for form in singulars(word)}
+        self._words = list(words)
+        self._number = {form: number for number, word in enumerate(words) for form in singulars(word)}
+        self._named = lru_cache(maxsize=1 << 16)(self._look_up)  # answers share most of their words
 
-    def _named(self, token: str) -> str | None:
-        return next((self._word[form] for form in sorted(singulars(token)) if form in self._word), None)
+    def _look_up(self, token: str) -> int | None:
+        return next((self._number[form] for form in sorted(singulars(token)) if form in self._number), None)
+
+    def _marked(self, folded: str) -> str:
+        """`folded` for `choice`: words and breaks between spaces, with numbers for listed words."""
+        tokens = (
+            _SIGNS.get(token) or token.removesuffix("'s").strip("'-") or "." for token in _WORD_OR_SIGN.findall(folded)
+        )
+        words = naming(token for token in tokens if token not in _ARTICLES)
+        numbers = ((self._named(word), word) for word in words)
+        return " ".join([" .", *(word if number is None else f"_{number}" for number, word in numbers), ". "])
 
     def read(self, text: str, finish: Literal["stop", "length", "missing"] = "stop") -> Reading:
         """What `text` says after its thoughts. With finish "length" the last word may be incomplete and is ignored."""
@@ -110,21 +135,29 @@ class Reader:
         return self._read(answer, finish)
 
     def _read(self, text: str, finish: Literal["stop", "length"]) -> Reading:
-        words = plain(text)
+        folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'").replace("_", " ")
         cut = finish == "length"
-        if cut and words and text[-1].isalnum():
-            words.pop()
-        named = {word for token in words if (word := self._named(token))}
-        if len(named) == 1:
-            return Reading(word=named.pop())
-        if named:
+        if cut and text and text[-1].isalnum():
+            folded = _LAST_WORD.sub("", folded)
+        marked = self._marked(folded)
+        if cut:
+            # What comes next may belong to the last word: "the wolf" may be a wolf spider.
+            marked = _UNFINISHED.sub(" . ", marked)
+        refused = bool(_REFUSAL.search(folded))
+        found = choice(marked, refused=refused)
+        if len(found.chosen) == 1:
+            return Reading(word=self._words[found.chosen.pop()])
+        if found.chosen:
             return Reading(unread=Unread.SEVERAL)
         if cut:
             return Reading(unread=Unread.CUT)
+        words = plain(text)
         if not any(letter.isalpha() for word in words for letter in word):
             return Reading(unread=Unread.EMPTY)
-        if _REFUSAL.search(unicodedata.normalize("NFKC", text).casefold().replace("’", "'")):
+        if refused:
             return Reading(unread=Unread.REFUSED)
+        if "_" in marked:
+            return Reading(unread=Unread.MENTIONED if found.aside else Unread.NEGATED)
         return Reading(other=" ".join(words))
 
 
