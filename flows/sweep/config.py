@@ -2,13 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from flows.pipeline.config import Words
+from flows.pipeline.config import Words, split
 from sublim.core.config import Config, RunOnly
 from sublim.design.arms import ARMS
 from sublim.evals.preference.config import MetricName
-from sublim.traits.nouns import target_word
 
 TEACHER = "teacher"
 """The main comparison: students trained on the teacher's rows against students trained on the base's rows."""
@@ -43,7 +42,7 @@ class SweepConfig(Config):
     """Settings of the pipeline that replace those of the preset in every cell, as a nested mapping."""
     target: Annotated[Words, Field(min_length=1)] = ("owl",)
     """Axis: the target words, which teachers are made to prefer."""
-    arms: Annotated[Words, Field(min_length=1)] = (TEACHER,)
+    arms: Annotated[tuple[str, ...], BeforeValidator(split), Field(min_length=1)] = (TEACHER,)
     """Axis: `teacher`, which is the main comparison, and any arms of the pipeline; or `all`."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     """Axis: seeds. Each gives one student and its paired control; effects are averaged over them."""
@@ -68,7 +67,7 @@ class SweepConfig(Config):
     @field_validator("target")
     @classmethod
     def _words(cls, target: tuple[str, ...]) -> tuple[str, ...]:
-        return _once(tuple(target_word(word) for word in target), "target")
+        return _once(target, "target")
 
     @field_validator("arms")
     @classmethod
