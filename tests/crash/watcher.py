@@ -30,7 +30,8 @@ class Watcher(threading.Thread):
         self.looks += 1
         for folder in self.store.root.glob("*/*"):
             name = folder.relative_to(self.store.root).as_posix()
-            if folder.parent.name in RESERVED or name in self.seen:
+            # A dot marks an empty draft that is moved here and back, to see whether a commit's rename will work.
+            if folder.parent.name in RESERVED or folder.name.startswith(".") or name in self.seen:
                 continue
             self.seen.add(name)
             try:
