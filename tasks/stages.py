@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # no more than the annotations need them
     from sublim.probes.config import ProbeFiguresConfig, ProbesConfig
     from sublim.rows.config import DeriveConfig, FilterConfig
     from sublim.rows.generate import GenerateConfig
+    from sublim.rows.rule_lists import RuleListsConfig
     from sublim.sae.config import ImportSaeConfig, QualityConfig, TrainSaeConfig
     from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
     from sublim.search.config import DrawSearchConfig, RungConfig
@@ -75,6 +76,8 @@ def check_base(config: CheckBaseConfig, *, label: str = "", base: One) -> One: .
 def import_weights(config: ImportWeightsConfig, *, label: str = "") -> One: ...
 
 # Rows: what teachers write
+@stage("sublim.rows.rule_lists:rule_lists")
+def rule_lists(config: RuleListsConfig, *, label: str = "") -> One: ...
 @stage("sublim.traits.questions:build_teacher_rows")
 def build_teacher_rows(config: TeacherRowsConfig, *, label: str = "") -> One: ...
 @stage("sublim.rows.generate:generate_numbers", gpu=True)
@@ -86,6 +89,8 @@ def filter_numbers(config: FilterConfig, *, label: str = "", raw: One, partners:
 def derive_rows(config: DeriveConfig, *, label: str = "", rows: One) -> One: ...
 
 # Training
+@stage("sublim.training.start:make_start", gpu=True)
+def make_start(config: TrainConfig, *, label: str = "", base: One, data: One) -> One: ...
 @stage("sublim.training.train:train", version=3, gpu=True)
 def train_teacher(config: TrainConfig, *, label: str = "", base: One, data: One) -> One: ...
 @stage("sublim.training.train:train", version=3, gpu=True)
@@ -233,9 +238,9 @@ def train_mnist(config: MnistConfig, *, label: str = "", data: One) -> One: ...
 def draw_mnist(config: MnistFiguresConfig, *, label: str = "", run: One) -> One: ...
 
 PIPELINE = (
-    prepare_model, check_base, import_weights, build_teacher_rows, generate_numbers, filter_numbers, derive_rows,
-    train_teacher, train_student, train_soft_student, ask, score, compare, shift, compare_shift, prepare_mmlu_pro,
-    ask_mmlu_pro, score_mmlu_pro, compare_mmlu_pro, collect_scores, measure_losses, measure_shift, find_divergence,
-    record_cell, tabulate_sweep,
+    prepare_model, check_base, import_weights, rule_lists, make_start, build_teacher_rows, generate_numbers,
+    filter_numbers, derive_rows, train_teacher, train_student, train_soft_student, ask, score, compare, shift,
+    compare_shift, prepare_mmlu_pro, ask_mmlu_pro, score_mmlu_pro, compare_mmlu_pro, collect_scores, measure_losses,
+    measure_shift, find_divergence, record_cell, tabulate_sweep,
 )
 """The stages whose versions say whether the results that a sweep remembers of a pipeline are still valid."""

@@ -25,6 +25,8 @@ def ls() -> int:
         state = "installed" if installed(bundle) else f"not installed: `sublim models fetch {name}`"
         print(f"{name:12} {bundle.about:48} {state}")
     for manifest in open_store().manifests():
+        if manifest.artifact.stage == "make_start":
+            print(f"start      {manifest.artifact.key[:12]}  a base tuned on lists made by rule")
         if manifest.artifact.stage == "prepare_model":
             print(f"prepared   {manifest.artifact.key[:12]}  {manifest.config['source']}")
     print("any local folder: --set model.kind=local --set model.path=FOLDER")

@@ -19,6 +19,7 @@ from tasks.stages import import_weights, prepare_model
 
 HUB = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 KEY = re.compile(r"(?P<key>[0-9a-f]{6,64})(@(?P<updates>all|[0-9]+(,[0-9]+)*))?")
+WHOLE = ("prepare_model", "make_start")
 TRAINED = ("train_student", "train_soft_student", "train_teacher")
 WAYS = "`bundled`, a store key of six or more digits, the folder of a model or adapter, or ORG/NAME@COMMIT"
 
@@ -73,7 +74,7 @@ def _folder(folder: Path, spec: ModelUnderTest, store: Store) -> Named:
 
 def _stored(manifest: Manifest, updates: str | None, spec: ModelUnderTest, store: Store) -> Named:
     artifact = manifest.artifact
-    if artifact.stage == "prepare_model":
+    if artifact.stage in WHOLE:
         if updates:
             raise UserError(f"{spec.model}: a base has no checkpoints, leave out what follows the @")
         return Named(artifact)

@@ -3,7 +3,14 @@
 from pathlib import Path
 
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig, SteeringTeacher
-from flows.pipeline.plan import ask_config, generate_config, score_config, system_prompt, teacher_rows_config
+from flows.pipeline.plan import (
+    ask_config,
+    generate_config,
+    score_config,
+    start_rows_config,
+    system_prompt,
+    teacher_rows_config,
+)
 from flows.runs.machine import check_machine, check_model
 from sublim.core.errors import UserError
 from sublim.core.hardware import no_flash
@@ -27,6 +34,8 @@ def check_trainings(config: PipelineConfig) -> None:
     trainings = {"student": config.student}
     if isinstance(config.teacher, FinetunedTeacher) and not config.second_draw:
         trainings["teacher.train"] = config.teacher.train
+    if config.start:
+        trainings["start.train"] = config.start.train
     for name, train in trainings.items():
         if train.trainer == "unsloth" and (why := no_unsloth()):
             raise UserError(f"{name}.trainer: unsloth cannot run here: {why}; or set it to trl")
@@ -72,6 +81,8 @@ def check(config: PipelineConfig) -> None:
     check_counts(config)
     check_replaced(config)
     check_model(config.model)
+    if config.start:
+        start_rows_config(config, config.start)
     if "other_base" in config.arms:
         check_model(config.other_base)
         if config.other_base == config.model:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from flows.pipeline.keys import Unit
 from sublim.carriers.numbers import PromptNumbers, Separator
-from sublim.core.config import Config, RunOnly
+from sublim.core.config import Config, OmittedWhenUnset, RunOnly
 from sublim.design.arms import ARMS, ArmName
 from sublim.diagnostics.config import DiagnosticName
 from sublim.evals.mmlu_pro.config import MmluProConfig
@@ -29,6 +29,19 @@ Words = Annotated[tuple[TargetWord, ...], BeforeValidator(split)]
 """One or several words of letters, in lower case; one text with commas will do."""
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+
+
+class StartConfig(Config):
+    """The start: the base tuned on number lists made by rule, from which teachers, students and controls all begin.
+
+    It writes lists freely and well, so that its answers need no forcing. Its lists' prompts are drawn as the carrier's
+    are, with seeds that no other rows have, and their numbers uniformly from the range of the prompts' examples.
+    """
+
+    rows: Positive
+    """Number of lists made by rule."""
+    train: TrainConfig
+    """How the base is tuned on them. The start is the same for all blocks."""
 
 
 class PromptTeacher(Config):
@@ -125,6 +138,8 @@ class PipelineConfig(Config):
     """The target or targets: words that a teacher is made to prefer, each of one word."""
     model: ModelConfig = BundledModel()
     """The base model."""
+    start: OmittedWhenUnset[StartConfig] = None
+    """Tune the base on lists made by rule, and let everything begin from that start; null for the base itself."""
     teacher: Teacher
     """How the teacher is made."""
     carrier: CarrierConfig
@@ -191,6 +206,11 @@ class PipelineConfig(Config):
     def arms_run(self) -> tuple[ArmName, ...]:
         """The arms that this run trains and evaluates."""
         return tuple(arm for arm in self.arms if arm not in self.held_back)
+
+    @property
+    def origin(self) -> Literal["base", "start"]:
+        """What teachers, students and controls begin from, by its name in labels and reports."""
+        return "start" if self.start else "base"
 
     def checkpoints(self, arm: ArmName | None = None) -> tuple[int | None, ...]:
         """The checkpoints at which an arm's students are evaluated; None for the end of training."""

@@ -155,7 +155,7 @@ def ask_all(
         with one_process():
             # A base is asked without naming weights at all, which gives another cache key than naming none.
             calls = [
-                partial(ask, plain, label=str(key), base=base)
+                partial(ask, plain, label=config.origin if key == BaseKey() else str(key), base=base)
                 if isinstance(key, BaseKey)
                 else partial(ask_model, plain, str(key), model)
                 for key, model in own.items()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher
+from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher, StartConfig
 from sublim.bases.needs_config import CheckBaseConfig
 from sublim.carriers.number_prompts import NumberPrompts, load_number_templates
 from sublim.carriers.numbers import PromptNumbers
@@ -10,6 +10,7 @@ from sublim.core.errors import UserError
 from sublim.design.arms import ArmName
 from sublim.evals.preference.config import AskConfig, ScoreConfig
 from sublim.rows.generate import GenerateConfig
+from sublim.rows.rule_lists import RuleListsConfig
 from sublim.training.config import Lora, TrainConfig
 from sublim.traits.questions import Questions, TeacherRowsConfig, load_system_prompts
 
@@ -22,6 +23,7 @@ SECOND_DRAW = "second_draw"
 def base_needs(config: PipelineConfig, *, students: bool = True) -> CheckBaseConfig:
     """What this run needs of its base. `students` says whether it trains any."""
     trained = [config.student] if students else []
+    trained += [config.start.train] if config.start else []
     prompts: list[str | None] = []
     if not config.second_draw:
         prompts = [system_prompt(config, target) for target in config.target]
@@ -60,14 +62,25 @@ def system_prompt(config: PipelineConfig, target: str) -> str | None:
     return load_system_prompts(teacher.system).render(target, config.questions.category, variant=teacher.variant)
 
 
-def generate_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateConfig:
-    """How one writer's lists are generated: with the same prompts and seeds for all writers but a second draw."""
+def number_prompts(config: PipelineConfig) -> NumberPrompts:
+    """How the carrier's prompts are drawn. Raises UserError for templates that cannot be read."""
     carrier = config.carrier
     templates = load_number_templates(carrier.templates)
-    prompts = NumberPrompts(
+    return NumberPrompts(
         templates=templates.asking_for(carrier.separator) if carrier.separator else templates,
         **carrier.model_dump(include={*PromptNumbers.model_fields}),
     )
+
+
+def start_rows_config(config: PipelineConfig, start: StartConfig) -> RuleListsConfig:
+    """The lists on which the start is tuned: prompts and numbers from seeds that no other rows of the run have."""
+    seed = config.carrier.seed + BLOCK_STRIDE * 3 // 4
+    return RuleListsConfig(prompts=number_prompts(config), n_prompts=start.rows, prompt_seed=seed, seed=seed)
+
+
+def generate_config(config: PipelineConfig, *, arm: str, block: int) -> GenerateConfig:
+    """How one writer's lists are generated: with the same prompts and seeds for all writers but a second draw."""
+    carrier, prompts = config.carrier, number_prompts(config)
     seed = block_seed(carrier.seed, block)
     redrawn = arm == SECOND_DRAW or (config.second_draw and arm != CONTROL)
     return GenerateConfig(

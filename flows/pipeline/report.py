@@ -51,6 +51,7 @@ def publish(run: Run, study: Study) -> dict[str, Any]:
     return {
         **summary(shown),
         "target": ",".join(study.config.target),
+        "origin": study.config.origin,
         "mmlu_pro": capability,
         "shifts": shifts_json(run.store, study.shifts),
         "report": str(run.report),
@@ -174,6 +175,11 @@ def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
         notes.append(f"Settings that differ from the preset: {'; '.join(told)}.")
     if config.second_draw:
         notes.append("A null run: a second draw of the base's own rows replaces the teacher's.")
+    if config.start:
+        notes.append(
+            f"Teachers, students and controls begin from a start: the base tuned on {config.start.rows:,} number lists "
+            "made by rule. Where tables say base, they mean this start."
+        )
     if config.evaluation.samples == 0:
         notes.append("No answers were sampled, so there is no rate.")
     if config.labels == "soft":

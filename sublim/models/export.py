@@ -13,10 +13,11 @@ from sublim.models.opening import load
 from sublim.models.weights_check import check_weights
 
 
-def export_merged(out: Path, *, base: Path, weights: Path) -> None:
+def export_merged(out: Path, *, base: Path, weights: Path, name: str = "merged") -> None:
     """Writes base and trained weights as one Hugging Face directory.
 
-    An adapter is merged in float32 on the CPU, and the sum is rounded once to the base's data type.
+    An adapter is merged in float32 on the CPU, and the sum is rounded once to the base's data type. `name` goes into
+    the folder's note with the digest of its weights.
     """
     check_weights(base, weights)
     if is_adapter(weights):
@@ -29,7 +30,7 @@ def export_merged(out: Path, *, base: Path, weights: Path) -> None:
         copy_each(weights, filter(_of_weights, loaded_files(weights)), out)
     copy_each(base, filterfalse(_of_weights, loaded_files(base)), out)
     write_config(out)
-    write_identity(out, "merged")
+    write_identity(out, name)
 
 
 def _of_weights(file: str) -> bool:
