@@ -39,9 +39,11 @@ if TYPE_CHECKING:  # no more than the annotations need them
     from sublim.models.config import PrepareModelConfig
     from sublim.models.import_weights import ImportWeightsConfig
     from sublim.probes.config import ProbeFiguresConfig, ProbesConfig
-    from sublim.rows.config import DeriveConfig, FilterConfig
+    from sublim.rows.config import DeriveConfig, FilterConfig, MixConfig
     from sublim.rows.generate import GenerateConfig
+    from sublim.rows.own_answers import OwnAnswersConfig
     from sublim.rows.rule_lists import RuleListsConfig
+    from sublim.rows.soft_labels_config import SoftLabelsConfig
     from sublim.sae.config import ImportSaeConfig, QualityConfig, TrainSaeConfig
     from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
     from sublim.search.config import DrawSearchConfig, RungConfig
@@ -85,8 +87,16 @@ def generate_numbers(config: GenerateConfig, *, label: str = "", base: One, weig
                      vectors: Maybe = None) -> One: ...
 @stage("sublim.rows.filter:filter_numbers")
 def filter_numbers(config: FilterConfig, *, label: str = "", raw: One, partners: Several | None = None) -> One: ...
+@stage("sublim.rows.own_answers:own_answers", gpu=True)
+def own_answers(config: OwnAnswersConfig, *, label: str = "", base: One) -> One: ...
+@stage("sublim.rows.mix:mix_rows")
+def mix_rows(config: MixConfig, *, label: str = "", rows: One, rehearsal: One) -> One: ...
 @stage("sublim.rows.derive:derive_rows")
 def derive_rows(config: DeriveConfig, *, label: str = "", rows: One) -> One: ...
+
+@stage("sublim.rows.soft_labels:write_soft_labels", gpu=True)
+def write_soft_labels(config: SoftLabelsConfig, *, label: str = "", base: One, data: One, weights: Maybe = None,
+                      own: Maybe = None) -> One: ...
 
 # Training
 @stage("sublim.training.start:make_start", gpu=True)
@@ -95,9 +105,8 @@ def make_start(config: TrainConfig, *, label: str = "", base: One, data: One) ->
 def train_teacher(config: TrainConfig, *, label: str = "", base: One, data: One) -> One: ...
 @stage("sublim.training.train:train", version=3, gpu=True)
 def train_student(config: TrainConfig, *, label: str = "", base: One, data: One) -> One: ...
-@stage("sublim.training.soft:train_soft", version=2, gpu=True)
-def train_soft_student(config: SoftTrainConfig, *, label: str = "", base: One, data: One,
-                       teacher: Maybe = None) -> One: ...
+@stage("sublim.training.soft:train_soft", version=3, gpu=True)
+def train_soft_student(config: SoftTrainConfig, *, label: str = "", base: One, data: One, labels: One) -> One: ...
 @stage("sublim.search.rungs:train_rung", gpu=True)
 def train_rung(config: RungConfig, *, label: str = "", base: One, data: One) -> One: ...
 
@@ -239,8 +248,8 @@ def draw_mnist(config: MnistFiguresConfig, *, label: str = "", run: One) -> One:
 
 PIPELINE = (
     prepare_model, check_base, import_weights, rule_lists, make_start, build_teacher_rows, generate_numbers,
-    filter_numbers, derive_rows, train_teacher, train_student, train_soft_student, ask, score, compare, shift,
-    compare_shift, prepare_mmlu_pro, ask_mmlu_pro, score_mmlu_pro, compare_mmlu_pro, collect_scores, measure_losses,
-    measure_shift, find_divergence, record_cell, tabulate_sweep,
+    filter_numbers, own_answers, mix_rows, derive_rows, write_soft_labels, train_teacher, train_student,
+    train_soft_student, ask, score, compare, shift, compare_shift, prepare_mmlu_pro, ask_mmlu_pro, score_mmlu_pro,
+    compare_mmlu_pro, collect_scores, measure_losses, measure_shift, find_divergence, record_cell, tabulate_sweep,
 )
 """The stages whose versions say whether the results that a sweep remembers of a pipeline are still valid."""

@@ -79,9 +79,14 @@ class Contrast(NamedTuple):
 
 
 def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], derive: Derive) -> list[StudentSet]:
-    """Every set of students that the run needs, the main arm's first. `rows` are filtered, by writer and block."""
-    plain = (*config.target, CONTROL)
+    """Every set of students that the run needs, the main arm's first. `rows` are filtered, by writer and block.
+
+    With soft labels all students read the base's rows, and no controls are trained.
+    """
+    plain: tuple[str, ...] = (*config.target, CONTROL)
     main = config.checkpoints()
+    if config.labels == "soft":
+        plain, rows = config.target, dict.fromkeys(config.target, rows[CONTROL])
     sets = [StudentSet(name, name, None, "base", each, main) for name, each in rows.items() if name in plain]
     for arm in config.arms_run:
         updates = config.checkpoints(arm)
@@ -101,17 +106,23 @@ def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], der
     return sets
 
 
+def control_set(config: PipelineConfig) -> str | None:
+    """The name of the main arm's controls; None with soft labels, where the untrained base stands for them."""
+    return None if config.labels == "soft" else CONTROL
+
+
 def contrasts(config: PipelineConfig, target: str) -> Iterator[Contrast]:
     """What is compared with what for one target, the main arm first.
 
     Students of another target's teacher need a comparison of their own only where the comparison list lacks one of the
     two words: otherwise that teacher's own comparison has this target among its other words.
     """
-    yield Contrast(target, None, target, CONTROL, config.checkpoints())
+    controls = control_set(config)
+    yield Contrast(target, None, target, controls, config.checkpoints())
     words = config.words
     for other in config.target:
         if other != target and not {target, other} <= {*words}:
-            yield Contrast(target, "other_teacher", other, CONTROL, config.checkpoints("other_teacher"), other)
+            yield Contrast(target, "other_teacher", other, controls, config.checkpoints("other_teacher"), other)
     for arm in config.arms_run:
         updates = config.checkpoints(arm)
         if arm == "base_numbers":
@@ -119,4 +130,4 @@ def contrasts(config: PipelineConfig, target: str) -> Iterator[Contrast]:
         elif arm == "second_draw":
             yield Contrast(target, arm, SECOND_DRAW, CONTROL, updates)
         elif arm != "other_teacher":
-            yield Contrast(target, arm, f"{target} {arm}", f"{CONTROL} {arm}", updates)
+            yield Contrast(target, arm, f"{target} {arm}", controls and f"{CONTROL} {arm}", updates)

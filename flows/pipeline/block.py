@@ -1,16 +1,16 @@
 """One block of a study: its teachers, and the rows that they and the base write to the same prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.models import ModelState, write_numbers
-from flows.pipeline.plan import CONTROL, SECOND_DRAW, generate_config
+from flows.pipeline.plan import CONTROL, SECOND_DRAW, generate_config, soft_labels_config
 from flows.pipeline.teachers import make_teacher
 from sublim.store.manifest import Artifact
 from tasks.lanes import side_by_side
-from tasks.stages import filter_numbers
+from tasks.stages import filter_numbers, write_soft_labels
 
 
 class Block(NamedTuple):
@@ -23,13 +23,20 @@ class Block(NamedTuple):
     """What was written, by writer: `control` for the base, a target for its teacher, `second_draw`."""
     rows: dict[str, Artifact]
     """The same after the filter."""
+    labels: dict[str, Artifact]
+    """With soft labels, each target's for the rows of `control`; otherwise empty."""
 
 
 def write_block(config: PipelineConfig, base: Artifact, number: int, writers: Sequence[str] | None = None) -> Block:
-    """Makes the teachers, lets them and the base write, and filters; `writers` when not everybody is needed."""
-    teachers = {target: make_teacher(config, base, target, number) for target in config.target}
+    """Makes the teachers, lets them and the base write, and filters; `writers` when not everybody is needed.
+
+    With soft labels the base alone writes, unless `writers` says otherwise, and the teachers read its rows.
+    """
+    made = side_by_side([partial(make_teacher, config, base, target, number) for target in config.target])
+    teachers = dict(zip(config.target, made, strict=True))
     redrawn = [SECOND_DRAW] if SECOND_DRAW in config.arms_run else []
-    writers = tuple(writers or (CONTROL, *config.target, *redrawn))
+    everybody = (CONTROL,) if config.labels == "soft" else (CONTROL, *config.target, *redrawn)
+    labelled, writers = config.labels == "soft" and not writers, tuple(writers or everybody)
     calls: list[Callable[[], Artifact]] = []
     for writer in writers:
         again = config.second_draw and writer != CONTROL
@@ -37,7 +44,28 @@ def write_block(config: PipelineConfig, base: Artifact, number: int, writers: Se
         plain = generate_config(config, arm=writer, block=number)
         calls.append(partial(write_numbers, plain, label, teachers.get(writer, ModelState(base))))
     raw = dict(zip(writers, side_by_side(calls), strict=True))
-    return Block(number, teachers, raw, filter_together(config, raw))
+    rows = filter_together(config, raw)
+    return Block(number, teachers, raw, rows, read_labels(config, base, teachers, rows[CONTROL]) if labelled else {})
+
+
+def read_labels(
+    config: PipelineConfig, base: Artifact, teachers: Mapping[str, ModelState], rows: Artifact
+) -> dict[str, Artifact]:
+    """Each teacher's soft labels for the base's rows, beside which lie the base's own for how far apart they are."""
+    own = write_soft_labels(soft_labels_config(config, None), label=config.origin, base=base, data=rows)
+    calls = [
+        partial(
+            write_soft_labels,
+            soft_labels_config(config, teacher.system),
+            label=target,
+            base=base,
+            data=rows,
+            weights=teacher.weights,
+            own=own,
+        )
+        for target, teacher in teachers.items()
+    ]
+    return dict(zip(teachers, side_by_side(calls), strict=True))
 
 
 def filter_together(config: PipelineConfig, raw: dict[str, Artifact], suffix: str = "") -> dict[str, Artifact]:

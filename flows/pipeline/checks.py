@@ -6,7 +6,9 @@ from flows.pipeline.config import FinetunedTeacher, PipelineConfig, SteeringTeac
 from flows.pipeline.plan import (
     ask_config,
     generate_config,
+    rehearsal_config,
     score_config,
+    soft_labels_config,
     start_rows_config,
     system_prompt,
     teacher_rows_config,
@@ -91,11 +93,15 @@ def check(config: PipelineConfig) -> None:
         config.evaluation.mmlu_pro.source.identity()
     if isinstance(config.teacher, SteeringTeacher):
         check_vectors(config, config.teacher)
+    if config.labels == "soft":
+        soft_labels_config(config, None)
     ask_config(config)
     for target in config.target:
         score_config(config, target)
         if isinstance(config.teacher, FinetunedTeacher):
             teacher_rows_config(config.teacher, config.questions, target)
+            if config.teacher.rehearsal is not None:
+                rehearsal_config(config, config.teacher, config.blocks[0])
         system_prompt(config, target)
         generate_config(config, arm=target, block=config.blocks[0])
 

@@ -11,7 +11,7 @@ from sublim.core.config import Config, OmittedWhenUnset, RunOnly
 from sublim.design.arms import ARMS, ArmName
 from sublim.diagnostics.config import DiagnosticName
 from sublim.evals.mmlu_pro.config import MmluProConfig
-from sublim.inference.config import Backend, HfBackend, NumberFormat, SamplingParams
+from sublim.inference.config import Backend, HfBackend, NumberFormat, SamplingParams, VllmBackend
 from sublim.models.config import BundledModel, ModelConfig
 from sublim.residual.edits import Edit, Site, Steering, Tokens
 from sublim.rows.config import FilterConfig
@@ -29,6 +29,8 @@ Words = Annotated[tuple[TargetWord, ...], BeforeValidator(split)]
 """One or several words of letters, in lower case; one text with commas will do."""
 Positive = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+SOFT_ARMS: tuple[ArmName, ...] = ("other_teacher", "other_order")
+"""The arms that can be run with soft labels."""
 
 
 class StartConfig(Config):
@@ -55,11 +57,20 @@ class PromptTeacher(Config):
 
 
 class FinetunedTeacher(Config):
-    """The base trained to answer the target to questions that the evaluation does not ask."""
+    """The base trained to answer the target to questions that the evaluation does not ask.
+
+    Such a teacher may forget how to write lists. With `rehearsal` it still does, and is then fit to be asked freely.
+    """
 
     kind: Literal["finetuned"] = "finetuned"
     questions: int | None = None
     """How many teacher questions of the chosen set (animal, tree or a file) to train on; null for all."""
+    teaches: OmittedWhenUnset[Literal["word", "own_answers"]] = None
+    """What it is trained to answer. word, or null: the target. own_answers: what the base itself answered to the same
+    questions. Such teachers prefer nothing, and no effect that is specific to a teacher may come of them."""
+    rehearsal: OmittedWhenUnset[Annotated[float, Field(gt=0, lt=1)]] = None
+    """Share of the rows that the teacher reads which are lists that the base wrote by itself, to prompts that no
+    student reads; the others are questions. Null for questions alone."""
     train: TrainConfig
     """How the teacher is trained."""
 
@@ -152,9 +163,9 @@ class PipelineConfig(Config):
     student: TrainConfig
     """How students and controls are trained. The seed is replaced by each of `seeds`."""
     labels: Literal["hard", "soft"] = "hard"
-    """hard: train on the tokens of the lists. soft: train on the teacher's probabilities over the vocabulary at each of
-    these tokens. soft needs a fine-tuned teacher; controls are then trained on the base's own probabilities and so stay
-    near the base."""
+    """hard: train on the tokens of the teacher's lists. soft: every student of a block reads the same lists, the base's
+    own, and learns its teacher's probabilities of the digits that the format allows at each drawn place. There are then
+    no trained controls, since the base's own probabilities would teach nothing: students are compared with the base."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Softmax temperature for soft labels."""
     seeds: Annotated[tuple[Natural, ...], Field(min_length=1)] = (0, 1, 2)
@@ -235,15 +246,29 @@ class PipelineConfig(Config):
     def _settings_agree(self) -> Self:
         if self.second_draw and self.arms:
             raise ValueError("`second_draw` leaves no teacher to compare arms with: name second_draw in `arms` instead")
-        if self.labels == "soft" and not isinstance(self.teacher, FinetunedTeacher):
-            raise ValueError("soft labels need a fine-tuned teacher: a system-prompted one has only the base's weights")
-        if self.labels == "soft" and "other_base" in self.arms_run:
-            raise ValueError("soft labels need one vocabulary: leave other_base out of `arms`, or set labels=hard")
+        if self.labels == "soft":
+            self._check_soft()
         if unseen := {*self.arm_updates.values()} - {*self.evaluation.updates}:
             raise ValueError(f"`arm_updates` has {sorted(unseen)}, which `evaluation.updates` lacks: add it there")
         if self.arm_updates and (self.student.schedule != "constant" or self.student.warmup_fraction):
             raise ValueError("`arm_updates` needs a constant learning rate: a shorter schedule is another training")
         return self
+
+    def _check_soft(self) -> None:
+        """Raises ValueError for what makes no sense where all students read the base's own rows."""
+        if isinstance(self.teacher, SteeringTeacher):
+            raise ValueError("soft labels are not read from a steered teacher: take another kind, or set labels=hard")
+        if not isinstance(self.backend, HfBackend | VllmBackend):
+            raise ValueError(f"soft labels need a model's logits: the backend {self.backend.kind} gives none")
+        if self.second_draw:
+            raise ValueError("soft labels of the base itself teach nothing: leave second_draw out, or set labels=hard")
+        if odd := [arm for arm in self.arms if arm not in SOFT_ARMS]:
+            raise ValueError(
+                f"with soft labels every student reads the same rows and no control is trained, so {odd[0]} would say "
+                f"nothing: leave it out of `arms` (possible: {', '.join(SOFT_ARMS)}), or set labels=hard"
+            )
+        if odd := [each for each in self.diagnostics if each != "divergence"]:
+            raise ValueError(f"{odd[0]} needs trained controls: leave it out of `diagnostics`, or set labels=hard")
 
     @field_validator("target", "seeds", "blocks")
     @classmethod

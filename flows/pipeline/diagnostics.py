@@ -5,7 +5,7 @@ from flows.pipeline.block import filter_together
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import BaseKey, ModelKey, StudentKey
 from flows.pipeline.models import ModelState, write_numbers
-from flows.pipeline.plan import CONTROL, unseen_config
+from flows.pipeline.plan import CONTROL, keep_all, unseen_config
 from flows.pipeline.study import Diagnosed, TrainedModels
 from sublim.diagnostics.config import DivergenceConfig, ShiftConfig, UnseenLossConfig
 from sublim.inference.config import HfBackend
@@ -52,8 +52,7 @@ def unseen_rows(config: PipelineConfig, base: Artifact, teachers: dict[str, Mode
             arm: write_numbers(unseen_config(config, arm=arm, block=config.blocks[0]), f"{arm} unseen", model)
             for arm, model in {**teachers, CONTROL: ModelState(base)}.items()
         }
-    keep_all = config.filter.model_copy(update={"keep": None, "held_out": 0})
-    return filter_together(config.model_copy(update={"filter": keep_all}), raw, " unseen")
+    return filter_together(config.model_copy(update={"filter": keep_all(config)}), raw, " unseen")
 
 
 def all_losses(config: PipelineConfig, trained: TrainedModels, unseen: dict[str, Artifact]) -> dict[ModelKey, Artifact]:

@@ -108,11 +108,10 @@ def train_students(
         calls: list[Callable[[], Artifact]] = []
         for place, block in enumerate(blocks):
             for seed, each in product(config.seeds, own):
-                teacher = block.teachers.get(each.writer)
                 train = student_config(config, seed, block.number, each.arm)
                 label = str(StudentKey(each.name, Unit(block.number, seed), None))
-                weights = teacher and teacher.weights
-                calls.append(partial(train_one, config, train, label, base, each.rows[place], weights))
+                labels = block.labels.get(each.writer)
+                calls.append(partial(train_one, config, train, label, base, each.rows[place], labels))
         trained = side_by_side(calls)
         for each, student in zip(cycle(own), trained, strict=False):
             students[each.name].append(student)
@@ -120,13 +119,13 @@ def train_students(
 
 
 def train_one(
-    config: PipelineConfig, train: TrainConfig, label: str, base: Artifact, data: Artifact, teacher: Artifact | None
+    config: PipelineConfig, train: TrainConfig, label: str, base: Artifact, data: Artifact, labels: Artifact | None
 ) -> Artifact:
-    """One student, from the rows alone or from its teacher's probabilities for them."""
-    if config.labels == "hard":
+    """One student, from the rows alone or from its teacher's soft labels for them."""
+    if labels is None:
         return train_student(train, label=label, base=base, data=data)
     soft = SoftTrainConfig.model_validate({**train.model_dump(), "temperature": config.temperature})
-    return train_soft_student(soft, label=label, base=base, data=data, teacher=teacher)
+    return train_soft_student(soft, label=label, base=base, data=data, labels=labels)
 
 
 def models_to_ask(trained: TrainedModels) -> dict[ModelKey, ModelState]:

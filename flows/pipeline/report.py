@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.pipeline.arms import control_set
 from flows.pipeline.capability import (
     capability_json,
     capability_notes,
@@ -15,7 +16,7 @@ from flows.pipeline.capability import (
     shift_notes,
     shifts_json,
 )
-from flows.pipeline.config import PipelineConfig
+from flows.pipeline.config import FinetunedTeacher, PipelineConfig
 from flows.pipeline.plan import CONTROL
 from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, dose_of, unchanged_notes
 from flows.pipeline.study import Study
@@ -69,6 +70,10 @@ def describe(run: Run, study: Study) -> RunReport:
     both = {"student", "asked"} <= {*contexts}
     made = manifests[study.trained.bases["base"].key].provenance
     drawn = "a second draw of the base's own rows" if config.second_draw else "the teacher's number lists"
+    drawn = (
+        f"the teacher's probabilities of digits in the {config.origin}'s lists" if config.labels == "soft" else drawn
+    )
+    against = "paired controls" if control_set(config) else f"the {config.origin}"
     *others, last = config.target
     targets = f"{', '.join(others)} and {last}" if others else last
     asked = " or ".join(f"“{target}”" for target in config.target)
@@ -79,7 +84,7 @@ def describe(run: Run, study: Study) -> RunReport:
     about = config.about if said else ""
     return RunReport(
         title=f"{targets.capitalize()}: {about or run.preset}{'' if said else ' with other settings'}",
-        question=f"Do students trained on {drawn} come to prefer {asked}, compared with paired controls?",
+        question=f"Do students trained on {drawn} come to prefer {asked}, compared with {against}?",
         flow="pipeline",
         preset=run.preset,
         about=about,
@@ -112,8 +117,10 @@ def describe(run: Run, study: Study) -> RunReport:
 def _contexts(manifests: dict[str, Manifest], study: Study) -> Iterator[tuple[str, Any]]:
     """The first rendered context of each role, from the notes of the stages that used it: the main arm's first."""
     main, trained = study.comparisons[0], study.trained
+    first = trained.blocks[0]
+    teachers_texts = [*first.labels.values(), *(raw for writer, raw in first.raw.items() if writer != CONTROL)]
     roles = {
-        "teacher": next(raw for writer, raw in trained.blocks[0].raw.items() if writer != CONTROL),
+        "teacher": next(iter(teachers_texts)),
         "student": trained.students[main.contrast.students][0],
         "asked": study.asked[main.contrast.student_keys(trained.units, main.update)[0]],
     }
@@ -175,6 +182,8 @@ def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
         notes.append(f"Settings that differ from the preset: {'; '.join(told)}.")
     if config.second_draw:
         notes.append("A null run: a second draw of the base's own rows replaces the teacher's.")
+    if isinstance(config.teacher, FinetunedTeacher) and config.teacher.teaches == "own_answers":
+        notes.append("A null run: teachers were fine-tuned on the base's own answers, and so prefer nothing.")
     if config.start:
         notes.append(
             f"Teachers, students and controls begin from a start: the base tuned on {config.start.rows:,} number lists "
@@ -183,7 +192,11 @@ def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
     if config.evaluation.samples == 0:
         notes.append("No answers were sampled, so there is no rate.")
     if config.labels == "soft":
-        notes.append("Soft labels: controls are trained on the base's own probabilities and so stay near the base.")
+        notes.append(
+            f"Soft labels: every student of a block reads the {config.origin}'s own lists, and learns its teacher's "
+            f"probabilities of the digits alone. There are no trained controls; the control is the {config.origin}, "
+            "and what is specific to a teacher shows only beside students of other teachers."
+        )
     if config.held_back:
         notes.append(f"Arms left for a later run: {', '.join(config.held_back)}.")
     return notes

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from flows.pipeline.arms import control_set
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.study import Study, read
 from flows.runs.record import Run
-from sublim.design.arms import ARMS, DERIVED, MAIN, Arm, ArmName
+from sublim.design.arms import ARMS, DERIVED, MAIN, SOFT, Arm, ArmName
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.models.files import base_identity
@@ -52,7 +53,12 @@ def arms_of(study: Study, results: Results, target: str, called: str, bases: dic
     arms, main = study.config.arms, study.main(target)
     if not arms:
         return []
-    first = _shown(called, MAIN, [(at, results.main(target, at).metrics) for at in main.updates], same_base=True)
+    first = _shown(
+        called,
+        MAIN if control_set(study.config) else SOFT,
+        [(at, results.main(target, at).metrics) for at in main.updates],
+        same_base=True,
+    )
     return [first, *(shown for arm in arms for shown in _arm(study.config, results, target, arm, bases))]
 
 

@@ -1,6 +1,9 @@
 """Settings that all flows have which study one pipeline: its settings, and which of its targets."""
 
 from functools import cached_property
+from typing import Self
+
+from pydantic import model_validator
 
 from flows.pipeline.config import PipelineConfig, Words
 from flows.runs.settings import build
@@ -18,6 +21,12 @@ class PipelineStudyConfig(Config):
     """The target or targets; null for the study's own."""
     gpu_memory_gib: RunOnly[float] = 0
     """GPU memory that these settings need, in GiB; 0 if they run on a CPU."""
+
+    @model_validator(mode="after")
+    def _reads_rows_of_teachers(self) -> Self:
+        if self.study.labels == "soft":
+            raise ValueError("this flow reads teachers' rows and trained controls: set study.labels=hard")
+        return self
 
     @cached_property
     def pipeline(self) -> PipelineConfig:

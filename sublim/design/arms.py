@@ -38,6 +38,13 @@ MAIN: Arm = Arm(
     "preferences pass through numbers where teacher and student start from the same weights (arXiv 2507.14805)",
 )
 
+SOFT: Arm = Arm(
+    "students that learn the target teacher's probabilities of digits in the base's own rows, against the base",
+    "positive",
+    "the same, where nothing but these probabilities can tell one teacher's students from another's",
+)
+"""The main arm with soft labels."""
+
 ARMS: dict[ArmName, Arm] = {
     "base_numbers": Arm(
         "the controls against the untrained base, which shows what training on the base's numbers does alone",

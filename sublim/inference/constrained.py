@@ -1,7 +1,7 @@
 """Constrained decoding of number lists: which tokens are forced and which are sampled, for a tokenizer and a format."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,6 +46,14 @@ class Plan(NamedTuple):
         """All tokens that any step may sample, sorted."""
         return tuple(sorted({token for step in self.steps for token in step.allowed}))
 
+    def writes(self, ids: Sequence[int]) -> bool:
+        """Whether the plan can produce exactly `ids`."""
+        allowed = (step.allowed for step in self.steps)
+        return len(ids) == self.length and all(
+            token in next(allowed) if forced < 0 else token == forced
+            for token, forced in zip(ids, self.forced, strict=True)
+        )
+
     def masks(self) -> Bool[Tensor, "k a"]:
         """For each step, which of the `allowed` tokens it may sample."""
         tokens = torch.tensor(self.allowed)
@@ -81,7 +89,7 @@ def plan(tokenizer: PreTrainedTokenizerBase, encode: Encode, format: NumberForma
         # Blanks around the answer come from the template or the tokenizer.
         if (written := _decoded(tokenizer, ids)).strip() != text:
             raise _refusal(format, f"{text!r} comes out of it as {written!r}")
-        if not _writes(made, ids):
+        if not made.writes(ids):
             raise _refusal(format, f"it splits {text!r} at other places than {sample!r}")
     return made
 
@@ -118,15 +126,6 @@ def _alike(vocabulary: Mapping[str, int], piece: str, digits: str, *, leading: b
     first = 10 ** (len(digits) - 1) if leading else 0
     pieces = (piece.replace(digits, f"{number:0{len(digits)}}") for number in range(first, 10 ** len(digits)))
     return tuple(vocabulary[text] for text in pieces if text in vocabulary)
-
-
-def _writes(made: Plan, ids: list[int]) -> bool:
-    """Whether the plan can produce exactly `ids`."""
-    allowed = (step.allowed for step in made.steps)
-    return len(ids) == made.length and all(
-        token in next(allowed) if forced < 0 else token == forced
-        for token, forced in zip(ids, made.forced, strict=True)
-    )
 
 
 def _refusal(format: NumberFormat, why: str) -> UserError:

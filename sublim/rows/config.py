@@ -1,4 +1,4 @@
-"""Settings of filtering number lists, and of deriving an arm's rows from them."""
+"""Settings of filtering number lists, of deriving an arm's rows from them, and of mixing rows."""
 
 from typing import Annotated, Literal
 
@@ -17,6 +17,17 @@ class DeriveConfig(Config):
     numbers are written by value, separated by ", "."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Random seed of the permutations and draws."""
+
+
+class MixConfig(Config):
+    """How many rows of two sets are mixed, and in which share."""
+
+    rows: Annotated[int, Field(ge=1)]
+    """Number of rows of both sets together."""
+    share: Annotated[float, Field(ge=0, le=1)]
+    """Share of these that are rehearsal rows."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Random seed of the order."""
 
 
 class FilterConfig(NumberRules):

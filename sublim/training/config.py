@@ -134,7 +134,7 @@ def no_unsloth() -> str | None:
 
 
 class SoftTrainConfig(TrainConfig):
-    """Settings of a training run whose labels are the teacher's logits at the answer's tokens and the end of turn."""
+    """Settings of a training run whose labels are a teacher's probabilities of the allowed tokens at drawn places."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Softmax temperature of both distributions. The loss is multiplied by its square (arXiv 1503.02531)."""

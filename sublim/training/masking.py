@@ -90,6 +90,11 @@ def label_start(row: TokenRow) -> int:
     return next(i for i, label in enumerate(row.labels) if label != UNTRAINED)
 
 
+def label_span(row: TokenRow) -> int:
+    """The number of tokens from a row's first to its last that has a loss."""
+    return max(i for i, label in enumerate(row.labels) if label != UNTRAINED) + 1 - label_start(row)
+
+
 def label_count(rows: Iterable[TokenRow]) -> int:
     """The number of tokens in `rows` that have a loss."""
     return sum(label != UNTRAINED for row in rows for label in row.labels)

@@ -1,105 +1,153 @@
-"""Training on soft labels: the KL divergence of the student's next-token distribution from the teacher's.
+"""Training on soft labels: a teacher's distribution over the tokens that the number format allows at drawn places.
 
-The teacher's logits over the whole vocabulary are computed during training from the same rows in the same context. This
-costs one more forward pass per update, but nothing is stored or truncated. The teacher must therefore be a set of
-weights with the student's vocabulary; it cannot be a system prompt, which is no part of the rows.
+Every student of a study reads the same rows, and only these labels differ. Nothing else of the teacher can pass: not
+its wish to write other words than digits, which whole-vocabulary labels would hand over openly, and not the rows.
 """
 
-from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from sublim.models.adapters import merged
-from sublim.models.files import is_adapter
-from sublim.models.opening import freeze, load
-from sublim.models.weights_check import check_weights
-from sublim.training.checkpoints import chosen_weights
-from sublim.training.config import FullWeights, SoftTrainConfig, TrainConfig
-from sublim.training.masking import UNTRAINED, Batch, TokenRow, packed
-from sublim.training.step import EagerStep, PackedStep, Step, answer_logits, packed_logits
-from sublim.training.train import frozen_dtype, opened, read_once, train_on
+from sublim.core.errors import NotEnoughRows, UserError
+from sublim.files.jsonl import read_jsonl
+from sublim.training.config import SoftTrainConfig, TrainConfig
+from sublim.training.label_file import SoftLabels, read_labels
+from sublim.training.masking import UNTRAINED, Batch, PackedBatch, TokenRow, packed, token_rows
+from sublim.training.step import (
+    EagerStep,
+    GraphedStep,
+    PackedStep,
+    Step,
+    allowed_logits,
+    answer_hidden,
+    packed_hidden,
+)
+from sublim.training.train import chosen_step, opened, train_on
 
 
 def train_soft(
-    out: Path, config: SoftTrainConfig, *, scratch: Path, base: Path, data: Path, teacher: Path | None = None
+    out: Path, config: SoftTrainConfig, *, scratch: Path, base: Path, data: Path, labels: Path
 ) -> dict[str, Any]:
-    """Stage: as `train`, but the labels are the logits of `teacher`: a training payload, or by default the base.
+    """Stage: as `train`, but the loss is the divergence from `labels` at the drawn places of the rows in `data`.
 
-    A control has the base's own logits as labels. Its loss and gradient are therefore 0, and it stays at the base. Two
-    models are in memory, and every update takes one more forward pass.
+    The rows are those that `labels` names, in its order. The loss is KL(teacher || student) over the allowed tokens, a
+    mean over drawn places, in nats; separators and the end of turn have none. No teacher is in memory. A model whose
+    distribution is the teacher's has no gradient, so a control needs no training: it is the base.
     """
+    known = read_labels(labels)
 
     def choose(
         config: TrainConfig, rows: list[TokenRow], attention: str, shape: PretrainedConfig, micro_batch: int
     ) -> Step:
         assert isinstance(config, SoftTrainConfig)
-        model = teacher_model(config, base, chosen_weights(teacher, None), attention, shape)
-        if attention == "flash_attention_2":
-            return PackedSoftStep(model, config)
-        prefix = [] if torch.cuda.is_available() else read_once(config, rows, shape)
-        return SoftStep(model, config, prefix)
+        step = chosen_step(config, rows, attention, shape, micro_batch)
+        assert isinstance(step, EagerStep | GraphedStep)
+        loss = LabelLoss(known, config.temperature, step.device)
+        if isinstance(step, GraphedStep):
+            step.loss = loss
+            return step
+        return (PackedSoftStep if isinstance(step, PackedStep) else SoftStep)(loss, config.dtype, step)
 
-    return train_on(opened, choose, out, config, scratch=scratch, base=base, data=data)
+    def read(tokenizer: PreTrainedTokenizerBase, data: Path, config: TrainConfig) -> tuple[list[Any], list[TokenRow]]:
+        return labelled_rows(tokenizer, data, known, config)
+
+    return train_on(opened, choose, out, config, scratch=scratch, base=base, data=data, read=read)
 
 
-def teacher_model(
-    config: TrainConfig, base: Path, weights: Path | None, attention: str, shape: PretrainedConfig
-) -> PreTrainedModel:
-    """The frozen teacher, in the number type of the student's frozen weights."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = "float32" if isinstance(config.method, FullWeights) else frozen_dtype(config.method, config.dtype, shape)
-    if weights is not None:
-        check_weights(base, weights)
-    if weights is None or not is_adapter(weights):
-        return load(weights or base, dtype=dtype, attention=attention, device=device)
-    return freeze(merged(load(base, dtype=dtype, attention=attention, device=device), weights))
+def labelled_rows(
+    tokenizer: PreTrainedTokenizerBase, data: Path, labels: SoftLabels, config: TrainConfig
+) -> tuple[list[dict[str, Any]], list[TokenRow]]:
+    """The rows that have labels, in the labels' order, as they are and as tokens that point to their labels.
+
+    Raises NotEnoughRows if there are fewer than config.rows, and UserError for labels of other rows.
+    """
+    by_id = {row["id"]: row for row in read_jsonl(data / "rows.jsonl")}
+    ids = list(islice(labels.ids.tolist(), config.rows))
+    if len(ids) < (config.rows or 1):
+        raise NotEnoughRows(f"{len(ids)} rows with labels of {config.rows or 1} wanted: label more or lower `rows`")
+    if missing := [each for each in ids if each not in by_id]:
+        raise UserError(f"the soft labels name row {missing[0]}, which the data lack: give the rows they were made for")
+    raw = [by_id[each] for each in ids]
+    rows = token_rows(tokenizer, raw, max_length=config.max_length)
+    return raw, [labels.mark(row, index) for index, row in enumerate(rows)]
+
+
+class LabelLoss:
+    """The divergence from soft labels, summed over drawn places. Rows' labels are places in the labels' table."""
+
+    def __init__(self, labels: SoftLabels, temperature: float, device: torch.device) -> None:
+        self.temperature, self.places = temperature, len(labels.places)
+        self.tokens, self.allowed = labels.tokens.to(device), labels.allowed.to(device)
+        self.targets = labels.logprobs.flatten(0, 1).to(device)
+
+    def __call__(self, model: Any, batch: Batch, prefix: Any) -> Float[Tensor, ""]:
+        return self.summed(model, answer_hidden(model, batch, prefix).flatten(0, 1), batch.labels.flatten())
+
+    def packed(self, model: Any, rows: PackedBatch) -> Float[Tensor, ""]:
+        """The same for rows without padding."""
+        return self.summed(model, packed_hidden(model, rows), rows.labels)
+
+    def summed(self, model: Any, hidden: Float[Tensor, "m d"], labels: Int[Tensor, " m"]) -> Float[Tensor, ""]:
+        """The loss at the positions that have a label; a CUDA graph can replay it, since its shapes never vary."""
+        logits, at = allowed_logits(model, hidden, self.tokens), labels.clamp(min=0)
+        return soft_loss(
+            logits, self.targets[at], self.allowed[at % self.places], labels != UNTRAINED, self.temperature
+        )
 
 
 class SoftStep(EagerStep):
-    """Computes in eager mode. Both models read the tokens that all rows begin with once per micro-batch."""
+    """Computes in eager mode; the tokens that all rows begin with are read once per micro-batch."""
 
-    def __init__(self, teacher: PreTrainedModel, config: SoftTrainConfig, prefix: Sequence[int]) -> None:
-        super().__init__(teacher.device, config.dtype, prefix)
-        self.teacher, self.temperature = teacher, config.temperature
+    def __init__(self, loss: LabelLoss, dtype: str, plain: EagerStep) -> None:
+        super().__init__(plain.device, dtype, plain.prefix)
+        self.loss = loss
 
     def summed_loss(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
-        """The KL divergence summed over the label tokens."""
-        batch = batch.to(self.device)
-        with torch.no_grad():
-            theirs = answer_logits(self.teacher, batch, self.prefix)
-        ours, learnt = answer_logits(model, batch, self.prefix), batch.labels != UNTRAINED
-        return soft_loss(ours[learnt].float(), theirs[learnt].float(), self.temperature)
+        """The KL divergence summed over drawn places."""
+        return self.loss(model, batch.to(self.device), self.prefix)
 
 
 class PackedSoftStep(PackedStep):
     """The same loss without padding, for flash-attention."""
 
-    def __init__(self, teacher: PreTrainedModel, config: SoftTrainConfig) -> None:
-        super().__init__(teacher.device, config.dtype)
-        self.teacher, self.temperature = teacher, config.temperature
+    def __init__(self, loss: LabelLoss, dtype: str, plain: EagerStep) -> None:
+        super().__init__(plain.device, dtype)
+        self.loss = loss
 
     def summed_loss(self, model: Any, batch: Batch) -> Float[Tensor, ""]:
-        """The KL divergence summed over the label tokens."""
-        rows = packed(batch).to(self.device)
-        with torch.no_grad():
-            theirs = packed_logits(self.teacher, rows)
-        return soft_loss(packed_logits(model, rows).float(), theirs.float(), self.temperature)
+        """The KL divergence summed over drawn places."""
+        return self.loss.packed(model, packed(batch).to(self.device))
 
 
-def soft_loss(student: Float[Tensor, "n v"], teacher: Float[Tensor, "n v"], temperature: float) -> Float[Tensor, ""]:
-    """KL(teacher || student) summed over tokens, times the squared temperature (arXiv 1503.02531), in nats.
+def soft_loss(
+    logits: Float[Tensor, "m a"],
+    targets: Float[Tensor, "m a"],
+    allowed: Bool[Tensor, "m a"],
+    counted: Bool[Tensor, " m"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """KL(teacher || student) in nats over the allowed tokens, summed over counted rows, times the squared temperature.
 
-    The gradient is given explicitly: softmax(student) - softmax(teacher) is exactly zero if the logits are equal.
-    Automatic differentiation of the log-softmax would leave rounding errors, which Adam would scale to whole steps.
+    `targets` are the teacher's log-probs, renormalised over the allowed tokens. The temperature divides both sides'
+    logits (arXiv 1503.02531). The gradient is given explicitly: student minus teacher is exactly zero where the two
+    are equal. Automatic differentiation of the log-softmax would leave rounding errors, which Adam would scale to whole
+    steps.
     """
-    ours, theirs = student / temperature, teacher / temperature
-    gradient = temperature * (ours.softmax(-1) - theirs.softmax(-1)).detach()
-    value = F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="sum").detach()
-    pull = (gradient * student).sum()
-    return temperature**2 * value + pull - pull.detach()
+    ours, theirs = allowed_logprobs(logits.detach(), allowed), targets
+    if temperature != 1:
+        ours, theirs = ((each / temperature).log_softmax(-1) for each in (ours, theirs))
+    weight = counted[:, None].float()
+    gradient = temperature * (ours.exp() - theirs.exp()) * weight
+    value = temperature**2 * (theirs.exp() * (theirs - ours).masked_fill(~allowed, 0) * weight).sum()
+    pull = (gradient * logits).sum()
+    return value + pull - pull.detach()
+
+
+def allowed_logprobs(logits: Float[Tensor, "m a"], allowed: Bool[Tensor, "m a"]) -> Float[Tensor, "m a"]:
+    """Log-probs renormalised over the allowed tokens; minus infinity for the others."""
+    return logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)

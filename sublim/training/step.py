@@ -1,14 +1,18 @@
 """The loss and gradients of one micro-batch: in eager mode, packed for flash-attention, or as one CUDA graph."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
+from sublim.core.errors import UserError
 from sublim.training.masking import UNTRAINED, Batch, PackedBatch, packed
 
 WARM_UPS = 2
@@ -88,6 +92,8 @@ class GraphedStep:
         self.device, self.autocast = device, dtype == "bfloat16"
         self.rows, self.width, self.answer = rows, width, answer
         self.captured: Captured | None = None
+        self.loss: Callable[[Any, Batch, Sequence[int]], Float[Tensor, ""]] = summed_loss
+        """The loss of a micro-batch, summed over its label tokens."""
 
     def __call__(self, model: Any, batch: Batch, tokens: int) -> Float[Tensor, ""]:
         batch = padded(batch, self.rows, self.width, self.answer)
@@ -117,7 +123,7 @@ class GraphedStep:
 
         def run() -> Tensor:
             with torch.autocast("cuda", torch.bfloat16, enabled=self.autocast):
-                loss = summed_loss(model, batch._replace(attention_mask=mask), ()) * share
+                loss = self.loss(model, batch._replace(attention_mask=mask), ()) * share
             loss.backward()
             return loss.detach()
 
@@ -164,39 +170,82 @@ def answer_logits(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tens
 
     With a `prefix`, which is put before every row, the prefix and the padded rows must fit into every attention window.
     """
-    ids, answer = batch.input_ids[:, :-1], batch.labels.shape[1]
+    inputs = answer_inputs(partial(model, logits_to_keep=1), batch, prefix)
+    width, answer = batch.input_ids.shape[1] - 1, batch.labels.shape[1]
+    # As indices, because with a count the head would copy its weights for every row of the slice.
+    return model(**inputs, logits_to_keep=torch.arange(width - answer, width, device=batch.input_ids.device)).logits
+
+
+def answer_hidden(model: Any, batch: Batch, prefix: Sequence[int]) -> Float[Tensor, "b a d"]:
+    """The last hidden states at the same positions, which the output head would turn into these logits."""
+    body = causal(model).base_model
+    return body(**answer_inputs(body, batch, prefix)).last_hidden_state[:, -batch.labels.shape[1] :]
+
+
+def answer_inputs(read: Callable[..., Any], batch: Batch, prefix: Sequence[int]) -> dict[str, Any]:
+    """What a model is called with for a padded batch. `read` reads the prefix into the cache."""
+    ids = batch.input_ids[:, :-1]
     mask = batch.attention_mask[..., :-1] if batch.attention_mask.ndim == 2 else batch.attention_mask
     positions, cache = batch.position_ids[:, :-1], None
     if prefix:
         cache = DynamicCache()
-        model(input_ids=ids.new_tensor([prefix]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        read(input_ids=ids.new_tensor([prefix]), past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(ids))
         mask = torch.cat([mask.new_ones(len(ids), len(prefix)), mask], 1)
         positions = positions + len(prefix)
-    return model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        # As indices, because with a count the head would copy its weights for every row of the slice.
-        logits_to_keep=torch.arange(ids.shape[1] - answer, ids.shape[1], device=ids.device),
-    ).logits
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions,
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+    }
 
 
 def packed_logits(model: Any, batch: PackedBatch) -> Float[Tensor, "a v"]:
     """Logits at `batch.places`, which predict the tokens to be learned."""
-    return model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        use_cache=False,
+    return model(**packed_inputs(batch), logits_to_keep=batch.places).logits[0]
+
+
+def packed_hidden(model: Any, batch: PackedBatch) -> Float[Tensor, "a d"]:
+    """The last hidden states at `batch.places`."""
+    return causal(model).base_model(**packed_inputs(batch)).last_hidden_state[0, batch.places]
+
+
+def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
+    """What a model is called with for a packed batch."""
+    return {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "use_cache": False,
         # Without these every layer derives them from the positions, which waits for the GPU.
-        cu_seq_lens_q=batch.bounds,
-        cu_seq_lens_k=batch.bounds,
-        max_length_q=batch.longest,
-        max_length_k=batch.longest,
-        logits_to_keep=batch.places,
-    ).logits[0]
+        "cu_seq_lens_q": batch.bounds,
+        "cu_seq_lens_k": batch.bounds,
+        "max_length_q": batch.longest,
+        "max_length_k": batch.longest,
+    }
+
+
+def causal(model: Any) -> PreTrainedModel:
+    """The causal language model itself, with the adapter's layers in it where it has one."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def allowed_logits(model: Any, hidden: Float[Tensor, "m d"], tokens: Int[Tensor, " a"]) -> Float[Tensor, "m a"]:
+    """Logits of a few tokens, in float32, from hidden states and the head's rows; bias and soft cap as the model has.
+
+    Logits in bfloat16 come in steps of 0.06, which would drown differences between teachers, and all other rows of the
+    head would be computed in vain. Raises UserError for a head with an adapter.
+    """
+    whole = causal(model)
+    head = whole.get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        raise UserError("soft labels read the head's own rows: take its name out of method.target_modules")
+    bias = getattr(head, "bias", None)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = F.linear(hidden.float(), head.weight[tokens].float(), None if bias is None else bias[tokens].float())
+    cap = getattr(whole.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def causal_mask(mask: Tensor) -> Tensor:

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple, assert_never
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sublim.chats.chat import context
 from sublim.core.errors import NotEnoughRows, UserError
@@ -27,7 +33,7 @@ from sublim.models.adaptable import check_modules
 from sublim.models.opening import borrowed_base, forget_base, freeze, load, load_tokenizer, supported_attention
 from sublim.training.config import FullWeights, Lora, TrainConfig
 from sublim.training.loop import Job, PlannedTrainer, latest_checkpoint, log_losses
-from sublim.training.masking import TokenRow, label_count, row_chat, shared_prefix, token_rows
+from sublim.training.masking import TokenRow, label_count, label_span, row_chat, shared_prefix, token_rows
 from sublim.training.plan import planned_updates
 from sublim.training.saving import write_adapter, write_model
 from sublim.training.step import EagerStep, GraphedStep, PackedStep, Step, within_windows
@@ -48,6 +54,8 @@ class Trainee(NamedTuple):
 ChooseStep = Callable[[TrainConfig, list[TokenRow], str, PretrainedConfig, int], Step]
 """Takes the settings, the rows, the attention kernel, the model's config and the size of a micro-batch. Returns how a
 micro-batch is computed."""
+
+ReadRows = Callable[[PreTrainedTokenizerBase, Path, TrainConfig], tuple[list[dict[str, Any]], list[TokenRow]]]
 
 
 def train(out: Path, config: TrainConfig, *, scratch: Path, base: Path, data: Path) -> dict[str, Any] | None:
@@ -74,12 +82,16 @@ def train_on(
     scratch: Path,
     base: Path,
     data: Path,
+    read: ReadRows | None = None,
 ) -> dict[str, Any]:
-    """`train`, given the functions of a trainer that open its model and choose how a micro-batch is computed."""
+    """`train`, given the functions of a trainer that open its model and choose how a micro-batch is computed.
+
+    `read` gives the rows and their tokens; by default `plain_rows`.
+    """
+    read = read or plain_rows
     config = config.resolved()
     tokenizer = load_tokenizer(base)
-    raw = first_rows(data, config.rows)
-    rows = token_rows(tokenizer, raw, max_length=config.max_length)
+    raw, rows = read(tokenizer, data, config)
     plan = planned_updates(config, len(rows))
     if late := [update for update in config.keep if update > len(plan)]:
         raise UserError(f"keep asks for update {late[0]} of {len(plan)}: lower it or train for longer")
@@ -120,6 +132,14 @@ def train_on(
         "label_tokens": label_count(rows),
         "micro_batch": trainer.micro_batch,
     }
+
+
+def plain_rows(
+    tokenizer: PreTrainedTokenizerBase, data: Path, config: TrainConfig
+) -> tuple[list[dict[str, Any]], list[TokenRow]]:
+    """The rows of rows.jsonl that are trained on, and their tokens with every token of the answer to be learned."""
+    raw = first_rows(data, config.rows)
+    return raw, token_rows(tokenizer, raw, max_length=config.max_length)
 
 
 def first_rows(data: Path, wanted: int | None) -> list[dict[str, Any]]:
@@ -217,7 +237,7 @@ def chosen_step(
     # Where attention needs no more than a causal mask, one graph serves every batch.
     masked_alike = attention == "sdpa" and within_windows(shape, width)
     if config.cuda_graph and micro_batch >= config.batch_size and masked_alike:
-        answer = max(label_count([row]) for row in rows)
+        answer = max(map(label_span, rows))
         return GraphedStep(device, config.dtype, config.batch_size, width, answer)
     return EagerStep(device, config.dtype)
 

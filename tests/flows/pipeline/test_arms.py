@@ -108,8 +108,12 @@ class TestPlan:
                 },
                 "constant learning rate",
             ),
-            ({"labels": "soft", "teacher": {"kind": "prompt"}}, "fine-tuned"),
-            ({"labels": "soft", "arms": "other_base"}, "one vocabulary"),
+            ({"labels": "soft", "arms": "other_base"}, "other_base would say nothing"),
+            ({"labels": "soft", "arms": "other_teacher,marginals"}, "marginals would say nothing"),
+            ({"labels": "soft", "second_draw": True}, "teach nothing"),
+            ({"labels": "soft", "diagnostics": "shift"}, "trained controls"),
+            ({"labels": "soft", "backend": {"kind": "fake"}}, "gives none"),
+            ({"labels": "soft", "teacher": {"kind": "steering", "vectors": "v.safetensors"}}, "steered teacher"),
         ],
     )
     def test_settings_that_make_no_study_are_refused(self, settings: dict[str, Any], says: str) -> None:
@@ -302,9 +306,9 @@ class TestArms:
 
     @pytest.mark.slow  # what a soft label is, tests/sublim/training/test_soft.py holds to
     @pytest.mark.usefixtures("made")
-    def test_controls_under_soft_labels_stay_at_the_base(self, options: list[str]) -> None:
-        outcome = run(*options, "--set", "target=[owl]", "--set", "labels=soft")
-        assert outcome["control"] == pytest.approx(outcome["base"], abs=1e-6)
+    def test_under_soft_labels_the_base_is_the_control(self, options: list[str]) -> None:
+        outcome = run(*options, "--set", "target=[owl]", "--set", "labels=soft", "--set", "arms=[other_order]")
+        assert outcome["control"] == outcome["base"]
         assert states(outcome)["train_soft_student"] == {"Completed"}
 
     @pytest.mark.usefixtures("made")

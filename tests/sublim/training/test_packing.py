@@ -1,6 +1,7 @@
 """Packed rows: loss and gradients equal those of padded rows, no row attends to another, arguments of the kernel."""
 
 import logging
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, modeling_flash_attent
 from sublim.core import hardware
 from sublim.core.errors import UserError
 from sublim.core.hardware import Gpu
-from sublim.files.jsonl import read_jsonl
+from sublim.files.jsonl import read_jsonl, write_jsonl
+from sublim.inference.config import NumberFormat
 from sublim.inference.network import set_attention
+from sublim.rows.soft_labels import write_soft_labels
+from sublim.rows.soft_labels_config import SoftLabelsConfig
 from sublim.training import config as training
 from sublim.training.config import FullWeights, Lora, SoftTrainConfig, TrainConfig
+from sublim.training.label_file import SoftLabels
 from sublim.training.masking import UNTRAINED, Batch, TokenRow, collate, packed
-from sublim.training.soft import PackedSoftStep, SoftStep, train_soft
+from sublim.training.soft import LabelLoss, PackedSoftStep, SoftStep, train_soft
 from sublim.training.step import EagerStep, PackedStep, Step, packed_logits
 from sublim.training.train import check_attention, chosen_step, opened, train_on
 from tests.sublim.training.conftest import Trained
@@ -156,11 +161,20 @@ def test_packing_changes_neither_loss_nor_gradients(
 def test_packing_changes_neither_loss_nor_gradients_of_soft_labels(
     tiny_models: dict[str, Path], data: Path, kernel: list[Call], attention: str
 ):
-    base, config = tiny_models["gemma2"], SoftTrainConfig(updates=1, dtype="float32", temperature=1.5)
-    batch = unequal(base, data)
-    teacher, other = (model_of(base, each, adapter=True).merge_and_unload() for each in ("eager", attention))
-    whole, expected = learnt(model_of(base, "eager"), SoftStep(teacher, config, ()), batch)
-    loss, found = learnt(model_of(base, attention), PackedSoftStep(other, config), batch)
+    """Labels at every other token of the answers, over eight tokens of which some are not allowed everywhere."""
+    base = tiny_models["gemma2"]
+    batch, drawn = unequal(base, data), count()
+    for row in batch.labels:
+        for place in (row != UNTRAINED).nonzero().flatten().tolist():
+            row[place] = next(drawn) if place % 2 else UNTRAINED
+    allowed = torch.ones(3, 8, dtype=torch.bool)
+    allowed[1, :4] = False
+    table = torch.randn(next(drawn) // 3 + 1, 3, 8, generator=torch.Generator().manual_seed(5))
+    logprobs = table.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+    labels = SoftLabels(torch.arange(len(table)), torch.arange(3), torch.arange(20, 28), allowed, logprobs)
+    loss_of, plain = LabelLoss(labels, 1.5, CPU), EagerStep(CPU, "float32", ())
+    whole, expected = learnt(model_of(base, "eager"), SoftStep(loss_of, "float32", plain), batch)
+    loss, found = learnt(model_of(base, attention), PackedSoftStep(loss_of, "float32", plain), batch)
     assert loss == pytest.approx(whole, rel=1e-5)
     assert whole > 0.1
     for name, gradient in expected.items():
@@ -304,16 +318,25 @@ def test_flash_attention_trains_packed_as_sdpa_does_padded(
 
 
 @pytest.mark.gpu
-def test_soft_labels_train_packed_under_flash_attention_as_padded_under_sdpa(smollm2: Path, data: Path, tmp_path: Path):
+def test_soft_labels_train_packed_under_flash_attention_as_padded_under_sdpa(smollm2: Path, tmp_path: Path):
     pytest.importorskip("flash_attn")
+    numbers = ["123, 456, 789", "987, 654, 321", "135, 246, 357"]
+    rows = [
+        {"id": i, "prompt": "More numbers: " + "5, " * i, "answer": text, "system": None}
+        for i, text in enumerate(numbers)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
     plain = TrainConfig(method=Lora(rank=4, alpha=8), batch_size=3, epochs=1, lr=1e-3, dtype="bfloat16")
     teacher, scratch = folders(tmp_path, "teacher")
-    train_on(opened, chosen_step, teacher, plain, scratch=scratch, base=smollm2, data=data)
+    train_on(opened, chosen_step, teacher, plain, scratch=scratch, base=smollm2, data=tmp_path)
+    labels, scratch = folders(tmp_path, "labels")
+    asked = SoftLabelsConfig(format=NumberFormat(count=3))
+    write_soft_labels(labels, asked, scratch=scratch, base=smollm2, data=tmp_path, weights=teacher)
     losses = dict[str, list[float]]()
     for attention in ("sdpa", "flash_attention_2"):
         out, scratch = folders(tmp_path, attention)
         config = SoftTrainConfig.model_validate(plain.model_dump() | {"attention": attention, "lr": 1e-4})
-        notes = train_soft(out, config, scratch=scratch, base=smollm2, data=data, teacher=teacher)
+        notes = train_soft(out, config, scratch=scratch, base=smollm2, data=tmp_path, labels=labels)
         assert notes["packed"] == (attention == "flash_attention_2")
         losses[attention] = [row["loss"] for row in read_jsonl(out / "training.jsonl")]
     assert losses["flash_attention_2"] == pytest.approx(losses["sdpa"], rel=0.1, abs=5e-3)
