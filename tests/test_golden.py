@@ -22,10 +22,12 @@ from sublim.evals.preference.config import AskConfig, ScoreConfig
 from sublim.evals.preference.score import score
 from sublim.files.jsonl import read_jsonl, write_jsonl
 from sublim.inference.config import FakeBackend, HfBackend, NumberFormat, SamplingParams
-from sublim.rows.config import DeriveConfig, FilterConfig
+from sublim.rows.config import DeriveConfig, FilterConfig, MixConfig
 from sublim.rows.derive import derive_rows
 from sublim.rows.filter import filter_numbers
 from sublim.rows.generate import GenerateConfig, generate_numbers
+from sublim.rows.mix import mix_rows
+from sublim.rows.rule_lists import RuleListsConfig, rule_lists
 from sublim.training.config import FullWeights, TrainConfig
 from sublim.training.train import train
 from sublim.traits.questions import TeacherRowsConfig, build_teacher_rows
@@ -47,6 +49,8 @@ TEMPLATES = NumberTemplates(
 )
 GOLDEN = {
     "build_teacher_rows": (1, "066861d46f4c282f"),
+    "rule_lists": (1, "e54b464def5db823"),
+    "mix_rows": (1, "233f630821de1cc7"),
     "generate_numbers": (1, "c3bb828471d60f3f"),
     "filter_numbers": (1, "be0ae83e25c36b00"),
     "derive_rows": (1, "9d663dc3c1ba8738"),
@@ -109,10 +113,13 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     scoring = ScoreConfig(target="owl", words=WORDS)
     scores = {name: run(score, root / f"score-{name}", scoring, asked=payload) for name, payload in answers.items()}
+    taught = run(build_teacher_rows, root / "rows", TeacherRowsConfig(questions=tuple(QUESTIONS), target="owl"))
+    ruled = RuleListsConfig(prompts=NumberPrompts(templates=TEMPLATES), n_prompts=8, prompt_seed=5, seed=6)
+    mixing = MixConfig(rows=16, share=0.75, seed=7)
     return {
-        "build_teacher_rows": run(
-            build_teacher_rows, root / "rows", TeacherRowsConfig(questions=tuple(QUESTIONS), target="owl")
-        ),
+        "build_teacher_rows": taught,
+        "rule_lists": run(rule_lists, root / "rule", ruled),
+        "mix_rows": run(mix_rows, root / "mix", mixing, rows=taught, rehearsal=rows),
         "generate_numbers": raw,
         "filter_numbers": rows,
         "derive_rows": run(derive_rows, root / "derive", DeriveConfig(how="marginals", seed=4), rows=rows),
