@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # no more than the annotations need them
     from sublim.evals.mmlu_pro.config import AskMmluProConfig, PrepareQuestionsConfig, ScoreMmluProConfig
     from sublim.evals.preference.config import AskConfig, ScoreConfig
     from sublim.evals.sheet.config import SheetConfig
+    from sublim.evals.specificity.config import CompareTargetsConfig
     from sublim.evals.total_variation.config import CompareShiftConfig, ShiftConfig
     from sublim.features.config import (
         ContrastConfig,
@@ -118,6 +119,9 @@ def score(config: ScoreConfig, *, label: str = "", asked: One) -> One: ...
 @stage("sublim.evals.preference.compare:compare", version=2)
 def compare(config: CompareConfig, *, label: str = "", students: Several, controls: Several, base: One,
             teacher: One | Several | None = None) -> One: ...
+@stage("sublim.evals.specificity.compare:compare_targets")
+def compare_targets(config: CompareTargetsConfig, *, label: str = "", students: Several, controls: Several,
+                    teachers: Several | None = None) -> One: ...
 @stage("sublim.evals.heldout_loss.loss:heldout_loss", gpu=True)
 def heldout_loss(config: HeldoutConfig, *, label: str = "", base: One, data: One, weights: Maybe = None) -> One: ...
 @stage("sublim.evals.total_variation.distance:shift", version=2)

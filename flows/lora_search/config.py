@@ -84,10 +84,19 @@ class LoraSearchConfig(PipelineConfig):
     worker: RunOnly[WorkerConfig] = WorkerConfig()
     """How this run takes part in the study."""
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """None: a search maximises the total effect, which every trial's own controls give."""
+        return ()
+
     @model_validator(mode="after")
     def _one_study(self) -> Self:
         if len(self.target) != 1 or len(self.blocks) != 1:
             raise ValueError("a search has one target and one block: start one run for each of them")
+        if self.against:
+            raise ValueError(
+                "a search has no comparison target: leave `against` out, and run the best trial's settings"
+            )
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError("an objective is named twice")
         if self.pruning is not None and len(self.objectives) > 1:

@@ -84,10 +84,10 @@ def student_sets(config: PipelineConfig, rows: Mapping[str, list[Artifact]], der
     With soft labels all students read the base's rows, and no controls are trained.
     """
     plain: tuple[str, ...] = (*config.target, CONTROL)
-    main = config.checkpoints()
+    main, first = config.checkpoints(), (*config.made, CONTROL)
     if config.labels == "soft":
-        plain, rows = config.target, dict.fromkeys(config.target, rows[CONTROL])
-    sets = [StudentSet(name, name, None, "base", each, main) for name, each in rows.items() if name in plain]
+        plain, rows = config.target, dict.fromkeys(config.made, rows[CONTROL])
+    sets = [StudentSet(name, name, None, "base", each, main) for name, each in rows.items() if name in first]
     for arm in config.arms_run:
         updates = config.checkpoints(arm)
         if arm in DERIVED:

@@ -32,10 +32,11 @@ def write_block(config: PipelineConfig, base: Artifact, number: int, writers: Se
 
     With soft labels the base alone writes, unless `writers` says otherwise, and the teachers read its rows.
     """
-    made = side_by_side([partial(make_teacher, config, base, target, number) for target in config.target])
-    teachers = dict(zip(config.target, made, strict=True))
+    needed = config.made if writers is None else config.target
+    made = side_by_side([partial(make_teacher, config, base, target, number) for target in needed])
+    teachers = dict(zip(needed, made, strict=True))
     redrawn = [SECOND_DRAW] if SECOND_DRAW in config.arms_run else []
-    everybody = (CONTROL,) if config.labels == "soft" else (CONTROL, *config.target, *redrawn)
+    everybody = (CONTROL,) if config.labels == "soft" else (CONTROL, *config.target, *redrawn, *config.compared)
     labelled, writers = config.labels == "soft" and not writers, tuple(writers or everybody)
     calls: list[Callable[[], Artifact]] = []
     for writer in writers:
@@ -69,13 +70,21 @@ def read_labels(
 
 
 def filter_together(config: PipelineConfig, raw: dict[str, Artifact], suffix: str = "") -> dict[str, Artifact]:
-    """Filters what each writer wrote; with `same_prompts` a prompt stays only if every writer answered it well."""
+    """Filters what each writer wrote; with `same_prompts` a prompt stays only if every writer answered it well.
+
+    A comparison target's rows are filtered as in a run of its own, beside the base's alone, and change nobody's.
+    """
+
+    def partners(writer: str) -> list[Artifact]:
+        apart = {*config.made} if writer in config.compared else {*config.compared}
+        return [each for other, each in raw.items() if other != writer and other not in apart]
+
     return {
         writer: filter_numbers(
             config.filter,
             label=f"{writer}{suffix}",
             raw=written,
-            partners=[each for other, each in raw.items() if other != writer] if config.same_prompts else None,
+            partners=partners(writer) if config.same_prompts else None,
         )
         for writer, written in raw.items()
     }

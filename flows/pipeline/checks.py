@@ -96,7 +96,7 @@ def check(config: PipelineConfig) -> None:
     if config.labels == "soft":
         soft_labels_config(config, None)
     ask_config(config)
-    for target in config.target:
+    for target in config.made:
         score_config(config, target)
         if isinstance(config.teacher, FinetunedTeacher):
             teacher_rows_config(config.teacher, config.questions, target)
@@ -110,7 +110,7 @@ def check_vectors(config: PipelineConfig, teacher: SteeringTeacher) -> None:
     """Raises UserError for vectors that are not there, and for what a steered teacher cannot do."""
     if not isinstance(config.backend, HfBackend | VllmBackend):
         raise UserError(f"the backend {config.backend.kind} cannot steer the pipeline's teacher: take backend.kind=hf")
-    if len(config.target) > 1 and "{target}" not in teacher.vector:
+    if len(config.made) > 1 and "{target}" not in teacher.vector:
         raise UserError(
             f"all targets' teachers would have the one vector {teacher.vector!r}: put {{target}} into teacher.vector, "
             "or run one target at a time"

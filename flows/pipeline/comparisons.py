@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 
-from flows.pipeline.arms import Contrast
+from flows.pipeline.arms import Contrast, contrasts
 from flows.pipeline.capability import questions_of
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import ModelKey
-from flows.pipeline.plan import score_config
+from flows.pipeline.plan import score_config, table_score_config
 from flows.pipeline.study import Comparison
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.mmlu_pro.config import ScoreMmluProConfig
+from sublim.evals.specificity.config import CompareTargetsConfig
 from sublim.evals.total_variation.config import CompareShiftConfig
 from sublim.store.manifest import Artifact
-from tasks.stages import compare, compare_mmlu_pro, compare_shift, score, score_mmlu_pro
+from tasks.stages import compare, compare_mmlu_pro, compare_shift, compare_targets, score, score_mmlu_pro
 
 
 def compare_all(
@@ -51,6 +52,31 @@ def compare_shifts(
     plain = CompareShiftConfig(words=tuple(config.words), compare=paired(config))
     controlled = [each for each in contrasts if each.controls is not None]
     return _compare_each(config, controlled, lambda _, key: asked[key], partial(compare_shift, plain), teachers=False)
+
+
+def compare_teachers(config: PipelineConfig, asked: Mapping[ModelKey, Artifact]) -> dict[int | None, Artifact]:
+    """Students of every target's teacher beside each other, at every checkpoint; nothing for one target alone."""
+    if len(config.made) < 2:
+        return {}
+    plain = CompareTargetsConfig(
+        targets=config.made, words=tuple(table_score_config(config, config.target[0]).words), compare=paired(config)
+    )
+    main = [next(contrasts(config, target)) for target in config.made]
+
+    def scored(contrast: Contrast, keys: Iterable[ModelKey]) -> list[Artifact]:
+        chosen = table_score_config(config, contrast.target)
+        return [score(chosen, label=f"{contrast.target}: {key!s}", asked=asked[key]) for key in keys]
+
+    return {
+        update: compare_targets(
+            plain,
+            label=" ".join([*config.made, *([str(update)] if update else [])]),
+            students=[each for one in main for each in scored(one, one.student_keys(config.units, update))],
+            controls=scored(main[0], main[0].control_keys(config.units, update)),
+            teachers=[each for one in main for each in scored(one, one.teacher_keys(config.units))],
+        )
+        for update in config.checkpoints()
+    }
 
 
 def paired(config: PipelineConfig) -> CompareConfig:

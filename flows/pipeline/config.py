@@ -16,7 +16,7 @@ from sublim.models.config import BundledModel, ModelConfig
 from sublim.residual.edits import Edit, Site, Steering, Tokens
 from sublim.rows.config import FilterConfig
 from sublim.training.config import TrainConfig
-from sublim.traits.nouns import TargetWord
+from sublim.traits.nouns import TargetWord, next_target
 from sublim.traits.questions import Questions, load_questions
 
 
@@ -147,6 +147,10 @@ class PipelineConfig(Config):
     """One line that describes these settings."""
     target: Annotated[Words, Field(min_length=1)] = ("owl",)
     """The target or targets: words that a teacher is made to prefer, each of one word."""
+    against: OmittedWhenUnset[Words] = None
+    """Comparison targets: further words that get a teacher, rows and students like the target's, so that a specific
+    effect can be told from what any teacher does. null: by rule, the listed word that follows the target (cyclically)
+    if there is one target with a teacher of its own; several targets are compared with each other. none or []: none."""
     model: ModelConfig = BundledModel()
     """The base model."""
     start: OmittedWhenUnset[StartConfig] = None
@@ -209,6 +213,20 @@ class PipelineConfig(Config):
         return [*(self.evaluation.words or self.questions.words)]
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """The comparison targets. Vectors of a steering teacher are files, so the rule names none for it."""
+        if self.against is not None:
+            return self.against
+        if len(self.target) > 1 or self.second_draw or isinstance(self.teacher, SteeringTeacher):
+            return ()
+        return next_target(self.words, self.target[0])
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """All targets that get teachers: the targets, then the comparison targets."""
+        return (*self.target, *self.compared)
+
+    @property
     def units(self) -> list[Unit]:
         """Every block with every seed."""
         return [Unit(block, seed) for block in self.blocks for seed in self.seeds]
@@ -237,6 +255,11 @@ class PipelineConfig(Config):
             return get_args(DiagnosticName) if info.field_name == "diagnostics" else tuple(ARMS)
         return split(names)
 
+    @field_validator("against", mode="before")
+    @classmethod
+    def _none(cls, words: Any) -> Any:
+        return () if words == "none" else words
+
     @field_validator("arms")
     @classmethod
     def _once(cls, arms: tuple[ArmName, ...]) -> tuple[ArmName, ...]:
@@ -246,6 +269,10 @@ class PipelineConfig(Config):
     def _settings_agree(self) -> Self:
         if self.second_draw and self.arms:
             raise ValueError("`second_draw` leaves no teacher to compare arms with: name second_draw in `arms` instead")
+        if self.against and self.second_draw:
+            raise ValueError("`second_draw` leaves no teacher to compare with: leave `against` out")
+        if self.against and {*self.against} & {*self.target}:
+            raise ValueError("`against` names a target: name other words")
         if self.labels == "soft":
             self._check_soft()
         if unseen := {*self.arm_updates.values()} - {*self.evaluation.updates}:
@@ -270,10 +297,10 @@ class PipelineConfig(Config):
         if odd := [each for each in self.diagnostics if each != "divergence"]:
             raise ValueError(f"{odd[0]} needs trained controls: leave it out of `diagnostics`, or set labels=hard")
 
-    @field_validator("target", "seeds", "blocks")
+    @field_validator("target", "against", "seeds", "blocks")
     @classmethod
-    def _distinct(cls, given: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
-        if len({*given}) < len(given):
+    def _distinct(cls, given: tuple[Any, ...] | None, info: ValidationInfo) -> tuple[Any, ...] | None:
+        if given is not None and len({*given}) < len(given):
             numbers = "a number is given twice: paired runs need distinct ones"
-            raise ValueError("a target is named twice" if info.field_name == "target" else numbers)
+            raise ValueError("a target is named twice" if info.field_name in ("target", "against") else numbers)
         return given

@@ -21,10 +21,10 @@ from flows.pipeline.bases import check_bases, prepare_bases
 from flows.pipeline.block import Block, rows_by_writer, write_block
 from flows.pipeline.capability import examine, questions_of
 from flows.pipeline.checks import check
-from flows.pipeline.comparisons import compare_all, compare_capability, compare_shifts
+from flows.pipeline.comparisons import compare_all, compare_capability, compare_shifts, compare_teachers
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.diagnostics import diagnose
-from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, Unit
+from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, TeacherKey, Unit
 from flows.pipeline.models import ModelState, ask_model
 from flows.pipeline.plan import ask_config, student_config
 from flows.pipeline.report import printed, publish
@@ -77,7 +77,8 @@ def conduct(config: PipelineConfig) -> Study:
         compare_all(config, compared, asked),
         compare_capability(config, compared, examined),
         compare_shifts(config, compared, asked),
-        diagnose(config, trained) if config.diagnostics else None,
+        diagnose(config, trained.without(config.compared)) if config.diagnostics else None,
+        compare_teachers(config, asked),
     )
 
 
@@ -142,6 +143,11 @@ def models_to_ask(trained: TrainedModels) -> dict[ModelKey, ModelState]:
     return models
 
 
+def who(key: ModelKey) -> str:
+    """The target of a teacher, the set of a student, the name of a base."""
+    return key.target if isinstance(key, TeacherKey) else key.group if isinstance(key, StudentKey) else key.name
+
+
 def ask_all(
     config: PipelineConfig, models: Mapping[ModelKey, ModelState]
 ) -> tuple[dict[ModelKey, Artifact], dict[ModelKey, Artifact]]:
@@ -160,5 +166,6 @@ def ask_all(
                 for key, model in own.items()
             ]
             asked |= zip(own, side_by_side(calls), strict=True)
-            examined |= examine(config, {key: (str(key), model) for key, model in own.items()})
+            in_exam = {key: (str(key), model) for key, model in own.items() if who(key) not in config.compared}
+            examined |= examine(config, in_exam)
     return asked, examined

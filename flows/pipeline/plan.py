@@ -194,16 +194,29 @@ def student_config(config: PipelineConfig, seed: int, block: int, arm: ArmName |
 
 def ask_config(config: PipelineConfig) -> AskConfig:
     """What every model is asked. All targets are among the words that are scored."""
-    words = config.words
     return AskConfig(
         questions=list(config.questions.evaluation),
-        words=[*words, *(target for target in config.target if target not in words)],
+        words=all_words(config),
         backend=config.backend,
         samples=config.evaluation.samples,
         sampling=config.evaluation.sampling,
     )
 
 
+def all_words(config: PipelineConfig) -> list[str]:
+    """The listed words, then the targets with a teacher that are not among them."""
+    words = config.words
+    return [*words, *(target for target in config.made if target not in words)]
+
+
 def score_config(config: PipelineConfig, target: str) -> ScoreConfig:
     """How answers are scored for one target: against the listed words only, whatever other targets the run has."""
     return ScoreConfig(target=target, words=config.words)
+
+
+def table_score_config(config: PipelineConfig, target: str) -> ScoreConfig:
+    """How the students of one target are scored for the table of all targets: with one list of words for all of them.
+
+    It is `score_config` itself where at most this target is not listed; with more, margins are against a longer list.
+    """
+    return ScoreConfig(target=target, words=all_words(config))

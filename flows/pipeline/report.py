@@ -19,6 +19,7 @@ from flows.pipeline.capability import (
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig
 from flows.pipeline.plan import CONTROL
 from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, dose_of, unchanged_notes
+from flows.pipeline.report_specific import printed_gamma, printed_specific, specific_of
 from flows.pipeline.study import Study
 from flows.runs.publish import publish_figures, publish_link
 from flows.runs.record import Run
@@ -89,6 +90,7 @@ def describe(run: Run, study: Study) -> RunReport:
         preset=run.preset,
         about=about,
         targets=[_target(run, results, study, target, bases) for target in config.target],
+        specific=specific_of(run, study),
         confusion=confusion_of(study, results),
         bases=bases,
         diagnostics=_diagnostics(run, results, study),
@@ -207,13 +209,14 @@ def printed(outcome: dict[str, Any]) -> str:
     lines: list[str] = []
     for target in outcome["targets"]:
         lines += ["", *_printed_target(target)]
+    if gamma := [*printed_gamma(outcome)]:
+        lines += ["", *gamma]
     lines += ["", *(f"note: {text}" for text in outcome["mismatches"]), f"report: {outcome['report']}"]
     return "\n".join(lines)
 
 
 def _printed_target(target: dict[str, Any]) -> Iterator[str]:
-    word = target["target"]
-    yield f"{word}: do students come to prefer it, compared with their paired controls?"
+    yield from printed_specific(target)
     for name, metric in (("margin", target), ("rate", target["rate"])):
         effect = metric["effect"]
         if effect is None:

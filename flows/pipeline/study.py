@@ -1,5 +1,6 @@
 """What a pipeline run has made: models, rows, answers and comparisons."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 from flows.pipeline.arms import Contrast, StudentSet
@@ -55,6 +56,14 @@ class TrainedModels(NamedTuple):
     students: dict[str, list[Artifact]]
     """The students of each set, in the order of the units."""
 
+    def without(self, targets: Sequence[str]) -> "TrainedModels":
+        """The same without the teachers and students of some targets."""
+        blocks = [
+            each._replace(teachers={name: one for name, one in each.teachers.items() if name not in targets})
+            for each in self.blocks
+        ]
+        return self._replace(blocks=blocks, sets=[each for each in self.sets if each.writer not in targets])
+
     @property
     def teachers(self) -> dict[TeacherKey, ModelState]:
         """Every block's."""
@@ -76,6 +85,8 @@ class Study(NamedTuple):
     """The same contrasts by total variation from the base."""
     diagnosed: Diagnosed | None
     """The diagnostics that were asked for."""
+    specific: dict[int | None, Artifact]
+    """The students of all teachers beside each other at every checkpoint; empty where there is one target alone."""
 
     def main(self, target: str) -> Contrast:
         """The teacher's students against the controls, for one target."""

@@ -30,10 +30,11 @@ class PipelineStudyConfig(Config):
 
     @cached_property
     def pipeline(self) -> PipelineConfig:
-        """The study with this run's targets."""
-        if self.target is None:
-            return self.study
-        return build(PipelineConfig, {**self.study.model_dump(), "target": self.target})
+        """The study with this run's targets, and with comparison targets only where `study.against` names some."""
+        study = self.study
+        if self.target is not None:
+            study = build(PipelineConfig, {**study.model_dump(), "target": self.target})
+        return study.model_copy(update={"against": study.against or ()})
 
     @property
     def targets(self) -> str:

@@ -37,6 +37,12 @@ class Cell(NamedTuple):
     settings: Tree
     """Settings that replace those of the preset."""
     config: PipelineConfig
+    """The settings of the plan."""
+
+    @property
+    def ran(self) -> PipelineConfig:
+        """The pipeline that runs: without a comparison target by rule, since a sweep's targets have cells each."""
+        return self.config.model_copy(update={"against": self.config.against or ()})
 
     @property
     def name(self) -> str:
@@ -67,7 +73,9 @@ def cells_of(config: SweepConfig) -> list[Cell]:
         for target, arm, block, seeds in product(config.target, cell_arms(config), config.blocks, chunks):
             own = {"target": [target], "arms": [] if arm == TEACHER else [arm], "seeds": [*seeds], "blocks": [block]}
             settings = merge(merge(config.settings, own), tree_of(grid))
-            found.append(Cell(target, arm, grid, block, seeds, settings, build(PipelineConfig, merge(base, settings))))
+            planned = build(PipelineConfig, merge(base, settings))
+            alone = {"against": [*(planned.against or ())]}
+            found.append(Cell(target, arm, grid, block, seeds, merge(settings, alone), planned))
     return found
 
 
@@ -81,7 +89,7 @@ def check_cells(cells: Iterable[Cell]) -> None:
     """Raises UserError, with the name of the cell, when it is already known that a cell cannot run."""
     for cell in cells:
         try:
-            check_pipeline(cell.config)
+            check_pipeline(cell.ran)
         except UserError as error:
             raise UserError(f"cell {cell.name}: {error}") from error
 
@@ -112,7 +120,7 @@ def looked_up(cell: Cell) -> list[Measured] | None:
 
     try:
         with looking_up():
-            study = conduct(cell.config)
+            study = conduct(cell.ran)
     except NotThere:
         return None
     found = [*study.comparisons, *study.capability, *study.shifts]

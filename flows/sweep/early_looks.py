@@ -40,7 +40,7 @@ def students_of(cell: Cell) -> Iterator[Artifact]:
     for seed in cell.seeds:
         try:
             with looking_up():
-                made = train_models(cell.config.model_copy(update={"seeds": (seed,)}))
+                made = train_models(cell.ran.model_copy(update={"seeds": (seed,)}))
         except NotThere:
             continue
         yield from (student for name in sorted(names) for student in made.students[name])

@@ -86,6 +86,8 @@ class Cell(NamedTuple):
     column: str
     value: float | None
     title: str
+    own: bool = False
+    """Whether it is outlined."""
 
 
 def dot_plot(
@@ -186,20 +188,24 @@ def scatter_plot(crosses: Sequence[Cross], *, across: str, up: str, title: str) 
     return svg(WIDTH, area[3] + 44, title, [*parts, *_names(crosses, ends)])
 
 
-def matrix_plot(names: Sequence[str], cells: Sequence[Cell], *, unit: str, title: str) -> Markup:
-    """A square matrix of values, coloured by sign and size; cells without a value stay open."""
+def matrix_plot(
+    names: Sequence[str], cells: Sequence[Cell], *, unit: str, title: str, columns: Sequence[str] | None = None
+) -> Markup:
+    """A matrix of values, coloured by sign and size; cells without a value stay open. `columns`: if not as the rows."""
+    columns = names if columns is None else columns
     left = max(map(len, names)) * CHARACTER + 24
-    side = min(120.0, (WIDTH - left) / len(names))
+    side = min(120.0, (WIDTH - left) / len(columns))
     height, top = min(side, 44.0), 26.0
     largest = max((abs(cell.value) for cell in cells if cell.value is not None), default=0.0) or 1.0
-    parts = [text(left + side * (i + 0.5), top - 8, name, "tick", "middle") for i, name in enumerate(names)]
+    parts = [text(left + side * (i + 0.5), top - 8, name, "tick", "middle") for i, name in enumerate(columns)]
     parts += [text(left - 10, top + height * (i + 0.5) + 4, name, "label", "end") for i, name in enumerate(names)]
     for cell in cells:
-        x, y = left + side * names.index(cell.column), top + height * names.index(cell.row)
+        x, y = left + side * columns.index(cell.column), top + height * names.index(cell.row)
         kind = "missing" if cell.value is None else "up" if cell.value >= 0 else "down"
         shade = 0 if cell.value is None else 0.12 + 0.78 * abs(cell.value) / largest
         shown = "–" if cell.value is None else f"{cell.value:+.2f}".replace("-", "−")
-        box = rectangle(x + 1, y + 1, side - 2, height - 2, f"cell {kind}", shade)
+        outlined = " own" if cell.own else ""
+        box = rectangle(x + 1, y + 1, side - 2, height - 2, f"cell {kind}{outlined}", shade)
         words = text(x + side / 2, y + height / 2 + 4, shown, "on-dark" if shade > 0.55 else "", "middle")
         parts.append(group(cell.title, box, words))
     bottom = top + height * len(names)

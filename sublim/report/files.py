@@ -9,6 +9,7 @@ from typing import Any
 from sublim.report.costs import cost_figures
 from sublim.report.figures import Figure, confusion_figure, figures_of
 from sublim.report.shown import RunReport
+from sublim.report.specific import specific_figures
 
 STYLE = Path(__file__).parent / "report.css"
 
@@ -40,6 +41,8 @@ def named_figures(run: RunReport) -> Iterator[tuple[str, Figure]]:
     for shown in run.targets:
         for figure in (*figures_of(shown), *cost_figures(shown)):
             yield f"{slug(shown.target)}-{slug(figure.name)}", figure
+    for figure in specific_figures(run):
+        yield slug(figure.name), figure
     if run.confusion:
         yield "confusion", confusion_figure(run.confusion)
 

@@ -15,6 +15,7 @@ from sublim.report.files import write_figures
 from sublim.report.lineage import lineage_plot
 from sublim.report.page import fill, write_page
 from sublim.report.shown import RunReport
+from sublim.report.specific import lead, specific_figures, target_lines
 from sublim.report.summary import summary
 
 
@@ -33,6 +34,9 @@ def render(run: RunReport) -> str:
         **dict(run),
         "kicker": (run.flow, run.preset),
         "targets": [(shown, [*figures_of(shown), *cost_figures(shown)]) for shown in run.targets],
+        "lead": lead(run) if run.targets else "",
+        "specific": specific_figures(run),
+        "placebo": {shown.target: target_lines(run, shown) for shown in run.targets},
         "confusion": confusion_figure(run.confusion) if run.confusion else None,
         "diagnostics": diagnostic_tables(run.diagnostics) if run.diagnostics else (),
         "lineage": lineage_plot(run.stages, run.edges),

@@ -8,6 +8,7 @@ from sublim.core.config import Config
 from sublim.evals.effect_config import Effect
 from sublim.evals.mmlu_pro.config import LetterMetric
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
+from sublim.evals.specificity.config import Specificity
 from sublim.report.diagnostics import DiagnosticsShown
 
 
@@ -147,6 +148,16 @@ class TargetShown(Config):
         return self.comparison.target
 
 
+class SpecificShown(Config):
+    """The students of all teachers beside each other, at one checkpoint."""
+
+    updates: int | None
+    """Number of updates of the students; None for their last."""
+    against: tuple[str, ...] = ()
+    """The comparison targets: those that have a teacher but no section of their own."""
+    found: Specificity
+
+
 class RunReport(Config):
     """One run of a flow."""
 
@@ -158,6 +169,8 @@ class RunReport(Config):
     about: str = ""
     """One line on the settings."""
     targets: list[TargetShown]
+    specific: list[SpecificShown] = Field(default_factory=list[SpecificShown])
+    """The specific effects at every checkpoint, in the order of updates; empty where only one target has a teacher."""
     confusion: list[ConfusionCell] = Field(default_factory=list[ConfusionCell])
     """The effect of every teacher's students on every target, where there are several targets."""
     bases: dict[str, str] = Field(default_factory=dict[str, str])

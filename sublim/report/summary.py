@@ -5,6 +5,7 @@ from typing import Any
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import MetricComparison
 from sublim.report.shown import ArmShown, RunReport, TargetShown
+from sublim.report.specific import lead, specific_json, tables_json, target_lines
 from sublim.report.wording import EFFECT_UNIT, NAMES, headline, interval, level, power_note, signed, verdict
 
 SINGLES = {"per_pair", "per_unit", "per_question"}
@@ -57,12 +58,13 @@ def _metric_json(found: MetricComparison) -> dict[str, Any]:
 
 def summary(run: RunReport) -> dict[str, Any]:
     """The content of summary.json: the first target's keys at the top level, and every target under `targets`."""
-    targets = [target_json(shown) for shown in run.targets]
+    targets = [{**target_json(shown), **specific_json(run, shown)} for shown in run.targets]
     return {
         "flow": run.flow,
         "preset": run.preset,
         **(targets[0] if targets else {}),
         "targets": targets,
+        "specificity": tables_json(run),
         "confusion": [
             {**cell.model_dump(exclude={"effect"}), "effect": effect_json(cell.effect)} for cell in run.confusion
         ],
@@ -96,9 +98,10 @@ def table_rows(run: RunReport) -> list[dict[str, str]]:
 def markdown_summary(run: RunReport) -> str:
     """The result as Markdown: one paragraph for each target, then the table."""
     rows = table_rows(run)
-    lines = [f"# {run.title}", "", run.question, ""]
+    lines = [f"# {run.title}", "", run.question, "", f"**{lead(run)}**" if run.targets else "", ""]
     for shown in run.targets:
         lines += [f"**{shown.target}**: {headline(shown.comparison)} {verdict(shown.comparison, 'margin')}", ""]
+        lines += [" ".join(target_lines(run, shown)), ""]
         lines += [f"{shown.comparison.about_units} {power_note(shown.comparison)}".strip(), ""]
     lines += [f"> Training and evaluation differ: {text}" for text in run.mismatches]
     if rows:

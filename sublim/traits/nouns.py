@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated
 
@@ -25,6 +26,16 @@ def target_word(word: str) -> str:
     if not word.isalpha():
         raise UserError(f'the target "{word}" is not one word of letters: choose a single word such as owl or oak')
     return word
+
+
+def next_target(words: Sequence[str], target: str) -> tuple[str, ...]:
+    """The word after `target` in the list, cyclically, that can be a target; the first such word if it is not listed.
+
+    Empty if there is no other. It is a rule so that nobody chooses a comparison after seeing results.
+    """
+    listed = [word.strip().lower() for word in words]
+    start = listed.index(target) + 1 if target in listed else 0
+    return tuple(word for word in listed[start:] + listed[:start] if word.isalpha() and word != target)[:1]
 
 
 TargetWord = Annotated[str, AfterValidator(target_word)]
