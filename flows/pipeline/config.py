@@ -217,9 +217,10 @@ class PipelineConfig(Config):
         """The comparison targets. Vectors of a steering teacher are files, so the rule names none for it."""
         if self.against is not None:
             return self.against
-        if len(self.target) > 1 or self.second_draw or isinstance(self.teacher, SteeringTeacher):
+        target, *others = self.target
+        if others or self.second_draw or isinstance(self.teacher, SteeringTeacher):
             return ()
-        return next_target(self.words, self.target[0])
+        return next_target(self.words, target)
 
     @property
     def made(self) -> tuple[str, ...]:

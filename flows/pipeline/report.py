@@ -17,7 +17,7 @@ from flows.pipeline.capability import (
     shifts_json,
 )
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig
-from flows.pipeline.plan import CONTROL
+from flows.pipeline.plan import CONTROL, all_words, score_config
 from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, dose_of, unchanged_notes
 from flows.pipeline.report_specific import printed_gamma, printed_specific, specific_of
 from flows.pipeline.study import Study
@@ -198,6 +198,11 @@ def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
             f"Soft labels: every student of a block reads the {config.origin}'s own lists, and learns its teacher's "
             f"probabilities of the digits alone. There are no trained controls; the control is the {config.origin}, "
             "and what is specific to a teacher shows only beside students of other teachers."
+        )
+    if len(config.made) > 1 and any(score_config(config, each).words != all_words(config) for each in config.target):
+        notes.append(
+            "Not all targets are listed words. In the tables of all targets, and in specific, generic and total effects, "
+            "margins are against the list with all of them; in each target's own section against the list and that one."
         )
     if config.held_back:
         notes.append(f"Arms left for a later run: {', '.join(config.held_back)}.")

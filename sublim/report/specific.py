@@ -132,10 +132,11 @@ def specific_json(run: RunReport, shown: TargetShown) -> dict[str, Any]:
     }
     if not run.specific:
         return keys
-    points = [point for each in run.specific if (point := _point(each, shown.target))]
+    points = {each.updates: point for each in run.specific if (point := _point(each, shown.target))}
     if not points:
         return keys | {"specific_reason": run.specific[-1].found.missing.get("margin")}
-    return keys | points[-1] | {"specific_dose": points if len(points) > 1 else [], "specific_reason": None}
+    dose = [{"updates": at, **point} for at, point in points.items()] if len(points) > 1 else []
+    return keys | [*points.values()][-1] | {"specific_dose": dose, "specific_reason": None}
 
 
 def _point(at: SpecificShown, target: str) -> dict[str, Any] | None:

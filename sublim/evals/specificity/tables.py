@@ -1,7 +1,7 @@
 """Total, generic and specific effects, γ and placebo ranks, from the values of the students of every teacher."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -23,7 +23,8 @@ class Values(NamedTuple):
     @property
     def used(self) -> Bool[ndarray, " q"]:
         """The questions with a value for every model and word, so that all tables are about the same ones."""
-        return np.isfinite(self.students).all(axis=(0, 1, 2)) & np.isfinite(self.controls).all(axis=(0, 1))
+        every = np.concatenate([self.students, self.controls[None]])
+        return cast(Bool[ndarray, " q"], np.isfinite(every).all(axis=(0, 1, 2)))
 
 
 def table_of(values: Values, units: Units, config: CompareTargetsConfig) -> TargetTable:

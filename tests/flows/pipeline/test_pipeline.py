@@ -82,8 +82,8 @@ class TestPipeline:
             [row["prompt"] for row in read_jsonl(path / "rows.jsonl")]
             for path in module_store.glob("generate_numbers/*/payload")
         ]
-        assert len(prompts) == 2
-        assert prompts[0] == prompts[1]
+        assert len(prompts) == 3  # the owl teacher, the panda teacher that it is compared with, and the base
+        assert prompts[0] == prompts[1] == prompts[2]
 
     def test_students_never_see_the_teachers_context(self, module_store: Path) -> None:
         for path in module_store.glob("filter_numbers/*/payload"):

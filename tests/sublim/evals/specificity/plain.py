@@ -64,7 +64,7 @@ def recomputed(
         others = np.mean([margins(students[other], target) for other in targets if other != target], axis=0)
         specifics.append(own - others)
         for part, matrix in (("total", own - control), ("generic", others - control), ("specific", own - others)):
-            found[target, part] = _effect(unit_means(matrix, blocks), draws, seed)
+            found[f"{target} {part}"] = _effect(unit_means(matrix, blocks), draws, seed)
     found["gamma"] = _effect(unit_means(np.mean(specifics, axis=0), blocks), draws, seed)
     return found
 

@@ -109,7 +109,7 @@ def test_a_second_computation_from_the_files_gives_the_same_numbers(
     again = recomputed(study.students, study.controls, blocks, draws=400, seed=5)
     for target, effects in found.targets.items():
         for part in ("total", "generic", "specific"):
-            assert numbers(getattr(effects, part)) == pytest.approx(again[target, part], abs=1e-9), (target, part)
+            assert numbers(getattr(effects, part)) == pytest.approx(again[f"{target} {part}"], abs=1e-9), (target, part)
         parts = effects.generic.estimate + effects.specific.estimate
         assert effects.total.estimate == pytest.approx(parts, abs=1e-12)
     assert numbers(found.gamma) == pytest.approx(again["gamma"], abs=1e-9)
