@@ -19,6 +19,8 @@ from sublim.evals.preference.config import AskConfig, ScoreConfig
 from sublim.evals.preference.score import score
 from sublim.evals.sheet.config import SheetConfig
 from sublim.evals.sheet.sheet import collect_scores
+from sublim.evals.specificity.compare import compare_targets
+from sublim.evals.specificity.config import CompareTargetsConfig
 from sublim.evals.total_variation.compare import compare_shift
 from sublim.evals.total_variation.config import CompareShiftConfig, ShiftConfig
 from sublim.evals.total_variation.distance import shift
@@ -35,6 +37,7 @@ GOLDEN = {
     "shift": (2, "f541adfa5a5405a6"),
     "compare_shift": (2, "e7849f129423b635"),
     "collect_scores": (2, "4301d009334d64e1"),
+    "compare_targets": (1, "7a64eb1e2cd41e9e"),
     "record_cell": (1, "37baadca87cf6c5e"),
     "tabulate_sweep": (2, "4f788e06974d7eba"),
 }
@@ -102,6 +105,14 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         controls=[asked["c0"], asked["c1"]],
         base=asked["base"],
     )
+    beside = run(
+        compare_targets,
+        root / "beside",
+        CompareTargetsConfig(targets=("owl", WORDS[1]), words=tuple(WORDS), compare=CompareConfig(draws=200)),
+        students=[scores["s0"], scores["s1"], scores["c0"], scores["c1"]],
+        controls=[scores["base"], scores["base"]],
+        teachers=[scores["s0"], scores["c0"]],
+    )
     cell = run(record_cell, root / "cell", CellRecordConfig(name="owl"), comparisons={"owl": compared, "exam": cost})
     table = run(
         tabulate_sweep,
@@ -126,6 +137,7 @@ def payloads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "compare_mmlu_pro": cost,
         "shift": shifted,
         "compare_shift": moved,
+        "compare_targets": beside,
         "collect_scores": _readable(sheet, root / "sheet-text"),
         "record_cell": cell,
         "tabulate_sweep": _readable(table, root / "table-text"),

@@ -1,7 +1,7 @@
 """Comparisons of students with their controls: by preference, on MMLU-Pro, and by distance from the base."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
+from functools import partial
 
 from flows.pipeline.arms import Contrast, contrasts
 from flows.pipeline.capability import questions_of
@@ -11,22 +11,35 @@ from flows.pipeline.plan import score_config, table_score_config
 from flows.pipeline.study import Comparison
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.mmlu_pro.config import ScoreMmluProConfig
+from sublim.evals.preference.config import ScoreConfig
 from sublim.evals.specificity.config import CompareTargetsConfig
 from sublim.evals.total_variation.config import CompareShiftConfig
 from sublim.store.manifest import Artifact
 from tasks.stages import compare, compare_mmlu_pro, compare_shift, compare_targets, score, score_mmlu_pro
 
+Scorer = Callable[[ScoreConfig, ModelKey], Artifact]
 
-def compare_all(
-    config: PipelineConfig, contrasts: Iterable[Contrast], asked: Mapping[ModelKey, Artifact]
-) -> list[Comparison]:
-    """Students against controls, for every contrast and checkpoint; each model is scored once for a target."""
 
-    @cache
-    def scored(target: str, key: ModelKey) -> Artifact:
-        return score(score_config(config, target), label=f"{target}: {key!s}", asked=asked[key])
+def scorer(asked: Mapping[ModelKey, Artifact]) -> Scorer:
+    """Scores models by the settings of the score; each once, however many comparisons need it."""
+    found: dict[tuple[str, tuple[str, ...], ModelKey], Artifact] = {}
 
-    return _compare_each(config, contrasts, scored, partial(compare, paired(config)))
+    def scored(chosen: ScoreConfig, key: ModelKey) -> Artifact:
+        name = (chosen.target, tuple(chosen.words), key)
+        if name not in found:
+            found[name] = score(chosen, label=f"{chosen.target}: {key!s}", asked=asked[key])
+        return found[name]
+
+    return scored
+
+
+def compare_all(config: PipelineConfig, contrasts: Iterable[Contrast], scored: Scorer) -> list[Comparison]:
+    """Students against controls, for every contrast and checkpoint."""
+
+    def given(target: str, key: ModelKey) -> Artifact:
+        return scored(score_config(config, target), key)
+
+    return _compare_each(config, contrasts, given, partial(compare, paired(config)))
 
 
 def compare_capability(
@@ -54,7 +67,7 @@ def compare_shifts(
     return _compare_each(config, controlled, lambda _, key: asked[key], partial(compare_shift, plain), teachers=False)
 
 
-def compare_teachers(config: PipelineConfig, asked: Mapping[ModelKey, Artifact]) -> dict[int | None, Artifact]:
+def compare_teachers(config: PipelineConfig, scored: Scorer) -> dict[int | None, Artifact]:
     """Students of every target's teacher beside each other, at every checkpoint; nothing for one target alone."""
     if len(config.made) < 2:
         return {}
@@ -63,17 +76,16 @@ def compare_teachers(config: PipelineConfig, asked: Mapping[ModelKey, Artifact])
     )
     main = [next(contrasts(config, target)) for target in config.made]
 
-    def scored(contrast: Contrast, keys: Iterable[ModelKey]) -> list[Artifact]:
-        chosen = table_score_config(config, contrast.target)
-        return [score(chosen, label=f"{contrast.target}: {key!s}", asked=asked[key]) for key in keys]
+    def given(contrast: Contrast, keys: Iterable[ModelKey]) -> list[Artifact]:
+        return [scored(table_score_config(config, contrast.target), key) for key in keys]
 
     return {
         update: compare_targets(
             plain,
             label=" ".join([*config.made, *([str(update)] if update else [])]),
-            students=[each for one in main for each in scored(one, one.student_keys(config.units, update))],
-            controls=scored(main[0], main[0].control_keys(config.units, update)),
-            teachers=[each for one in main for each in scored(one, one.teacher_keys(config.units))],
+            students=[each for one in main for each in given(one, one.student_keys(config.units, update))],
+            controls=given(main[0], main[0].control_keys(config.units, update)),
+            teachers=[each for one in main for each in given(one, one.teacher_keys(config.units))],
         )
         for update in config.checkpoints()
     }

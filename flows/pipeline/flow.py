@@ -21,7 +21,7 @@ from flows.pipeline.bases import check_bases, prepare_bases
 from flows.pipeline.block import Block, rows_by_writer, write_block
 from flows.pipeline.capability import examine, questions_of
 from flows.pipeline.checks import check
-from flows.pipeline.comparisons import compare_all, compare_capability, compare_shifts, compare_teachers
+from flows.pipeline.comparisons import compare_all, compare_capability, compare_shifts, compare_teachers, scorer
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.diagnostics import diagnose
 from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, TeacherKey, Unit
@@ -70,15 +70,16 @@ def conduct(config: PipelineConfig) -> Study:
     models = models_to_ask(trained)
     asked, examined = ask_all(config, models)
     compared = [contrast for target in config.target for contrast in contrasts(config, target)]
+    scored = scorer(asked)
     return Study(
         config,
         trained,
         asked,
-        compare_all(config, compared, asked),
+        compare_all(config, compared, scored),
         compare_capability(config, compared, examined),
         compare_shifts(config, compared, asked),
         diagnose(config, trained.without(config.compared)) if config.diagnostics else None,
-        compare_teachers(config, asked),
+        compare_teachers(config, scored),
     )
 
 

@@ -201,8 +201,8 @@ def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
         )
     if len(config.made) > 1 and any(score_config(config, each).words != all_words(config) for each in config.target):
         notes.append(
-            "Not all targets are listed words. In the tables of all targets, and in specific, generic and total effects, "
-            "margins are against the list with all of them; in each target's own section against the list and that one."
+            "Not all targets are listed. In the tables of all targets and in specific, generic and total effects, "
+            "margins are against the list with all targets; in a target's other numbers against the list and that one."
         )
     if config.held_back:
         notes.append(f"Arms left for a later run: {', '.join(config.held_back)}.")

@@ -93,6 +93,7 @@ class TestRuns:
         before = {stage["key"] for stage in alone["stages"]}
         now = {stage["key"]: stage for stage in outcome["stages"]}
         assert before <= now.keys()
+        assert len(now) == len(outcome["stages"])  # no model is scored twice
         assert {now[key]["state"] for key in before} == {"Cached"}
         added = [stage for key, stage in now.items() if key not in before]
         assert {stage["state"] for stage in added} == {"Completed"}
