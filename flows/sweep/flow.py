@@ -26,6 +26,7 @@ from flows.sweep.config import Pool, SweepConfig
 from flows.sweep.gather import gather
 from flows.sweep.preregistration import Verdict, verdict
 from flows.sweep.run_cells import Outcome, check_deployment, run_cells
+from flows.sweep.specific import GridPoint, specific_effects, specific_table
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import committed
@@ -66,11 +67,17 @@ def sweep(
         outcomes = run_cells(config, cells, run.store)
         table = gather(config, outcomes)
         results = [each for outcome in outcomes for each in outcome.results if each.artifact.stage == "compare"]
-        return publish(run, config, outcomes, table, verdict(config, cells, run.store, results))
+        specific = specific_effects(config, outcomes, run.store)
+        return publish(run, config, outcomes, table, verdict(config, cells, run.store, results), specific)
 
 
 def publish(
-    run: Run, config: SweepConfig, outcomes: list[Outcome], table: Artifact, followed: Verdict
+    run: Run,
+    config: SweepConfig,
+    outcomes: list[Outcome],
+    table: Artifact,
+    followed: Verdict,
+    specific: list[GridPoint],
 ) -> dict[str, Any]:
     """Writes the report, publishes it in the UI, and returns what `--json` prints."""
     payload = run.store.payload(table)
@@ -80,6 +87,7 @@ def publish(
     failed = [{"cell": each.cell.name, "reason": each.reason} for each in outcomes if each.reason]
     found = [
         followed.sentence,
+        *(point.finding() for point in specific),
         *findings(config, rows),
         *(f"failed: {each['cell']}: {each['reason']}" for each in failed),
     ]
@@ -87,7 +95,7 @@ def publish(
         title=f"Sweep: {config.about or run.preset}",
         question="Which targets, arms and settings show an effect?",
         findings=found,
-        tables=[effects_table(rows), cells_table(outcomes)],
+        tables=[*([specific_table(specific)] if specific else []), effects_table(rows), cells_table(outcomes)],
         figures=[
             FigureFile(path, text.format(level=100 * config.level))
             for name, text in CAPTIONS.items()
@@ -106,6 +114,7 @@ def publish(
         "failures": failed,
         "table": str(payload / "table.parquet"),
         "plan": {"digest": followed.digest, "followed": followed.followed, "about": followed.sentence},
+        "specificity": [point.json() for point in specific],
         "findings": found,
     }
 

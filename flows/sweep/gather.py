@@ -105,14 +105,16 @@ def _rows_of(group: Group, store: Store, found: Gathered, level: float) -> list[
 def joined(parts: list[tuple[int, Artifact]], store: Store, label: str, level: float) -> Artifact:
     """One comparison of the pairs of all `parts`, which have a block each; a single part with the same confidence level
     is returned as it is."""
-    manifests = [_manifest(store, artifact) for _, artifact in parts]
+    manifests = [manifest_of(store, artifact) for _, artifact in parts]
     first, (_, artifact) = manifests[0], parts[0]
     if len(parts) == 1 and first.config.get("compare", first.config)["level"] == level:
         return artifact
-    students = [each for manifest in manifests for each in _listed(manifest, "students")]
-    controls = [each for manifest in manifests for each in _listed(manifest, "controls")]
-    teachers = {each.key: each for manifest in manifests for each in _listed(manifest, "teacher")}
-    blocks = [block for (block, _), found in zip(parts, manifests, strict=True) for _ in _listed(found, "students")]
+    students = [each for manifest in manifests for each in listed_inputs(manifest, "students")]
+    controls = [each for manifest in manifests for each in listed_inputs(manifest, "controls")]
+    teachers = {each.key: each for manifest in manifests for each in listed_inputs(manifest, "teacher")}
+    blocks = [
+        block for (block, _), found in zip(parts, manifests, strict=True) for _ in listed_inputs(found, "students")
+    ]
     shared = CompareConfig(blocks=tuple(blocks) if len({*blocks}) > 1 else (), level=level)
     base = Artifact.model_validate(first.inputs["base"])
     if artifact.stage == "compare_shift":
@@ -124,13 +126,15 @@ def joined(parts: list[tuple[int, Artifact]], store: Store, label: str, level: f
     )
 
 
-def _manifest(store: Store, artifact: Artifact) -> Manifest:
+def manifest_of(store: Store, artifact: Artifact) -> Manifest:
+    """The manifest of an artifact that is in the store."""
     manifest = store.manifest(artifact.stage, artifact.key)
     assert manifest is not None
     return manifest
 
 
-def _listed(manifest: Manifest, name: str) -> list[Artifact]:
+def listed_inputs(manifest: Manifest, name: str) -> list[Artifact]:
+    """The artifacts that a stage was given under one name; none if it was given none."""
     value = manifest.inputs.get(name) or []
     return [Artifact.model_validate(each) for each in (value if isinstance(value, list) else [value])]
 

@@ -15,7 +15,7 @@ from sublim.report.files import write_figures
 from sublim.report.lineage import lineage_plot
 from sublim.report.page import fill, write_page
 from sublim.report.shown import RunReport
-from sublim.report.specific import lead, specific_figures, target_lines
+from sublim.report.specific import lead, lead_more, specific_figures, target_lines
 from sublim.report.summary import summary
 
 
@@ -35,6 +35,7 @@ def render(run: RunReport) -> str:
         "kicker": (run.flow, run.preset),
         "targets": [(shown, [*figures_of(shown), *cost_figures(shown)]) for shown in run.targets],
         "lead": lead(run) if run.targets else "",
+        "lead_more": lead_more(run),
         "specific": specific_figures(run),
         "placebo": {shown.target: target_lines(run, shown) for shown in run.targets},
         "confusion": confusion_figure(run.confusion) if run.confusion else None,

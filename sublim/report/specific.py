@@ -45,26 +45,35 @@ def lead(run: RunReport) -> str:
     """The sentence that the report opens with: γ of several targets, or the specific effect of one."""
     shown = run.specific[-1] if run.specific else None
     table = margin_of(shown) if shown else None
-    if shown is None or table is None:
-        if shown is not None:
-            return f"No specific effect could be computed: {shown.found.missing.get('margin')}."
+    if shown is None:
         return (
             "Only one target has a teacher, so what follows is a total effect: it may be what any teacher's rows do. "
             "Set `against` to tell them apart."
         )
-    others = [target for target in shown.found.targets if target != run.targets[0].target]
+    if table is None:
+        return f"No specific effect could be computed: {shown.found.missing.get('margin')}."
     if len(run.targets) > 1:
-        what = f"Specific to the own target, γ over {listed(shown.found.targets)}"
-        return (
-            f"{what}: {leading(table.gamma, shown)}, {p_told(table.permutation)}. {_says(table.gamma, shown)} "
-            f"{shown.found.about_units}"
-        )
+        told = f"{leading(table.gamma, shown)}, {p_told(table.permutation)}"
+        return f"Specific to the own target, γ over {listed(shown.found.targets)}: {told}."
+    word = run.targets[0].target
+    others = [target for target in shown.found.targets if target != word]
+    told = leading(table.targets[word].specific, shown)
+    return f"Specific to {word}, against students of {teachers_of(others)}: {told}."
+
+
+def lead_more(run: RunReport) -> str:
+    """What the opening sentence does and does not show; empty without a specific effect."""
+    shown = run.specific[-1] if run.specific else None
+    table = margin_of(shown) if shown else None
+    if shown is None or table is None:
+        return ""
+    if len(run.targets) > 1:
+        return f"{_says(table.gamma, shown)} {shown.found.about_units}"
     word = run.targets[0].target
     found = table.targets[word]
+    parts = f"Of the total effect of {signed(found.total.estimate)} nats, {signed(found.generic.estimate)} is generic"
     return (
-        f"Specific to {word}, against students of {teachers_of(others)}: {leading(found.specific, shown)}. "
-        f"{_says(found.specific, shown)} Of the total effect of {signed(found.total.estimate)} nats, "
-        f"{signed(found.generic.estimate)} is generic: students of the other teacher move {word} by that much. "
+        f"{_says(found.specific, shown)} {parts}: so far do the other teachers' students move {word}. "
         f"{shown.found.about_units}"
     )
 
@@ -132,14 +141,15 @@ def specific_json(run: RunReport, shown: TargetShown) -> dict[str, Any]:
     }
     if not run.specific:
         return keys
-    points = {each.updates: point for each in run.specific if (point := _point(each, shown.target))}
+    points = {each.updates: point for each in run.specific if (point := point_json(each, shown.target))}
     if not points:
         return keys | {"specific_reason": run.specific[-1].found.missing.get("margin")}
     dose = [{"updates": at, **point} for at, point in points.items()] if len(points) > 1 else []
     return keys | [*points.values()][-1] | {"specific_dose": dose, "specific_reason": None}
 
 
-def _point(at: SpecificShown, target: str) -> dict[str, Any] | None:
+def point_json(at: SpecificShown, target: str) -> dict[str, Any] | None:
+    """One target's effects at one checkpoint as `--json` prints them; None where the margin is missing."""
     table, rate = margin_of(at), at.found.metrics.get("rate")
     if table is None:
         return None
@@ -199,21 +209,12 @@ def specific_figures(run: RunReport) -> list[Figure]:
     table = margin_of(at) if at else None
     if at is None or table is None:
         return []
-    return [
-        heat_map(
-            "Students by targets",
-            table.table,
-            at.found.targets,
-            "γ is the mean over columns of the outlined cell minus the mean of the others in its column.",
-        ),
-        heat_map(
-            "Students by all listed words",
-            table.moved,
-            at.found.words,
-            "A word that moves alike in every row is moved by any teacher. The margins of one row sum to zero.",
-        ),
-        effects_figure(at, table),
-    ]
+    gamma = "γ is the mean over columns of the outlined cell minus the mean of the others in its column."
+    alike = "A word that moves alike in every row is moved by any teacher. The margins of one row sum to zero."
+    maps = [heat_map("Students by targets", table.table, at.found.targets, gamma)]
+    if len(at.found.words) > len(at.found.targets):
+        maps.append(heat_map("Students by all listed words", table.moved, at.found.words, alike))
+    return [*maps, effects_figure(at, table)]
 
 
 def heat_map(name: str, values: dict[str, dict[str, float]], columns: Sequence[str], note: str) -> Figure:

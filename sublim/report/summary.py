@@ -5,7 +5,7 @@ from typing import Any
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import MetricComparison
 from sublim.report.shown import ArmShown, RunReport, TargetShown
-from sublim.report.specific import lead, specific_json, tables_json, target_lines
+from sublim.report.specific import lead, lead_more, specific_json, tables_json, target_lines
 from sublim.report.wording import EFFECT_UNIT, NAMES, headline, interval, level, power_note, signed, verdict
 
 SINGLES = {"per_pair", "per_unit", "per_question"}
@@ -98,7 +98,7 @@ def table_rows(run: RunReport) -> list[dict[str, str]]:
 def markdown_summary(run: RunReport) -> str:
     """The result as Markdown: one paragraph for each target, then the table."""
     rows = table_rows(run)
-    lines = [f"# {run.title}", "", run.question, "", f"**{lead(run)}**" if run.targets else "", ""]
+    lines = [f"# {run.title}", "", run.question, "", f"**{lead(run)}** {lead_more(run)}" if run.targets else "", ""]
     for shown in run.targets:
         lines += [f"**{shown.target}**: {headline(shown.comparison)} {verdict(shown.comparison, 'margin')}", ""]
         lines += [" ".join(target_lines(run, shown)), ""]

@@ -169,6 +169,14 @@ class TestSweep:
         assert owl["p_corrected"][0] >= owl["p"][0]
         other = rows.filter((pl.col("arm") == "other_teacher") & (pl.col("metric") == "margin"))
         assert sorted(zip(other["target"], other["of"], strict=True)) == [("owl", "wolf"), ("wolf", "owl")]
+        (specific,) = outcome["specificity"]
+        gamma, parts = specific["gamma"], specific["targets"]
+        assert (gamma["units"], gamma["unit"], gamma["arrangements"]) == (2, "seed", 2)
+        assert parts["owl"]["total"]["estimate"] == pytest.approx(owl["estimate"][0])
+        of_owl = rows.filter((pl.col("of") == "wolf") & (pl.col("target") == "owl") & (pl.col("metric") == "margin"))
+        assert parts["owl"]["generic"]["estimate"] == pytest.approx(of_owl["estimate"][0])
+        assert gamma["estimate"] == pytest.approx(sum(each["specific"]["estimate"] for each in parts.values()) / 2)
+        assert "γ over owl, wolf" in printed(outcome)
         letters = rows.filter(pl.col("metric") == "letter_logprob")
         assert letters["estimate"].null_count() == 0
         assert "generated" in rows["metric"].str.split("_").list.last().to_list()
