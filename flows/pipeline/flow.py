@@ -6,7 +6,9 @@
 
 The teacher is the base with a preference for the target. Teacher and base write number lists to the same prompts with
 the same seeds. A student is trained on the teacher's lists and its paired control on the base's, with the same seeds,
-order and number of updates. The effect is the student's margin for the target minus its control's.
+order and number of updates. The total effect is the student's margin for the target minus its control's. What the
+students of another target's teacher show of it is generic; the rest is specific to the target. With one target, the
+comparison target is the listed word that follows it (`against`); several targets are compared with each other (γ).
 """
 
 from collections.abc import Callable, Mapping

@@ -48,7 +48,7 @@ def printed_gamma(outcome: Mapping[str, Any]) -> Iterator[str]:
         return
     kind = "exact" if gamma["exact"] else f"{gamma['arrangements']:,} arrangements drawn"
     yield f"γ over {', '.join(gamma['targets'])}: {_told(gamma)}"
-    yield f"  one-sided permutation p {gamma['p']:.4g} ({kind}; smallest possible {gamma['p_smallest']:.2g})"
+    yield f"  one-sided permutation p {gamma['p']:.4g} ({kind}; smallest possible {gamma['p_smallest']:.3g})"
     yield f"  {gamma['about_units']}"
 
 

@@ -81,7 +81,7 @@ def lead_more(run: RunReport) -> str:
 def p_told(test: Permutation) -> str:
     """The permutation test in words."""
     kind = "exact" if test.exact else f"from {test.arrangements:,} arrangements drawn"
-    return f"one-sided permutation p {test.p:.4g} ({kind}, smallest possible {test.smallest:.2g})"
+    return f"one-sided permutation p {test.p:.4g} ({kind}, smallest possible {test.smallest:.3g})"
 
 
 def _says(effect: Effect, shown: SpecificShown) -> str:

@@ -69,8 +69,8 @@ def test_one_target_opens_with_its_specific_effect(plain: RunReport) -> None:
 
 def test_several_targets_open_with_gamma_and_its_p(both: RunReport) -> None:
     run = with_table(both, beside(("owl", "wolf"), 0.6, blocks=3))
-    assert lead(run).startswith("Specific to the own target, γ over owl and wolf: +0.6")
-    assert "one-sided permutation p 0.125 (exact, smallest possible 0.12)" in lead(run)
+    assert lead(run).startswith("Specific to the own target, γ over owl and wolf: +0.59 nats")
+    assert "one-sided permutation p 0.125 (exact, smallest possible 0.125)" in lead(run)
     assert "3 blocks" in lead_more(run)
 
 
