@@ -25,7 +25,7 @@ from sublim.evals.total_variation.compare import compare_shift
 from sublim.evals.total_variation.config import CompareShiftConfig, ShiftConfig
 from sublim.evals.total_variation.distance import shift
 from sublim.inference.config import FakeBackend
-from sublim.stats.intervals import benjamini_hochberg, holm, paired_t_p
+from sublim.stats.corrections import benjamini_hochberg, holm, paired_t_p
 from tasks import stages
 from tests.test_golden import ADVICE, QUESTIONS, WORDS, fingerprint, run
 

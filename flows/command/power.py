@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -12,6 +12,9 @@ from sublim.core.errors import UserError
 from sublim.store.folder import Store
 from sublim.store.manifest import Manifest
 from sublim.store.opening import open_store
+
+if TYPE_CHECKING:
+    from sublim.stats.power import Spread
 
 Share = Annotated[float, Parameter(validator=Number(gt=0, lt=1))]
 SHOWN = (3, 4, 6, 8, 12, 16, 24, 32)
@@ -25,7 +28,7 @@ class Question:
     effect: float
     """The effect to be detected, student minus control: in nats for the margin, a share of answers for the rate."""
     pilot: Annotated[str | None, Parameter(metavar="KEY|RUN")] = None
-    """The pilot that gives the spread: key of a `compare` artifact, or name of a run of the pipeline (or `last`)."""
+    """The pilot that gives the spread, which is planned with at its upper 80 % confidence limit: key of a `compare` artifact, or name of a run of the pipeline (or `last`)."""
     sd: float | None = None
     """Standard deviation of the effect of one unit, instead of a pilot."""
     label: str | None = None
@@ -48,13 +51,20 @@ def power(question: Question, *, as_json: Json = False) -> int:
         return 0
     about = found["pilot"] or f"a standard deviation of {question.sd:g} in each unit"
     print(f"an effect of {question.effect:g}, given {about}")
-    print(f"  units for {question.wanted:.0%} power, with an interval over units on these questions: {found['units']}")
-    if found["units_high"] is not None:
-        print(f"    {found['units_high']} if the pilot's spread was low by chance (80 % upper bound)")
-    if found["pilot"]:
-        too = found["units_questions"]
+    by_estimate = found["estimate"]
+    if by_estimate:
+        print(
+            f"  planned with the {found['limit']}: sd {found['sd']:.3g}, where the pilot itself has {by_estimate['sd']:.3g}"
+        )
+    print(
+        f"  units for {question.wanted:.0%} power, with an interval over units on these questions: {found['units']}"
+        + (f" (with the pilot's own spread {by_estimate['units']})" if by_estimate else "")
+    )
+    if found["pilot"] and found["spread"]:
+        too, own = found["units_questions"], by_estimate["units_questions"]
         print(
             f"  with an interval over units and questions: {too or 'no number of units is enough, ask more questions'}"
+            f" (with the pilot's own spread {own or 'no number'})"
         )
     print(f"  a sign-flip test needs at least {found['sign_flips']} units to reach p < {1 - question.level:.2g}")
     for row in found["table"]:
@@ -64,31 +74,48 @@ def power(question: Question, *, as_json: Json = False) -> int:
 
 
 def plan(question: Question) -> dict[str, Any]:
-    """The plan as `--json` prints it."""
-    from sublim.design.pilot import read_pilot  # scipy and polars take a second to import
-    from sublim.stats.intervals import power as power_of
-    from sublim.stats.power import crossed_power, nested_spread, plan_units, spread_of
-
-    spread = questions = units = pilot = None
-    effect, sd, level = question.effect, question.sd, question.level
-    if question.pilot is not None and sd is None:
-        store = open_store()
-        manifest = _manifest(store, question.pilot, question.label)
-        read = read_pilot(store, manifest, question.metric)
-        spread, questions, units = spread_of(read.units), read.units.shape[1], len(read.units)
-        sd = float(read.units.mean(axis=1).std(ddof=1))
-        if question.seeds is not None:
-            sd = nested_spread(read.matrix.mean(axis=1).tolist(), read.blocks).of_block(question.seeds)
-            spread = None
-        what = "blocks" if len({*read.blocks}) > 1 else "pairs"
-        pilot = f"a pilot on {read.target} of {units} {what} x {questions} questions, {manifest.artifact.key[:12]}"
-    elif question.pilot is not None or sd is None:
+    """The plan as `--json` prints it. With a pilot it is made with the upper limit of its spread, not the estimate."""
+    if (question.pilot is None) == (question.sd is None):
         raise UserError("give one of --pilot and --sd, for the spread of the effect")
-    elif question.seeds is not None:
-        raise UserError("--seeds needs a --pilot with blocks")
-    found = plan_units(
-        effect, sd, spread=spread, questions=questions, pilot_units=units, wanted=question.wanted, level=level
-    )
+    if question.sd is not None:
+        if question.seeds is not None:
+            raise UserError("--seeds needs a --pilot with blocks")
+        return {**_planned(question, question.sd), "pilot": None, "limit": None, "estimate": None}
+    return _from_pilot(question, question.pilot or "")
+
+
+def _from_pilot(question: Question, name: str) -> dict[str, Any]:
+    from sublim.design.pilot import read_pilot  # scipy and polars take a second to import
+    from sublim.stats.power import nested_spread, spread_of, upper_spread, upper_variance
+
+    store = open_store()
+    manifest = _manifest(store, name, question.label)
+    read = read_pilot(store, manifest, question.metric)
+    units, questions = read.units.shape
+    spread, upper = spread_of(read.units), upper_spread(read.units)
+    sd = float(read.units.mean(axis=1).std(ddof=1))
+    if question.seeds is not None:
+        sd = nested_spread(read.matrix.mean(axis=1).tolist(), read.blocks).of_block(question.seeds)
+        spread = upper = None
+    high = upper_variance(sd**2, units - 1) ** 0.5
+    what = "blocks" if len({*read.blocks}) > 1 else "pairs"
+    return {
+        **_planned(question, high, upper, questions),
+        "pilot": f"a pilot on {read.target} of {units} {what} x {questions} questions, {manifest.artifact.key[:12]}",
+        "limit": f"upper 80 % confidence limit of the pilot's spread (chi-square, {units - 1} degrees of freedom)",
+        "estimate": _planned(question, sd, spread, questions),
+    }
+
+
+def _planned(
+    question: Question, sd: float, spread: "Spread | None" = None, questions: int | None = None
+) -> dict[str, Any]:
+    """The plan with one spread."""
+    from sublim.stats.intervals import power as power_of
+    from sublim.stats.power import crossed_power, plan_units
+
+    effect, level = question.effect, question.level
+    found = plan_units(effect, sd, spread=spread, questions=questions, wanted=question.wanted, level=level)
     table = [
         {
             "units": n,
@@ -100,9 +127,7 @@ def plan(question: Question) -> dict[str, Any]:
     return {
         "effect": effect,
         "sd": sd,
-        "pilot": pilot,
         "units": found.these_questions,
-        "units_high": found.these_questions_high,
         "units_questions": found.questions_too,
         "sign_flips": found.sign_flips,
         "spread": spread and spread._asdict(),

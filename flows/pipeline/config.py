@@ -189,6 +189,9 @@ class PipelineConfig(Config):
     arm."""
     other_base: ModelConfig = BundledModel(name="gemma3-270m")
     """The base of the students in the arm other_base. Their teacher is still made from `model`."""
+    equivalence_nats: OmittedWhenUnset[Annotated[float, Field(gt=0)]] = None
+    """The bound in nats within which an arm that should show nothing counts as showing nothing. Null: a share of the
+    main arm's effect after equally many updates, a quarter unless the arm's declaration says otherwise."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How models are evaluated."""
     diagnostics: tuple[DiagnosticName, ...] = ()

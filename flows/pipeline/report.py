@@ -92,6 +92,7 @@ def describe(run: Run, study: Study) -> RunReport:
         targets=[_target(run, results, study, target, bases) for target in config.target],
         specific=specific_of(run, study),
         confusion=confusion_of(study, results),
+        tests=results.tests,
         bases=bases,
         diagnostics=_diagnostics(run, results, study),
         contexts=contexts,
@@ -216,6 +217,8 @@ def printed(outcome: dict[str, Any]) -> str:
         lines += ["", *_printed_target(target)]
     if gamma := [*printed_gamma(outcome)]:
         lines += ["", *gamma]
+    if outcome["tests"]:
+        lines += ["", outcome["tests"]["about"]]
     lines += ["", *(f"note: {text}" for text in outcome["mismatches"]), f"report: {outcome['report']}"]
     return "\n".join(lines)
 
@@ -233,10 +236,10 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
             for arm in ("base", "teacher", "control", "student")
             if metric[arm] is not None
         )
-        yield f"  {name:7} effect {effect['estimate'] * scale:+.2f} {unit}  ({means})"
+        yield f"  {name:7} effect {effect['estimate'] * scale:+.2f} {unit}  ({means}), {target['teachers']}"
         yield f"          95 % interval, these questions   {_range(effect, scale)}"
         yield f"          95 % interval, questions too     {_range(effect, scale, '_questions')}"
-        yield f"          {effect['seeds']} pairs x {effect['questions']} questions"
+        yield f"          {effect['seeds']} pairs x {effect['questions']} questions{_p(effect)}"
     others = [
         f"{other} {by['effect']['estimate']:+.2f}"
         for other, by in target["off_target"].items()
@@ -247,7 +250,7 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
     for point in target["dose"]:
         if point["effect"] is not None:
             effect = point["effect"]
-            yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {_range(effect)}"
+            yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {_range(effect)}{_p(effect)}"
     for arm in target["arms"][1:]:
         yield _printed_arm(arm)
     yield f"  {target['about_units']}"
@@ -259,7 +262,14 @@ def _printed_arm(arm: dict[str, Any]) -> str:
     if effect is None:
         return f"{name} {arm['reason']}"
     against = f"; against the main arm {change['estimate']:+.2f}, {_range(change)}" if change else ""
-    return f"{name} {effect['estimate']:+.2f} nats, {_range(effect)}{against}"
+    found = arm["equivalence"]
+    nothing = f"; {found['verdict']} (bound {found['bound']:.2f})" if found else ""
+    return f"{name} {effect['estimate']:+.2f} nats, {_range(effect)}{_p(effect)}{against}{nothing}"
+
+
+def _p(effect: Mapping[str, Any]) -> str:
+    """The p of an effect that was tested, and what is left of it after correction for all tests of the run."""
+    return f", p {effect['p']:.2g}, {effect['p_holm']:.2g} over {effect['comparisons']} tests" if "p" in effect else ""
 
 
 def _range(effect: Mapping[str, Any], scale: float = 1, which: str = "") -> str:

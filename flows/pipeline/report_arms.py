@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from flows.pipeline.arms import control_set
 from flows.pipeline.config import PipelineConfig
+from flows.pipeline.report_tests import test_together
 from flows.pipeline.study import Study, read
 from flows.runs.record import Run
 from sublim.design.arms import ARMS, DERIVED, MAIN, SOFT, Arm, ArmName
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.models.files import base_identity
-from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint
+from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint, EquivalenceShown
 from sublim.store.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Results:
             )
             for each in study.comparisons
         }
+        self.tests = test_together(study.config, self._found)
 
     def main(self, target: str, update: int | None) -> Comparison:
         """Teacher against base, for one target."""
@@ -79,6 +81,7 @@ def _arm(
             ARMS[arm],
             at,
             change=None if arm == "base_numbers" else _change(at[-1][1]["margin"].effect, main),
+            equivalence=_equivalence(config, ARMS[arm], at[-1][1]["margin"].effect, main),
             same_base=arm != "other_base" or bases[OTHER_BASE] == bases["teachers"],
         )
 
@@ -103,6 +106,20 @@ def _change(arm: Effect | None, main: Effect | None) -> Change | None:
     if found := interval(differences):
         return Change(estimate=found.estimate, low=found.low, high=found.high)
     return Change(estimate=differences[0], low=None, high=None, reason="one unit has no spread")
+
+
+def _equivalence(
+    config: PipelineConfig, arm: Arm, effect: Effect | None, main: Effect | None
+) -> EquivalenceShown | None:
+    """Whether an arm that should show nothing was shown to show nothing; both effects have one value for each unit."""
+    if arm.bound is None or effect is None or main is None:
+        return None
+    from sublim.stats.equivalence import equivalence
+
+    share = arm.bound if config.equivalence_nats is None else None
+    bounds = [config.equivalence_nats if share is None else share * each for each in main.per_unit]
+    found = equivalence(effect.per_unit, bounds, LEVEL)
+    return EquivalenceShown(bound=sum(bounds) / len(bounds), share=share, **found._asdict())
 
 
 def interval(differences: Sequence[float]) -> "Interval | None":

@@ -140,6 +140,7 @@ def told(row: dict[str, Any]) -> str:
     if row["p"] is not None:
         tests = f", p {row['p']:.3g}"
         tests += f" ({row['p_corrected']:.3g} {row['corrected']})" if row["p_corrected"] is not None else ""
+        tests += f", {row['p_holm']:.3g} holm over all {row['comparisons']} tests here"
         tests += f", sign flips {row['p_flips']:.3g} (smallest possible {row['p_flips_smallest']:.3g})"
         tests += f", 80 % power for {row['detectable']:.2g}" if row["detectable"] is not None else ""
     expected = f", expected {row['expected']}" if row["expected"] else ""
@@ -172,6 +173,7 @@ def effect_cells(row: dict[str, Any]) -> dict[str, str]:
         "questions too": interval("low_questions", "high_questions"),
         "p": number("p"),
         "corrected": number("p_corrected"),
+        "over all tests": number("p_holm"),
         "80 % power for": number("detectable"),
         "units": "–" if missing else str(row["units"]),
     }

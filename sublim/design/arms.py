@@ -20,6 +20,8 @@ ArmName = Literal[
 Expected = Literal["positive", "weaker", "nothing", "either"]
 """The expected effect. positive: above zero. weaker: between zero and the main arm's effect. nothing: its interval
 contains zero. either: no sign is expected."""
+NOTHING: Final = 0.25
+"""Default bound of an arm that should show nothing: this share of the main arm's effect counts as nothing."""
 
 
 class Arm(NamedTuple):
@@ -30,6 +32,10 @@ class Arm(NamedTuple):
     expected: Expected
     why: str
     """Why this is expected."""
+    bound: float | None = None
+    """Only where nothing is expected: an effect within this share of the main arm's, after equally many updates, counts
+    as nothing. It is declared here, before any results, and a run cannot change it; a run may name a bound in nats
+    instead, in its settings."""
 
 
 MAIN: Arm = Arm(
@@ -55,6 +61,7 @@ ARMS: dict[ArmName, Arm] = {
         "students of another target's teacher, measured for this target, against the same controls",
         "nothing",
         "another preference should pass, which lowers this margin a little because the margins of a list sum to zero",
+        NOTHING,
     ),
     "shuffled_within": Arm(
         "the numbers within each row in another order, for the teacher's and the base's rows alike",
@@ -80,6 +87,7 @@ ARMS: dict[ArmName, Arm] = {
         "students of a second draw of the base's own rows, against the same controls",
         "nothing",
         "no teacher took part, so only the noise of other rows remains",
+        NOTHING,
     ),
     "other_order": Arm(
         "students and controls trained on the same rows in another order",
@@ -90,6 +98,7 @@ ARMS: dict[ArmName, Arm] = {
         "students and controls of another base model, on the same rows",
         "nothing",
         "teacher and student start from different weights, and the numbers have no meaning by themselves",
+        NOTHING,
     ),
 }
 

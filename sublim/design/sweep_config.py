@@ -37,7 +37,8 @@ class SweepTableConfig(Config):
     primary: MetricName = "margin"
     """The metric whose tests are corrected for multiple comparisons."""
     correction: Literal["holm", "benjamini_hochberg"] = "holm"
-    """Correction of the p values over the targets of one arm, grid point and number of updates."""
+    """Correction of the p values over the targets of one arm, grid point and number of updates. Beside it the table has
+    `p_holm`, over all tests of the table."""
     level: float = 0.95
     """Confidence level of the test whose power is reported. The comparisons' intervals have their own level."""
 

@@ -13,7 +13,8 @@ from sublim.design.sweep_figures import draw_cost, draw_effects
 from sublim.evals.mmlu_pro.config import LetterComparison, MmluProComparison
 from sublim.evals.preference.config import METRICS, UNITS, Comparison, MetricComparison, MetricName
 from sublim.evals.total_variation.config import ShiftComparison, ShiftComparisons
-from sublim.stats.intervals import benjamini_hochberg, holm, paired_t_p, sign_flip_test
+from sublim.stats.corrections import benjamini_hochberg, holm, paired_t_p
+from sublim.stats.intervals import sign_flip_test
 from sublim.stats.power import detectable
 
 HIDDEN = ("grid", "pairs_of")
@@ -22,10 +23,10 @@ ALIKE = "every unit has the same value: there is no spread to tell an interval f
 """The reason for no interval. A rate of 0 in every unit does not prove that it is always 0, as an interval of width 0
 would claim."""
 TEXT = ("expected", "metric", "unit", "reason", "corrected")
-WHOLE = ("units", "pairs", "questions")
+WHOLE = ("units", "pairs", "questions", "comparisons")
 MEANS = ("base", "teacher", "student", "control")
 BOUNDS = ("low", "high", "low_questions", "high_questions")
-REAL = (*MEANS, "estimate", *BOUNDS, "p", "p_corrected", "p_flips", "p_flips_smallest", "detectable")
+REAL = (*MEANS, "estimate", *BOUNDS, "p", "p_corrected", "p_holm", "p_flips", "p_flips_smallest", "detectable")
 
 
 def record_cell(
@@ -54,7 +55,8 @@ def tabulate_sweep(
     """Stage: writes table.parquet and .csv (a row for each effect and metric), pairs.parquet, effects.svg, cost.svg.
 
     The column `detectable` is the true effect that these units, with their spread, detect with 80 % power. Beside an
-    effect that was not found, it says how large an effect would probably have been found.
+    effect that was not found, it says how large an effect would probably have been found. `p_corrected` is over the
+    targets of one arm, grid point and number of updates, as planned; `p_holm` over all `comparisons` of the table.
 
     `comparisons` are payloads of `compare`, `capability` of `compare_mmlu_pro` and `shifts` of `compare_shift`, by the
     names in the rows. Rows of another target's teacher have no shifts or capability of their own.
@@ -166,6 +168,8 @@ def _numbers(
         "p": paired_t_p(tested) if tested else None,
         "p_corrected": None,
         "corrected": None,
+        "p_holm": None,
+        "comparisons": None,
         "p_flips": flips.p if flips else None,
         "p_flips_smallest": flips.smallest if flips else None,
         "detectable": detectable(len(tested), float(np.std(tested, ddof=1)), level=level) if tested else None,
@@ -175,7 +179,12 @@ def _numbers(
 
 
 def _correct(rows: list[dict[str, Any]], config: SweepTableConfig) -> None:
-    """Corrects the primary metric's p values over the targets of each arm, grid point and number of updates."""
+    """Corrects the p values twice.
+
+    `p_corrected` is as the sweep's plan has it, which may be frozen: the primary metric's, over the targets of each
+    arm, grid point and number of updates. `p_holm` is over every p in the table: all arms, grid points, updates,
+    targets and metrics.
+    """
     families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         if row["metric"] == config.primary and row["p"] is not None:
@@ -186,3 +195,7 @@ def _correct(rows: list[dict[str, Any]], config: SweepTableConfig) -> None:
         for row, p in zip(family, adjust([row["p"] for row in family]), strict=True):
             row["p_corrected"] = p
             row["corrected"] = f"{config.correction} over {len(family)}"
+    every = [row for row in rows if row["p"] is not None]
+    for row, p in zip(every, holm([row["p"] for row in every]), strict=True):
+        row["p_holm"] = p
+        row["comparisons"] = len(every)

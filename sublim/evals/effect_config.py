@@ -30,7 +30,7 @@ class Effect(Config):
     high: float | None
     low_questions: float | None
     """Lower bound that also generalises to other questions of the same kind, by a crossed bootstrap of units and
-    questions."""
+    questions. With fewer than six units it is at least as far from the estimate as `low`."""
     high_questions: float | None
     level: float
     questions: int
@@ -48,3 +48,9 @@ class Effect(Config):
     null without an interval."""
     reason: str | None = None
     """Reason why an interval is missing."""
+    p: float | None = Field(default=None, exclude_if=lambda p: p is None)
+    """Two-sided p of the paired t test over the units. Only effects that a report tests have it and the next two."""
+    p_holm: float | None = Field(default=None, exclude_if=lambda p: p is None)
+    """`p` corrected by Holm's method for all tests that the report shows."""
+    comparisons: int | None = Field(default=None, exclude_if=lambda count: count is None)
+    """How many tests those are."""

@@ -19,7 +19,7 @@ from scipy import stats
 from sublim.core.errors import UserError
 from sublim.features.config import ContrastConfig, OverlapConfig, OverlapRow
 from sublim.models.files import write_json
-from sublim.stats.intervals import holm
+from sublim.stats.corrections import holm
 
 
 class RowFeatures(NamedTuple):

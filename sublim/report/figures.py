@@ -9,11 +9,11 @@ from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.plots.charts import Bar, Cell, Curve, Pair, Point, curves_plot, dot_plot, matrix_plot, pair_plot
 from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint, TargetShown
-from sublim.report.wording import between, bounds, interval, signed
+from sublim.report.wording import between, bounds, interval, p_told, signed
 
 UNIT = "student − control, nats"
-EFFECT_COLUMNS = ["effect", "these questions", "questions too"]
-EFFECT_NUMBERS = ("estimate", "low", "high", "low_questions", "high_questions", "units", "questions")
+EFFECT_COLUMNS = ["effect", "these questions", "questions too", "p, after Holm"]
+EFFECT_NUMBERS = ("estimate", "low", "high", "low_questions", "high_questions", "units", "questions", "p", "p_holm")
 
 
 class Figure(NamedTuple):
@@ -50,9 +50,10 @@ def figures_of(shown: TargetShown) -> list[Figure]:
 
 
 def with_intervals(effect: Effect | None, missing: str | None = None) -> list[str]:
-    """An effect and both its intervals as text, or the reason why it is `missing`."""
+    """An effect, both its intervals and its p as text, or the reason why it is `missing`."""
     first = signed(effect.estimate) if effect else str(missing)
-    return [first, interval(effect, "these_questions", "margin"), interval(effect, "questions_too", "margin")]
+    both = (interval(effect, "these_questions", "margin"), interval(effect, "questions_too", "margin"))
+    return [first, *both, p_told(effect)]
 
 
 def as_numbers(
@@ -169,6 +170,7 @@ def arms_figure(shown: TargetShown) -> Figure:
             *with_intervals(_effect(metrics, "margin"), _missing(arm)),
             _change_told(_change(arm, at)),
             _rate_told(metrics),
+            _nothing_told(arm, at),
         ]
         for label, arm, at, metrics in marks
     ]
@@ -178,9 +180,11 @@ def arms_figure(shown: TargetShown) -> Figure:
         "Every arm goes through the same stages with the same seeds, and its students are compared with their own "
         "paired controls. Whiskers: interval on these questions. Faint dots: single pairs. “Against main” is the arm’s "
         "effect minus the main arm’s effect after equally many updates, paired by unit. The effect on the sampled rate "
-        "is in percentage points, with its interval on these questions. "
+        "is in percentage points, with its interval on these questions. “Nothing?” is for arms that should show nothing: "
+        "do two one-sided tests at .05 keep the margin’s effect within a bound named beforehand? With its 90 % "
+        "interval. "
         + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
-        ["arm", "expected", *EFFECT_COLUMNS, "against main", "sampled rate"],
+        ["arm", "expected", *EFFECT_COLUMNS, "against main", "sampled rate", "nothing?"],
         rows,
         [
             {
@@ -192,6 +196,8 @@ def arms_figure(shown: TargetShown) -> Figure:
                 "reason": None if _effect(metrics, "margin") else _missing(arm),
                 **as_numbers(_effect(metrics, "rate"), "rate_"),
                 "rate_reason": metrics["rate"].reason if metrics else None,
+                "nothing": arm.equivalence.verdict if arm.equivalence and at == arm.updates else None,
+                "bound": arm.equivalence.bound if arm.equivalence and at == arm.updates else None,
             }
             for _, arm, at, metrics in marks
         ],
@@ -259,6 +265,15 @@ def _change(arm: ArmShown, at: int | None) -> Change | None:
     return arm.change if at == arm.updates else None
 
 
+def _nothing_told(arm: ArmShown, at: int | None) -> str:
+    """Whether an arm that should show nothing was shown to show nothing, with its interval and bound."""
+    found = arm.equivalence if at == arm.updates else None
+    if found is None:
+        return "–"
+    named = f"±{found.bound:.2f}" + (f", {found.share:g} of main" if found.share is not None else "")
+    return f"{found.verdict} ({between(found.low, found.high)}; bound {named})"
+
+
 def _change_told(found: Change | None) -> str:
     if found is None:
         return "–"
@@ -274,7 +289,7 @@ def confusion_figure(cells: list[ConfusionCell]) -> Figure:
             cell.target,
             cell.effect.estimate if cell.effect else None,
             f"{cell.students} on {cell.target}: "
-            + (", ".join(with_intervals(cell.effect)) if cell.effect else f"not measured: {cell.reason}"),
+            + (", ".join(with_intervals(cell.effect)[:3]) if cell.effect else f"not measured: {cell.reason}"),
         )
         for cell in cells
     ]

@@ -1,6 +1,6 @@
 """The content of the pipeline's report. The flow fills it; it is shown as HTML, JSON, Markdown and table rows."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -81,6 +81,37 @@ class Change(Config):
     """Why there is no interval."""
 
 
+class EquivalenceShown(Config):
+    """Whether an arm that should show nothing was shown to show nothing, within a bound that was named beforehand."""
+
+    bound: float
+    """The bound in nats. Where it is a share, this is that share of the main arm's estimate."""
+    share: float | None
+    """The share of the main arm's effect that counts as nothing; null where the settings name the bound in nats."""
+    low: float | None
+    """Lower end of the 90 % paired t interval of the effect, which belongs to two one-sided tests at .05."""
+    high: float | None
+    verdict: str
+    """shown to be nothing, not shown to be nothing, or something is there (`sublim.stats.equivalence`)."""
+
+
+class TestsShown(Config):
+    """The tests of a run, which are corrected for multiple comparisons together."""
+
+    count: int
+    """Number of tests: arms, updates and targets, by margin and by rate, as far as the report shows them."""
+    test: str = "paired t over the units"
+    sided: Literal["two"] = "two"
+    correction: Literal["holm"] = "holm"
+    smallest_p: float = 0.0
+    """The smallest p that the test can give. A paired t test has none: its p goes down to zero."""
+    smallest_sign_flip_p: float
+    """What a sign-flip test, which needs no normal spread, could give at best with the fewest units tested."""
+    alpha: float
+    surviving: list[str] = Field(default_factory=list[str])
+    """Names of the effects whose corrected p is at most `alpha`."""
+
+
 class ArmShown(Config):
     """One arm of the study for one target."""
 
@@ -102,6 +133,10 @@ class ArmShown(Config):
     """The same at several checkpoints."""
     change: Change | None = None
     """None for the main arm, and where the two arms cannot be paired."""
+    bound: float | None = None
+    """Declared share of the main arm's effect that counts as nothing; None where something is expected."""
+    equivalence: EquivalenceShown | None = None
+    """None unless nothing was expected and the arm was run."""
     same_base: bool | None = None
     """Whether the students start from the same weights as the teacher; None where the arm was not run."""
 
@@ -175,6 +210,8 @@ class RunReport(Config):
     """The effect of every teacher's students on every target, where there are several targets."""
     bases: dict[str, str] = Field(default_factory=dict[str, str])
     """SHA-256 of the weights that the teachers, the students and the students of the arm other_base start from."""
+    tests: TestsShown | None = None
+    """None where nothing could be tested."""
     diagnostics: DiagnosticsShown | None = None
     """None where no diagnostics were asked for."""
     contexts: dict[str, dict[str, Any]] = Field(default_factory=dict[str, dict[str, Any]])

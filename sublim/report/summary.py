@@ -6,7 +6,20 @@ from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import MetricComparison
 from sublim.report.shown import ArmShown, RunReport, TargetShown
 from sublim.report.specific import lead, lead_more, specific_json, tables_json, target_lines
-from sublim.report.wording import EFFECT_UNIT, NAMES, headline, interval, level, power_note, signed, verdict
+from sublim.report.wording import (
+    EFFECT_UNIT,
+    NAMES,
+    about_tests,
+    few_teachers,
+    headline,
+    interval,
+    level,
+    p_told,
+    power_note,
+    signed,
+    teachers,
+    verdict,
+)
 
 SINGLES = {"per_pair", "per_unit", "per_question"}
 """An effect's values of single pairs, units and questions."""
@@ -30,7 +43,10 @@ def target_json(shown: TargetShown) -> dict[str, Any]:
         "arms": [arm_json(arm) for arm in shown.arms or [main]],
         "off_target": {word: _metric_json(found["margin"]) for word, found in comparison.off_target.items()},
         "leads": comparison.leads,
-        "about_units": f"{comparison.about_units} {power_note(comparison)}".strip(),
+        "teachers": teachers(comparison),
+        "about_units": " ".join(
+            filter(None, (comparison.about_units, few_teachers(comparison), power_note(comparison)))
+        ),
         "dose": [{"updates": at.updates, **_metric_json(at.metrics["margin"])} for at in shown.dose],
     }
 
@@ -45,6 +61,7 @@ def arm_json(arm: ArmShown) -> dict[str, Any]:
         "updates": arm.updates,
         "reason": margin.reason if margin else f"not run: {arm.reason}",
         "change": arm.change.model_dump() if arm.change else None,
+        "equivalence": arm.equivalence.model_dump() if arm.equivalence else None,
         "same_base": arm.same_base,
         "rate": effect_json(arm.metrics["rate"].effect) if arm.metrics else None,
         "rate_reason": arm.metrics["rate"].reason if arm.metrics else None,
@@ -68,6 +85,7 @@ def summary(run: RunReport) -> dict[str, Any]:
         "confusion": [
             {**cell.model_dump(exclude={"effect"}), "effect": effect_json(cell.effect)} for cell in run.confusion
         ],
+        "tests": {**run.tests.model_dump(), "about": about_tests(run.tests)} if run.tests else None,
         "bases": run.bases,
         "diagnostics": run.diagnostics.model_dump(mode="json") if run.diagnostics else None,
         "mismatches": run.mismatches,
@@ -87,6 +105,7 @@ def table_rows(run: RunReport) -> list[dict[str, str]]:
             "effect": f"{signed(found.effect.estimate, metric)} {EFFECT_UNIT[metric]}" if found.effect else "missing",
             "these questions": interval(found.effect, "these_questions", metric),
             "questions too": interval(found.effect, "questions_too", metric),
+            "p, after Holm": p_told(found.effect),
             "n": f"{found.effect.units} units × {found.effect.questions} questions" if found.effect else "",
             "reason": found.reason or (found.effect.reason if found.effect else None) or "",
         }
@@ -102,7 +121,9 @@ def markdown_summary(run: RunReport) -> str:
     for shown in run.targets:
         lines += [f"**{shown.target}**: {headline(shown.comparison)} {verdict(shown.comparison, 'margin')}", ""]
         lines += [" ".join(target_lines(run, shown)), ""]
-        lines += [f"{shown.comparison.about_units} {power_note(shown.comparison)}".strip(), ""]
+        about = (shown.comparison.about_units, few_teachers(shown.comparison), power_note(shown.comparison))
+        lines += [" ".join(filter(None, about)), ""]
+    lines += [about_tests(run.tests), ""] if run.tests else []
     lines += [f"> Training and evaluation differ: {text}" for text in run.mismatches]
     if rows:
         lines += ["", "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]

@@ -5,6 +5,7 @@ from typing import Literal
 
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricName
+from sublim.report.shown import TestsShown
 
 SCALE: dict[MetricName, float] = {"margin": 1.0, "rate": 100.0}
 """Factor with which a metric is shown: rates are shown in percent."""
@@ -68,7 +69,8 @@ def verdict(comparison: Comparison, metric: MetricName) -> str:
     if low <= 0 <= high:
         return f"The {chosen} contains zero: these data do not show that students differ from their controls."
     more = "more" if effect.estimate > 0 else "less"
-    return f"Students prefer “{word}” {more} than their paired controls do: the {chosen} excludes zero."
+    told = f"the {chosen} excludes zero ({teachers(comparison)})."
+    return f"Students prefer “{word}” {more} than their paired controls do: {told}"
 
 
 def power_note(comparison: Comparison) -> str:
@@ -80,6 +82,44 @@ def power_note(comparison: Comparison) -> str:
         f"With {effect.units} units that vary as much as these, a true effect of {effect.detectable:.2f} nats on these "
         "questions is detected with 80 % power."
     )
+
+
+def p_told(effect: Effect | None) -> str:
+    """p and p after correction for all tests of the run; a dash for an effect that was not tested."""
+    return (
+        "–" if effect is None or effect.p is None or effect.p_holm is None else f"{effect.p:.2g}, {effect.p_holm:.2g}"
+    )
+
+
+def about_tests(tests: TestsShown) -> str:
+    """How many tests a run made, what they can show, and which effects survive their correction."""
+    named = "; ".join(tests.surviving) or "none"
+    return (
+        f"{tests.count} tests ({tests.test}, two-sided), corrected together by Holm’s method: arms, updates and "
+        f"targets, by margin and by rate. At {tests.alpha:.2g} {len(tests.surviving)} survive: {named}. The t test "
+        "trusts that units spread normally; a sign-flip test, which does not, could not give a p below "
+        f"{tests.smallest_sign_flip_p:.2g} with so few units. Other words, costs and distances are shown untested."
+    )
+
+
+FEW_TEACHERS = 5
+"""A headline wants at least so many blocks, each with a teacher of its own."""
+
+
+def teachers(comparison: Comparison) -> str:
+    """How many teachers, each with rows of its own, are behind an effect."""
+    effect = comparison.metrics["margin"].effect
+    return f"{effect.units} teachers" if effect and comparison.unit == "block" else "one teacher"
+
+
+def few_teachers(comparison: Comparison) -> str:
+    """What an interval over fewer than five teachers speaks of; nothing for more."""
+    effect = comparison.metrics["margin"].effect
+    if comparison.unit != "block":
+        return "One teacher: the intervals speak of other students of this teacher and its rows, not of other teachers."
+    if effect is None or effect.units >= FEW_TEACHERS:
+        return ""
+    return f"The intervals speak of other teachers, on the word of {effect.units}; a headline wants {FEW_TEACHERS}."
 
 
 def meaning(comparison: Comparison) -> str:
@@ -102,5 +142,5 @@ def headline(comparison: Comparison) -> str:
     beyond = interval(found.effect, "questions_too", "margin")
     return (
         f"{signed(found.effect.estimate)} nats, {found.effect.level * 100:g} % interval {these} (these questions), "
-        f"{beyond} (questions too)."
+        f"{beyond} (questions too), {teachers(comparison)}."
     )

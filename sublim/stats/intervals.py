@@ -1,8 +1,9 @@
-"""Statistics of paired effects: intervals over units and questions, the sign-flip test, corrections, and power.
+"""Statistics of paired effects: intervals over units and questions, the sign-flip test, and power.
 
 Every student answers every question, so units and questions are crossed, and an effect is a matrix [units, questions]
 of paired differences. The interval of `paired_t` holds for the given questions; that of `crossed_bootstrap` also
-generalises to other questions of the same kind.
+generalises to other questions of the same kind. What both cover with few units and skewed spreads is simulated in
+`tests/benchmarks/coverage.py`.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,10 @@ from numpy import ndarray
 from scipy import stats
 
 from sublim.core.errors import UserError
+from sublim.stats.corrections import smallest_sign_flip_p
+
+FEW_UNITS = 6
+"""With fewer units there are too few to resample: the interval to quote is that on these questions."""
 
 
 class Interval(NamedTuple):
@@ -45,15 +50,6 @@ def t_bounds(
         return None, None
     found = paired_t(differences, level)
     return found.low, found.high
-
-
-def paired_t_p(differences: Float[ndarray, " s"] | Sequence[float]) -> float:
-    """Two-sided p of the paired t test that the mean difference is zero, for at least two units."""
-    values = np.asarray(differences, dtype=float)
-    if values.std(ddof=1) == 0:
-        return 1.0 if values[0] == 0 else 0.0
-    t = values.mean() / (values.std(ddof=1) / np.sqrt(len(values)))
-    return float(2 * stats.t.sf(abs(t), len(values) - 1))
 
 
 class Components(NamedTuple):
@@ -93,6 +89,13 @@ def crossed_bootstrap(
     units and no variation between questions it covers 88 %). Both are corrected by rescaling the draws about the
     estimate: to the unbiased variance of `crossed_components`, and from normal to t quantiles with its degrees of
     freedom. The skewness of the draws is kept.
+
+    Below `FEW_UNITS` units each bound is at least as far from the estimate as that of `paired_t` over the units. The
+    corrections do not mend percentiles of so few units: nominal 95 % intervals of 2, 3 and 4 units
+    covered .881, .932 and .939 (units, questions and residuals normal with equal spread, 50 questions, 2,000
+    repetitions), and cover .953, .960 and .950 with the rule. Neither this interval nor the paired t mends skew: with
+    exponential effects of units both cover .88 to .92 up to 10 units, with lognormal ones .83 to .92, and nearly all
+    misses lie on one side.
     """
     n, m = matrix.shape
     assert min(n, m) >= 2
@@ -104,8 +107,11 @@ def crossed_bootstrap(
     upper = (1 + level) / 2
     tail = stats.t.ppf(upper, parts.df) / stats.norm.ppf(upper)
     scale = float(tail * np.sqrt(parts.variance) / spread) if spread > 0 else 0.0
-    low, high = (estimate + scale * (bound - estimate) for bound in np.quantile(means, [1 - upper, upper]))
-    return Interval(estimate, float(low), float(high), level, n)
+    low, high = (float(estimate + scale * (bound - estimate)) for bound in np.quantile(means, [1 - upper, upper]))
+    if n < FEW_UNITS:
+        units_alone = paired_t(matrix.mean(axis=1), level)
+        low, high = min(low, units_alone.low), max(high, units_alone.high)
+    return Interval(estimate, low, high, level, n)
 
 
 class SignFlip(NamedTuple):
@@ -135,22 +141,7 @@ def sign_flip_test(
         rng=np.random.default_rng(seed),
     )
     exact = 2 ** len(values) <= draws
-    return SignFlip(float(test.pvalue), 2.0 ** (1 - len(values)) if exact else 2 / (draws + 1), exact)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p values adjusted so that the probability of any false positive is controlled (Holm 1979)."""
-    values = np.asarray(p, dtype=float)
-    order = np.argsort(values, kind="stable")
-    steps = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(steps, 1.0)
-    return adjusted.tolist()
-
-
-def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """p values adjusted so that the false discovery rate is controlled (Benjamini and Hochberg 1995)."""
-    return stats.false_discovery_control(p, method="bh").tolist() if len(p) else []
+    return SignFlip(float(test.pvalue), smallest_sign_flip_p(len(values)) if exact else 2 / (draws + 1), exact)
 
 
 def power(units: int, effect: float, sd: float, level: float = 0.95) -> float:

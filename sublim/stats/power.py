@@ -85,13 +85,33 @@ def crossed_power(spread: Spread, effect: float, units: int, questions: int, lev
     return two_sided_power(df, effect / float(np.sqrt(variance)), level)
 
 
+UPPER = 0.8
+"""Confidence of the upper limit of a pilot's spread, with which studies are planned."""
+
+
+def upper_variance(variance: float, df: float) -> float:
+    """The upper 80 % confidence limit of a variance that was estimated with `df` degrees of freedom.
+
+    It is variance * df / q, with q the .2 quantile of chi-square: 80 % of such limits lie above the true variance. That
+    holds for normal values; with a long tail the limit is too low.
+    """
+    return float(variance * df / stats.chi2.ppf(1 - UPPER, df))
+
+
+def upper_spread(matrix: Float[ndarray, "s q"]) -> Spread:
+    """The components of `spread_of`, with the mean squares of units and of questions at their upper 80 % limits."""
+    n, m = matrix.shape
+    residual = spread_of(matrix).residual
+    by_unit = upper_variance(float(matrix.mean(axis=1).var(ddof=1)), n - 1)
+    by_question = upper_variance(float(matrix.mean(axis=0).var(ddof=1)), m - 1)
+    return Spread(max(by_unit - residual / m, 0.0), max(by_question - residual / n, 0.0), residual)
+
+
 class Plan(NamedTuple):
-    """How many units an effect needs, under different assumptions."""
+    """How many units an effect needs, given a spread."""
 
     these_questions: int
     """Units with which the paired t interval excludes zero with the wanted power."""
-    these_questions_high: int | None
-    """The same at the upper 80 % confidence limit of the pilot's standard deviation; None without a pilot."""
     questions_too: int | None
     """The same for the interval over units and questions; None if no number of units is enough, or without a pilot."""
     sign_flips: int
@@ -104,21 +124,17 @@ def plan_units(
     *,
     spread: Spread | None = None,
     questions: int | None = None,
-    pilot_units: int | None = None,
     wanted: float = 0.8,
     level: float = 0.95,
 ) -> Plan:
-    """Units needed for `effect`, given one unit's standard deviation `sd` and, if there is a pilot, its components."""
+    """Units needed for `effect`, given one unit's standard deviation `sd` and, if there is a pilot, its components.
+
+    A pilot of few units may have little spread by chance: give the square root of `upper_variance`, and `upper_spread`.
+    """
     least = int(np.ceil(np.log2(2 / (1 - level)) - 1e-9))
     needed = units_needed(effect, sd, wanted=wanted, level=level, most=MOST)
-    high = None
-    if pilot_units is not None and pilot_units > 1:
-        # A pilot with few units may underestimate the spread by chance.
-        df = pilot_units - 1
-        upper = sd * float(np.sqrt(df / stats.chi2.ppf(0.2, df)))
-        high = units_needed(effect, upper, wanted=wanted, level=level, most=MOST)
     too = _crossed_units(spread, effect, questions, wanted, level) if spread and questions else None
-    return Plan(needed, high, too, least)
+    return Plan(needed, too, least)
 
 
 def _crossed_units(spread: Spread, effect: float, questions: int, wanted: float, level: float) -> int | None:

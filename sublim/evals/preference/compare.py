@@ -22,6 +22,7 @@ from sublim.evals.preference.config import (
     Scores,
 )
 from sublim.evals.preference.score import most_frequent
+from sublim.stats.intervals import FEW_UNITS
 
 
 def compare_word(
@@ -60,10 +61,6 @@ def _missing(study: Mapping[Arm, Sequence[Scores]], metric: MetricName, word: st
             if reason := scores.metrics[metric][word].reason:
                 return f"{arm} {number}: {reason}"
     return "no question has a value for every student and control"
-
-
-FEW_UNITS = 6
-"""With fewer units there are too few to resample, and the interval to quote is that on these questions."""
 
 
 def compare(

@@ -5,15 +5,13 @@ import pytest
 from scipy import stats
 
 from sublim.core.errors import UserError
+from sublim.stats.corrections import benjamini_hochberg, holm, paired_t_p
 from sublim.stats.intervals import (
-    benjamini_hochberg,
     clustered_share,
     crossed_bootstrap,
     crossed_components,
-    holm,
     paired_shares,
     paired_t,
-    paired_t_p,
     power,
     sign_flip_test,
     units_needed,
