@@ -189,6 +189,10 @@ def test_tests_are_corrected_over_the_targets_of_an_arm(
     assert {row["corrected"] for row in family} == {f"{correction} over 3"}
     assert (alone["p_corrected"], alone["corrected"]) == (alone["p"], f"{correction} over 1")
     assert {row["p_corrected"] for row in found if row["metric"] == "rate"} == {None}  # the primary metric's alone
+    every = [row for row in found if row["p"] is not None]
+    assert len(every) > len(family) + 1
+    assert [row["p_holm"] for row in every] == pytest.approx(holm([row["p"] for row in every]))
+    assert {row["comparisons"] for row in every} == {len(every)}
 
 
 def test_a_target_that_another_targets_students_were_not_asked_is_missing_with_its_reason(

@@ -28,7 +28,8 @@ class Question:
     effect: float
     """The effect to be detected, student minus control: in nats for the margin, a share of answers for the rate."""
     pilot: Annotated[str | None, Parameter(metavar="KEY|RUN")] = None
-    """The pilot that gives the spread, which is planned with at its upper 80 % confidence limit: key of a `compare` artifact, or name of a run of the pipeline (or `last`)."""
+    """The pilot that gives the spread: key of a `compare` artifact, or name of a run of the pipeline (or `last`). The
+    plan uses the upper 80 % confidence limit of its spread, and shows what the estimate would give."""
     sd: float | None = None
     """Standard deviation of the effect of one unit, instead of a pilot."""
     label: str | None = None
@@ -53,18 +54,17 @@ def power(question: Question, *, as_json: Json = False) -> int:
     print(f"an effect of {question.effect:g}, given {about}")
     by_estimate = found["estimate"]
     if by_estimate:
-        print(
-            f"  planned with the {found['limit']}: sd {found['sd']:.3g}, where the pilot itself has {by_estimate['sd']:.3g}"
-        )
+        limit, own = found["limit"], by_estimate["sd"]
+        print(f"  planned with the {limit}: sd {found['sd']:.3g}; the pilot itself has {own:.3g}")
     print(
         f"  units for {question.wanted:.0%} power, with an interval over units on these questions: {found['units']}"
         + (f" (with the pilot's own spread {by_estimate['units']})" if by_estimate else "")
     )
     if found["pilot"] and found["spread"]:
-        too, own = found["units_questions"], by_estimate["units_questions"]
+        too, itself = found["units_questions"], by_estimate["units_questions"]
         print(
             f"  with an interval over units and questions: {too or 'no number of units is enough, ask more questions'}"
-            f" (with the pilot's own spread {own or 'no number'})"
+            f" (with the pilot's own spread {itself or 'no number'})"
         )
     print(f"  a sign-flip test needs at least {found['sign_flips']} units to reach p < {1 - question.level:.2g}")
     for row in found["table"]:

@@ -15,7 +15,8 @@ from sublim.design.arms import ARMS, DERIVED, MAIN, SOFT, Arm, ArmName
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.models.files import base_identity
-from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint, EquivalenceShown
+from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint
+from sublim.report.tested import EquivalenceShown
 from sublim.store.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from flows.pipeline.config import PipelineConfig
 from sublim.design.arms import ArmName
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
-from sublim.report.shown import TestsShown
+from sublim.report.tested import RunTests
 
 Key = tuple[str, ArmName | None, str | None, int | None]
 """Target, arm (None: the main one), the other target whose teacher wrote the rows, number of updates."""
 Metrics = dict[MetricName, MetricComparison]
 
 
-def test_together(config: PipelineConfig, compared: dict[Key, Comparison]) -> TestsShown | None:
+def test_together(config: PipelineConfig, compared: dict[Key, Comparison]) -> RunTests | None:
     """Puts p and its correction beside every effect that the report tests; None where nothing can be tested.
 
     Tested are all arms, updates and targets, by margin and by rate. `compared` are changed: their effects are replaced.
@@ -35,7 +35,7 @@ def test_together(config: PipelineConfig, compared: dict[Key, Comparison]) -> Te
         metrics = places[name]
         metrics[name[-1]] = metrics[name[-1]].model_copy(update={"effect": effect})
     alpha = round(1 - next(iter(effects.values())).level, 9)
-    return TestsShown(
+    return RunTests(
         count=len(effects),
         smallest_sign_flip_p=smallest_sign_flip_p(min(effect.units for effect in effects.values())),
         alpha=alpha,

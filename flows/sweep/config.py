@@ -54,8 +54,8 @@ class SweepConfig(Config):
     """The primary metric. The correction for multiple tests covers the tests of this metric."""
     correction: Literal["holm", "benjamini_hochberg"] = "holm"
     """Correction for multiple tests over the targets of one arm and grid point. `holm` controls the chance of any false
-    positive, `benjamini_hochberg` the expected share of false positives. The table also has Holm's correction over all of
-    its tests, whatever is chosen here."""
+    positive, `benjamini_hochberg` the expected share of false positives. The table also has Holm's correction over all
+    of its tests, whatever is chosen here."""
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Confidence level of the intervals and of the tests."""
     where: RunOnly[Annotated[Here | Pool, Field(discriminator="kind")]] = Here()

@@ -9,7 +9,8 @@ from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.plots.charts import Bar, Cell, Curve, Pair, Point, curves_plot, dot_plot, matrix_plot, pair_plot
 from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint, TargetShown
-from sublim.report.wording import between, bounds, interval, p_told, signed
+from sublim.report.tested import p_told
+from sublim.report.wording import between, bounds, interval, signed
 
 UNIT = "student − control, nats"
 EFFECT_COLUMNS = ["effect", "these questions", "questions too", "p, after Holm"]
@@ -169,8 +170,8 @@ def arms_figure(shown: TargetShown) -> Figure:
             arm.expected,
             *with_intervals(_effect(metrics, "margin"), _missing(arm)),
             _change_told(_change(arm, at)),
-            _rate_told(metrics),
             _nothing_told(arm, at),
+            _rate_told(metrics),
         ]
         for label, arm, at, metrics in marks
     ]
@@ -180,11 +181,11 @@ def arms_figure(shown: TargetShown) -> Figure:
         "Every arm goes through the same stages with the same seeds, and its students are compared with their own "
         "paired controls. Whiskers: interval on these questions. Faint dots: single pairs. “Against main” is the arm’s "
         "effect minus the main arm’s effect after equally many updates, paired by unit. The effect on the sampled rate "
-        "is in percentage points, with its interval on these questions. “Nothing?” is for arms that should show nothing: "
-        "do two one-sided tests at .05 keep the margin’s effect within a bound named beforehand? With its 90 % "
-        "interval. "
+        "is in percentage points, with its interval on these questions. “Nothing?” is for arms that should show "
+        "nothing: do two one-sided tests at .05 keep the margin’s effect within a bound named beforehand? With "
+        "its 90 % interval. "
         + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
-        ["arm", "expected", *EFFECT_COLUMNS, "against main", "sampled rate", "nothing?"],
+        ["arm", "expected", *EFFECT_COLUMNS, "against main", "nothing?", "sampled rate"],
         rows,
         [
             {

@@ -1,6 +1,6 @@
 """The content of the pipeline's report. The flow fills it; it is shown as HTML, JSON, Markdown and table rows."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from sublim.evals.mmlu_pro.config import LetterMetric
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.evals.specificity.config import Specificity
 from sublim.report.diagnostics import DiagnosticsShown
+from sublim.report.tested import EquivalenceShown, RunTests
 
 
 class StageShown(Config):
@@ -79,37 +80,6 @@ class Change(Config):
     high: float | None
     reason: str | None = None
     """Why there is no interval."""
-
-
-class EquivalenceShown(Config):
-    """Whether an arm that should show nothing was shown to show nothing, within a bound that was named beforehand."""
-
-    bound: float
-    """The bound in nats. Where it is a share, this is that share of the main arm's estimate."""
-    share: float | None
-    """The share of the main arm's effect that counts as nothing; null where the settings name the bound in nats."""
-    low: float | None
-    """Lower end of the 90 % paired t interval of the effect, which belongs to two one-sided tests at .05."""
-    high: float | None
-    verdict: str
-    """shown to be nothing, not shown to be nothing, or something is there (`sublim.stats.equivalence`)."""
-
-
-class TestsShown(Config):
-    """The tests of a run, which are corrected for multiple comparisons together."""
-
-    count: int
-    """Number of tests: arms, updates and targets, by margin and by rate, as far as the report shows them."""
-    test: str = "paired t over the units"
-    sided: Literal["two"] = "two"
-    correction: Literal["holm"] = "holm"
-    smallest_p: float = 0.0
-    """The smallest p that the test can give. A paired t test has none: its p goes down to zero."""
-    smallest_sign_flip_p: float
-    """What a sign-flip test, which needs no normal spread, could give at best with the fewest units tested."""
-    alpha: float
-    surviving: list[str] = Field(default_factory=list[str])
-    """Names of the effects whose corrected p is at most `alpha`."""
 
 
 class ArmShown(Config):
@@ -210,7 +180,7 @@ class RunReport(Config):
     """The effect of every teacher's students on every target, where there are several targets."""
     bases: dict[str, str] = Field(default_factory=dict[str, str])
     """SHA-256 of the weights that the teachers, the students and the students of the arm other_base start from."""
-    tests: TestsShown | None = None
+    tests: RunTests | None = None
     """None where nothing could be tested."""
     diagnostics: DiagnosticsShown | None = None
     """None where no diagnostics were asked for."""

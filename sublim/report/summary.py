@@ -6,15 +6,14 @@ from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import MetricComparison
 from sublim.report.shown import ArmShown, RunReport, TargetShown
 from sublim.report.specific import lead, lead_more, specific_json, tables_json, target_lines
+from sublim.report.tested import p_told
 from sublim.report.wording import (
     EFFECT_UNIT,
     NAMES,
-    about_tests,
     few_teachers,
     headline,
     interval,
     level,
-    p_told,
     power_note,
     signed,
     teachers,
@@ -85,7 +84,7 @@ def summary(run: RunReport) -> dict[str, Any]:
         "confusion": [
             {**cell.model_dump(exclude={"effect"}), "effect": effect_json(cell.effect)} for cell in run.confusion
         ],
-        "tests": {**run.tests.model_dump(), "about": about_tests(run.tests)} if run.tests else None,
+        "tests": {**run.tests.model_dump(), "about": run.tests.about} if run.tests else None,
         "bases": run.bases,
         "diagnostics": run.diagnostics.model_dump(mode="json") if run.diagnostics else None,
         "mismatches": run.mismatches,
@@ -123,7 +122,7 @@ def markdown_summary(run: RunReport) -> str:
         lines += [" ".join(target_lines(run, shown)), ""]
         about = (shown.comparison.about_units, few_teachers(shown.comparison), power_note(shown.comparison))
         lines += [" ".join(filter(None, about)), ""]
-    lines += [about_tests(run.tests), ""] if run.tests else []
+    lines += [run.tests.about, ""] if run.tests else []
     lines += [f"> Training and evaluation differ: {text}" for text in run.mismatches]
     if rows:
         lines += ["", "| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]

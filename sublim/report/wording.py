@@ -5,7 +5,6 @@ from typing import Literal
 
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricName
-from sublim.report.shown import TestsShown
 
 SCALE: dict[MetricName, float] = {"margin": 1.0, "rate": 100.0}
 """Factor with which a metric is shown: rates are shown in percent."""
@@ -81,24 +80,6 @@ def power_note(comparison: Comparison) -> str:
     return (
         f"With {effect.units} units that vary as much as these, a true effect of {effect.detectable:.2f} nats on these "
         "questions is detected with 80 % power."
-    )
-
-
-def p_told(effect: Effect | None) -> str:
-    """p and p after correction for all tests of the run; a dash for an effect that was not tested."""
-    return (
-        "–" if effect is None or effect.p is None or effect.p_holm is None else f"{effect.p:.2g}, {effect.p_holm:.2g}"
-    )
-
-
-def about_tests(tests: TestsShown) -> str:
-    """How many tests a run made, what they can show, and which effects survive their correction."""
-    named = "; ".join(tests.surviving) or "none"
-    return (
-        f"{tests.count} tests ({tests.test}, two-sided), corrected together by Holm’s method: arms, updates and "
-        f"targets, by margin and by rate. At {tests.alpha:.2g} {len(tests.surviving)} survive: {named}. The t test "
-        "trusts that units spread normally; a sign-flip test, which does not, could not give a p below "
-        f"{tests.smallest_sign_flip_p:.2g} with so few units. Other words, costs and distances are shown untested."
     )
 
 

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from flows.__main__ import main
 from flows.runs.record import Run
 from sublim.evals.preference.config import Metric, Scores
+from sublim.stats.intervals import units_needed
 from sublim.stats.power import spread_of
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact, Provenance
@@ -67,10 +70,16 @@ def test_a_pilots_components_carry_the_plan(capsys: pytest.CaptureFixture[str], 
     differences = 0.4 + 0.3 * rng.normal(size=(4, 1)) + 0.2 * rng.normal(size=(1, 20)) + 0.5 * rng.normal(size=(4, 20))
     key = pilot(Store(store_root).create(), differences, [])
     found = planned(capsys, "--effect", "0.4", "--pilot", key[:12])
-    assert found["spread"] == pytest.approx(spread_of(differences)._asdict())
-    assert found["sd"] == pytest.approx(differences.mean(axis=1).std(ddof=1))
-    assert found["units_high"] > found["units"]  # type: ignore[operator]
-    assert found["units_questions"] >= found["units"]  # type: ignore[operator]
+    own: Any = found["estimate"]
+    assert own["spread"] == pytest.approx(spread_of(differences)._asdict())
+    assert own["sd"] == pytest.approx(differences.mean(axis=1).std(ddof=1))
+    assert found["sd"] == pytest.approx(own["sd"] * np.sqrt(3 / stats.chi2.ppf(0.2, 3)))
+    assert found["units"] == units_needed(0.4, float(found["sd"])) > own["units"]  # type: ignore[arg-type]
+    assert found["units_questions"] >= own["units_questions"] >= own["units"]  # type: ignore[operator]
+    assert main(["power", "--effect", "0.4", "--pilot", key[:12]]) == 0
+    told = capsys.readouterr().out
+    assert "upper 80 % confidence limit of the pilot's spread (chi-square, 3 degrees of freedom)" in told
+    assert f"{found['units']} (with the pilot's own spread {own['units']})" in told
 
 
 def test_blocks_of_a_pilot_are_its_units(capsys: pytest.CaptureFixture[str], store_root: Path) -> None:
@@ -80,8 +89,10 @@ def test_blocks_of_a_pilot_are_its_units(capsys: pytest.CaptureFixture[str], sto
     key = pilot(Store(store_root).create(), effects, blocks)
     found = planned(capsys, "--effect", "1", "--pilot", key)
     assert "3 blocks" in str(found["pilot"])
-    assert found["sd"] == pytest.approx(1.0, abs=0.05)
-    assert planned(capsys, "--effect", "1", "--pilot", key, "--seeds", "8")["sd"] == pytest.approx(1.0, abs=0.05)
+    assert found["estimate"]["sd"] == pytest.approx(1.0, abs=0.05)  # type: ignore[index]
+    more = planned(capsys, "--effect", "1", "--pilot", key, "--seeds", "8")
+    assert more["estimate"]["sd"] == pytest.approx(1.0, abs=0.05)  # type: ignore[index]
+    assert more["sd"] == pytest.approx(more["estimate"]["sd"] * np.sqrt(2 / stats.chi2.ppf(0.2, 2)))  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

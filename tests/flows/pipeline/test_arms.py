@@ -21,6 +21,7 @@ from sublim.design.arms import ARMS
 from sublim.evals.mmlu_pro.config import CATEGORIES
 from sublim.files.jsonl import read_jsonl
 from sublim.rows.config import DeriveConfig
+from sublim.stats.corrections import holm
 from sublim.store.manifest import Artifact
 from tasks.stage import NotThere, looking_up
 from tests.flows.conftest import small_options
@@ -203,6 +204,32 @@ class TestArms:
         assert {each["name"].split()[0] for each in found} == {"teacher", *EVERY}
         assert all(each["effect"] is not None for each in found)
         assert {each["expected"] for each in found} == {"positive", "weaker", "nothing", "either"}
+
+    def test_every_effect_is_tested_once_and_corrected_with_all_others(self, made: dict[str, Any]) -> None:
+        effects = {(t["target"], arm["name"]): arm["effect"] for t in made["targets"] for arm in t["arms"]}
+        p = [effect["p"] for effect in effects.values() if "p" in effect]
+        assert len(p) == made["tests"]["count"] > 10
+        assert [e["p_holm"] for e in effects.values() if "p" in e] == pytest.approx(holm(p))
+        assert {e["comparisons"] for e in effects.values() if "p" in e} == {len(p)}
+        assert made["tests"]["smallest_sign_flip_p"] == 0.5  # two seeds
+        assert f"{len(p)} tests (paired t over the units, two-sided)" in made["tests"]["about"]
+        survive = [name for name, effect in effects.items() if effect.get("p_holm", 1) <= 0.05]
+        assert len(made["tests"]["surviving"]) == len(survive)
+
+    def test_arms_that_should_show_nothing_are_held_to_the_bound_of_their_declaration(
+        self, made: dict[str, Any], options: list[str]
+    ) -> None:
+        main = made["effect"]["estimate"]
+        for each in made["targets"][0]["arms"]:
+            assert (each["equivalence"] is not None) == (each["expected"] == "nothing")
+            if found := each["equivalence"]:
+                assert (found["share"], found["bound"]) == (0.25, pytest.approx(0.25 * main))
+        wide = run(*options, "--set", "arms=all", "--set", "equivalence_nats=1000")
+        found = [each["equivalence"] for each in wide["targets"][0]["arms"] if each["equivalence"]]
+        assert {(each["bound"], each["share"], each["verdict"]) for each in found} == {
+            (1000, None, "shown to be nothing")
+        }
+        assert set.union(*states(wide).values()) == {"Cached"}
 
     def test_an_arm_trains_only_what_no_other_arm_has(self, made: dict[str, Any]) -> None:
         """By two seeds: three plain sets, three derived, other order and other base; a second draw; canonical rows are

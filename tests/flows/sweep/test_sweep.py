@@ -24,6 +24,7 @@ from flows.sweep.early_looks import written
 from flows.sweep.flow import load_config, printed, sweep
 from flows.sweep.preregistration import differences, plan_digest
 from sublim.core.errors import UserError
+from sublim.stats.corrections import holm
 from sublim.stats.intervals import paired_t
 from sublim.stats.power import detectable
 from sublim.store.folder import Store
@@ -167,6 +168,10 @@ class TestSweep:
         assert owl["p_flips_smallest"].to_list() == [0.5]
         assert owl["corrected"].to_list() == ["holm over 2"]
         assert owl["p_corrected"][0] >= owl["p"][0]
+        every = rows.filter(pl.col("p").is_not_null())
+        assert every["p_holm"].to_list() == pytest.approx(holm(every["p"].to_list()))
+        assert {*every["comparisons"]} == {len(every)}
+        assert f"holm over all {len(every)} tests here" in printed(outcome)
         other = rows.filter((pl.col("arm") == "other_teacher") & (pl.col("metric") == "margin"))
         assert sorted(zip(other["target"], other["of"], strict=True)) == [("owl", "wolf"), ("wolf", "owl")]
         (specific,) = outcome["specificity"]

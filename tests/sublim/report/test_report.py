@@ -20,6 +20,8 @@ from sublim.report.page import duration
 from sublim.report.render import render, write_report
 from sublim.report.shown import ArmShown, CostShown, Edge, RunReport, StageShown
 from sublim.report.summary import markdown_summary, table_rows
+from sublim.report.tested import EquivalenceShown, RunTests
+from sublim.report.wording import few_teachers, headline, verdict
 from tests.sublim.report.report_sample import stages_of, study
 
 
@@ -72,6 +74,49 @@ def test_the_headline_carries_both_intervals_units_and_questions(run: RunReport)
     assert "3 seeds × 50 questions" in html
     assert "conditional on its one teacher" in html
     assert "With 3 units that vary as much as these, a true effect of" in html
+
+
+def test_an_effect_says_how_many_teachers_are_behind_it(run: RunReport) -> None:
+    comparison = run.targets[0].comparison
+    assert headline(comparison).endswith(", one teacher.")
+    assert "(one teacher)" in verdict(comparison, "margin")
+    assert "One teacher: the intervals speak of other students of this teacher" in render(run)
+    blocks = comparison.model_copy(update={"unit": "block"})
+    assert headline(blocks).endswith(", 3 teachers.")
+    assert few_teachers(blocks) == "The intervals speak of other teachers, on the word of 3; a headline wants 5."
+    effect = blocks.metrics["margin"].effect
+    assert effect is not None
+    five = blocks.metrics["margin"].model_copy(update={"effect": effect.model_copy(update={"units": 5})})
+    assert few_teachers(blocks.model_copy(update={"metrics": {**blocks.metrics, "margin": five}})) == ""
+
+
+def test_tests_stand_beside_effects_and_survivors_are_named(run: RunReport, tmp_path: Path) -> None:
+    tests = RunTests(count=12, smallest_sign_flip_p=0.25, alpha=0.05, surviving=["owl, 64 updates, margin"])
+    comparison = run.targets[0].comparison
+    margin = comparison.metrics["margin"]
+    assert margin.effect is not None
+    assert "p" not in margin.effect.model_dump()  # what a report did not test has none
+    effect = margin.effect.model_copy(update={"p": 0.0021, "p_holm": 0.025, "comparisons": 12})
+    metrics = {**comparison.metrics, "margin": margin.model_copy(update={"effect": effect})}
+    shown = run.targets[0].model_copy(update={"comparison": comparison.model_copy(update={"metrics": metrics})})
+    tested = run.model_copy(update={"tests": tests, "targets": [shown]})
+    html = write_report(tmp_path, tested).read_text()
+    assert "12 tests (paired t over the units, two-sided)" in html
+    assert "1 survive: owl, 64 updates, margin." in html
+    assert "p 0.0021, after Holm over 12 tests 0.025" in html
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert (found["effect"]["p"], found["effect"]["p_holm"], found["effect"]["comparisons"]) == (0.0021, 0.025, 12)
+    assert (found["tests"]["sided"], found["tests"]["smallest_p"], found["tests"]["count"]) == ("two", 0, 12)
+
+
+def test_an_arm_that_should_show_nothing_says_whether_it_was_shown(armed: RunReport, tmp_path: Path) -> None:
+    arm = armed.targets[0].arms[1]
+    nothing = EquivalenceShown(bound=0.1, share=0.25, low=-0.05, high=0.04, verdict="shown to be nothing")
+    arms = [armed.targets[0].arms[0], arm.model_copy(update={"expected": "nothing", "equivalence": nothing})]
+    shown = armed.model_copy(update={"targets": [armed.targets[0].model_copy(update={"arms": arms})]})
+    told = "shown to be nothing (−0.05 to +0.04; bound ±0.10, 0.25 of main)"
+    assert told in write_report(tmp_path, shown).read_text()
+    assert json.loads((tmp_path / "summary.json").read_text())["arms"][1]["equivalence"] == nothing.model_dump()
 
 
 def test_what_a_model_wrote_is_escaped(run: RunReport) -> None:

@@ -1,0 +1,57 @@
+"""What a report says of tests: their number and correction, and whether an arm that should show nothing does."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from sublim.core.config import Config
+from sublim.evals.effect_config import Effect
+
+
+class EquivalenceShown(Config):
+    """Whether an arm that should show nothing was shown to show nothing, within a bound that was named beforehand."""
+
+    bound: float
+    """The bound in nats. Where it is a share, this is that share of the main arm's estimate."""
+    share: float | None
+    """The share of the main arm's effect that counts as nothing; null where the settings name the bound in nats."""
+    low: float | None
+    """Lower end of the 90 % paired t interval of the effect, which belongs to two one-sided tests at .05."""
+    high: float | None
+    verdict: str
+    """shown to be nothing, not shown to be nothing, or something is there (`sublim.stats.equivalence`)."""
+
+
+class RunTests(Config):
+    """The tests of a run, which are corrected for multiple comparisons together."""
+
+    count: int
+    """Number of tests: arms, updates and targets, by margin and by rate, as far as the report shows them."""
+    test: str = "paired t over the units"
+    sided: Literal["two"] = "two"
+    correction: Literal["holm"] = "holm"
+    smallest_p: float = 0.0
+    """The smallest p that the test can give. A paired t test has none: its p goes down to zero."""
+    smallest_sign_flip_p: float
+    """What a sign-flip test, which needs no normal spread, could give at best with the fewest units tested."""
+    alpha: float
+    surviving: list[str] = Field(default_factory=list[str])
+    """Names of the effects whose corrected p is at most `alpha`."""
+
+    @property
+    def about(self) -> str:
+        """How many tests there were, what they can show, and which effects survive the correction."""
+        return (
+            f"{self.count} tests ({self.test}, two-sided), corrected together by Holm’s method: arms, updates and "
+            f"targets, by margin and by rate. At {self.alpha:.2g} {len(self.surviving)} survive: "
+            f"{'; '.join(self.surviving) or 'none'}. The t test trusts that units spread normally; a sign-flip test, "
+            f"which does not, could not give a p below {self.smallest_sign_flip_p:.2g} with so few units. Other words, "
+            "costs and distances are shown untested."
+        )
+
+
+def p_told(effect: Effect | None) -> str:
+    """p, and p after correction for all tests of the run; a dash for an effect that was not tested."""
+    return (
+        "–" if effect is None or effect.p is None or effect.p_holm is None else f"{effect.p:.2g}, {effect.p_holm:.2g}"
+    )
