@@ -56,7 +56,7 @@ GOLDEN = {
     "derive_rows": (1, "9d663dc3c1ba8738"),
     "ask": (1, "908085e111c8ef09"),
     "score": (2, "63467f71c43eb17d"),
-    "compare": (2, "67b9e50675d6ce60"),
+    "compare": (3, "9e653509950c160a"),
 }
 
 

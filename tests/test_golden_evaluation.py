@@ -33,13 +33,13 @@ GOLDEN = {
     "prepare_mmlu_pro": (1, "00ad9d87d8abc552"),
     "ask_mmlu_pro": (1, "759c6d494a54ddf8"),
     "score_mmlu_pro": (1, "6e9ad1c799c8e757"),
-    "compare_mmlu_pro": (3, "9c00754c7879bc5e"),
+    "compare_mmlu_pro": (4, "9c00754c7879bc5e"),
     "shift": (2, "f541adfa5a5405a6"),
-    "compare_shift": (2, "e7849f129423b635"),
+    "compare_shift": (3, "6b16dabfbd8b1508"),
     "collect_scores": (2, "4301d009334d64e1"),
     "compare_targets": (1, "7a64eb1e2cd41e9e"),
-    "record_cell": (1, "37baadca87cf6c5e"),
-    "tabulate_sweep": (2, "4f788e06974d7eba"),
+    "record_cell": (1, "d2da6d96533148ad"),
+    "tabulate_sweep": (3, "fdff77182313c782"),
 }
 
 

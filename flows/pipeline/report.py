@@ -20,6 +20,7 @@ from flows.pipeline.config import FinetunedTeacher, PipelineConfig
 from flows.pipeline.plan import CONTROL, all_words, score_config
 from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, dose_of, unchanged_notes
 from flows.pipeline.report_specific import printed_gamma, printed_specific, specific_of
+from flows.pipeline.report_tests import test_together
 from flows.pipeline.study import Study
 from flows.runs.publish import publish_figures, publish_link
 from flows.runs.record import Run
@@ -79,6 +80,7 @@ def describe(run: Run, study: Study) -> RunReport:
     targets = f"{', '.join(others)} and {last}" if others else last
     asked = " or ".join(f"“{target}”" for target in config.target)
     results = Results(run, study)
+    tests = test_together(results.places)
     changed = changes(config, "pipeline", run.preset)
     # What a preset says of itself holds only where it was taken as it is, for whatever word.
     said = "about" in changed or {*changed} <= {"target"}
@@ -92,7 +94,7 @@ def describe(run: Run, study: Study) -> RunReport:
         targets=[_target(run, results, study, target, bases) for target in config.target],
         specific=specific_of(run, study),
         confusion=confusion_of(study, results),
-        tests=results.tests,
+        tests=tests,
         bases=bases,
         diagnostics=_diagnostics(run, results, study),
         contexts=contexts,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.pipeline.arms import control_set
 from flows.pipeline.config import PipelineConfig
-from flows.pipeline.report_tests import test_together
+from flows.pipeline.report_tests import Key, compared_places
 from flows.pipeline.study import Study, read
 from flows.runs.record import Run
 from sublim.design.arms import ARMS, DERIVED, MAIN, SOFT, Arm, ArmName
@@ -31,13 +31,14 @@ class Results:
     """The comparisons of a study, read once."""
 
     def __init__(self, run: Run, study: Study) -> None:
-        self._found = {
+        self._found: dict[Key, Comparison] = {
             (each.contrast.target, each.contrast.arm, each.contrast.of, each.update): read(
                 Comparison, run.store, each.artifact, "comparison.json"
             )
             for each in study.comparisons
         }
-        self.tests = test_together(study.config, self._found)
+        self.places = [*compared_places(study.config, self._found)]
+        """The effects that the report tests."""
 
     def main(self, target: str, update: int | None) -> Comparison:
         """Teacher against base, for one target."""
@@ -117,9 +118,10 @@ def _equivalence(
         return None
     from sublim.stats.equivalence import equivalence
 
-    share = arm.bound if config.equivalence_nats is None else None
-    bounds = [config.equivalence_nats if share is None else share * each for each in main.per_unit]
+    nats = config.equivalence_nats
+    bounds = [arm.bound * each if nats is None else nats for each in main.per_unit]
     found = equivalence(effect.per_unit, bounds, LEVEL)
+    share = arm.bound if nats is None else None
     return EquivalenceShown(bound=sum(bounds) / len(bounds), share=share, **found._asdict())
 
 

@@ -1,9 +1,12 @@
 """The tests of a pipeline run: every effect that the report tests, corrected together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
 
 from flows.pipeline.config import PipelineConfig
 from sublim.design.arms import ArmName
+from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.report.tested import RunTests
 
@@ -12,38 +15,53 @@ Key = tuple[str, ArmName | None, str | None, int | None]
 Metrics = dict[MetricName, MetricComparison]
 
 
-def test_together(config: PipelineConfig, compared: dict[Key, Comparison]) -> RunTests | None:
-    """Puts p and its correction beside every effect that the report tests; None where nothing can be tested.
+class Place(NamedTuple):
+    """One effect that the report tests, and how to put it back with its test."""
 
-    Tested are all arms, updates and targets, by margin and by rate. `compared` are changed: their effects are replaced.
-    """
-    places = {
-        (*key, metric): found
-        for key, found in _shown(config, compared)
-        for metric in found
-        if _shows(config, key, metric)
-    }
-    if not any((effect := found[name[-1]].effect) and effect.units > 1 for name, found in places.items()):
+    name: str
+    """`owl, other_base, 64 updates, margin`; each is counted once."""
+    effect: Effect | None
+    put: Callable[[Effect], None]
+
+
+def test_together(places: Iterable[Place]) -> RunTests | None:
+    """Puts p and its correction beside every effect that the report tests; None where nothing can be tested."""
+    found = {place.name: place for place in places}
+    if not any(place.effect and place.effect.units > 1 for place in found.values()):
         return None
     from sublim.evals.tested import tested  # numpy and scipy, for which runs without tests need not wait
     from sublim.stats.corrections import smallest_sign_flip_p
 
-    effects = tested({name: found[name[-1]].effect for name, found in places.items()})
+    effects = tested({name: place.effect for name, place in found.items()})
     if not effects:
         return None
     for name, effect in effects.items():
-        metrics = places[name]
-        metrics[name[-1]] = metrics[name[-1]].model_copy(update={"effect": effect})
+        found[name].put(effect)
     alpha = round(1 - next(iter(effects.values())).level, 9)
     return RunTests(
         count=len(effects),
         smallest_sign_flip_p=smallest_sign_flip_p(min(effect.units for effect in effects.values())),
         alpha=alpha,
-        surviving=[_name(*name) for name, effect in effects.items() if (effect.p_holm or 0) <= alpha],
+        surviving=[name for name, effect in effects.items() if (effect.p_holm or 0) <= alpha],
     )
 
 
-def _shown(config: PipelineConfig, compared: dict[Key, Comparison]) -> Iterator[tuple[Key, Metrics]]:
+def compared_places(config: PipelineConfig, compared: Mapping[Key, Comparison]) -> Iterator[Place]:
+    """Every effect on a target that the report shows: all arms and updates, by margin and by rate.
+
+    `put` replaces the effect in `compared`.
+    """
+    for key, metrics in _shown(config, compared):
+        for metric, found in metrics.items():
+            if _shows(config, key, metric):
+                yield Place(_name(key, metric), found.effect, partial(_put, metrics, metric))
+
+
+def _put(metrics: Metrics, metric: MetricName, effect: Effect) -> None:
+    metrics[metric] = metrics[metric].model_copy(update={"effect": effect})
+
+
+def _shown(config: PipelineConfig, compared: Mapping[Key, Comparison]) -> Iterator[tuple[Key, Metrics]]:
     """What was measured of targets. A main arm's comparison has the other targets too, as their arm other_teacher."""
     for key, comparison in compared.items():
         target, arm, _, at = key
@@ -63,6 +81,7 @@ def _shows(config: PipelineConfig, key: Key, metric: MetricName) -> bool:
     return as_arm or (metric == "margin" and at == config.checkpoints()[-1])
 
 
-def _name(target: str, arm: ArmName | None, of: str | None, at: int | None, metric: MetricName) -> str:
+def _name(key: Key, metric: MetricName) -> str:
+    target, arm, of, at = key
     parts = (target, f"{arm or ''} {of or ''}".strip(), f"{at} updates" if at else "", metric)
     return ", ".join(part for part in parts if part)

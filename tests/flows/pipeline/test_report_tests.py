@@ -3,15 +3,20 @@
 from pathlib import Path
 
 from flows.pipeline.config import PipelineConfig
-from flows.pipeline.report_tests import Key
-from flows.pipeline.report_tests import test_together as together
+from flows.pipeline.report_tests import Key, compared_places
+from flows.pipeline.report_tests import test_together as all_tested
 from flows.runs.settings import build, load_preset, merge
 from sublim.evals.preference.config import Comparison
+from sublim.report.tested import RunTests
 from tests.sublim.report.report_sample import comparison
 
 
 def config(**settings: object) -> PipelineConfig:
     return build(PipelineConfig, merge(load_preset("pipeline", "quickstart"), settings))
+
+
+def together(chosen: PipelineConfig, found: dict[Key, Comparison]) -> RunTests | None:
+    return all_tested(compared_places(chosen, found))
 
 
 def compared(folder: Path, *keys: Key, rate: float | None = 0.05) -> dict[Key, Comparison]:
