@@ -170,7 +170,7 @@ def arms_figure(shown: TargetShown) -> Figure:
             arm.expected,
             *with_intervals(_effect(metrics, "margin"), _missing(arm)),
             _change_told(_change(arm, at)),
-            _nothing_told(arm, at),
+            arm.equivalence.told if arm.equivalence and at == arm.updates else "–",
             _rate_told(metrics),
         ]
         for label, arm, at, metrics in marks
@@ -197,8 +197,8 @@ def arms_figure(shown: TargetShown) -> Figure:
                 "reason": None if _effect(metrics, "margin") else _missing(arm),
                 **as_numbers(_effect(metrics, "rate"), "rate_"),
                 "rate_reason": metrics["rate"].reason if metrics else None,
-                "nothing": arm.equivalence.verdict if arm.equivalence and at == arm.updates else None,
-                "bound": arm.equivalence.bound if arm.equivalence and at == arm.updates else None,
+                "nothing": getattr(arm.equivalence if at == arm.updates else None, "verdict", None),
+                "bound": getattr(arm.equivalence if at == arm.updates else None, "bound", None),
             }
             for _, arm, at, metrics in marks
         ],
@@ -264,15 +264,6 @@ def _missing(arm: ArmShown) -> str:
 
 def _change(arm: ArmShown, at: int | None) -> Change | None:
     return arm.change if at == arm.updates else None
-
-
-def _nothing_told(arm: ArmShown, at: int | None) -> str:
-    """Whether an arm that should show nothing was shown to show nothing, with its interval and bound."""
-    found = arm.equivalence if at == arm.updates else None
-    if found is None:
-        return "–"
-    named = f"±{found.bound:.2f}" + (f", {found.share:g} of main" if found.share is not None else "")
-    return f"{found.verdict} ({between(found.low, found.high)}; bound {named})"
 
 
 def _change_told(found: Change | None) -> str:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from sublim.core.config import Config
 from sublim.evals.effect_config import Effect
+from sublim.report.wording import between
 
 
 class EquivalenceShown(Config):
@@ -20,6 +21,12 @@ class EquivalenceShown(Config):
     high: float | None
     verdict: str
     """shown to be nothing, not shown to be nothing, or something is there (`sublim.stats.equivalence`)."""
+
+    @property
+    def told(self) -> str:
+        """The verdict with its interval and bound, in one line."""
+        named = f"±{self.bound:.2f}" + (f", {self.share:g} of main" if self.share is not None else "")
+        return f"{self.verdict} ({between(self.low, self.high)}; bound {named})"
 
 
 class RunTests(Config):
