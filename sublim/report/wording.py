@@ -66,7 +66,10 @@ def verdict(comparison: Comparison, metric: MetricName) -> str:
     named = {"these_questions": "on these questions", "questions_too": "over other questions too"}[comparison.leads]
     chosen = f"{effect.level * 100:g} % interval {named}"
     if low <= 0 <= high:
-        return f"The {chosen} contains zero: these data do not show that students differ from their controls."
+        return (
+            f"The {chosen} contains zero: these data do not show that students differ from their controls "
+            f"({teachers(comparison)})."
+        )
     more = "more" if effect.estimate > 0 else "less"
     told = f"the {chosen} excludes zero ({teachers(comparison)})."
     return f"Students prefer “{word}” {more} than their paired controls do: {told}"

@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from sublim.core.errors import UserError
-from sublim.stats.intervals import power, satterthwaite, two_sided_power, units_needed
+from sublim.stats.intervals import FEW_UNITS, power, satterthwaite, two_sided_power, units_needed
 
 MOST = 10_000
 
@@ -74,7 +74,8 @@ def crossed_power(spread: Spread, effect: float, units: int, questions: int, lev
     """Power of the interval over units and questions: the probability that it excludes zero if the mean is `effect`.
 
     The degrees of freedom are those of Satterthwaite (1946), as in `intervals.crossed_components`, at the expectations
-    of the mean squares.
+    of the mean squares. Below `FEW_UNITS` units the interval is no narrower than the paired t, and so its power is no
+    greater: the smaller of both is given, which is an upper bound.
     """
     within = spread.residual / (units * questions)
     by_unit, by_question = spread.unit / units + within, spread.question / questions + within
@@ -82,7 +83,9 @@ def crossed_power(spread: Spread, effect: float, units: int, questions: int, lev
     if variance <= 0:
         raise UserError("power needs a spread above zero: the pilot's differences are all alike")
     df = satterthwaite(by_unit, by_question, within, units, questions)
-    return two_sided_power(df, effect / float(np.sqrt(variance)), level)
+    found = two_sided_power(df, effect / float(np.sqrt(variance)), level)
+    sd = spread.of_unit(questions)
+    return min(found, power(units, effect, sd, level)) if units < FEW_UNITS and sd > 0 else found
 
 
 UPPER = 0.8

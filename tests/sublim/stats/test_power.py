@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from sublim.core.errors import UserError
-from sublim.stats.intervals import crossed_components, power
+from sublim.stats.intervals import FEW_UNITS, crossed_components, power
 from sublim.stats.power import (
     Nested,
     Spread,
@@ -39,7 +39,9 @@ def test_chance_is_how_often_simulated_intervals_leave_zero_out(units: int, spre
     simulated = studies(np.random.default_rng(1), spread, 0.5, units, 30, 2000)
     for matrix in simulated:
         parts = crossed_components(matrix)
-        found += abs(matrix.mean()) > stats.t.ppf(0.975, parts.df) * np.sqrt(parts.variance)
+        away = abs(matrix.mean()) > stats.t.ppf(0.975, parts.df) * np.sqrt(parts.variance)
+        rule = units >= FEW_UNITS or stats.ttest_1samp(matrix.mean(axis=1), 0).pvalue < 0.05
+        found += away and rule
     assert crossed_power(spread, 0.5, units, 30) == pytest.approx(found / len(simulated), abs=0.04)
 
 
