@@ -29,10 +29,10 @@ def test_together(places: Iterable[Place]) -> RunTests | None:
     found = {place.name: place for place in places}
     if not any(place.effect and place.effect.units > 1 for place in found.values()):
         return None
-    from sublim.evals.tested import tested  # numpy and scipy, for which runs without tests need not wait
+    from sublim.evals.tested import corrected  # numpy and scipy, for which runs without tests need not wait
     from sublim.stats.corrections import smallest_sign_flip_p
 
-    effects = tested({name: place.effect for name, place in found.items()})
+    effects = corrected({name: place.effect for name, place in found.items()})
     if not effects:
         return None
     for name, effect in effects.items():

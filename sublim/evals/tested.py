@@ -11,7 +11,7 @@ from sublim.stats.corrections import holm, paired_t_p
 K = TypeVar("K", bound=Hashable)
 
 
-def tested(effects: Mapping[K, Effect | None]) -> dict[K, Effect]:
+def corrected(effects: Mapping[K, Effect | None]) -> dict[K, Effect]:
     """Those of `effects` that can be tested, each with `p`, `p_holm` and `comparisons`, in the order given.
 
     `effects` are all that a report tests, each under a name of its own: an effect that is shown twice counts once. The
@@ -22,8 +22,8 @@ def tested(effects: Mapping[K, Effect | None]) -> dict[K, Effect]:
     adjusted = holm([*p.values()])
     known = {name: effect for name, effect in effects.items() if effect}
     return {
-        name: known[name].model_copy(update={"p": p[name], "p_holm": corrected, "comparisons": len(p)})
-        for name, corrected in zip(p, adjusted, strict=True)
+        name: known[name].model_copy(update={"p": p[name], "p_holm": after, "comparisons": len(p)})
+        for name, after in zip(p, adjusted, strict=True)
     }
 
 
