@@ -27,7 +27,7 @@ class Place(NamedTuple):
 def test_together(places: Iterable[Place]) -> RunTests | None:
     """Puts p and its correction beside every effect that the report tests; None where nothing can be tested."""
     found = {place.name: place for place in places}
-    if not any(place.effect and place.effect.units > 1 for place in found.values()):
+    if not any((each := place.effect) and (each.units > 1 or each.p is not None) for place in found.values()):
         return None
     from sublim.evals.tested import corrected  # numpy and scipy, for which runs without tests need not wait
     from sublim.stats.corrections import smallest_sign_flip_p

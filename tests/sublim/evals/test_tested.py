@@ -36,4 +36,4 @@ def test_what_cannot_be_tested_is_not_counted_and_a_permutations_p_is_kept() -> 
 
 
 def test_without_effects_there_is_no_test() -> None:
-    assert corrected({}) == tested({"lost": None}) == {}
+    assert corrected({}) == corrected({"lost": None}) == {}
