@@ -48,10 +48,10 @@ if TYPE_CHECKING:  # no more than the annotations need them
     from sublim.sae.config import ImportSaeConfig, QualityConfig, TrainSaeConfig
     from sublim.sae.texts_config import GatherTextsConfig, ImportTextsConfig, WriteChatsConfig
     from sublim.search.config import DrawSearchConfig, RungConfig
+    from sublim.steering.alignment_config import EasConfig
     from sublim.steering.config import (
         AnimalRowsConfig,
         DifferenceConfig,
-        EasConfig,
         ImportConfig,
         MeansConfig,
         SteeringFiguresConfig,
@@ -183,11 +183,11 @@ def sweep(config: SweepConfig, *, label: str = "", base: One, vectors: One, weig
           exam: Maybe = None) -> One: ...
 @stage("sublim.steering.dose_curve:steering_curve", version=3)
 def steering_curve(config: CurveConfig, *, label: str = "", swept: One) -> One: ...
-@stage("sublim.steering.alignment:alignment")
-def alignment(config: EasConfig, *, label: str = "", base: One, teacher: One, students: Named,
-              controls: Named) -> One: ...
-@stage("sublim.steering.figures:draw_steering", version=2)
-def draw_steering(config: SteeringFiguresConfig, *, label: str = "", curve: One, eas: Maybe = None,
+@stage("sublim.steering.alignment:alignment", version=2)
+def alignment(config: EasConfig, *, label: str = "", base: One, teacher: One, students: Named, controls: Named,
+              others: Named | None = None) -> One: ...
+@stage("sublim.steering.figures:draw_steering", version=3)
+def draw_steering(config: SteeringFiguresConfig, *, label: str = "", curve: One, eas: Maybe = None, paper: Maybe = None,
                   sufficiency: Several | None = None, replaced: Several | None = None) -> One: ...
 
 # Sparse autoencoders

@@ -9,7 +9,8 @@ from sublim.files.jsonl import write_jsonl
 from sublim.inference.config import HfBackend
 from sublim.residual.edits import Edit, Steering
 from sublim.steering.alignment import alignment
-from sublim.steering.config import AnimalRowsConfig, DifferenceConfig, EasConfig, EasTable, MeansConfig
+from sublim.steering.alignment_config import EasConfig, EasTable
+from sublim.steering.config import AnimalRowsConfig, DifferenceConfig, MeansConfig
 from sublim.steering.dose_curve import steering_curve, sweep
 from sublim.steering.dose_curve_config import Curve, CurveConfig, SweepConfig
 from sublim.steering.means import difference_vectors, mean_activations
@@ -58,7 +59,9 @@ def test_vectors_curves_and_alignment_are_those_they_were(tmp_path: Path) -> Non
     table = run(
         alignment,
         tmp_path / "e",
-        EasConfig(updates=(1,), pairs=1),
+        EasConfig(
+            measure="alignment_above_control", student_at="last_answer", teacher_at="last_answer", updates=(1,), pairs=1
+        ),
         base=own,
         teacher=taught,
         students={"1/0": taught},
@@ -68,7 +71,7 @@ def test_vectors_curves_and_alignment_are_those_they_were(tmp_path: Path) -> Non
     random = [row.random[0] for row in eas.rows]
     stages = ("mean_activations", "difference_vectors", "sweep", "steering_curve", "alignment")
     versions = [getattr(steering, name).version for name in stages]
-    assert versions == [1, 1, 1, 3, 1]
+    assert versions == [1, 1, 1, 3, 2]
     assert lengths == pytest.approx([8.2615976, 10.2146349], rel=1e-4), ADVICE.format(name=stages)
     assert moved == pytest.approx([0, 5.59356, 3.86694, 3.8557, -1.738999], rel=1e-3, abs=1e-6), ADVICE.format(
         name=stages

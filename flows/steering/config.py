@@ -97,8 +97,9 @@ class MechanismConfig(Config):
     """The layers to measure; null for all."""
     rows: Annotated[int, Field(ge=2)] = 256
     """Rows of the control's lists on which the activations of all models are read."""
-    read_at: MeanAt = "mean_answer"
-    """The tokens at which activations are read."""
+    read_at: Literal["mean_answer", "last_answer"] = "mean_answer"
+    """The tokens of answers at which activations are read for alignment above the control, sufficiency and necessity.
+    The paper's alignment is read at the same rows' prompts."""
     random: Annotated[int, Field(ge=10)] = 10
     """Random directions that every measurement is compared with."""
     pairs: Annotated[int, Field(ge=1)] = 1

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from flows.steering.alignments import alignment_findings, alignment_tables
 from sublim.core.config import Config
 from sublim.report.page import Table, bounded
-from sublim.steering.config import Eas
+from sublim.steering.alignment_config import Alignment, Eas, Measure
 from sublim.steering.dose_curve_config import SteeredPoint
 
 
@@ -27,9 +28,20 @@ class MechanismShown(Config):
     """The mechanism's measures; every layer with its random fellows."""
 
     eas: list[Eas]
+    """At answer tokens: the cosines of student, control and their difference with the own teacher's vector."""
+    alignment_paper: list[Alignment]
+    alignment_above_control: list[Alignment]
     sufficiency: list[list[SteeredPoint]]
     replaced: list[list[SteeredPoint]]
     rewritten: list[RewrittenShown]
+
+    @property
+    def alignments(self) -> dict[Measure, list[Alignment]]:
+        """Both alignments by name."""
+        return {
+            "alignment_paper": self.alignment_paper,
+            "alignment_above_control": self.alignment_above_control,
+        }
 
 
 class Shown(Config):
@@ -65,19 +77,16 @@ def findings(shown: Shown) -> Iterator[str]:
     if lost := [point for point in steered if point.estimate is None]:
         yield f"{len(lost)} points could not be measured: {lost[0].reason}"
     if shown.mechanism:
-        yield from _mechanism_findings(shown.mechanism)
+        yield from _mechanism_findings(shown.target, shown.mechanism)
 
 
 def _unsteered(base: SteeredPoint) -> str:
     return f"missing: {base.mmlu_pro_reason}" if base.mmlu_pro is None else f"{base.mmlu_pro:.3f}"
 
 
-def _mechanism_findings(found: MechanismShown) -> Iterator[str]:
-    last = [row for row in found.eas if row.update == found.eas[-1].update]
-    best = max(last, key=lambda row: row.difference.mean)
-    text = f"student {best.student.mean:+.2f}, control {best.control.mean:+.2f}, difference {best.difference.mean:+.2f}"
-    spread = f"{min(best.random):+.2f} to {max(best.random):+.2f}"
-    yield f"alignment with the teacher is largest at layer {best.layer}: {text}; random directions {spread}"
+def _mechanism_findings(target: str, found: MechanismShown) -> Iterator[str]:
+    for measure, rows in found.alignments.items():
+        yield alignment_findings(target, measure, rows)
     for curves, sign, verb in (
         (found.sufficiency, 1, "adding v_student to the base"),
         (found.replaced, -1, "replacing it"),
@@ -117,8 +126,9 @@ def tables(shown: Shown) -> Iterator[Table]:
 
 
 def _mechanism_tables(target: str, found: MechanismShown) -> Iterator[Table]:
+    yield from (alignment_tables(target, measure, rows) for measure, rows in found.alignments.items())
     yield Table(
-        f"{target}: cosine with v_teacher",
+        f"{target}: cosine with v_teacher at answer tokens",
         ("place", "updates", "student", "control", "student − control", "random", "|v_student|", "|v_teacher|"),
         [
             (

@@ -1,8 +1,9 @@
-"""The mechanism part of a steering run: alignment over training, sufficiency, and necessity in its two senses.
+"""The mechanism part of a steering run: two alignments over training, sufficiency, and necessity in its two senses.
 
-Everybody reads the control's number lists. v_teacher is teacher minus base, v_student student minus base, on the same
-tokens. Sufficiency adds a student's vector to the base; replacing puts the base's component along it into the student;
-rewriting lets the teacher write with its own vector projected out and trains new students on that.
+Everybody reads the control's number lists. v_teacher is teacher minus base, v_student student minus base. Both
+alignments stand beside those with every other teacher of the study. Sufficiency adds a student's vector to the base;
+replacing puts the base's component along it into the student; rewriting lets the teacher write with its own vector
+projected out and trains new students on that.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,8 @@ from flows.steering.config import MechanismConfig, SteeringFlowConfig
 from flows.steering.plan import curve_config, layer_points, means_config, sweep_config
 from sublim.evals.effect_config import CompareConfig
 from sublim.residual.edits import Edit, Steering, names_by_layer
-from sublim.steering.config import DifferenceConfig, EasConfig
+from sublim.steering.alignment_config import EasConfig, Measure
+from sublim.steering.config import DifferenceConfig, MeanAt
 from sublim.store.manifest import Artifact
 from tasks.stages import (
     alignment,
@@ -28,6 +30,10 @@ from tasks.stages import (
     sweep,
     train_student,
 )
+
+PAPER_AT: tuple[MeanAt, MeanAt] = ("mean_prompt", "last_prompt")
+"""Where arXiv 2606.00995's code reads students and teachers. It counts special tokens and weighs tokens, not prompts,
+alike; here special tokens are left out and every prompt has the same weight."""
 
 
 class Rewritten(NamedTuple):
@@ -42,7 +48,10 @@ class Rewritten(NamedTuple):
 class Mechanism(NamedTuple):
     """What was measured for one target."""
 
-    eas: Artifact
+    above_control: Artifact
+    """v_student minus v_control with v_teacher, at answer tokens."""
+    paper: Artifact
+    """v_student with v_teacher, at prompt tokens, after arXiv 2606.00995."""
     sufficiency: list[Artifact]
     """Curves, one for each pair: the student's vector added to the base."""
     replaced: list[Artifact]
@@ -58,6 +67,8 @@ class Read(NamedTuple):
     students: dict[str, Artifact]
     """One for each checkpoint and pair, named `update/pair`."""
     controls: dict[str, Artifact]
+    others: dict[str, Artifact]
+    """The other targets' teachers."""
 
 
 def study_mechanism(run: Run, config: SteeringFlowConfig, study: TrainedModels, target: str, count: int) -> Mechanism:
@@ -65,13 +76,24 @@ def study_mechanism(run: Run, config: SteeringFlowConfig, study: TrainedModels, 
     settings = config.mechanism
     assert settings is not None
     layers = tuple(range(count)) if settings.layers is None else settings.layers
-    read = read_all(config, settings, study, target, layers)
+    read = read_all(config, settings, study, target, layers, (settings.read_at,))
     last, pairs = last_updates(config)[-1], len(config.pipeline.blocks) * len(config.pipeline.seeds)
-    eas = alignment(
-        EasConfig(updates=last_updates(config), pairs=pairs, random=settings.random, seed=config.seed),
-        label=target,
-        **read._asdict(),
-    )
+
+    def aligned(measure: Measure, student_at: MeanAt, teacher_at: MeanAt, means: Read) -> Artifact:
+        at = EasConfig(
+            measure=measure,
+            student_at=student_at,
+            teacher_at=teacher_at,
+            updates=last_updates(config),
+            pairs=pairs,
+            random=settings.random,
+            seed=config.seed,
+        )
+        return alignment(at, label=f"{target}, {measure}", **means._asdict())
+
+    above_control = aligned("alignment_above_control", settings.read_at, settings.read_at, read)
+    prompts = read_all(config, settings, study, target, layers, PAPER_AT)
+    paper = aligned("alignment_paper", *PAPER_AT, prompts)
     own = [
         difference_vectors(
             DifferenceConfig(source="v_student", random=settings.random, seed=config.seed),
@@ -99,7 +121,7 @@ def study_mechanism(run: Run, config: SteeringFlowConfig, study: TrainedModels, 
         curve(f"necessity {pair}", f"{target} student {pair} without v_student", vectors, study.students[target][pair])
         for pair, vectors in enumerate(own if settings.replace else ())
     ]
-    return Mechanism(eas, added, replaced, rewrite(run, config, settings, study, target, read))
+    return Mechanism(above_control, paper, added, replaced, rewrite(run, config, settings, study, target, read))
 
 
 def last_updates(config: SteeringFlowConfig) -> tuple[int, ...]:
@@ -108,11 +130,17 @@ def last_updates(config: SteeringFlowConfig) -> tuple[int, ...]:
 
 
 def read_all(
-    config: SteeringFlowConfig, settings: MechanismConfig, study: TrainedModels, target: str, layers: tuple[int, ...]
+    config: SteeringFlowConfig,
+    settings: MechanismConfig,
+    study: TrainedModels,
+    target: str,
+    layers: tuple[int, ...],
+    read_at: tuple[MeanAt, ...],
 ) -> Read:
-    """Means of base, teacher, students and controls on the control's first rows."""
+    """Means of base, teachers, students and controls on the control's first rows, at these tokens."""
     text, base = study.blocks[0].rows[CONTROL], study.bases["base"]
-    plain = means_config(config, layers, rows=settings.rows, read_at=settings.read_at)
+    plain = means_config(config, layers, rows=settings.rows, read_at=read_at[0])
+    plain = plain.model_copy(update={"read_at": read_at})
 
     def read(label: str, weights: Artifact | None, update: int = 0) -> Artifact:
         at = plain.model_copy(update={"weights_update": update or None})
@@ -125,8 +153,11 @@ def read_all(
             for update in last_updates(config)
         }
 
-    teacher = study.blocks[0].teachers[target].weights
-    return Read(read("base", None), read(f"teacher {target}", teacher), trained(target), trained(CONTROL))
+    teachers = {
+        name: read(f"teacher {name}", each.weights) for name, each in study.blocks[0].teachers.items() if each.weights
+    }
+    own = teachers.pop(target)
+    return Read(read("base", None), own, trained(target), trained(CONTROL), teachers)
 
 
 def rewrite(

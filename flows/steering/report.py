@@ -9,6 +9,7 @@ from prefect.artifacts import create_table_artifact
 
 from flows.runs.publish import publish_report
 from flows.runs.record import Run
+from flows.steering.alignments import AlignmentMatrix, flat, matrices, matrix_tables
 from flows.steering.config import SteeringFlowConfig
 from flows.steering.findings import MechanismShown, RewrittenShown, Shown, findings, tables
 from flows.steering.mechanism import Mechanism, Rewritten
@@ -17,7 +18,8 @@ from sublim.evals.preference.config import Comparison
 from sublim.models.files import read_json
 from sublim.report.files import write_csv
 from sublim.report.page import FigureFile, FlowReport
-from sublim.steering.config import EasTable, SteeringFiguresConfig
+from sublim.steering.alignment_config import Alignment, EasTable
+from sublim.steering.config import SteeringFiguresConfig
 from sublim.steering.dose_curve_config import Curve, SteeredPoint
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import matching
@@ -31,7 +33,10 @@ CAPTIONS = {
     "curve": "Change of the target's log-prob margin at each strength; grey: random vectors as long. Whiskers: 95 % "
     "interval over these questions, for this one model and vector",
     "layers": "The student's own vector, layer by layer, against random vectors as long (grey)",
-    "alignment": "Cosine of v_student, v_control and their difference with v_teacher; grey: random directions",
+    "alignment": "Cosine of v_student, v_control and their difference with v_teacher at answer tokens; grey: random "
+    "directions",
+    "teachers": "Both alignments after the last update: with the own teacher's vector, with every other teacher's "
+    "(grey), and with v_unique, the part of the own that is orthogonal to all others (dashed)",
 }
 
 
@@ -42,20 +47,27 @@ def publish(run: Run, config: SteeringFlowConfig, steered: Sequence[Steered]) ->
     drawings = [drawn(run, each) for each in steered]
     for each, paths in zip(targets, drawings, strict=True):
         write_files(run.folder / "figures", each, paths)
+    students_by_teachers = matrices_of(shown)
     named = " and ".join(each.target for each in shown)
     report = FlowReport(
         title=f"Steering towards {named}: {run.preset}",
         question=f"What does a vector ({config.mode.kind}) for {named} do to the base, and at which strength is sense "
         "lost?",
         findings=[line for each in shown for line in findings(each)],
-        tables=[table for each in shown for table in tables(each)],
+        tables=[*matrix_tables(students_by_teachers), *(table for each in shown for table in tables(each))],
         figures=[FigureFile(path, CAPTIONS[path.stem]) for paths in drawings for path in paths],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),
     )
     rows = [{name: str(value) for name, value in point.items()} for each in targets for point in each["curve"]]
     create_table_artifact(rows, key="curve", description=report.title)
-    return {**publish_report(run, report), **targets[0], "targets": targets}
+    across = [each.model_dump(mode="json") for each in students_by_teachers]
+    return {**publish_report(run, report), **targets[0], "targets": targets, "alignment_matrices": across}
+
+
+def matrices_of(shown: Sequence[Shown]) -> list[AlignmentMatrix]:
+    """The tables of students by teachers; none where the mechanism was not measured."""
+    return matrices({each.target: each.mechanism.alignments for each in shown if each.mechanism})
 
 
 def read(run: Run, steered: Steered) -> Shown:
@@ -81,8 +93,14 @@ def read_mechanism(run: Run, found: Mechanism) -> MechanismShown:
     def layers(curves: list[Artifact]) -> list[list[SteeredPoint]]:
         return [[p for p in read_curve(payload(curve)) if p.layers and not p.control] for curve in curves]
 
+    above, paper = (
+        EasTable.model_validate_json((payload(each) / "eas.json").read_bytes())
+        for each in (found.above_control, found.paper)
+    )
     return MechanismShown(
-        eas=EasTable.model_validate_json((payload(found.eas) / "eas.json").read_bytes()).rows,
+        eas=above.rows,
+        alignment_paper=paper.alignments,
+        alignment_above_control=above.alignments,
         sufficiency=layers(found.sufficiency),
         replaced=layers(found.replaced),
         rewritten=[read_rewritten(payload(each.comparison), each) for each in found.rewritten],
@@ -111,7 +129,8 @@ def drawn(run: Run, steered: Steered) -> list[Path]:
         SteeringFiguresConfig(target=steered.target),
         label=steered.target,
         curve=steered.curve,
-        eas=found.eas if found else None,
+        eas=found.above_control if found else None,
+        paper=found.paper if found else None,
         sufficiency=found.sufficiency if found else None,
         replaced=found.replaced if found else None,
     )
@@ -138,6 +157,8 @@ def write_files(folder: Path, shown: dict[str, Any], drawings: Sequence[Path]) -
             }
             for row in mechanism["eas"]
         ]
+        for measure in ("alignment_paper", "alignment_above_control"):
+            rows[measure.replace("_", "-")] = [flat(Alignment.model_validate(row)) for row in mechanism[measure]]
     for name, table in rows.items():
         if table:
             write_csv(folder / f"{shown['target']}-{name}.csv", table, [])

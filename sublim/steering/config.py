@@ -74,58 +74,6 @@ class AnimalRowsConfig(Config):
     word."""
 
 
-class EasConfig(Config):
-    """Which students' vectors are compared with the teacher's, and after which updates."""
-
-    updates: Annotated[tuple[int, ...], Field(min_length=1)]
-    """Checkpoints, as numbers of updates."""
-    pairs: Annotated[int, Field(ge=1)]
-    """Number of students, each with its paired control."""
-    random: Annotated[int, Field(ge=10)] = 10
-    """Number of random directions to compare the cosines with."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Random seed of the random directions."""
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    """Confidence level of the intervals."""
-
-
-class Cosine(Config):
-    """A cosine, averaged over pairs of student and control."""
-
-    mean: float
-    per_pair: list[float]
-    low: float | None
-    """Lower end of the t interval over pairs; null for a single pair."""
-    high: float | None
-
-
-class Eas(Config):
-    """The alignment at one place and checkpoint."""
-
-    name: str
-    """Place and tokens, as in `resid_post/14/mean_answer`."""
-    layer: int
-    update: int
-    student: Cosine
-    """Cosine of v_student (student minus base) and v_teacher (teacher minus base)."""
-    control: Cosine
-    """The same for the paired controls: the effect of training on any numbers."""
-    difference: Cosine
-    """Cosine of v_student minus v_control and v_teacher."""
-    random: list[float]
-    """Cosines of random directions with v_teacher."""
-    student_length: float
-    """Norm of v_student divided by the mean norm of the residual stream, averaged over pairs."""
-    teacher_length: float
-
-
-class EasTable(Config):
-    """The content of eas.json."""
-
-    rows: list[Eas]
-    level: float
-
-
 class SteeringFiguresConfig(Config):
     """Settings of the steering figures of one target."""
 

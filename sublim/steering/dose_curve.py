@@ -147,7 +147,7 @@ def margins(swept: Path, target: str, words: list[str]) -> dict[int, Metric]:
     assert not missing, f"{missing} were not asked"
     wide = table.filter(pl.col("word").is_in(words)).pivot("word", index=["point", "question"], values="logprob")
     return {
-        int(rows["point"][0]): margin(rows.select(words).to_numpy(), words, words.index(target))  # pyright: ignore
+        int(rows["point"][0]): margin(rows.select(words).to_numpy(), words, words.index(target))
         for rows in wide.sort("point", "question").partition_by("point")
     }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sublim.plots.svg_files import panels
-from sublim.steering.config import EasTable, SteeringFiguresConfig
+from sublim.steering.alignment_config import EasTable
+from sublim.steering.config import SteeringFiguresConfig
 from sublim.steering.dose_curve_config import Curve, SteeredPoint
 
 SENSE = {"rate": "answers naming {target}", "mmlu_pro": "MMLU-Pro, right letters"}
@@ -21,6 +22,7 @@ def draw_steering(
     scratch: Path,
     curve: Path,
     eas: Path | None = None,
+    paper: Path | None = None,
     sufficiency: list[Path] | None = None,
     replaced: list[Path] | None = None,
 ) -> None:
@@ -29,7 +31,9 @@ def draw_steering(
     draw_curve(out / "curve.svg", found, config.target)
     draw_sense(out / "sense.svg", found, config.target)
     if eas is not None:
-        draw_alignment(out / "alignment.svg", EasTable.model_validate_json((eas / "eas.json").read_bytes()))
+        draw_alignment(out / "alignment.svg", read_alignment(eas))
+    if tables := [read_alignment(each) for each in (paper, eas) if each]:
+        draw_teachers(out / "teachers.svg", tables, config.target)
     parts = [("added to the base", sufficiency or []), ("replaced by the base's in the student", replaced or [])]
     if any(paths for _, paths in parts):
         draw_layers(out / "layers.svg", [(name, [read_curve(p) for p in paths]) for name, paths in parts if paths])
@@ -38,6 +42,11 @@ def draw_steering(
 def read_curve(payload: Path) -> Curve:
     """The curve in a payload of `steering_curve`."""
     return Curve.model_validate_json((payload / "curve.json").read_bytes())
+
+
+def read_alignment(payload: Path) -> EasTable:
+    """The table in a payload of `alignment`."""
+    return EasTable.model_validate_json((payload / "eas.json").read_bytes())
 
 
 def draw_curve(path: Path, curve: Curve, target: str) -> None:
@@ -138,4 +147,23 @@ def draw_alignment(path: Path, table: EasTable) -> None:
             panel.set_title(f"after {update} updates" if update else "after training")
             panel.set_xlabel("layer")
         line[0].set_ylabel("cosine with v_teacher")
+        line[0].legend(fontsize=7)
+
+
+def draw_teachers(path: Path, tables: Sequence[EasTable], target: str) -> None:
+    """Each alignment after the last update by layer: with the own teacher, with every other, and with v_unique."""
+    with panels(path, 3.6 * len(tables) + 0.4, 2.8, 1, len(tables), sharey=True) as (line,):
+        for panel, table in zip(line, tables, strict=True):
+            rows = sorted((r for r in table.alignments if r.update == table.rows[-1].update), key=lambda r: r.layer)
+            layers = [row.layer for row in rows]
+            for name in rows[0].others:
+                panel.plot(layers, [row.others[name].mean for row in rows], color="0.6", marker=".", lw=0.8, label=name)
+            panel.plot(layers, [row.own.mean for row in rows], color="C0", marker="o", ms=3, label=target)
+            unique = [row for row in rows if row.unique]
+            means = [row.unique.mean for row in unique if row.unique]
+            panel.plot([row.layer for row in unique], means, color="C0", ls="--", lw=1, label="v_unique")
+            panel.axhline(0, color="0.7", lw=0.8)
+            panel.set_title(table.measure)
+            panel.set_xlabel("layer")
+        line[0].set_ylabel("cosine")
         line[0].legend(fontsize=7)

@@ -13,6 +13,7 @@ from flows.steering.findings import Shown, findings, tables
 from flows.steering.plan import check
 from sublim.core.errors import UserError
 from sublim.core.hardware import gpu
+from sublim.steering.alignment_config import ALONE
 from sublim.steering.dose_curve_config import SteeredPoint
 from sublim.store.opening import open_store
 
@@ -62,11 +63,20 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     assert {p["mmlu_pro_read"] for p in points if p["control"]} == {0}
     found = outcome["mechanism"]
     assert [(row["layer"], row["update"]) for row in found["eas"]] == [(0, 1), (1, 1), (0, 3), (1, 3)]
+    for measure, at in (("alignment_paper", "mean_prompt"), ("alignment_above_control", "mean_answer")):
+        rows = found[measure]
+        assert [row["name"] for row in rows] == [f"resid_post/{layer}/{at}" for layer in (0, 1, 0, 1)]
+        assert {(row["above_others"], row["unique"]) for row in rows} == {(None, None)}
+        assert {row["reason"] for row in rows} == {ALONE}
+    assert [row["own"] for row in found["alignment_above_control"]] == [row["difference"] for row in found["eas"]]
+    assert {(row["measure"], row["own_minus_others"]) for row in outcome["alignment_matrices"]} == {
+        ("alignment_paper", None), ("alignment_above_control", None)
+    }  # fmt: skip
     assert [[p["layers"] for p in own] for own in found["sufficiency"]] == [[[0], [1]]]
     assert [[p["random"] for p in own] for own in found["replaced"]] == [[10, 10]]
     assert all(p["estimate"] != 0 for name in ("sufficiency", "replaced") for p in found[name][0])
     page = Path(outcome["report"]).read_text(encoding="utf-8")
-    assert page.count("data:image/svg+xml") == 4
+    assert page.count("data:image/svg+xml") == 5
     assert "missing: random vectors" not in page
     for p in true:
         assert p["rate_reason"] if p["rate"] is None else p["rate_low"] <= p["rate"] <= p["rate_high"]
@@ -74,11 +84,12 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     beside = {path.name for path in (Path(outcome["report"]).parent / "figures").iterdir()}
     assert beside == {
         f"owl-{name}" for name in (
-            *("curve.svg", "sense.svg", "alignment.svg", "layers.svg"),
-            *("curve.csv", "alignment.csv", "layers.csv"),
+            *("curve.svg", "sense.svg", "alignment.svg", "teachers.svg", "layers.svg"),
+            *("curve.csv", "alignment.csv", "layers.csv", "alignment-paper.csv", "alignment-above-control.csv"),
         )
     }  # fmt: skip
-    assert "alignment with the teacher is largest" in printed(outcome)
+    assert "at answer tokens) is largest at layer" in printed(outcome)
+    assert ALONE in printed(outcome)
     # Its vectors, by their key, are what a teacher of the pipeline is steered by.
     store, keys = open_store(), {stage["stage"]: stage["key"] for stage in outcome["stages"]}
     base = store.search(keys["prepare_model"]).artifact
@@ -120,8 +131,12 @@ def test_what_could_not_be_computed_is_told_with_its_reason_and_never_as_zero() 
     points = [base, point(**exam), point(alpha=2.0, estimate=0.2), point(alpha=3.0, **lost)]
     eas = {"update": 1, "layer": 0, "random": [0.1], "name": "p", "student_length": 1.0, "teacher_length": 1.0}
     cosine = {"mean": 0.5, "per_pair": [0.5], "low": None, "high": None}
+    place = {"name": "p", "layer": 0, "update": 1, "random": [0.1], "above_others": None, "reason": ALONE}
+    alone = {**place, "own": cosine, "others": {}, "unique": None, "unique_share": None, "teachers": {}}
     mechanism = {
         "eas": [{**eas, "student": cosine, "control": cosine, "difference": cosine}],
+        "alignment_paper": [alone],
+        "alignment_above_control": [alone],
         "sufficiency": [[point(), point(layers=[1], **lost)]],
         "replaced": [[point(**lost)]],
         "rewritten": [

@@ -22,12 +22,9 @@ from sublim.models.opening import open_model
 from sublim.residual.edits import Edit, Steering, VectorNote, names_by_layer
 from sublim.residual.vectors import Vector, noted, read_vectors, write_vectors
 from sublim.stats.intervals import wilson
-from sublim.steering.alignment import alignment
 from sublim.steering.config import (
     AnimalRowsConfig,
     DifferenceConfig,
-    EasConfig,
-    EasTable,
     ImportConfig,
     MeansConfig,
     SteeringFiguresConfig,
@@ -405,37 +402,3 @@ def test_a_sweep_asks_what_one_sampler_for_each_point_would(swept: Path, tiny_mo
     assert table["logprob"].to_list() == [sum(word) for own in scores for word in own]
     texts = [row["text"] for row in read_jsonl(swept / "answers.jsonl") if row["point"] == 4]
     assert texts == [answer.text for own in said for answer in own]
-
-
-def test_alignment_is_one_with_oneself_and_near_nothing_with_chance(tiny_models: dict[str, Path], tmp_path: Path):
-    base, text = tiny_models["qwen2"], rows(tmp_path / "rows", ["1, 2", "33, 4", "5"])
-    adapters = [write_adapter(tmp_path / f"adapter-{seed}", base, seed=seed) for seed in range(3)]
-    settings = means(layers=(1,), read_at=("mean_answer", "last_prompt"))
-    own = run(mean_activations, tmp_path / "base", settings, base=base, rows=text)
-    read = [
-        run(mean_activations, tmp_path / f"m{i}", settings, base=base, rows=text, weights=adapter)
-        for i, adapter in enumerate(adapters)
-    ]
-    config = EasConfig(updates=(4,), pairs=2)
-    students, controls = {"4/0": read[0], "4/1": read[1]}, {"4/0": read[2], "4/1": read[2]}
-    out = run(alignment, tmp_path / "eas", config, base=own, teacher=read[0], students=students, controls=controls)
-    table = EasTable.model_validate_json((out / "eas.json").read_text())
-    assert [row.name for row in table.rows] == ["resid_post/1/mean_answer", "resid_post/1/last_prompt"]
-    row = table.rows[0]
-    assert row.student.per_pair[0] == pytest.approx(1)
-    assert row.student.per_pair[1] < 0.9
-    weights = torch.tensor([2 / 3, 1 / 3], dtype=torch.float64)
-    whole = [(read_side(path).values * weights[:, None, None]).sum(0)[0] for path in (*read, own)]
-    expected = cosine(whole[1] - whole[3], whole[0] - whole[3])
-    assert row.student.per_pair[1] == pytest.approx(expected)
-    difference = cosine(whole[0] - whole[2], whole[0] - whole[3])
-    assert row.difference.per_pair[0] == pytest.approx(difference)
-    assert len(row.random) == 10
-    assert row.student_length > 0
-    student, control, apart = (
-        read_vectors(run(difference_vectors, tmp_path / f"v{i}", DifferenceConfig(random=0), target=a, control=b))
-        for i, (a, b) in enumerate(((read[0], own), (read[2], own), (read[0], read[2])))
-    )
-    for name, vector in apart.items():  # v_student - v_control, itself a vector
-        difference = student[name].values - control[name].values
-        torch.testing.assert_close(vector.values, difference, rtol=0, atol=1e-5)
