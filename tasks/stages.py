@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # no more than the annotations need them
         TrainVectorConfig,
     )
     from sublim.steering.dose_curve_config import CurveConfig, SweepConfig
+    from sublim.steering.energy_config import EnergyConfig
     from sublim.toys.mnist.config import MnistConfig, MnistFiguresConfig, PrepareDigitsConfig
     from sublim.toys.superposition.config import SuperpositionConfig, SuperpositionFiguresConfig
     from sublim.training.config import SoftTrainConfig, TrainConfig
@@ -186,6 +187,9 @@ def steering_curve(config: CurveConfig, *, label: str = "", swept: One) -> One: 
 @stage("sublim.steering.alignment:alignment", version=2)
 def alignment(config: EasConfig, *, label: str = "", base: One, teacher: One, students: Named, controls: Named,
               others: Named | None = None) -> One: ...
+@stage("sublim.steering.energy:change_directions", gpu=True)
+def change_directions(config: EnergyConfig, *, label: str = "", base: One, weights: One, vectors: One,
+                      controls: Named) -> One: ...
 @stage("sublim.steering.figures:draw_steering", version=3)
 def draw_steering(config: SteeringFiguresConfig, *, label: str = "", curve: One, eas: Maybe = None, paper: Maybe = None,
                   sufficiency: Several | None = None, replaced: Several | None = None) -> One: ...

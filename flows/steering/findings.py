@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flows.steering.alignments import alignment_findings, alignment_tables
+from flows.steering.necessity import NecessityShown, necessity_findings, necessity_table
 from sublim.core.config import Config
 from sublim.report.page import Table, bounded
 from sublim.steering.alignment_config import Alignment, Eas, Measure
@@ -33,6 +34,9 @@ class MechanismShown(Config):
     alignment_above_control: list[Alignment]
     sufficiency: list[list[SteeredPoint]]
     replaced: list[list[SteeredPoint]]
+    """The student's own vector replaced, layer by layer, for each pair."""
+    necessity: list[list[NecessityShown]]
+    """The same and every control: v_control, other teachers' vectors, principal components, random directions."""
     rewritten: list[RewrittenShown]
 
     @property
@@ -87,21 +91,20 @@ def _unsteered(base: SteeredPoint) -> str:
 def _mechanism_findings(target: str, found: MechanismShown) -> Iterator[str]:
     for measure, rows in found.alignments.items():
         yield alignment_findings(target, measure, rows)
-    for curves, sign, verb in (
-        (found.sufficiency, 1, "adding v_student to the base"),
-        (found.replaced, -1, "replacing it"),
-    ):
-        for pair, points in enumerate(curves):
-            told = [(point.estimate, point) for point in points if point.estimate is not None]
-            if told:
-                estimate, most = max(told, key=lambda each: sign * each[0])
-                yield (
-                    f"{verb} (student {pair}) does most at layer {most.layers[0]}, of {len(told)} layers: "
-                    f"{bounded(estimate, most.low, most.high)} nats, random vectors {_spread(most)}"
-                )
-            if len(told) < len(points):
-                reason = next(point.reason for point in points if point.estimate is None)
-                yield f"{verb} (student {pair}): {len(points) - len(told)} layers could not be measured: {reason}"
+    verb = "adding v_student to the base"
+    for pair, points in enumerate(found.sufficiency):
+        told = [(point.estimate, point) for point in points if point.estimate is not None]
+        if told:
+            estimate, most = max(told, key=lambda each: each[0])
+            yield (
+                f"{verb} (student {pair}) does most at layer {most.layers[0]}, of {len(told)} layers: "
+                f"{bounded(estimate, most.low, most.high)} nats, random vectors {_spread(most)}"
+            )
+        if len(told) < len(points):
+            reason = next(point.reason for point in points if point.estimate is None)
+            yield f"{verb} (student {pair}): {len(points) - len(told)} layers could not be measured: {reason}"
+    for pair, rows in enumerate(found.necessity):
+        yield from necessity_findings(pair, rows)
 
 
 def tables(shown: Shown) -> Iterator[Table]:
@@ -145,9 +148,10 @@ def _mechanism_tables(target: str, found: MechanismShown) -> Iterator[Table]:
             for row in found.eas
         ],
     )
-    for name, curves in (("sufficiency", found.sufficiency), ("replaced", found.replaced)):
-        for pair, points in enumerate(curves):
-            yield _points_table(f"{target}: {name}, student {pair}", points)
+    for pair, points in enumerate(found.sufficiency):
+        yield _points_table(f"{target}: sufficiency, student {pair}", points)
+    for pair, rows in enumerate(found.necessity):
+        yield necessity_table(f"{target}: replaced by the base's, student {pair}", rows)
     if found.rewritten:
         yield Table(
             f"{target}: students of a teacher that wrote without a direction",

@@ -13,6 +13,7 @@ from flows.pipeline.plan import CONTROL, ask_config, generate_config, score_conf
 from flows.pipeline.study import TrainedModels
 from flows.runs.record import Run
 from flows.steering.config import MechanismConfig, SteeringFlowConfig
+from flows.steering.necessity import Replaced, Student, replace
 from flows.steering.plan import curve_config, layer_points, means_config, sweep_config
 from sublim.evals.effect_config import CompareConfig
 from sublim.residual.edits import Edit, Steering, names_by_layer
@@ -54,8 +55,8 @@ class Mechanism(NamedTuple):
     """v_student with v_teacher, at prompt tokens, after arXiv 2606.00995."""
     sufficiency: list[Artifact]
     """Curves, one for each pair: the student's vector added to the base."""
-    replaced: list[Artifact]
-    """Curves, one for each pair: the student with the base's component."""
+    replaced: list[Replaced]
+    """One for each pair: the student with the base's component."""
     rewritten: list[Rewritten]
 
 
@@ -104,24 +105,30 @@ def study_mechanism(run: Run, config: SteeringFlowConfig, study: TrainedModels, 
         for pair in range(min(settings.pairs, pairs))
     ]
 
-    def curve(name: str, label: str, vectors: Artifact, student: Artifact | None = None) -> Artifact:
-        """Layer by layer: the vector and random ones added to the base, or the student's component along them
-        replaced."""
-        kind, update = ("replace", last or None) if student else ("add", None)
-        points = layer_points(names_by_layer(run.store.payload(vectors), layers), kind, settings.random)
-        asked = sweep_config(config, points, samples=0, update=update)
-        swept = sweep(asked, label=label, base=study.bases["base"], vectors=vectors, weights=student)
-        return steering_curve(curve_config(config, target), label=name, swept=swept)
+    def added(pair: int, vectors: Artifact) -> Artifact:
+        """The vector, and random ones, added to the base, layer by layer."""
+        points = layer_points(names_by_layer(run.store.payload(vectors), layers), settings.random)
+        asked = sweep_config(config, points, samples=0)
+        swept = sweep(asked, label=f"{target} base + v_student {pair}", base=study.bases["base"], vectors=vectors)
+        return steering_curve(curve_config(config, target), label=f"sufficiency {pair}", swept=swept)
 
-    added = [
-        curve(f"sufficiency {pair}", f"{target} base + v_student {pair}", vectors)
-        for pair, vectors in enumerate(own if settings.sufficiency else ())
-    ]
+    def beside(pair: int) -> dict[str, Artifact]:
+        """What a student's own vector is set against when it is replaced, by direction."""
+        sides = {"v_control": read.controls[f"{last}/{pair}"]}
+        sides |= {f"teacher-{name}": each for name, each in read.others.items()}
+        return {
+            direction: difference_vectors(
+                DifferenceConfig(source=direction, random=0), label=direction, target=side, control=read.base
+            )
+            for direction, side in sides.items()
+        }
+
+    sufficiency = [added(pair, vectors) for pair, vectors in enumerate(own if settings.sufficiency else ())]
     replaced = [
-        curve(f"necessity {pair}", f"{target} student {pair} without v_student", vectors, study.students[target][pair])
+        replace(run, config, target, layers, Student(study, pair, last, vectors, beside(pair)))
         for pair, vectors in enumerate(own if settings.replace else ())
     ]
-    return Mechanism(above_control, paper, added, replaced, rewrite(run, config, settings, study, target, read))
+    return Mechanism(above_control, paper, sufficiency, replaced, rewrite(run, config, settings, study, target, read))
 
 
 def last_updates(config: SteeringFlowConfig) -> tuple[int, ...]:

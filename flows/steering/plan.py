@@ -142,14 +142,10 @@ def grid_points(config: SteeringFlowConfig, names: dict[int, str]) -> tuple[Stee
     return tuple(points)
 
 
-def layer_points(names: dict[int, str], kind: str, random: int) -> tuple[Steering, ...]:
-    """One edit at each layer alone, by its vector and by the random ones."""
+def layer_points(names: dict[int, str], random: int) -> tuple[Steering, ...]:
+    """A vector added at each layer alone, and random ones there."""
     ends = ["", *(f"/random-{number}" for number in range(random))]
-    return tuple(
-        Steering(edits=(Edit.model_validate({"vector": f"{name}{end}", "kind": kind}),))
-        for name in names.values()
-        for end in ends
-    )
+    return tuple(Steering(edits=(Edit(vector=f"{name}{end}"),)) for name in names.values() for end in ends)
 
 
 def sweep_config(

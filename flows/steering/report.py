@@ -13,6 +13,7 @@ from flows.steering.alignments import AlignmentMatrix, flat, matrices, matrix_ta
 from flows.steering.config import SteeringFlowConfig
 from flows.steering.findings import MechanismShown, RewrittenShown, Shown, findings, tables
 from flows.steering.mechanism import Mechanism, Rewritten
+from flows.steering.necessity import necessity_rows
 from flows.steering.study import Steered
 from sublim.evals.preference.config import Comparison
 from sublim.models.files import read_json
@@ -21,6 +22,7 @@ from sublim.report.page import FigureFile, FlowReport
 from sublim.steering.alignment_config import Alignment, EasTable
 from sublim.steering.config import SteeringFiguresConfig
 from sublim.steering.dose_curve_config import Curve, SteeredPoint
+from sublim.steering.energy_config import OWN, direction
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import matching
 from tasks.stages import draw_steering
@@ -32,7 +34,8 @@ CAPTIONS = {
     "letters in MMLU-Pro; dotted: unsteered. Whiskers: 95 % intervals over questions",
     "curve": "Change of the target's log-prob margin at each strength; grey: random vectors as long. Whiskers: 95 % "
     "interval over these questions, for this one model and vector",
-    "layers": "The student's own vector, layer by layer, against random vectors as long (grey)",
+    "layers": "The student's own vector, layer by layer, against random vectors as long (grey), and, where it is "
+    "replaced, against directions that hold part of the student's change (crosses)",
     "alignment": "Cosine of v_student, v_control and their difference with v_teacher at answer tokens; grey: random "
     "directions",
     "teachers": "Both alignments after the last update: with the own teacher's vector, with every other teacher's "
@@ -93,6 +96,8 @@ def read_mechanism(run: Run, found: Mechanism) -> MechanismShown:
     def layers(curves: list[Artifact]) -> list[list[SteeredPoint]]:
         return [[p for p in read_curve(payload(curve)) if p.layers and not p.control] for curve in curves]
 
+    every = [read_curve(payload(each.curve)) for each in found.replaced]
+    replaced = layers([each.curve for each in found.replaced])
     above, paper = (
         EasTable.model_validate_json((payload(each) / "eas.json").read_bytes())
         for each in (found.above_control, found.paper)
@@ -102,7 +107,10 @@ def read_mechanism(run: Run, found: Mechanism) -> MechanismShown:
         alignment_paper=paper.alignments,
         alignment_above_control=above.alignments,
         sufficiency=layers(found.sufficiency),
-        replaced=layers(found.replaced),
+        replaced=[[p for p in own if len(p.vectors) == 1 and direction(p.vectors[0]) == OWN] for own in replaced],
+        necessity=[
+            necessity_rows(payload(each.directions), points) for each, points in zip(found.replaced, every, strict=True)
+        ],
         rewritten=[read_rewritten(payload(each.comparison), each) for each in found.rewritten],
     )
 
@@ -132,7 +140,7 @@ def drawn(run: Run, steered: Steered) -> list[Path]:
         eas=found.above_control if found else None,
         paper=found.paper if found else None,
         sufficiency=found.sufficiency if found else None,
-        replaced=found.replaced if found else None,
+        replaced=[each.curve for each in found.replaced] if found else None,
     )
     return matching(run.store.payload(figures), "*.svg")
 
@@ -156,6 +164,11 @@ def write_files(folder: Path, shown: dict[str, Any], drawings: Sequence[Path]) -
                 **{f"{kind}_{name}": value for kind in KINDS for name, value in row[kind].items()},
             }
             for row in mechanism["eas"]
+        ]
+        rows["necessity"] = [
+            {"student": pair, **{name: value for name, value in row.items() if name != "vectors"}}
+            for pair, own in enumerate(mechanism["necessity"])
+            for row in own
         ]
         for measure in ("alignment_paper", "alignment_above_control"):
             rows[measure.replace("_", "-")] = [flat(Alignment.model_validate(row)) for row in mechanism[measure]]

@@ -10,6 +10,7 @@ from sublim.plots.svg_files import panels
 from sublim.steering.alignment_config import EasTable
 from sublim.steering.config import SteeringFiguresConfig
 from sublim.steering.dose_curve_config import Curve, SteeredPoint
+from sublim.steering.energy_config import OWN, direction
 
 SENSE = {"rate": "answers naming {target}", "mmlu_pro": "MMLU-Pro, right letters"}
 """The other metrics of a point, with their names in figures."""
@@ -115,14 +116,23 @@ def _dose(panel: Any, points: Sequence[SteeredPoint], color: str, label: str) ->
 
 
 def draw_layers(path: Path, parts: Sequence[tuple[str, Sequence[Curve]]]) -> None:
-    """The change of the margin by layer, with one coloured line for each pair and random vectors in grey."""
+    """The change of the margin by layer, with one coloured line for each pair, random vectors in grey and controls
+    that hold part of the student's change as crosses."""
     with panels(path, 3.6 * len(parts) + 0.4, 2.6, 1, len(parts)) as (row,):
         for panel, (name, curves) in zip(row, parts, strict=True):
             for number, curve in enumerate(curves):
                 points = [point for point in curve.points if point.layers and point.estimate is not None]
                 random = [point for point in points if point.control]
                 panel.scatter([p.layers[0] for p in random], [p.estimate for p in random], s=5, color="0.65")
-                own = sorted((p for p in points if not p.control), key=lambda point: point.layers[0])
+                true = [point for point in points if not point.control]
+                own = [point for point in true if all(direction(name) == OWN for name in point.vectors)]
+                fair = [point for point in true if point not in own]
+                if fair:
+                    layers, moved = [p.layers[0] for p in fair], [p.estimate for p in fair]
+                    label = None if number else "controls that hold part of the change"
+                    panel.scatter(layers, moved, s=9, c="C3", marker="x", lw=0.7, label=label)
+                    panel.legend(fontsize=6)
+                own.sort(key=lambda point: point.layers[0])
                 panel.plot([p.layers[0] for p in own], [p.estimate for p in own], color=f"C{number}", marker="o", ms=3)
             panel.axhline(0, color="0.7", lw=0.8)
             panel.set_title(f"v_student {name}")

@@ -75,6 +75,15 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     assert [[p["layers"] for p in own] for own in found["sufficiency"]] == [[[0], [1]]]
     assert [[p["random"] for p in own] for own in found["replaced"]] == [[10, 10]]
     assert all(p["estimate"] != 0 for name in ("sufficiency", "replaced") for p in found[name][0])
+    [necessity] = found["necessity"]
+    assert {row["direction"] for row in necessity} == {
+        *("v_student", "v_control", "components"),
+        *(f"component-{i}" for i in range(3)), *(f"random-{i}" for i in range(10)),
+    }  # fmt: skip
+    assert [row["estimate"] for row in necessity if row["direction"] == "v_student"] == [
+        p["estimate"] for p in found["replaced"][0]
+    ]
+    assert all(0 <= row["share"] <= 1 for row in necessity)
     page = Path(outcome["report"]).read_text(encoding="utf-8")
     assert page.count("data:image/svg+xml") == 5
     assert "missing: random vectors" not in page
@@ -85,7 +94,8 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     assert beside == {
         f"owl-{name}" for name in (
             *("curve.svg", "sense.svg", "alignment.svg", "teachers.svg", "layers.svg"),
-            *("curve.csv", "alignment.csv", "layers.csv", "alignment-paper.csv", "alignment-above-control.csv"),
+            *("curve.csv", "alignment.csv", "layers.csv", "necessity.csv", "alignment-paper.csv",
+            "alignment-above-control.csv"),
         )
     }  # fmt: skip
     assert "at answer tokens) is largest at layer" in printed(outcome)
@@ -133,12 +143,14 @@ def test_what_could_not_be_computed_is_told_with_its_reason_and_never_as_zero() 
     cosine = {"mean": 0.5, "per_pair": [0.5], "low": None, "high": None}
     place = {"name": "p", "layer": 0, "update": 1, "random": [0.1], "above_others": None, "reason": ALONE}
     alone = {**place, "own": cosine, "others": {}, "unique": None, "unique_share": None, "teachers": {}}
+    gone = {name: lost[name] for name in ("estimate", "low", "high", "reason")}
     mechanism = {
         "eas": [{**eas, "student": cosine, "control": cosine, "difference": cosine}],
         "alignment_paper": [alone],
         "alignment_above_control": [alone],
         "sufficiency": [[point(), point(layers=[1], **lost)]],
         "replaced": [[point(**lost)]],
+        "necessity": [[{"layer": 0, "direction": "v_student", "share": 0.4, "cosine": 1.0, **gone}]],
         "rewritten": [
             {"layer": 0, "vector": "v", "random": False, "reason": "no weights"}
             | dict.fromkeys(("student", "control", "estimate", "low", "high"))
@@ -150,7 +162,7 @@ def test_what_could_not_be_computed_is_told_with_its_reason_and_never_as_zero() 
     assert "; no random vectors there; MMLU-Pro 0.400 (unsteered missing: all are ties)" in text
     assert "1 points could not be measured: log-probs are not finite" in text
     assert "adding v_student to the base (student 0): 1 layers could not be measured" in text
-    assert "replacing it (student 0): 1 layers could not be measured" in text
+    assert "replacing a direction (student 0): 1 could not be measured" in text
     cells = [cell for table in tables(shown) for row in table.rows for cell in row]
     assert "missing: no answers were sampled" in cells
     assert cells.count("missing: log-probs are not finite") == 3  # of the curve, added, replaced
