@@ -25,7 +25,7 @@ from tasks.stages import draw_superposition, train_superposition
 
 CAPTIONS = {
     "rebuilt": "norm and direction of the features that the student did not learn, compared with the teacher's, by "
-    "p_active; bands are 95 % intervals over seeds",
+    "p_active; dotted: the untrained norm after weight decay alone; bands are 95 % intervals over seeds",
     "sparsity": "superposition and polysemanticity against p_active",
     "wtw": "WᵀW of teacher and student, first seed",
     "directions": "cosines between the teacher's features (rows) and the student's (columns), first seed",
@@ -76,16 +76,20 @@ def publish(run: Run, config: ToyModelsConfig, toy: Path, figures: Path) -> dict
 
 
 def findings(rebuilt: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each p_active: how many features exceed the initialisation, with either initialisation."""
+    """A sentence for each p_active: how many features exceed what weight decay alone leaves of the initialisation, and
+    how many learning shrank below that, with either initialisation."""
     ablation = [row for row in rebuilt if row["experiment"] == "ablation"]
     points = list(dict.fromkeys(row["p_active"] for row in ablation))
     lines: list[str] = []
     for point in points:
         rows = [row for row in ablation if row["p_active"] == point]
-        above, below = (_beyond(rows, "excess_norm_ratio", side) for side in ("low", "high"))
-        line = f"p_active {point:g}: {above} of {len(rows)} features rebuilt beyond the initialisation, {below} below"
-        if "other_excess_norm_ratio" in rows[0]:
-            other = _beyond(rows, "other_excess_norm_ratio", "low")
+        above, below = (_beyond(rows, "excess_over_decay", side) for side in ("low", "high"))
+        line = (
+            f"p_active {point:g}: {above} of {len(rows)} features rebuilt beyond the initialisation as weight decay "
+            f"alone leaves it ({rows[0]['decay']:.3f} of its norm), {below} shrunk below that"
+        )
+        if "other_excess_over_decay" in rows[0]:
+            other = _beyond(rows, "other_excess_over_decay", "low")
             line += f"; {other} rebuilt from another initialisation"
         lines.append(f"{line} (95 % intervals over {rows[0]['seeds']} seeds)")
     return lines
@@ -100,16 +104,24 @@ def _beyond(rows: list[dict[str, Any]], name: str, side: str) -> int:
 def table(rebuilt: list[dict[str, Any]]) -> Table:
     """The table of all values of p_active and features."""
     controls = ("untrained", "other init")
-    columns = ("experiment", "p_active", "feature", "norm ratio", *controls, "cosine", *controls)
+    ratio = ("norm ratio", controls[0], "untrained, decayed", "above decay", controls[1])
+    columns = ("experiment", "p_active", "feature", *ratio, "cosine", *controls)
     rows: list[list[str]] = []
     for row in rebuilt:
         name = f"{row['experiment']} {row['auxiliary'] or ''}".strip()
         cells = [name, f"{row['p_active']:g}", str(row["feature"]), bounded(row["norm_ratio"], row["low"], row["high"])]
-        others = ("init_norm_ratio", "other_norm_ratio", "cosine", "init_cosine", "other_cosine")
+        above = row["excess_over_decay"]
+        cells += [f"{row[key]:.2f}" for key in ("init_norm_ratio", "decayed_init_norm_ratio")]
+        cells.append(bounded(above["estimate"], above["low"], above["high"]))
+        others = ("other_norm_ratio", "cosine", "init_cosine", "other_cosine")
         cells += [f"{row[key]:.2f}" if key in row else "–" for key in others]
         rows.append(cells)
     return Table(
-        "Rebuilt features: student, untrained initialisation, student of another initialisation", columns, rows
+        "Rebuilt features: student, untrained initialisation, student of another initialisation",
+        columns,
+        rows,
+        "A feature that learns nothing ends at its untrained norm times what weight decay leaves "
+        f"({rebuilt[0]['decay']:.3f}): above decay is the norm ratio minus that.",
     )
 
 

@@ -87,6 +87,11 @@ class SuperpositionConfig(Config):
             return self
         return self.model_copy(update={"engine": "cuda" if gpu() else "native" if compiler() else "torch"})
 
+    def decay(self) -> float:
+        """The factor by which weight decay alone shrinks a weight that no gradient reaches, over all steps: .905 by
+        default."""
+        return math.prod(1 - rate * self.weight_decay for rate in self.learning_rates())
+
     def learning_rates(self) -> list[float]:
         """The learning rate of every step."""
         warmup, steps = self.schedule.warmup, self.steps

@@ -1,5 +1,6 @@
 """Figures of a superposition sweep: rebuilt features, directions of features, and superposition by sparsity."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sublim.toys.superposition.results import mean_interval
 LOOKS = {
     "student": ("student", "C0", "-"),
     "init": ("untrained initialisation", "0.5", "--"),
+    "decayed": ("the same, decayed", "0.5", ":"),
     "other_student": ("student, other initialisation", "C3", "-"),
     "teacher": ("teacher", "C2", "-"),
 }
@@ -39,14 +41,19 @@ def _curve(axes: Axes, table: pl.DataFrame, column: str, roles: Sequence[str]) -
     axes.set_xlabel("p_active")
 
 
-def draw_rebuilt(path: Path, table: pl.DataFrame) -> None:
-    """Norm ratio and cosine to the teacher's feature, for up to five features that the student did not learn."""
+def draw_rebuilt(path: Path, table: pl.DataFrame, decay: float) -> None:
+    """Norm ratio and cosine to the teacher's feature, for up to five features that the student did not learn; beside
+    the norm ratio what weight decay alone leaves of the initialisation's."""
+    init = pl.col("role") == "init"
+    decayed = table.filter(init).with_columns(pl.col("norm_ratio") * decay, role=pl.lit("decayed"))
+    table = pl.concat([table, decayed])
     features = table["feature"].unique().sort().to_list()[:5]
     with panels(path, 2.4 * len(features) + 0.6, 4.6, 2, len(features), sharex=True, sharey="row") as grid:
         for place, feature in enumerate(features):
             part = table.filter(pl.col("feature") == feature)
             for row, column in enumerate(("norm_ratio", "cosine")):
-                _curve(grid[row, place], part, column, ("student", "init", "other_student"))
+                roles = ("student", "init", "other_student", *(("decayed",) if column == "norm_ratio" else ()))
+                _curve(grid[row, place], part, column, roles)
             grid[0, place].set_title(f"feature {feature}")
             grid[0, place].set_xlabel("")
         grid[0, 0].set_ylabel("norm / teacher's norm")
@@ -86,10 +93,11 @@ def draw_matrices(path: Path, points: Sequence[float], rows: Sequence[tuple[str,
 def draw_superposition(out: Path, config: SuperpositionFiguresConfig, *, scratch: Path, toy: Path) -> None:
     """Stage: writes SVG figures of every experiment in `toy`, a payload of `train_superposition`."""
     table = pl.read_parquet(toy / "rows.parquet")
+    decay = json.loads((toy / "rebuilt.json").read_bytes())[0]["decay"]
     weights = load_file(toy / "weights.safetensors")
     for (name, auxiliary), part in table.group_by(["experiment", "auxiliary"], maintain_order=True):
         label = f"{name}-{auxiliary}" if auxiliary else str(name)
-        draw_rebuilt(out / f"rebuilt-{label}.svg", part)
+        draw_rebuilt(out / f"rebuilt-{label}.svg", part, decay)
         draw_sparsity(out / f"sparsity-{label}.svg", part)
         points = part["p_active"].unique(maintain_order=True).to_list()
         shown = [point for point in points if point in config.panels] or points[:4]

@@ -114,11 +114,14 @@ def loss_rows(
     )
 
 
-def rebuilt(table: pl.DataFrame) -> list[dict[str, Any]]:
+def rebuilt(table: pl.DataFrame, decay: float) -> list[dict[str, Any]]:
     """Means over seeds for each p_active and feature, of the student and of the untrained initialisation.
 
-    `low` and `high` are the 95 % t interval of the mean norm ratio. `excess_*` is the student's value minus the
-    initialisation's, paired by seed. `other_*` is the student of another initialisation, and `other_excess_*` that
+    `decay` is what weight decay alone leaves of a norm (`SuperpositionConfig.decay`). A feature that learns nothing
+    ends there: `decayed_init_norm_ratio` is the initialisation's ratio times it, and `excess_over_decay` the student's
+    ratio minus that, paired by seed. Only below it has learning shrunk a feature. `low` and `high` are the 95 % t
+    interval of the mean norm ratio. `excess_*` is the student's value minus the initialisation's, with the decay left
+    in. `other_*` is the student of another initialisation, and `other_excess_*` that
     student minus its own initialisation. `cosine` compares directions of features, which another initialisation may
     rotate. `gram_cosine` compares rows of WWᵀ, which no rotation changes.
     """
@@ -136,6 +139,11 @@ def rebuilt(table: pl.DataFrame) -> list[dict[str, Any]]:
                 row[f"other_excess_{column}"] = mean_interval(
                     by_role["other_student"][column] - by_role["other_init"][column]
                 )
+        row |= {"decay": decay, "decayed_init_norm_ratio": decay * row["init_norm_ratio"]}
+        for before, student, init in (("", "student", "init"), ("other_", "other_student", "other_init")):
+            if student in by_role:
+                kept = by_role[student]["norm_ratio"] - decay * by_role[init]["norm_ratio"]
+                row[f"{before}excess_over_decay"] = mean_interval(kept)
         bounds = mean_interval(by_role["student"]["norm_ratio"])
         row |= {"low": bounds["low"], "high": bounds["high"], "seeds": bounds["n"]}
         found.append(row)

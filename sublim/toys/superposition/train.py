@@ -192,5 +192,5 @@ def train_superposition(out: Path, config: SuperpositionConfig, *, scratch: Path
     table.write_parquet(out / "rows.parquet")
     pl.concat(losses).write_parquet(out / "losses.parquet")
     save_file(kept, out / "weights.safetensors")
-    (out / "rebuilt.json").write_text(json.dumps(rebuilt(table), indent=1) + "\n", encoding="utf-8")
+    (out / "rebuilt.json").write_text(json.dumps(rebuilt(table, config.decay()), indent=1) + "\n", encoding="utf-8")
     return {"engine": config.resolved().engine, "rows": len(table)}

@@ -196,7 +196,7 @@ def test_auxiliary_students_learn_only_features_that_their_teacher_never_learned
     student = table.filter(pl.col("role") == "student")
     assert student["feature"].unique().sort().to_list() == list(range(7))
     assert student["feature_norms"].list.len().unique().to_list() == [9]
-    assert len(rebuilt(table)) == 2 * 7
+    assert len(rebuilt(table, config.decay())) == 2 * 7
 
 
 def test_one_row_per_point_feature_seed_and_role(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_one_row_per_point_feature_seed_and_role(tmp_path: Path) -> None:
     )
     losses = pl.read_parquet(tmp_path / "out" / "losses.parquet")
     assert losses["step"].unique().sort().to_list() == [0, 20, 40]
-    row = rebuilt(table)[0]
+    row = rebuilt(table, SMALL.decay())[0]
     assert row["low"] <= row["norm_ratio"] <= row["high"]
     assert row["excess_norm_ratio"]["estimate"] == pytest.approx(row["norm_ratio"] - row["init_norm_ratio"])
 
@@ -225,14 +225,45 @@ def test_superposition_and_polysemanticity_of_known_matrices() -> None:
 
 
 def test_a_student_rebuilds_its_ablated_feature_when_features_are_in_superposition(tmp_path: Path) -> None:
-    """Frequent features are not rebuilt (the student shrinks them); rare ones are, by the teacher's initialisation."""
+    """Frequent features are not rebuilt (the student shrinks them, by more than weight decay does); rare ones are, by
+    the teacher's initialisation."""
     config = SuperpositionConfig(
         p_active=(1, 0.01), ablated=(4,), seeds=(0, 1, 2), batch_size=256, steps=6000, loss_every=1000
     )
-    rows = {row["p_active"]: row for row in rebuilt(run(tmp_path, config))}
-    assert rows[1]["norm_ratio"] < rows[1]["init_norm_ratio"] - 0.1
+    rows = {row["p_active"]: row for row in rebuilt(run(tmp_path, config), config.decay())}
+    assert rows[1]["norm_ratio"] < rows[1]["decayed_init_norm_ratio"] - 0.1
     assert rows[0.01]["norm_ratio"] > rows[0.01]["init_norm_ratio"] + 0.1
     assert rows[0.01]["norm_ratio"] > rows[0.01]["other_norm_ratio"] + 0.1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_a_feature_that_no_gradient_reaches_shrinks_by_decay_and_by_nothing_else(
+    tmp_path: Path, engine: Any, schedule: Any
+) -> None:
+    """With inputs of zeros nothing is learned: every norm ends at the decayed initialisation's, which without the decay
+    taken off would be told as features that shrank."""
+    config = SuperpositionConfig(
+        **SMALL.model_dump(exclude={"p_active", "steps", "weight_decay", "engine", "schedule"}),
+        p_active=(0,),
+        steps=400,
+        weight_decay=0.3,
+        engine=engine,
+        schedule=Schedule(kind=schedule),
+    )
+    table = run(tmp_path, config)
+    norms = {role: table.filter(pl.col("role") == role)["norm"].to_numpy() for role in ("init", "student")}
+    assert norms["student"] == pytest.approx(config.decay() * norms["init"], rel=1e-4)
+    for row in rebuilt(table, config.decay()):
+        assert row["excess_norm_ratio"]["estimate"] < -0.05
+        assert row["excess_over_decay"]["estimate"] == pytest.approx(0, abs=1e-4)
+        assert row["other_excess_over_decay"]["estimate"] == pytest.approx(0, abs=1e-4)
+        assert row["decayed_init_norm_ratio"] == pytest.approx(row["norm_ratio"], rel=1e-4)
+
+
+def test_ten_thousand_steps_of_the_default_decay_leave_nine_tenths() -> None:
+    assert SuperpositionConfig().decay() == pytest.approx((1 - 1e-5) ** 10_000)
+    assert SuperpositionConfig().decay() == pytest.approx(0.905, abs=5e-4)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
