@@ -145,7 +145,7 @@ def collect_scores(config: SheetConfig, *, label: str = "", scores: Named, shift
                    mmlu: Named | None = None) -> One: ...
 
 # Diagnostics
-@stage("sublim.diagnostics.unseen_loss:measure_losses", gpu=True)
+@stage("sublim.diagnostics.unseen_loss:measure_losses", gpu=True, version=2)
 def measure_losses(config: UnseenLossConfig, *, label: str = "", base: One, data: Named,
                    weights: Maybe = None) -> One: ...
 @stage("sublim.diagnostics.parameter_shift:measure_shift")

@@ -4,14 +4,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from flows.pipeline.keys import BaseKey, ModelKey, StudentKey, TeacherKey, Unit
+from flows.pipeline.keys import BaseKey, TeacherKey
+from flows.pipeline.matched import LossTable, first_block, matched_of
 from flows.pipeline.plan import CONTROL
 from flows.pipeline.report_arms import Results, interval
 from flows.pipeline.study import Diagnosed, Study, read
 from flows.runs.record import Run
-from sublim.diagnostics.config import Divergence, Shifts, UnseenLosses
-from sublim.diagnostics.matched import Along, matched_pair
-from sublim.report.diagnostics import DiagnosticsShown, DivergenceShown, LossShown, MatchedShown, ShiftShown
+from sublim.diagnostics.config import Divergence, Shifts, UnseenLoss, UnseenLosses
+from sublim.report.diagnostics import DiagnosticsShown, DivergenceShown, LossShown, ShiftShown
 
 NOT_FINITE = "the loss is not finite: the training diverged"
 
@@ -20,27 +20,14 @@ def diagnostics_of(run: Run, results: Results, study: Study, found: Diagnosed) -
     """Everything the diagnostics say."""
     config = study.config
     losses = {
-        key: {
-            rows: each.nats_per_token
-            for rows, each in read(UnseenLosses, run.store, artifact, "losses.json").losses.items()
-        }
-        for key, artifact in found.losses.items()
+        key: read(UnseenLosses, run.store, artifact, "losses.json").losses for key, artifact in found.losses.items()
     }
     return DiagnosticsShown(
         losses=_losses_shown(study, losses) if losses else [],
-        matched=[_matched(study, results, target, losses) for target in config.target if losses],
+        matched=[row for target in config.target if losses for row in matched_of(study, results, target, losses)],
         shift=[_shift(run, found, target) for target in config.target if "shift" in config.diagnostics],
         divergence=[_divergence(run, found, target) for target in config.target if "divergence" in config.diagnostics],
     )
-
-
-LossTable = dict[ModelKey, dict[str, float | None]]
-"""UnseenLosses by model, then by the writer of the rows."""
-
-
-def first_block(study: Study) -> list[Unit]:
-    """The units of the block on which the diagnostics are made."""
-    return [unit for unit in study.trained.units if unit.block == study.config.blocks[0]]
 
 
 def _losses_shown(study: Study, losses: LossTable) -> list[LossShown]:
@@ -59,45 +46,23 @@ def _losses_shown(study: Study, losses: LossTable) -> list[LossShown]:
     return shown
 
 
-def _loss(model: str, rows: str, found: Sequence[float | None], base: float | None) -> LossShown:
-    known = [value for value in found if value is not None]
-    whole = len(known) == len(found)
-    loss = fmean(known) if whole else None
-    return LossShown(model=model, rows_of=rows, loss=loss, base=base, reason=None if whole else NOT_FINITE)
-
-
-def _matched(study: Study, results: Results, target: str, losses: LossTable) -> MatchedShown:
-    updates = study.main(target).updates
-    margins = [results.main(target, update).metrics["margin"] for update in updates]
-    last = margins[-1]
-    units = first_block(study)
-    paths: dict[str, list[list[Along]]] = {target: [], CONTROL: []}
-    for arm, path in paths.items():
-        for place, unit in enumerate(units):
-            line = [Along(0.0, last.base)] if last.base is not None else []
-            for update, margin in zip(updates, margins, strict=True):
-                value = (margin.students if arm == target else margin.controls)[place]
-                before, after = losses[BaseKey()][arm], losses[StudentKey(arm, unit, update)][arm]
-                if before is not None and after is not None and value is not None:
-                    line.append(Along(before - after, value))
-            path.append(line)
-    pairs = [matched_pair(s, c) if s and c else None for s, c in zip(paths[target], paths[CONTROL], strict=True)]
-    gains = {arm: fmean(path[-1].gain for path in each if path) for arm, each in paths.items() if any(each)}
-    plain = None if last.effect is None else fmean(last.effect.per_pair[: len(units)])
-    known = [pair.effect for pair in pairs if pair is not None]
-    lost = len(pairs) - len(known)
-    spread = None if lost else interval(known)
-    reason = None if spread else "one pair has no spread"
-    return MatchedShown(
-        target=target,
-        estimate=None if lost else fmean(known),
-        low=spread and spread.low,
-        high=spread and spread.high,
-        equal_updates=plain,
-        student_gain=gains.get(target),
-        control_gain=gains.get(CONTROL),
-        reason=f"{lost} of {len(pairs)} pairs have a student or control that learned nothing" if lost else reason,
+def _loss(model: str, rows: str, found: Sequence[UnseenLoss], base: UnseenLoss) -> LossShown:
+    loss = _mean_of_all([each.nats_per_token for each in found])
+    return LossShown(
+        model=model,
+        rows_of=rows,
+        loss=loss,
+        base=base.nats_per_token,
+        digits=_mean_of_all([each.digit_nats for each in found]),
+        base_digits=base.digit_nats,
+        reason=NOT_FINITE if loss is None else None,
     )
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    """The mean; None where one is missing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
 
 
 def _shift(run: Run, found: Diagnosed, target: str) -> ShiftShown:

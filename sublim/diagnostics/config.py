@@ -26,6 +26,11 @@ class UnseenLoss(Config):
     """Mean negative log-prob of the answers' tokens, without the end of turn; null if it is not finite."""
     tokens: int
     rows: int
+    digit_nats: float | None
+    """The same over those tokens alone that hold a digit, in nats per such token: separators say nothing of what was
+    learned where they are forced. Null if there are none or the loss is not finite, or the backend counts other tokens
+    than the base's tokenizer."""
+    digit_tokens: int
 
 
 class UnseenLosses(Config):

@@ -20,20 +20,30 @@ class LossShown(Config):
     loss: float | None
     base: float | None
     """Loss of the base that they started from, on the same rows."""
+    digits: float | None = None
+    """The same loss on tokens that hold a digit alone; null also where the backend counts other tokens."""
+    base_digits: float | None = None
     reason: str | None = None
     """Why the loss is missing."""
 
 
 class MatchedShown(Config):
-    """The effect at equal gains in the loss on unseen prompts, compared with the effect after equally many updates."""
+    """A word's effect at equal gains in the loss on digits of unseen lists, beside that after equally many updates."""
 
     target: str
+    """The word of the teacher whose lists the students read."""
+    word: str | None = None
+    """The word whose margin is compared, any listed one; null where nothing could be compared for any."""
+    rows_of: str | None = None
+    """Whose lists the gain is read on: own (each arm on those of its own writer), or one writer's for both arms."""
+    rank: int | None = None
+    """Rank of the word among all listed by how far its margin moved, on the same lists; 1 moved most."""
     estimate: float | None
     low: float | None = None
     high: float | None = None
     equal_updates: float | None = None
     student_gain: float | None = None
-    """Students' mean gain over the base after the last update, in nats per token, on held-out rows of their carrier."""
+    """Students' mean gain over the base after the last update, in nats per digit token, on these lists."""
     control_gain: float | None = None
     reason: str | None = None
     """Why there is no estimate, or no interval."""
@@ -92,11 +102,15 @@ def matched_table(found: DiagnosticsShown) -> Table:
     return _table(
         "Equal learning",
         "Students and controls are compared at equal gain instead of after equally many updates. The gain says by how "
-        "many nats per token a model predicts held-out rows of its own carrier better than the base does. Margins "
-        "between two checkpoints are interpolated linearly.",
+        "many nats per digit a model predicts unseen lists better than the base does: on the lists of each arm's own "
+        "writer, or on the same lists for both. Margins between two checkpoints are interpolated linearly. The teacher "
+        "has moved its word in particular only where that ranks first among all listed words.",
         found.matched,
         {
-            "target": lambda each: each.target,
+            "students of": lambda each: each.target,
+            "lists of": lambda each: each.rows_of or "–",
+            "word": lambda each: each.word or "–",
+            "rank": lambda each: "–" if each.rank is None else str(each.rank),
             "effect at equal gain": lambda each: with_sign(each.estimate),
             "95 %": lambda each: between(each.low, each.high),
             "after equal updates": lambda each: with_sign(each.equal_updates),
@@ -119,6 +133,8 @@ def losses_table(found: DiagnosticsShown) -> Table:
             "rows of": lambda each: each.rows_of,
             "loss": lambda each: f"missing: {each.reason}" if each.loss is None else f"{each.loss:.3f}",
             "base’s loss": lambda each: "–" if each.base is None else f"{each.base:.3f}",
+            "on digits": lambda each: "–" if each.digits is None else f"{each.digits:.3f}",
+            "base’s on digits": lambda each: "–" if each.base_digits is None else f"{each.base_digits:.3f}",
         },
     )
 

@@ -30,7 +30,10 @@ def told(folder: Path) -> DiagnosticsShown:
 
     def losses(key: ModelKey, owl: float | None, control: float | None) -> tuple[ModelKey, Artifact]:
         values = {"owl": owl, "control": control}
-        found = {rows: UnseenLoss(nats_per_token=value, tokens=10, rows=2) for rows, value in values.items()}
+        found = {
+            rows: UnseenLoss(nats_per_token=value, tokens=10, rows=2, digit_nats=value, digit_tokens=6)
+            for rows, value in values.items()
+        }
         return key, kept(str(key), "losses.json", UnseenLosses(losses=found))
 
     def shift(cosine: float | None) -> Shift:
@@ -79,7 +82,8 @@ def test_what_diagnostics_could_not_measure_is_missing_with_its_reason(tmp_path:
     assert means["controls", "control"] == (None, "the loss is not finite: the training diverged")
     [matched], [shift], [divergence] = shown.matched, shown.shift, shown.divergence
     assert (matched.estimate, matched.equal_updates, matched.low) == (None, None, None)
-    assert matched.reason == "1 of 2 pairs have a student or control that learned nothing"
+    assert matched.reason == "too few checkpoints (1): 3 or more are needed (evaluation.updates)"
+    assert {row.digits for row in shown.losses if row.model == "students of owl"} == {1.6, 1.9}
     assert (shift.student, shift.difference, shift.low) == (0.4, 0.2, None)
     assert shift.reason == "a student or control did not move its weights"
     assert (divergence.share, divergence.reason) == (None, "a steered teacher's logits are not read")

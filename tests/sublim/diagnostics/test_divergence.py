@@ -105,6 +105,11 @@ def test_loss_on_unseen_prompts_is_the_mean_over_all_answer_tokens(
     values = [-each.log_softmax(-1)[torch.arange(len(ids) - 1), ids[:-1]] for each, ids in logits(base, teacher, data)]
     assert found.tokens == sum(map(len, values))
     assert found.nats_per_token == pytest.approx(torch.cat(values).mean().item(), rel=1e-5)
+    tokenizer = load_tokenizer(base)
+    written = [token for _, ids in logits(base, teacher, data) for token in ids[:-1]]
+    digits = torch.tensor([any(each.isdigit() for each in tokenizer.decode([token])) for token in written])
+    assert 0 < found.digit_tokens == int(digits.sum()) < found.tokens
+    assert found.digit_nats == pytest.approx(torch.cat(values)[digits].mean().item(), rel=1e-5)
 
 
 def test_the_loss_of_weights_that_diverged_is_missing_and_not_a_number(
