@@ -101,13 +101,14 @@ class MechanismConfig(Config):
     """The tokens of answers at which activations are read for alignment above the control, sufficiency and necessity.
     The paper's alignment is read at the same rows' prompts."""
     random: Annotated[int, Field(ge=10)] = 10
-    """Random directions that every measurement is compared with."""
+    """Random directions that every measurement is compared with; each holds next to nothing of a student's change."""
     pairs: Annotated[int, Field(ge=1)] = 1
     """How many pairs of student and control are measured layer by layer."""
     sufficiency: bool = True
     """Sufficiency: add each student's vector to the base, layer by layer."""
     replace: bool = True
-    """Necessity: replace the student's component along its vector by the base's, layer by layer."""
+    """Necessity: replace the student's component along its vector by the base's, layer by layer, and as controls that
+    along v_control, other teachers' vectors, principal components of its change, and random directions."""
     rewrite: tuple[Layer, ...] = ()
     """Necessity in the teacher: layers at which its vector is projected out while it writes lists for new students."""
     rewrite_seeds: tuple[int, ...] = (0,)

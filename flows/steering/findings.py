@@ -166,6 +166,8 @@ def _mechanism_tables(target: str, found: MechanismShown) -> Iterator[Table]:
                 )
                 for each in found.rewritten
             ],
+            "A random direction holds next to nothing of the teacher's change: that projecting it out does nothing "
+            "says little about v_teacher in particular.",
         )
 
 

@@ -113,6 +113,35 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
     assert again["curve"] == points
 
 
+@pytest.mark.usefixtures("prefect_server", "store_root")
+def test_several_teachers_stand_beside_each_other_in_alignment_and_necessity(published: Path) -> None:
+    from flows.steering.flow import steering
+
+    grid = {"layers": [1], "strengths": [1], "random": 1}
+    mechanism = {"layers": [1], "rows": 8, "sufficiency": False}
+    settings = small(published, grid=grid, mechanism=mechanism)
+    outcome = steering(preset="quickstart", target="owl,wolf", settings=settings)
+    for each, other in zip(outcome["targets"], ("wolf", "owl"), strict=True):
+        found = each["mechanism"]
+        for measure in ("alignment_paper", "alignment_above_control"):
+            row = found[measure][-1]
+            assert [*row["others"]] == [*row["teachers"]] == [other]
+            assert row["above_others"]["mean"] == pytest.approx(row["own"]["mean"] - row["others"][other]["mean"])
+            assert 0 < row["unique_share"] <= 1
+            assert row["reason"] is None
+        assert f"teacher-{other}" in {row["direction"] for row in found["necessity"][0]}
+    paper, above = outcome["alignment_matrices"]
+    assert (paper["measure"], above["measure"]) == ("alignment_paper", "alignment_above_control")
+    for matrix in (paper, above):
+        assert (matrix["students"], matrix["teachers"]) == (["owl", "wolf"], ["owl", "wolf"])
+        rows = [each["mechanism"][matrix["measure"]][-1] for each in outcome["targets"]]
+        assert matrix["cosines"][0] == [rows[0]["own"]["mean"], rows[0]["others"]["wolf"]["mean"]]
+        assert matrix["cosines"][1] == [rows[1]["others"]["owl"]["mean"], rows[1]["own"]["mean"]]
+    page = Path(outcome["report"]).read_text(encoding="utf-8")
+    assert "alignment_above_control: students by teachers" in page
+    assert "with v_unique, the part of owl" in page
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("prefect_server", "store_root")
 def test_new_students_learn_from_a_teacher_that_writes_without_its_vector(published: Path) -> None:
