@@ -29,7 +29,7 @@ from flows.sae_analysis.config import SaeFlowConfig
 from flows.sae_analysis.plan import check, check_layers, labels_config, means_config, probe_reading
 from flows.sae_analysis.report import printed, publish
 from flows.sae_analysis.saes import encode_all, make_saes, note_of, take_saes
-from flows.sae_analysis.study import Analysis, Carrier, Contrast, Sae, sets_of
+from flows.sae_analysis.study import Analysis, Carrier, Contrast, Sae, encodings_of, sets_of
 from sublim.features.config import ContrastConfig, ExamplesConfig, OverlapConfig, VectorFeaturesConfig
 from sublim.features.labels.config import AnnotateConfig
 from sublim.steering.config import DifferenceConfig
@@ -90,6 +90,8 @@ def conducted(run: Run, config: SaeFlowConfig) -> Analysis:
             OverlapConfig(size=config.size, level=config.level),
             label=sae.note.name,
             contrasts=sets_of(contrasts, sae.note.name),
+            targets=encodings_of(contrasts, sae.note.name, encoded, 0),
+            controls=encodings_of(contrasts, sae.note.name, encoded, 1),
         )
         for sae in saes
     }

@@ -33,8 +33,9 @@ from tasks.stages import draw_features, draw_probe_layers
 CAPTIONS = {
     "firing": "Share of rows in which each feature fires: control across, target up; significant ones in colour",
     "effects": "The largest significant effects of each contrast, by feature",
-    "overlap": "Features that two sets share, and below it what random features of matched firing rate share; a star "
-    "where p, corrected for all pairs, is at most .05",
+    "overlap": "Features that two sets share, and below it what sets of matched firing rate share when the sides of "
+    "the rows are permuted, so that features that fire together stay together; a star where p, corrected for all "
+    "pairs, is at most .05",
 }
 JSON_FEATURES = 50
 """Features of each contrast that `--json` prints."""

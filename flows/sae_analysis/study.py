@@ -60,4 +60,14 @@ class Analysis(NamedTuple):
 
 def sets_of(contrasts: list[Contrast], sae: str) -> dict[str, Artifact]:
     """The contrasts of one SAE that are drawn and set against each other, by name: all but those between targets."""
-    return {each.name: each.artifact for each in contrasts if each.sae == sae and not each.kind.startswith("against")}
+    return {each.name: each.artifact for each in compared_sets(contrasts, sae)}
+
+
+def encodings_of(contrasts: list[Contrast], sae: str, encoded: dict[str, Artifact], side: int) -> dict[str, Artifact]:
+    """The encoded rows on one side (0: target, 1: control) of the contrasts of `sets_of`, under the same names."""
+    return {each.name: encoded[each.sides[side]] for each in compared_sets(contrasts, sae)}
+
+
+def compared_sets(contrasts: list[Contrast], sae: str) -> list[Contrast]:
+    """The contrasts behind `sets_of`."""
+    return [each for each in contrasts if each.sae == sae and not each.kind.startswith("against")]

@@ -94,6 +94,8 @@ def overlap_table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
             )
             for row in ordered
         ],
+        "Chance is what sets share when the sides of a contrast's rows are permuted: as many features of each firing "
+        "rate, and features that fire together stay together.",
     )
 
 

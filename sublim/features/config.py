@@ -80,7 +80,11 @@ class OverlapConfig(Config):
     level: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """A feature is significant if its q-value is at most this."""
     bins: Annotated[int, Field(ge=1)] = 10
-    """Number of equally large classes of firing rate. Random sets have as many features of each class as the set."""
+    """Number of equally large classes of firing rate. Permuted sets have as many features of each class as the set."""
+    permutations: Annotated[int, Field(ge=99)] = 4999
+    """How often the sides of the rows are permuted; no p is below one over this."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Random seed of the permutations."""
 
 
 class ExamplesConfig(Config):
@@ -113,13 +117,14 @@ class OverlapRow(Config):
     shared: int
     """Number of features in both sets."""
     chance: float
-    """Expected overlap of the second set with random features that match the first in firing rate, or the other way
-    round: the way with the larger p-value is used."""
+    """Mean overlap of the second set with those that the first contrast's rows give when their sides are permuted, or
+    the other way round: the way with the larger p-value is used. Features that fire together stay together."""
     low: float
     high: float
-    """The central 95 % interval of the overlap of random sets."""
+    """The central 95 % interval of the overlap of permuted sets."""
     p: float | None
-    """Exact probability that a random set shares at least as many features; null if a set is empty."""
+    """Permutation p-value: the share of sets that share at least as many features, among the permuted ones and this
+    one; null if a set is empty."""
     p_adjusted: float | None = None
     """p corrected for all pairs of sets in the table (Holm)."""
     features: list[int]

@@ -1,25 +1,20 @@
-"""Which SAE features differ between two sets of rows, and which sets of features overlap more than by chance.
+"""Which SAE features differ between two sets of rows.
 
 The unit of the tests is the row, because tokens of one row are not independent. The value of a feature in a row is its
 mean over the encoded tokens, zeros included. Rows with equal ids (two answers to one prompt, or one text read by two
 models) are paired.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float, Int
-from numpy import ndarray
 from scipy import stats
 
 from sublim.core.errors import UserError
-from sublim.features.config import ContrastConfig, OverlapConfig, OverlapRow
+from sublim.features.config import ContrastConfig
 from sublim.models.files import write_json
-from sublim.stats.corrections import holm
 
 
 class RowFeatures(NamedTuple):
@@ -189,76 +184,3 @@ def significant(table: pl.DataFrame, level: float) -> pl.DataFrame:
 def feature_set(table: pl.DataFrame, level: float, size: int) -> list[int]:
     """The significant features that are larger on the target's side: at most `size`, the largest effects first."""
     return significant(table, level).filter(pl.col("effect") > 0).sort("rank").head(size)["feature"].to_list()
-
-
-def overlap_features(out: Path, config: OverlapConfig, *, scratch: Path, contrasts: dict[str, Path]) -> dict[str, Any]:
-    """Stage: writes overlap.json: an `OverlapRow` for each pair of the named contrasts."""
-    tables = {name: pl.read_parquet(path / "contrast.parquet") for name, path in contrasts.items()}
-    rows = overlaps(tables, config)
-    write_json(out / "overlap.json", {"rows": [row.model_dump(mode="json") for row in rows]})
-    return {"pairs": len(rows)}
-
-
-def overlaps(tables: Mapping[str, pl.DataFrame], config: OverlapConfig) -> list[OverlapRow]:
-    """The overlaps of all pairs of sets.
-
-    Random features are matched in firing rate to one set, then to the other; the larger p-value of the two is used.
-    """
-    sets = {name: feature_set(tables[name], config.level, config.size) for name in sorted(tables)}
-    classes = {name: rate_classes(tables[name], config.bins) for name in sets}
-    rows: list[OverlapRow] = []
-    for first, second in combinations(sets, 2):
-        one, other = sets[first], sets[second]
-        shared = sorted({*one} & {*other})
-        ways = [
-            overlap_probabilities(classes[first], one, other),
-            overlap_probabilities(classes[second], other, one),
-        ]
-        means = [float(way @ np.arange(len(way))) for way in ways]
-        # Not summed where the sum is 1: rounding errors would decide which is larger.
-        tails = [float(way[len(shared) :].sum()) if shared else 1.0 for way in ways]
-        tail, mean, way = max(zip(tails, means, ways, strict=True), key=lambda each: each[:2])
-        below = way.cumsum()
-        low, high = (int(np.searchsorted(below, bound)) for bound in (0.025, 0.975))
-        rows.append(
-            OverlapRow(
-                first=first,
-                second=second,
-                sizes=(len(one), len(other)),
-                shared=len(shared),
-                chance=mean,
-                low=low,
-                high=high,
-                p=min(tail, 1.0) if one and other else None,
-                features=shared,
-            )
-        )
-    corrected = iter(holm([row.p for row in rows if row.p is not None]))
-    return [row if row.p is None else row.model_copy(update={"p_adjusted": next(corrected)}) for row in rows]
-
-
-def rate_classes(table: pl.DataFrame, bins: int) -> list[Int[ndarray, " m"]]:
-    """The tested features of a contrast in classes of firing rate (mean of both sides); equal rates share a class."""
-    pool = table.filter(pl.col("p").is_not_null())
-    if pool.is_empty():
-        return []
-    rate = (pool["rate_target"].to_numpy() + pool["rate_control"].to_numpy()) / 2
-    place = ((stats.rankdata(rate) - 0.5) / len(pool) * bins).astype(int)
-    features = pool["feature"].to_numpy()
-    return [features[place == each] for each in range(bins)]
-
-
-def overlap_probabilities(
-    classes: Sequence[Int[ndarray, " m"]], chosen: Sequence[int], other: Sequence[int]
-) -> Float[ndarray, " shared"]:
-    """Probabilities that a random set shares 0, 1, 2, … features with `other`.
-
-    The random set has as many features of each class as `chosen`. The result is exact: the number within a class is
-    hypergeometric, and the classes are independent.
-    """
-    shares = np.ones(1)
-    for each in classes:
-        count, hits = int(np.isin(each, chosen).sum()), int(np.isin(each, other).sum())
-        if most := min(count, hits):
-            shares = np.convolve(shares, stats.hypergeom.pmf(np.arange(most + 1), len(each), hits, count))
-    return shares

@@ -18,7 +18,6 @@ from sublim.features.config import (
     ContrastConfig,
     EncodeConfig,
     ExamplesConfig,
-    OverlapConfig,
     VectorFeaturesConfig,
     WordRowsConfig,
     bundled_sentences,
@@ -28,7 +27,6 @@ from sublim.features.contrast import (
     contrast,
     contrast_features,
     feature_set,
-    overlaps,
     row_features,
     significant,
     sum_sides,
@@ -257,101 +255,6 @@ def test_the_unit_is_the_row_however_many_tokens_it_has(base: Path, sae: Path, r
     assert by_row[0].values["value"].to_list() == pytest.approx(by_row[1].values["value"].to_list(), rel=1e-4)
     with pytest.raises(UserError, match=r"no features of resid_post-9 were kept, only of resid_post-1"):
         row_features(tmp_path / "all/out", "resid_post-9")
-
-
-def ranked(chosen: list[int], rates: np.ndarray[Any, Any]) -> pl.DataFrame:
-    """A contrast in which `chosen` are significant."""
-    features = np.arange(len(rates))
-    inside = np.isin(features, chosen)
-    return pl.DataFrame(
-        {
-            "rank": features + 1,
-            "feature": pl.Series(features, dtype=pl.UInt32),
-            "effect": np.where(inside, 1.0, 0.0),
-            "p": np.where(inside, 1e-9, 0.5),
-            "q": np.where(inside, 1e-7, 0.9),
-            "rate_target": rates,
-            "rate_control": rates,
-        }
-    )
-
-
-def test_overlap_is_set_against_features_of_matched_firing_rate() -> None:
-    rates = np.concatenate([np.full(900, 0.01), np.full(100, 0.9)])
-    dense_a, dense_b = [*range(900, 940)], [*range(920, 960)]
-    config = OverlapConfig(size=40, bins=10)
-    tables = {"a": ranked(dense_a, rates), "b": ranked(dense_b, rates)}
-    [row] = overlaps(tables, config)
-    assert (row.shared, row.sizes, row.features) == (20, (40, 40), [*range(920, 940)])
-    # Both sets are drawn from the same 100 dense features: 40 · 40 / 100, and not 40 · 40 / 1000.
-    law = stats.hypergeom(100, 40, 40)
-    assert row.chance == pytest.approx(16)
-    assert row.p == pytest.approx(law.sf(19))
-    assert (row.low, row.high) == (law.ppf(0.025), law.ppf(0.975))
-    rare = {"a": ranked([*range(40)], rates), "b": ranked([*range(20, 60)], rates)}
-    [row] = overlaps(rare, config)
-    assert row.p == pytest.approx(stats.hypergeom(900, 40, 40).sf(19))
-    [row] = overlaps({"a": ranked([], rates), "b": ranked(dense_b, rates)}, config)
-    assert (row.p, row.shared) == (None, 0)
-
-
-def test_chance_over_classes_of_rates_is_that_of_random_sets() -> None:
-    """The sum over classes, and the way round that makes the shared the likelier, against sets drawn one by one."""
-    rng, rates = np.random.default_rng(5), np.linspace(0.01, 0.9, 90)
-    sets = {"a": [*range(20), *range(60, 66)], "b": [*range(9, 19), *range(64, 80)]}
-    tables = {"a": ranked(sets["a"], rates), "b": ranked(sets["b"], rates[::-1])}
-    [row] = overlaps(tables, OverlapConfig(size=30, bins=3))
-    assert row.shared == 12
-    thirds, found = np.arange(90).reshape(3, 30), {name: list[int]() for name in sets}
-    for mine, others in (("a", "b"), ("b", "a")):
-        counts = [np.isin(third, sets[mine]).sum() for third in thirds]
-        for _ in range(20_000):
-            drawn = np.concatenate(
-                [rng.choice(third, k, replace=False) for third, k in zip(thirds, counts, strict=True)]
-            )
-            found[mine].append(int(np.isin(drawn, sets[others]).sum()))
-    tails = {name: float(np.mean(np.array(shares) >= 12)) for name, shares in found.items()}
-    likelier = max(tails, key=lambda name: tails[name])
-    assert row.p == pytest.approx(tails[likelier], abs=0.01)
-    assert row.chance == pytest.approx(np.mean(found[likelier]), abs=0.05)
-    assert (row.low, row.high) == tuple(np.quantile(found[likelier], [0.025, 0.975]))
-
-
-def test_chance_where_nothing_is_shared_is_the_larger_of_both_ways_round() -> None:
-    """Matched to the rare set no random feature is among the dense ones, and the other way round some are."""
-    rates = np.concatenate([np.full(500, 0.01), np.full(500, 0.9)])
-    tables = {"a": ranked([*range(30)], rates), "b": ranked([*range(500, 530)], np.full(1000, 0.5))}
-    for names in (("a", "b"), ("b", "a")):
-        [row] = overlaps(dict(zip("xy", (tables[name] for name in names), strict=True)), OverlapConfig())
-        assert (row.shared, row.p) == (0, 1.0)
-        assert row.chance == pytest.approx(30 * 30 / 1000)
-
-
-def test_an_overlap_far_beyond_chance_stands_out_among_a_hundred_others() -> None:
-    """Three targets' sets make 105 comparisons: drawn sets would have to be tens of thousands for any to count."""
-    rng = np.random.default_rng(6)
-    rates = rng.random(3000)
-    sets = {f"set {i:02d}": rng.choice(3000, 30, replace=False).tolist() for i in range(15)}
-    sets["set 07"][:10] = sets["set 03"][:10]
-    rows = overlaps({name: ranked(chosen, rates) for name, chosen in sets.items()}, OverlapConfig())
-    assert len(rows) == 105
-    corrected = {(row.first, row.second): row.p_adjusted or 0 for row in rows}
-    assert corrected.pop(("set 03", "set 07")) < 1e-6
-    assert min(corrected.values()) > 0.05
-
-
-def test_random_sets_overlap_no_more_than_chance() -> None:
-    """p is as small as its value says in no more than that share of pairs: below it, since numbers shared are whole."""
-    rng, rates = np.random.default_rng(4), np.linspace(0.01, 0.9, 500)
-    config = OverlapConfig(size=40)
-    found = []
-    for _ in range(400):
-        sets = {name: ranked(rng.choice(500, 40, replace=False).tolist(), rates) for name in "ab"}
-        [row] = overlaps(sets, config)
-        found.append(row.p)
-    for level in (0.01, 0.05, 0.2):
-        share = np.mean([p <= level for p in found])
-        assert level / 10 < share <= level + 2 * np.sqrt(level / 400)
 
 
 def test_rows_of_a_word_end_with_it_in_sentences_and_answer_questions_with_it(
