@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # no more than the annotations need them
     from sublim.activations.config import ActivationsConfig
     from sublim.bases.needs_config import CheckBaseConfig
     from sublim.design.sweep_config import CellRecordConfig, SweepTableConfig
+    from sublim.diagnostics.carrier_config import ExamineConfig
     from sublim.diagnostics.config import DivergenceConfig, UnseenLossConfig
     from sublim.diagnostics.config import ShiftConfig as ParameterShiftConfig
     from sublim.evals.effect_config import CompareConfig
@@ -145,6 +146,9 @@ def collect_scores(config: SheetConfig, *, label: str = "", scores: Named, shift
                    mmlu: Named | None = None) -> One: ...
 
 # Diagnostics
+@stage("sublim.diagnostics.carrier:examine_carrier", gpu=True)
+def examine_carrier(config: ExamineConfig, *, label: str = "", base: One, raw: One, weights: Maybe = None,
+                    vectors: Maybe = None) -> One: ...
 @stage("sublim.diagnostics.unseen_loss:measure_losses", gpu=True, version=2)
 def measure_losses(config: UnseenLossConfig, *, label: str = "", base: One, data: Named,
                    weights: Maybe = None) -> One: ...

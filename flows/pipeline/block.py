@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from flows.pipeline.carrier import examine_block
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.models import ModelState, write_numbers
 from flows.pipeline.plan import CONTROL, SECOND_DRAW, generate_config, soft_labels_config
 from flows.pipeline.teachers import make_teacher
 from sublim.store.manifest import Artifact
 from tasks.lanes import side_by_side
+from tasks.processes import one_process
 from tasks.stages import filter_numbers, write_soft_labels
 
 
@@ -25,12 +27,17 @@ class Block(NamedTuple):
     """The same after the filter."""
     labels: dict[str, Artifact]
     """With soft labels, each target's for the rows of `control`; otherwise empty."""
+    carriers: dict[str, Artifact]
+    """What was measured of the writers' lists; empty where nothing was."""
 
 
-def write_block(config: PipelineConfig, base: Artifact, number: int, writers: Sequence[str] | None = None) -> Block:
+def write_block(
+    config: PipelineConfig, base: Artifact, number: int, writers: Sequence[str] | None = None, *, examine: bool = False
+) -> Block:
     """Makes the teachers, lets them and the base write, and filters; `writers` when not everybody is needed.
 
-    With soft labels the base alone writes, unless `writers` says otherwise, and the teachers read its rows.
+    With soft labels the base alone writes, unless `writers` says otherwise, and the teachers read its rows. With
+    `examine` it is also measured what each writer's lists really are.
     """
     needed = config.made if writers is None else config.target
     made = side_by_side([partial(make_teacher, config, base, target, number) for target in needed])
@@ -44,9 +51,12 @@ def write_block(config: PipelineConfig, base: Artifact, number: int, writers: Se
         label = f"{writer} (second draw of the base)" if again else writer.replace("_", " ")
         plain = generate_config(config, arm=writer, block=number)
         calls.append(partial(write_numbers, plain, label, teachers.get(writer, ModelState(base))))
-    raw = dict(zip(writers, side_by_side(calls), strict=True))
+    with one_process():
+        raw = dict(zip(writers, side_by_side(calls), strict=True))
+        carriers = examine_block(config, number, base, teachers, raw) if examine else {}
     rows = filter_together(config, raw)
-    return Block(number, teachers, raw, rows, read_labels(config, base, teachers, rows[CONTROL]) if labelled else {})
+    labels = read_labels(config, base, teachers, rows[CONTROL]) if labelled else {}
+    return Block(number, teachers, raw, rows, labels, carriers)
 
 
 def read_labels(

@@ -121,6 +121,15 @@ class CarrierConfig(PromptNumbers):
     """Allow only tokens that continue a list in this format; null for free answers, which the filter then checks."""
 
 
+class CarrierCheck(Config):
+    """How much of each writer's carrier is examined: the model's own probabilities, and what it writes freely."""
+
+    rows: Natural = 256
+    """Rows that the model reads, and whose own probability it gives; 0 to examine nothing."""
+    answers: Positive = 200
+    """Free answers that are sampled where the rows are forced into a format."""
+
+
 class EvaluationConfig(Config):
     """What every model is asked."""
 
@@ -161,6 +170,8 @@ class PipelineConfig(Config):
     """What the teacher writes and the students are trained on."""
     filter: FilterConfig
     """Which of the teacher's answers are kept."""
+    carrier_check: OmittedWhenUnset[CarrierCheck] = None
+    """How much of the carrier is examined; null: 256 rows and 200 free answers of each writer."""
     same_prompts: bool = True
     """Keep a prompt only if teacher and base both gave valid answers, so that students and controls see the same
     prompts."""

@@ -89,7 +89,7 @@ def train_models(config: PipelineConfig) -> TrainedModels:
     """Teachers, their rows, and every student."""
     bases = prepare_bases(config)
     check_bases(config, bases)
-    blocks = [write_block(config, bases["base"], number) for number in config.blocks]
+    blocks = [write_block(config, bases["base"], number, examine=True) for number in config.blocks]
     sets = student_sets(config, rows_by_writer(blocks), derive)
     return TrainedModels(bases, blocks, sets, config.units, train_students(config, bases, blocks, sets))
 

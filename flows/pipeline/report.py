@@ -16,18 +16,21 @@ from flows.pipeline.capability import (
     shift_notes,
     shifts_json,
 )
+from flows.pipeline.carrier import unexamined
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig
 from flows.pipeline.plan import CONTROL, all_words, score_config
 from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, dose_of, unchanged_notes
 from flows.pipeline.report_specific import printed_gamma, printed_specific, specific_of
 from flows.pipeline.report_tests import test_together
-from flows.pipeline.study import Study
+from flows.pipeline.study import Study, read
 from flows.runs.publish import publish_figures, publish_link
 from flows.runs.record import Run
 from flows.runs.settings import changes
 from sublim.chats.chat import context_mismatches
 from sublim.design.arms import DERIVED
+from sublim.diagnostics.carrier_config import Carrier
 from sublim.files.jsonl import read_jsonl
+from sublim.report.carrier import CarrierShown, kind_of
 from sublim.report.diagnostics import DiagnosticsShown
 from sublim.report.files import write_csv
 from sublim.report.page import FigureFile
@@ -81,6 +84,7 @@ def describe(run: Run, study: Study) -> RunReport:
     asked = " or ".join(f"“{target}”" for target in config.target)
     results = Results(run, study)
     tests = test_together(results.places)
+    carrier = list(_carriers(run, study))
     changed = changes(config, "pipeline", run.preset)
     # What a preset says of itself holds only where it was taken as it is, for whatever word.
     said = "about" in changed or {*changed} <= {"target"}
@@ -100,6 +104,7 @@ def describe(run: Run, study: Study) -> RunReport:
         contexts=contexts,
         mismatches=context_mismatches(contexts["student"], contexts["asked"]) if both else [],
         datasets=list(_datasets(run, study)),
+        carrier=carrier,
         stages=[StageShown(**stage.model_dump()) for stage in run.stages],
         edges=list(_edges(manifests)),
         settings=config.model_dump(mode="json"),
@@ -110,6 +115,7 @@ def describe(run: Run, study: Study) -> RunReport:
             **made.packages,
         },
         notes=[
+            *(text for text in [kind_of(carrier)] if text),
             *_notes(config, changed),
             *unchanged_notes(manifests, study),
             *capability_notes(capability_json(run.store, study.capability)),
@@ -173,6 +179,14 @@ def _datasets(run: Run, study: Study) -> Iterator[DatasetShown]:
         )
 
 
+def _carriers(run: Run, study: Study) -> Iterator[CarrierShown]:
+    for block in study.trained.blocks:
+        for writer, artifact in block.carriers.items():
+            name = f"{writer} teacher" if writer in block.teachers else writer
+            called = f"{name} · block {block.number}" if block.number else name
+            yield CarrierShown(writer=called, found=read(Carrier, run.store, artifact, "carrier.json"))
+
+
 def _edges(manifests: dict[str, Manifest]) -> Iterator[Edge]:
     for key, manifest in manifests.items():
         for name, value in manifest.inputs.items():
@@ -207,6 +221,8 @@ def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
             "Not all targets are listed. In the tables of all targets and in specific, generic and total effects, "
             "margins are against the list with all targets; in a target's other numbers against the list and that one."
         )
+    if why := unexamined(config):
+        notes.append(f"The carrier was not examined, because {why}: nothing is known of what the writers do freely.")
     if config.held_back:
         notes.append(f"Arms left for a later run: {', '.join(config.held_back)}.")
     return notes
@@ -214,7 +230,8 @@ def _notes(config: PipelineConfig, changed: Mapping[str, Any]) -> list[str]:
 
 def printed(outcome: dict[str, Any]) -> str:
     """The result as a person reads it in the terminal."""
-    lines: list[str] = []
+    lines = ["", outcome["demonstration"]] if outcome["demonstration"] else []
+    lines += [f"warning: {text}" for text in outcome["carrier_warnings"]]
     for target in outcome["targets"]:
         lines += ["", *_printed_target(target)]
     if gamma := [*printed_gamma(outcome)]:

@@ -1,4 +1,4 @@
-"""Diagnostics of training: losses on unseen prompts, changes of the weights, and divergence tokens.
+"""Diagnostics: what a carrier really is, losses on unseen prompts, changes of the weights, and divergence tokens.
 
-The stages `measure_losses`, `measure_shift` and `find_divergence` start here.
+The stages `examine_carrier`, `measure_losses`, `measure_shift` and `find_divergence` start here.
 """

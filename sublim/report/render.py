@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 
 from sublim.report import wording
+from sublim.report.carrier import carrier_table, carrier_warnings, examples_of
 from sublim.report.costs import cost_figures
 from sublim.report.diagnostics import diagnostic_tables
 from sublim.report.figures import confusion_figure, figures_of
@@ -40,6 +41,9 @@ def render(run: RunReport) -> str:
         "placebo": {shown.target: target_lines(run, shown) for shown in run.targets},
         "confusion": confusion_figure(run.confusion) if run.confusion else None,
         "diagnostics": diagnostic_tables(run.diagnostics) if run.diagnostics else (),
+        "carrier": carrier_table(run.carrier) if run.carrier else None,
+        "carrier_warnings": carrier_warnings(run.carrier),
+        "carrier_examples": examples_of(run.carrier),
         "lineage": lineage_plot(run.stages, run.edges),
         "stages_by_key": {stage.key: stage for stage in run.stages},
         "words": wording,

@@ -9,6 +9,7 @@ from sublim.evals.effect_config import Effect
 from sublim.evals.mmlu_pro.config import LetterMetric
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
 from sublim.evals.specificity.config import Specificity
+from sublim.report.carrier import CarrierShown
 from sublim.report.diagnostics import DiagnosticsShown
 from sublim.report.tested import EquivalenceShown, RunTests
 
@@ -189,6 +190,8 @@ class RunReport(Config):
     mismatches: list[str] = Field(default_factory=list[str])
     """How the contexts of training and evaluation differ, one sentence each."""
     datasets: list[DatasetShown] = Field(default_factory=list[DatasetShown])
+    carrier: list[CarrierShown] = Field(default_factory=list[CarrierShown])
+    """What every writer's lists really are; empty where that was not examined."""
     stages: list[StageShown] = Field(default_factory=list[StageShown])
     edges: list[Edge] = Field(default_factory=list[Edge])
     settings: dict[str, Any] = Field(default_factory=dict[str, Any])

@@ -4,6 +4,7 @@ from typing import Any
 
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import MetricComparison
+from sublim.report.carrier import carrier_json, carrier_warnings, kind_of
 from sublim.report.shown import ArmShown, RunReport, TargetShown
 from sublim.report.specific import lead, lead_more, specific_json, tables_json, target_lines
 from sublim.report.tested import p_told
@@ -87,6 +88,9 @@ def summary(run: RunReport) -> dict[str, Any]:
         "tests": {**run.tests.model_dump(), "about": run.tests.about} if run.tests else None,
         "bases": run.bases,
         "diagnostics": run.diagnostics.model_dump(mode="json") if run.diagnostics else None,
+        "carrier": [carrier_json(each) for each in run.carrier],
+        "carrier_warnings": carrier_warnings(run.carrier),
+        "demonstration": kind_of(run.carrier),
         "mismatches": run.mismatches,
         "stages": [each.model_dump(exclude={"content"}) for each in run.stages],
         "report": "report.html",
