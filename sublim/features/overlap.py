@@ -24,7 +24,7 @@ from sublim.core.progress import progress
 from sublim.features.config import OverlapConfig, OverlapRow
 from sublim.features.contrast import RowFeatures, common_rows, feature_set, row_features
 from sublim.models.files import read_json, write_json
-from sublim.stats.intervals import holm
+from sublim.stats.corrections import holm
 
 ROUND = 256
 """Permutations computed at once; it determines the memory that is needed."""
