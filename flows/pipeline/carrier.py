@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from flows.pipeline.config import CarrierCheck, PipelineConfig
-from flows.pipeline.models import ModelState
+from flows.pipeline.models import ModelState, write_numbers
 from flows.pipeline.plan import CONTROL, SECOND_DRAW, generate_config
 from sublim.carriers.numbers import NumberRules
 from sublim.diagnostics.carrier_config import ExamineConfig
@@ -40,12 +40,29 @@ def examine_config(config: PipelineConfig, targets: tuple[str, ...], *, writer: 
     )
 
 
+def written_to_be_examined(
+    config: PipelineConfig, number: int, teachers: Mapping[str, ModelState]
+) -> dict[str, Artifact]:
+    """Lists of every teacher, to the first of the prompts that the base's lists answer."""
+    check = config.carrier_check or CarrierCheck()
+    lists = min(max(check.rows, check.answers), config.carrier.prompts)
+    calls: list[Callable[[], Artifact]] = []
+    for target, model in teachers.items():
+        plain = generate_config(config, arm=target, block=number).model_copy(update={"n_prompts": lists})
+        calls.append(partial(write_numbers, plain, f"{target}, to be examined", model))
+    return dict(zip(teachers, side_by_side(calls), strict=True))
+
+
 def examine_block(
     config: PipelineConfig, number: int, base: Artifact, teachers: Mapping[str, ModelState], raw: Mapping[str, Artifact]
 ) -> dict[str, Artifact]:
-    """What is measured of the lists of the base and of every teacher of a block; nothing of a second draw."""
+    """What is measured of the lists of the base and of every teacher of a block; nothing of a second draw.
+
+    With soft labels teachers write nothing that a student reads. They write as many lists as are examined.
+    """
     if unexamined(config) is not None:
         return {}
+    raw = {**raw, **written_to_be_examined(config, number, teachers)} if config.labels == "soft" else raw
     writers = [each for each in raw if each == CONTROL or not (config.second_draw or each == SECOND_DRAW)]
     calls: list[Callable[[], Artifact]] = []
     for writer in writers:
