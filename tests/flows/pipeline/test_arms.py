@@ -280,7 +280,12 @@ class TestArms:
 
     @pytest.mark.usefixtures("made")
     def test_arms_that_are_held_back_or_cannot_be_are_shown_as_not_run(self, options: list[str]) -> None:
-        chosen = ["target=[owl]", "arms=[other_base, other_teacher, base_numbers]", "held_back=[other_base]"]
+        chosen = [
+            "target=[owl]",
+            "against=none",
+            "arms=[other_base, other_teacher, base_numbers]",
+            "held_back=[other_base]",
+        ]
         outcome = run(*options, *(part for setting in chosen for part in ("--set", setting)))
         for name, why in (("other_base", "held back"), ("other_teacher", "second target")):
             assert arm(outcome, name)["effect"] is None
