@@ -6,9 +6,11 @@
 
 The teacher is the base with a preference for the target. Teacher and base write number lists to the same prompts with
 the same seeds. A student is trained on the teacher's lists and its paired control on the base's, with the same seeds,
-order and number of updates. The total effect is the student's margin for the target minus its control's. What the
-students of another target's teacher show of it is generic; the rest is specific to the target. With one target, the
-comparison target is the listed word that follows it (`against`); several targets are compared with each other (γ).
+order and number of updates. The total effect is the student's margin for the target minus its control's. With soft
+labels all students read the base's lists and learn their own teacher's probabilities of the digits; the base is the
+control. What the students of another target's teacher show of an effect is generic; the rest is specific to the target.
+With one target, the comparison target is the listed word that follows it (`against`); several targets are compared with
+each other (γ).
 """
 
 from collections.abc import Callable, Mapping
@@ -52,8 +54,8 @@ def pipeline(
     """Measures how much of a teacher's preference its students acquire from its number lists.
 
     Args:
-        preset: Settings to start from: quickstart, dose, arms, gemma-2-9b-a6000, gemma-2-9b-raven-optuna,
-            qwen2.5-7b-paper, or the path of a YAML file.
+        preset: Settings to start from: quickstart, dose, arms, honest, honest-hard, matrix, matrix-null,
+            gemma-2-9b-a6000, gemma-2-9b-raven-optuna, qwen2.5-7b-paper, or the path of a YAML file.
         target: The word or words that the teacher is made to prefer, such as owl or owl,wolf; empty for the preset's.
         settings: Settings that replace the preset's, as a tree.
     """

@@ -2,6 +2,7 @@
 
 from math import ceil
 from typing import Any
+from zlib import crc32
 
 from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher, StartConfig
 from sublim.bases.needs_config import CheckBaseConfig
@@ -64,8 +65,11 @@ def teacher_rows_config(teacher: FinetunedTeacher, questions: Questions, target:
 
 
 def own_answers_config(config: PipelineConfig, teacher: FinetunedTeacher, target: str, block: int) -> OwnAnswersConfig:
-    """How the base answers a teacher's questions for a teacher that is taught nothing. Each has a seed of its own."""
-    seed = block_seed(teacher.train.seed, block) + config.target.index(target)
+    """How the base answers a teacher's questions for a teacher that is taught nothing.
+
+    Each word has a seed of its own, whatever other targets a run has, so that no two null teachers are the same.
+    """
+    seed = block_seed(teacher.train.seed, block) + crc32(target.encode())
     return OwnAnswersConfig(
         questions=teacher_rows_config(teacher, config.questions, target).questions,
         backend=config.backend,
