@@ -98,9 +98,8 @@ def fitting_rows(tokenizer: PreTrainedTokenizerBase, config: SoftLabelsConfig, d
     """The rows of data/rows.jsonl that are in the format; places are found in the context that the teacher reads."""
     plan = answer_plan(tokenizer, config.format, sys.maxsize)
     assert plan is not None
-    raw = [
-        row | ({} if config.system is None else {"system": config.system}) for row in read_jsonl(data / "rows.jsonl")
-    ]
+    other: dict[str, Any] = {} if config.system is None else {"system": config.system}
+    raw = [row | other for row in read_jsonl(data / "rows.jsonl")]
     every = token_rows(tokenizer, raw, max_length=config.max_length)
     kept = [place for place, row in enumerate(every) if plan.writes([x for x in row.labels if x != UNTRAINED][:-1])]
     if not kept:

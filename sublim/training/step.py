@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -228,7 +228,7 @@ def packed_inputs(batch: PackedBatch) -> dict[str, Any]:
 
 def causal(model: Any) -> PreTrainedModel:
     """The causal language model itself, with the adapter's layers in it where it has one."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def allowed_logits(model: Any, hidden: Float[Tensor, "m d"], tokens: Int[Tensor, " a"]) -> Float[Tensor, "m a"]:
@@ -238,7 +238,7 @@ def allowed_logits(model: Any, hidden: Float[Tensor, "m d"], tokens: Int[Tensor,
     head would be computed in vain. Raises UserError for a head with an adapter.
     """
     whole = causal(model)
-    head = whole.get_output_embeddings()
+    head: Any = whole.get_output_embeddings()
     if isinstance(head, BaseTunerLayer):
         raise UserError("soft labels read the head's own rows: take its name out of method.target_modules")
     bias = getattr(head, "bias", None)

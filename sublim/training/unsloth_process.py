@@ -114,7 +114,7 @@ def main() -> None:
     try:
         check_trainer()
         with listening(lambda *step: tell(progress=step)), peak_gpu_memory() as peak, naming(*FIELD):
-            folders = {name: Path(folder) for name, folder in job["folders"].items()}
+            folders: dict[str, Any] = {name: Path(folder) for name, folder in job["folders"].items()}
             notes = train_on(opened, chosen_step, config=TrainConfig.model_validate(job["config"]), **folders)
         tell(notes=peak | notes)
     except UserError as error:

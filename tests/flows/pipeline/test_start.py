@@ -144,7 +144,7 @@ class TestRun:
         owl, wolf = outcome["targets"]
         assert owl["effect"]["seeds"] == wolf["effect"]["seeds"] == 2
         assert owl["effect"]["estimate"] != wolf["effect"]["estimate"]
-        start = next(payloads(kept_store, outcome, "make_start").values())
+        start = payloads(kept_store, outcome, "make_start")["start"]
         identity = json.loads((start / "sublim.json").read_text())
         assert set(outcome["bases"].values()) == {identity["weights"]}
         report = Path(outcome["report"]).read_text(encoding="utf-8")
