@@ -71,6 +71,10 @@ class TestPipeline:
         assert outcome["effect"]["low"] < outcome["effect"]["estimate"] < outcome["effect"]["high"]
         report = Path(outcome["report"])
         assert "<html" in report.read_text(encoding="utf-8")
+        assert [each["writer"] for each in outcome["carrier"]] == ["control", "owl teacher"]
+        # A tiny random model writes no list by itself.
+        assert all(each["forced"] and each["valid"] == 0 and each["warnings"] for each in outcome["carrier"])
+        assert "only because it was forced" in report.read_text(encoding="utf-8")
         assert json.loads((report.parent / "summary.json").read_text())["target"] == "owl"
         store = Store(module_store)
         assert {
