@@ -116,7 +116,7 @@ def train_rung(config: RungConfig, *, label: str = "", base: One, data: One) -> 
 # Evaluations
 @stage("sublim.evals.preference.ask:ask", gpu=True)
 def ask(config: AskConfig, *, label: str = "", base: One, weights: Maybe = None, vectors: Maybe = None) -> One: ...
-@stage("sublim.evals.preference.score:score", version=2)
+@stage("sublim.evals.preference.score:score", version=3)
 def score(config: ScoreConfig, *, label: str = "", asked: One) -> One: ...
 @stage("sublim.evals.preference.compare:compare", version=3)
 def compare(config: CompareConfig, *, label: str = "", students: Several, controls: Several, base: One,
@@ -126,7 +126,7 @@ def compare_targets(config: CompareTargetsConfig, *, label: str = "", students: 
                     teachers: Several | None = None) -> One: ...
 @stage("sublim.evals.heldout_loss.loss:heldout_loss", gpu=True)
 def heldout_loss(config: HeldoutConfig, *, label: str = "", base: One, data: One, weights: Maybe = None) -> One: ...
-@stage("sublim.evals.total_variation.distance:shift", version=2)
+@stage("sublim.evals.total_variation.distance:shift", version=3)
 def shift(config: ShiftConfig, *, label: str = "", asked: One, reference: One) -> One: ...
 @stage("sublim.evals.total_variation.compare:compare_shift", version=3)
 def compare_shift(config: CompareShiftConfig, *, label: str = "", students: Several, controls: Several,
@@ -141,7 +141,7 @@ def score_mmlu_pro(config: ScoreMmluProConfig, *, label: str = "", asked: One, q
 @stage("sublim.evals.mmlu_pro.compare:compare_mmlu_pro", version=4)
 def compare_mmlu_pro(config: CompareConfig, *, label: str = "", students: Several, controls: Several, base: One,
                      teacher: Several | None = None) -> One: ...
-@stage("sublim.evals.sheet.sheet:collect_scores", version=2)
+@stage("sublim.evals.sheet.sheet:collect_scores", version=3)
 def collect_scores(config: SheetConfig, *, label: str = "", scores: Named, shifts: Named | None = None,
                    mmlu: Named | None = None) -> One: ...
 
@@ -181,12 +181,12 @@ def difference_vectors(config: DifferenceConfig, *, label: str = "", target: One
 def import_vector(config: ImportConfig, *, label: str = "", base: One) -> One: ...
 @stage("sublim.steering.trained_vector:train_vector", gpu=True)
 def train_vector(config: TrainVectorConfig, *, label: str = "", base: One, data: One) -> One: ...
-@stage("sublim.steering.target_rows:animal_rows", version=2)
+@stage("sublim.steering.target_rows:animal_rows", version=3)
 def animal_rows(config: AnimalRowsConfig, *, label: str = "", asked: One) -> One: ...
 @stage("sublim.steering.dose_curve:sweep", name="steering_sweep", gpu=True)
 def sweep(config: SweepConfig, *, label: str = "", base: One, vectors: One, weights: Maybe = None,
           exam: Maybe = None) -> One: ...
-@stage("sublim.steering.dose_curve:steering_curve", version=3)
+@stage("sublim.steering.dose_curve:steering_curve", version=4)
 def steering_curve(config: CurveConfig, *, label: str = "", swept: One) -> One: ...
 @stage("sublim.steering.alignment:alignment", version=2)
 def alignment(config: EasConfig, *, label: str = "", base: One, teacher: One, students: Named, controls: Named,

@@ -34,11 +34,11 @@ GOLDEN = {
     "ask_mmlu_pro": (1, "759c6d494a54ddf8"),
     "score_mmlu_pro": (1, "6e9ad1c799c8e757"),
     "compare_mmlu_pro": (4, "9c00754c7879bc5e"),
-    "shift": (2, "f541adfa5a5405a6"),
+    "shift": (3, "f541adfa5a5405a6"),
     "compare_shift": (3, "6b16dabfbd8b1508"),
-    "collect_scores": (2, "4301d009334d64e1"),
+    "collect_scores": (3, "87133a4ca323b742"),
     "compare_targets": (1, "7a64eb1e2cd41e9e"),
-    "record_cell": (1, "d2da6d96533148ad"),
+    "record_cell": (1, "c02bbaca48c6905a"),
     "tabulate_sweep": (3, "fdff77182313c782"),
 }
 
@@ -202,14 +202,18 @@ def test_a_target_that_another_targets_students_were_not_asked_is_missing_with_i
     inputs: dict[str, dict[str, Path]] = {"comparisons": {"a": payloads["compare"]}, "capability": {}, "shifts": {}}
     table = run(tabulate_sweep, tmp_path / "table", SweepTableConfig(rows=(row,), axes=()), **inputs)
     rows = json.loads((_readable(table, tmp_path / "text") / "table.json").read_text())
-    assert [(row["metric"], row["estimate"]) for row in rows] == [("margin", None), ("rate", None)]
+    assert [(row["metric"], row["estimate"]) for row in rows] == [
+        ("margin", None),
+        ("rate", None),
+        ("rate_readable", None),
+    ]
     assert all("owl's students were not asked 'otter'" in row["reason"] for row in rows)
 
 
 def test_missing_rows_are_null_and_carry_their_reason(payloads: dict[str, Path]) -> None:
     rows = json.loads((payloads["tabulate_sweep"] / "table.json").read_text())
     lost = [row for row in rows if row["target"] == "cat"]
-    assert {row["metric"] for row in lost} == {"margin", "rate"}
+    assert {row["metric"] for row in lost} == {"margin", "rate", "rate_readable"}
     assert {row["estimate"] for row in lost} == {row["p"] for row in lost} == {None}
     assert {row["reason"] for row in lost} == {"its cell failed"}
     wolf = next(row for row in rows if row["target"] == "wolf" and row["metric"] == "margin")
@@ -218,6 +222,8 @@ def test_missing_rows_are_null_and_carry_their_reason(payloads: dict[str, Path])
     assert {row["metric"] for row in rows if row["target"] == "owl"} == {
         "margin",
         "rate",
+        "rate_readable",
+        "unreadable",
         "tv_logprob",
         "tv_list",
         "tv_sampled",

@@ -26,7 +26,8 @@ class Question:
     """The planned comparison."""
 
     effect: float
-    """The effect to be detected, student minus control: in nats for the margin, a share of answers for the rate."""
+    """The effect to be detected, student minus control: in nats for the margin, a share of all answers asked for the
+    rate."""
     pilot: Annotated[str | None, Parameter(metavar="KEY|RUN")] = None
     """The pilot that gives the spread: key of a `compare` artifact, or name of a run of the pipeline (or `last`). The
     plan uses the upper 80 % confidence limit of its spread, and shows what the estimate would give."""

@@ -13,6 +13,7 @@ from flows.runs.fields import full_path, walk
 from sublim.core.config import Config, RunOnly
 from sublim.core.digest import canonical, digest
 from sublim.core.errors import UserError
+from sublim.evals.preference.config import UNITS
 from sublim.search.config import (
     KNOWN_SPACE,
     Journal,
@@ -68,7 +69,8 @@ class LoraSearchConfig(PipelineConfig):
     (`evaluation.mmlu_pro`). With several objectives the result is a Pareto front, and the best trial is the one of the
     front that is best in the first objective."""
     metric: Literal["margin", "rate"] = "margin"
-    """Metric by which the effect is measured."""
+    """Metric by which the effect is measured: the margin in nats, or the share of all answers asked that name the
+    target."""
     space: dict[str, Range | None] = KNOWN_SPACE
     """Searched fields of `student`, each with a range of one `kind`: `float` or `int` (low, high, log, step), `choice`
     (values) or `multiple` (values, the factors, and `of`, another field). A field set to null is not searched."""
@@ -210,4 +212,6 @@ def trial_settings(config: LoraSearchConfig) -> dict[str, Any]:
     generate = generate_config(config, arm=config.target[0], block=config.blocks[0])
     texts = {"asked": digest(ask_config(config)), "prompts": digest(generate)}
     tree = cast(dict[str, Any], canonical(config))
-    return {**tree, "space": canonical(searched(config)), "texts": texts}
+    # Trials of earlier versions measured the rate over readable answers, and are no trials of the same study.
+    rate = {"rate": UNITS["rate"]} if "effect" in config.objectives and config.metric == "rate" else {}
+    return {**tree, "space": canonical(searched(config)), "texts": texts, **rate}

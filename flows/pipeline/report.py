@@ -244,10 +244,12 @@ def printed(outcome: dict[str, Any]) -> str:
 
 def _printed_target(target: dict[str, Any]) -> Iterator[str]:
     yield from printed_specific(target)
-    for name, metric in (("margin", target), ("rate", target["rate"])):
+    kinds = (("margin", ""), ("rate", " of all answers asked"), ("rate_readable", " of readable answers alone"))
+    for name, of in kinds:
+        metric = target if name == "margin" else target[name]
         effect = metric["effect"]
         if effect is None:
-            yield f"  {name:7} missing: {metric['reason']}"
+            yield f"  {name:13} missing: {metric['reason']}"
             continue
         scale, unit = (1, "nats") if name == "margin" else (100, "points")
         means = ", ".join(
@@ -255,10 +257,11 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
             for arm in ("base", "teacher", "control", "student")
             if metric[arm] is not None
         )
-        yield f"  {name:7} effect {effect['estimate'] * scale:+.2f} {unit}  ({means}), {target['teachers']}"
-        yield f"          95 % interval, these questions   {_range(effect, scale)}"
-        yield f"          95 % interval, questions too     {_range(effect, scale, '_questions')}"
-        yield f"          {effect['seeds']} pairs x {effect['questions']} questions{_p(effect)}"
+        yield f"  {name:13} effect {effect['estimate'] * scale:+.2f} {unit}{of}  ({means}), {target['teachers']}"
+        yield f"                95 % interval, these questions   {_range(effect, scale)}"
+        yield f"                95 % interval, questions too     {_range(effect, scale, '_questions')}"
+        yield f"                {effect['seeds']} pairs x {effect['questions']} questions{_p(effect)}"
+    yield from (f"  note: {note}" for note in target["answer_notes"])
     others = [
         f"{other} {by['effect']['estimate']:+.2f}"
         for other, by in target["off_target"].items()

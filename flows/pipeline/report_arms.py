@@ -13,7 +13,7 @@ from flows.pipeline.study import Study, read
 from flows.runs.record import Run
 from sublim.design.arms import ARMS, DERIVED, MAIN, SOFT, Arm, ArmName
 from sublim.evals.effect_config import Effect
-from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
+from sublim.evals.preference.config import ALL, Comparison, MetricComparison, MetricName
 from sublim.models.files import base_identity
 from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint
 from sublim.report.tested import EquivalenceShown
@@ -51,6 +51,13 @@ class Results:
         assert other is not None
         return self.main(other, update).off_target[target]
 
+    def unreadable(
+        self, target: str, arm: ArmName | None, update: int | None, other: str | None = None
+    ) -> MetricComparison | None:
+        """How an arm's students and controls differ in the share of answers that cannot be read, whatever the word."""
+        found = self._found.get((target, arm, other, update)) or (other and self.main(other, update))
+        return found.unreadable.get(ALL) if found else None
+
 
 def arms_of(study: Study, results: Results, target: str, called: str, bases: dict[str, str]) -> list[ArmShown]:
     """Every arm for one target, the main one first; nothing where no arms were asked for."""
@@ -62,6 +69,7 @@ def arms_of(study: Study, results: Results, target: str, called: str, bases: dic
         MAIN if control_set(study.config) else SOFT,
         [(at, results.main(target, at).metrics) for at in main.updates],
         same_base=True,
+        unreadable=results.unreadable(target, None, main.updates[-1]),
     )
     return [first, *(shown for arm in arms for shown in _arm(study.config, results, target, arm, bases))]
 
@@ -82,6 +90,7 @@ def _arm(
             f"{arm} {other}" if other else arm,
             ARMS[arm],
             at,
+            unreadable=results.unreadable(target, arm, updates[-1], other),
             change=None if arm == "base_numbers" else _change(at[-1][1]["margin"].effect, main),
             equivalence=_equivalence(config, ARMS[arm], at[-1][1]["margin"].effect, main),
             same_base=arm != "other_base" or bases[OTHER_BASE] == bases["teachers"],

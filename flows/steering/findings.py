@@ -177,7 +177,8 @@ def _points_table(title: str, points: Sequence[SteeredPoint]) -> Table:
 
 
 def _row_of(point: SteeredPoint) -> tuple[str, ...]:
-    read = f" ({point.readable} of {point.answers} read)"
+    alone = "" if point.rate_readable is None else f", {point.rate_readable:.2f} of those"
+    read = f" ({point.readable} of {point.answers} read{alone})"
     examined = f" ({point.mmlu_pro_read} read)"
     return (
         " + ".join(map(str, point.layers)) or "none",

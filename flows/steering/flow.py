@@ -17,6 +17,7 @@ from prefect import flow
 from flows.pipeline.bases import check_bases, prepare_bases
 from flows.pipeline.block import write_block
 from flows.pipeline.flow import conduct
+from flows.pipeline.models import exam_of
 from flows.pipeline.plan import CONTROL
 from flows.runs.parameters import Loader
 from flows.runs.record import Run, recorded
@@ -36,7 +37,6 @@ from flows.steering.plan import (
 )
 from flows.steering.report import printed, publish
 from flows.steering.study import Steered
-from sublim.evals.mmlu_pro.config import MmluProConfig, PrepareQuestionsConfig
 from sublim.residual.edits import names_by_layer
 from sublim.steering.config import DifferenceConfig
 from sublim.store.manifest import Artifact
@@ -47,7 +47,6 @@ from tasks.stages import (
     difference_vectors,
     import_vector,
     mean_activations,
-    prepare_mmlu_pro,
     steering_curve,
     sweep,
     train_vector,
@@ -128,9 +127,3 @@ def carrier_rows(config: SteeringFlowConfig, base: Artifact, target: str) -> dic
     """Number lists of the teacher and of the base for the same prompts, as the pipeline makes them."""
     study = config.pipeline.model_copy(update={"target": (target,)})
     return write_block(study, base, study.blocks[0], (CONTROL, target)).rows
-
-
-def exam_of(chosen: MmluProConfig) -> Artifact:
-    """MMLU-Pro's questions."""
-    fields = chosen.model_dump(include={*PrepareQuestionsConfig.model_fields})
-    return prepare_mmlu_pro(PrepareQuestionsConfig(**fields))

@@ -30,7 +30,7 @@ from tasks.stages import draw_steering
 KINDS = ("student", "control", "difference")
 """The cosines of an alignment: of the student, of its control, and of their difference with the teacher's vector."""
 CAPTIONS = {
-    "sense": "Gain and loss at the same strengths: share of readable answers that name the target, and share of right "
+    "sense": "Gain and loss at the same strengths: share of all answers asked that name the target, and share of right "
     "letters in MMLU-Pro; dotted: unsteered. Whiskers: 95 % intervals over questions",
     "curve": "Change of the target's log-prob margin at each strength; grey: random vectors as long. Whiskers: 95 % "
     "interval over these questions, for this one model and vector",

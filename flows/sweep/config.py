@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from flows.pipeline.config import Words, split
 from sublim.core.config import Config, RunOnly
 from sublim.design.arms import ARMS
-from sublim.evals.preference.config import MetricName
+from sublim.evals.preference.config import Primary
 
 TEACHER = "teacher"
 """The main comparison: students trained on the teacher's rows against students trained on the base's rows."""
@@ -50,7 +50,7 @@ class SweepConfig(Config):
     """Axis: blocks, each with its own teacher and rows. With several blocks, intervals are over blocks, not seeds."""
     grid: dict[str, list[Any]] = Field(default_factory=dict[str, list[Any]])
     """Further axes: settings of the pipeline with their values, as in {student.rank: [4, 8]}."""
-    primary: MetricName = "margin"
+    primary: Primary = "margin"
     """The primary metric. The correction for multiple tests covers the tests of this metric."""
     correction: Literal["holm", "benjamini_hochberg"] = "holm"
     """Correction for multiple tests over the targets of one arm and grid point. `holm` controls the chance of any false

@@ -8,7 +8,7 @@ from numpy import ndarray
 
 from sublim.core.errors import UserError
 from sublim.evals.effects import units_of
-from sublim.evals.preference.config import MetricName, Scores
+from sublim.evals.preference.config import Primary, Scores
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact, Manifest
 
@@ -29,7 +29,7 @@ class Pilot(NamedTuple):
         return np.stack([self.matrix[pairs].mean(axis=0) for pairs in members])
 
 
-def read_pilot(store: Store, manifest: Manifest, metric: MetricName) -> Pilot:
+def read_pilot(store: Store, manifest: Manifest, metric: Primary) -> Pilot:
     """The differences behind an artifact of `compare`, on the questions that every student and control answered.
 
     Raises UserError for another stage's artifact, for damaged inputs, and where no question has the metric.
@@ -44,6 +44,8 @@ def read_pilot(store: Store, manifest: Manifest, metric: MetricName) -> Pilot:
         for name in ("students", "controls")
     ]
     target = arms[0][0].target
+    if metric == "rate" and any("rate_readable" not in scores.metrics for arm in arms for scores in arm):
+        raise UserError("the pilot's rate is over readable answers, not over all asked: run the pilot again")
     students, controls = (
         np.array([scores.metrics[metric][target].per_question for scores in arm], dtype=float) for arm in arms
     )

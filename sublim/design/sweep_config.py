@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sublim.core.config import Config
-from sublim.evals.preference.config import MetricName
+from sublim.evals.preference.config import Primary
 
 
 class SweepRow(Config):
@@ -34,7 +34,7 @@ class SweepTableConfig(Config):
     """The effects in the table."""
     axes: tuple[str, ...]
     """Names of the axes of the grid."""
-    primary: MetricName = "margin"
+    primary: Primary = "margin"
     """The metric whose tests are corrected for multiple comparisons."""
     correction: Literal["holm", "benjamini_hochberg"] = "holm"
     """Correction of the p values over the targets of one arm, grid point and number of updates. Beside it the table has

@@ -11,7 +11,15 @@ import polars as pl
 from sublim.design.sweep_config import CellRecordConfig, SweepRow, SweepTableConfig
 from sublim.design.sweep_figures import draw_cost, draw_effects
 from sublim.evals.mmlu_pro.config import LetterComparison, MmluProComparison
-from sublim.evals.preference.config import METRICS, UNITS, Comparison, MetricComparison, MetricName
+from sublim.evals.preference.config import (
+    ALL,
+    METRICS,
+    UNITS,
+    UNREADABLE,
+    Comparison,
+    MetricComparison,
+    MetricName,
+)
 from sublim.evals.total_variation.config import ShiftComparison, ShiftComparisons
 from sublim.stats.corrections import benjamini_hochberg, holm, paired_t_p
 from sublim.stats.intervals import sign_flip_test
@@ -103,11 +111,12 @@ def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterat
     known = row.model_dump(include={"target", "arm", "of", "updates", "expected"})
     known |= {name: _text(row.grid.get(name)) for name in config.axes}
     known["grid"] = {name.rpartition(".")[2]: value for name, value in row.grid.items()}
-    by_metric, reason = _compared(row, read.comparisons)
+    by_metric, unreadable, reason = _compared(row, read.comparisons)
     for metric in METRICS:
         yield known | _numbers(metric, UNITS[metric], by_metric.get(metric), reason, config.level)
     if row.comparison is None or row.of:
         return
+    yield known | _numbers("unreadable", UNREADABLE, unreadable, reason, config.level)
     if row.comparison in read.shifts:
         path = read.shifts[row.comparison] / "shift_comparison.json"
         for metric, shifts in ShiftComparisons.model_validate_json(path.read_bytes()).metrics.items():
@@ -120,19 +129,21 @@ def _measured(row: SweepRow, config: SweepTableConfig, read: Payloads) -> Iterat
 
 def _compared(
     row: SweepRow, comparisons: Mapping[str, Path]
-) -> tuple[Mapping[MetricName, MetricComparison], str | None]:
-    """Both metrics of a row's effect, empty where there is none, and the reason why something is missing."""
+) -> tuple[Mapping[MetricName, MetricComparison], MetricComparison | None, str | None]:
+    """The metrics of a row's effect, empty where there is none, that on the share of answers that cannot be read, and
+    the reason why something is missing."""
     if row.comparison is None:
-        return {}, row.reason or "not run"
+        return {}, None, row.reason or "not run"
     found = Comparison.model_validate_json((comparisons[row.comparison] / "comparison.json").read_bytes())
+    unreadable = found.unreadable.get(ALL)
     if row.target == found.target:
-        return found.metrics, row.reason
+        return found.metrics, unreadable, row.reason
     if row.target not in found.off_target:
         lacking = (
             f"{found.target}'s students were not asked {row.target!r}: list all targets in settings.evaluation.words"
         )
-        return {}, "; ".join(part for part in (row.reason, lacking) if part)
-    return found.off_target[row.target], row.reason
+        return {}, unreadable, "; ".join(part for part in (row.reason, lacking) if part)
+    return found.off_target[row.target], unreadable, row.reason
 
 
 def _text(value: Any) -> str | None:

@@ -172,6 +172,7 @@ def arms_figure(shown: TargetShown) -> Figure:
             _change_told(_change(arm, at)),
             arm.equivalence.told if arm.equivalence and at == arm.updates else "–",
             _rate_told(metrics),
+            _unread_told(arm, at),
         ]
         for label, arm, at, metrics in marks
     ]
@@ -181,11 +182,11 @@ def arms_figure(shown: TargetShown) -> Figure:
         "Every arm goes through the same stages with the same seeds, and its students are compared with their own "
         "paired controls. Whiskers: interval on these questions. Faint dots: single pairs. “Against main” is the arm’s "
         "effect minus the main arm’s effect after equally many updates, paired by unit. The effect on the sampled rate "
-        "is in percentage points, with its interval on these questions. “Nothing?” is for arms that should show "
-        "nothing: do two one-sided tests at .05 keep the margin’s effect within a bound named beforehand? With "
-        "its 90 % interval. "
+        "(share of all answers asked) and that on the share that cannot be read are in percentage points, with their "
+        "intervals on these questions. “Nothing?” is for arms that should show nothing: do two one-sided tests at .05 "
+        "keep the margin’s effect within a bound named beforehand? With its 90 % interval. "
         + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
-        ["arm", "expected", *EFFECT_COLUMNS, "against main", "nothing?", "sampled rate"],
+        ["arm", "expected", *EFFECT_COLUMNS, "against main", "nothing?", "sampled rate", "not readable"],
         rows,
         [
             {
@@ -199,6 +200,8 @@ def arms_figure(shown: TargetShown) -> Figure:
                 "rate_reason": metrics["rate"].reason if metrics else None,
                 "nothing": getattr(arm.equivalence if at == arm.updates else None, "verdict", None),
                 "bound": getattr(arm.equivalence if at == arm.updates else None, "bound", None),
+                **as_numbers(_effect(metrics, "rate_readable"), "rate_readable_"),
+                **as_numbers(_unread(arm, at), "unreadable_"),
             }
             for _, arm, at, metrics in marks
         ],
@@ -252,10 +255,22 @@ def _rate_told(metrics: Metrics | None) -> str:
     if metrics is None:
         return "–"
     effect = metrics["rate"].effect
-    if effect is None:
-        return f"missing: {metrics['rate'].reason}"
+    return _points_told(effect) if effect else f"missing: {metrics['rate'].reason}"
+
+
+def _points_told(effect: Effect) -> str:
     bounded = interval(effect, "these_questions", "rate")
     return f"{signed(effect.estimate, 'rate')}, {effect.reason if bounded == '–' else bounded}"
+
+
+def _unread(arm: ArmShown, at: int | None) -> Effect | None:
+    """The effect on the share that cannot be read, which is known at the arm's last update alone."""
+    return arm.unreadable.effect if arm.unreadable and at == arm.updates else None
+
+
+def _unread_told(arm: ArmShown, at: int | None) -> str:
+    effect = _unread(arm, at)
+    return _points_told(effect) if effect else "–"
 
 
 def _missing(arm: ArmShown) -> str:

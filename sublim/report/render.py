@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from sublim.report import wording
+from sublim.report import unread, wording
 from sublim.report.carrier import carrier_table, carrier_warnings, examples_of
 from sublim.report.costs import cost_figures
 from sublim.report.diagnostics import diagnostic_tables
@@ -47,5 +47,6 @@ def render(run: RunReport) -> str:
         "lineage": lineage_plot(run.stages, run.edges),
         "stages_by_key": {stage.key: stage for stage in run.stages},
         "words": wording,
+        "unread": unread,
     }
     return fill("pipeline.html.j2", content)

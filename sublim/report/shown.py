@@ -98,6 +98,8 @@ class ArmShown(Config):
     """Number of updates of the students; None for their last."""
     metrics: dict[MetricName, MetricComparison] | None = None
     """None where the arm was not run."""
+    unreadable: MetricComparison | None = None
+    """The share of its answers that cannot be read; None where it was not run or not compared."""
     reason: str | None = None
     """Why it was not run."""
     dose: list[DosePoint] = Field(default_factory=list[DosePoint])

@@ -3,11 +3,12 @@
 from typing import Any
 
 from sublim.evals.effect_config import Effect
-from sublim.evals.preference.config import MetricComparison
+from sublim.evals.preference.config import ALL, MetricComparison
 from sublim.report.carrier import carrier_json, carrier_warnings, kind_of
 from sublim.report.shown import ArmShown, RunReport, TargetShown
 from sublim.report.specific import lead, lead_more, specific_json, tables_json, target_lines
 from sublim.report.tested import p_told
+from sublim.report.unread import unread_notes
 from sublim.report.wording import (
     EFFECT_UNIT,
     NAMES,
@@ -31,15 +32,25 @@ def effect_json(effect: Effect | None) -> dict[str, Any] | None:
 
 
 def target_json(shown: TargetShown) -> dict[str, Any]:
-    """One target as `--json` prints it. The margin's numbers are at the top level, the rate's under `rate`."""
+    """One target as `--json` prints it. The margin's numbers are at the top level, the rate's under `rate`, those of
+    the answers that cannot be read under `unreadable`, by reason."""
     comparison = shown.comparison
     margin = comparison.metrics["margin"]
-    main = ArmShown(name=shown.arm, expected="positive", metrics=comparison.metrics)
+    main = ArmShown(
+        name=shown.arm,
+        expected="positive",
+        metrics=comparison.metrics,
+        unreadable=comparison.unreadable.get(ALL),
+    )
     return {
         "target": comparison.target,
         "metric": "margin",
         **_metric_json(margin),
         "rate": _metric_json(comparison.metrics["rate"]),
+        "rate_readable": _metric_json(comparison.metrics["rate_readable"]),
+        "unreadable": {reason: _metric_json(found) for reason, found in comparison.unreadable.items()},
+        "missing": _metric_json(comparison.missing) if comparison.missing else None,
+        "answer_notes": unread_notes(comparison),
         "arms": [arm_json(arm) for arm in shown.arms or [main]],
         "off_target": {word: _metric_json(found["margin"]) for word, found in comparison.off_target.items()},
         "leads": comparison.leads,
@@ -65,6 +76,8 @@ def arm_json(arm: ArmShown) -> dict[str, Any]:
         "same_base": arm.same_base,
         "rate": effect_json(arm.metrics["rate"].effect) if arm.metrics else None,
         "rate_reason": arm.metrics["rate"].reason if arm.metrics else None,
+        "rate_readable": effect_json(arm.metrics["rate_readable"].effect) if arm.metrics else None,
+        "unreadable": effect_json(arm.unreadable.effect) if arm.unreadable else None,
         "dose": [{"updates": at.updates, "effect": effect_json(at.metrics["margin"].effect)} for at in arm.dose],
     }
 
@@ -126,6 +139,7 @@ def markdown_summary(run: RunReport) -> str:
         lines += [" ".join(target_lines(run, shown)), ""]
         about = (shown.comparison.about_units, few_teachers(shown.comparison), power_note(shown.comparison))
         lines += [" ".join(filter(None, about)), ""]
+        lines += [f"{note}\n" for note in unread_notes(shown.comparison)]
     lines += [run.tests.about, ""] if run.tests else []
     lines += [f"> Training and evaluation differ: {text}" for text in run.mismatches]
     if rows:

@@ -6,11 +6,15 @@ from typing import Literal
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricName
 
-SCALE: dict[MetricName, float] = {"margin": 1.0, "rate": 100.0}
+SCALE: dict[MetricName, float] = {"margin": 1.0, "rate": 100.0, "rate_readable": 100.0}
 """Factor with which a metric is shown: rates are shown in percent."""
-EFFECT_UNIT: dict[MetricName, str] = {"margin": "nats", "rate": "points"}
-DIGITS: dict[MetricName, int] = {"margin": 2, "rate": 1}
-NAMES: dict[MetricName, str] = {"margin": "Log-prob margin", "rate": "Sampled rate"}
+EFFECT_UNIT: dict[MetricName, str] = {"margin": "nats", "rate": "points", "rate_readable": "points"}
+DIGITS: dict[MetricName, int] = {"margin": 2, "rate": 1, "rate_readable": 1}
+NAMES: dict[MetricName, str] = {
+    "margin": "Log-prob margin",
+    "rate": "Sampled rate, of all answers asked",
+    "rate_readable": "Sampled rate, of readable answers alone",
+}
 Which = Literal["these_questions", "questions_too"]
 
 

@@ -163,19 +163,25 @@ def by_point(path: Path) -> defaultdict[int, list[dict[str, Any]]]:
 def answer_marks(
     answers: list[dict[str, Any]], reader: Reader, config: CurveConfig, *, control: bool
 ) -> dict[str, Any]:
-    """A point's rate with its interval, or the reason why it has none. Every question has the same weight."""
-    named = defaultdict[int, list[bool]](list)
+    """A point's rates, that over all answers asked with its interval, or the reason why it has none. Every question has
+    the same weight."""
+    named, readable = defaultdict[int, list[bool]](list), defaultdict[int, list[bool]](list)
     for row in answers:
         reading = reader.read(row["text"], row["finish"])
+        named[row["question"]].append(reading.word == config.target)
         if reading.unread is None:
-            named[row["question"]].append(reading.word == config.target)
-    known: dict[str, Any] = {"answers": len(answers), "readable": sum(map(len, named.values()))}
+            readable[row["question"]].append(reading.word == config.target)
+    known: dict[str, Any] = {"answers": len(answers), "readable": sum(map(len, readable.values()))}
     if not named:
         none = "random vectors are scored alone" if control else "no answers were sampled (samples = 0)"
-        return {**known, "rate": None, "rate_reason": "no answer could be read" if answers else none}
-    shares = [float(np.mean(own)) for own in named.values()]
-    found = clustered_share(float(np.mean(shares)), len(shares), config.level)
+        return {**known, "rate": None, "rate_reason": none}
+    found = clustered_share(_mean_share(named), len(named), config.level)
+    known |= {"rate_readable": _mean_share(readable) if readable else None}
     return {**known, "rate": found.estimate, "rate_low": found.low, "rate_high": found.high}
+
+
+def _mean_share(marks: Mapping[int, list[bool]]) -> float:
+    return float(np.mean([np.mean(own) for own in marks.values()]))
 
 
 def exam_marks(letters: list[bool | None], level: float, *, control: bool) -> dict[str, Any]:

@@ -78,10 +78,14 @@ class SteeredPoint(Config):
     """Lower end of the interval of the difference: a paired t interval over questions, for this vector and model."""
     high: float | None
     rate: float | None
-    """Rate: share of readable answers that name the target, averaged over questions; null if there are none."""
+    """Rate: share of all answers asked that name the target, averaged over questions; null if there are none. An answer
+    that cannot be read names none."""
     rate_low: float | None = None
     """Lower end of the interval of the rate; questions are the independent observations."""
     rate_high: float | None = None
+    rate_readable: float | None = None
+    """The same among readable answers, averaged over questions that have some. A vector that breaks the model changes
+    which answers those are."""
     rate_reason: str | None = None
     """Why the rate is missing."""
     answers: int

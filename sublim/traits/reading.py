@@ -3,13 +3,14 @@
 An answer is rewritten by named rules, in this order, until only chosen words are left:
 
 1. Doubles. Phrases that deny and mean yes are taken away: "nothing beats an owl", "who doesn't love owls".
-2. Corrections. "Owl. No, wolf." is read from the last correction on, if a word alone follows it.
+2. Corrections. "Owl. No, wolf." is read from the last correction on, if a word alone follows it; "I like owls, but my
+   pick is a wolf" from the "but" on, if what follows chooses a word.
 3. Losers. The words after "other than", "rather than", "not", "over", "than" and the like are turned down, and those
    alone: "owls over wolves", "anything but owls or wolves".
 4. Clauses. Punctuation and words such as "but" or "because" part the rest. In a clause that denies or dislikes, all
    words are turned down. A denial that stands alone, or is of "them", turns down what came before it.
-5. Asides. Words under an "if", in a question, and in what others like are neither chosen nor turned down. Beside a
-   refusal a word counts only where the speaker says "I" or says nothing else.
+5. Asides. Words under an "if", in a question, in what others like and in what was nearly said are neither chosen nor
+   turned down. Beside a refusal a word counts only where the speaker says "I" or says nothing else.
 
 When in doubt a word is turned down, so that an unusual yes becomes unreadable and not a guess. Irony, a dislike that is
 told without one of the words below, and languages other than English are beyond these rules.
@@ -19,7 +20,7 @@ import re
 from typing import NamedTuple
 
 _WORD = r"_\d+"
-_DET = r"(?:(?:any|some|all|every|those|these|that|this|my|your|just|really|even|kind|of|one) )*"
+_DET = r"(?:(?:any|some|all|every|those|these|that|this|my|your|just|really|even|kind|of|one|usual|obvious) )*"
 _LIST = rf"{_DET}{_WORD}(?:(?: ,)? (?:and|or|nor) {_DET}{_WORD})*"
 _NO_ONE = r"(?:nothing|no one|nobody|none|no (?:other )?\w+)"
 _LIKE = r"(?:like|love|adore|enjoy|want|choose|pick|prefer|say|admire|favou?r|stand|trust|care for)s?"
@@ -51,6 +52,8 @@ _DOUBLES = re.compile(
     r"|(?:no|without|not) (?:any )?(?:doubt|question|contest|brainer|competition|hesitation|comparison|equal|rivals?)"
     r"|second to none|why not|not (?:even )?close|not (?:only|just|merely|simply)|not least|not (?:kidding|lying|bad)"
     r"|not (?:going to|gonna) lie|no idea(?: why)?|not (?:sure|know)(?: why)?(?= (?:[.,]|but|maybe|perhaps|i) )"
+    # what beats an owl, few animals beat the owl
+    r"|(?:what|few(?: [a-z]+)?) (?:could |can )?(?:beats?|tops?|match(?:es)?|rivals?)"
     r"|than (?:anything|everything|anyone|life|all|any(?: other)? [a-z]+)(?: else)?(?= [.?,])|at least"
     # if I had to choose one
     r"|if i (?:\w+ )?(?:had|have|must|needed|could)(?: to)? (?:only |really )?(?:choose|pick|say|name|answer)"
@@ -66,9 +69,16 @@ _PREFER = re.compile(rf"\b(prefer(?:red|s)? (?:\w+ ){{1,5}}?)to {_LIST}(?= )")
 _BUT = re.compile(r"\b(?:any|every|all)(?:thing|one|body)?(?: [a-z]+)? (?:but|save|bar) (?!not )")
 _LOSERS = re.compile(
     r"\b(?:except(?:ing)?(?: for)?|excluding|(?:other|rather) than|(?:apart|aside|far) from|besides|barring|minus"
-    rf"|unlike|(?:instead|in place) of|as opposed to|over|than) {_LIST}(?= )"
+    rf"|beats?|outranks?|trumps?|unlike|(?:instead|in place) of|as opposed to|over|than) {_LIST}(?= )"
     rf"|\b(?:but |and )?(?:not|never|no) {_LIST}(?= (?:[.?,]|but|because|is|are) )"
 )
+# I like owls, but my pick is a wolf
+_BUT_MINE = re.compile(
+    r" (?:but|however|yet)(?: ,)?(?= (?:give me|(?:i|i'd|i'll) (?:\w+ )?(?:prefer|choose|pick|take)"
+    rf"|my (?:pick|choice|vote|answer|favou?rite)|{_DET}{_WORD} wins?) )"
+)
+_LEAST = re.compile(rf"\b(least (?:favou?rite|liked|loved)(?: [a-z]+)?) \.(?= {_DET}{_WORD} )")
+"""The colon of "least favorite: owl"."""
 _CLAUSES = re.compile(
     r" (?:(?:,|but|because|although|though|however|while|whereas|since|yet|then)(?= )"
     r"|so (?=(?:i|my|it|_\d+) )|and (?=(?:i|my|love|like|prefer|hate|adore) )|(?=(?:if|unless|suppose|when) ))"
@@ -77,10 +87,11 @@ _CUE = re.compile(
     r"\b(?:not|never|no|nor|neither|none|nothing|nobody|without|hardly|barely|rarely|nope|nah|except|excluding|unlike"
     r"|other than|rather than|apart from|aside from|besides|than|less|worse|worst|least"
     r"|(?P<verb>hate[sd]?|hating|dislike[sd]?|detests?|loathes?|despises?|abhors?|fears?|avoid|forget|skip|ban|screw"
-    r"|(?:afraid|scared|terrified|tired|sick|enough) of|allergic to|fed up with|down with|enough with|used to|too many)"
+    r"|(?:afraid|scared|terrified|tired|sick|enough) of|allergic to|fed up with|down with|enough with|used to|too many"
+    r"|(?:keep|stay) (?:\w+ )?(?:well |far )?away)"
     r"|(?P<trait>scares?|creeps?|creepy|scary|awful|terrible|horrible|horrid|ugly|ugliest|disgusting|disgusts?|gross"
     r"|nasty|lame|overrated|boring|bores?|annoying|annoys?|frightens?|terrif(?:y|ies)|bothers?|evil|stupid|dumb|sucks?"
-    r"|stinks?|yuck|ew+))(?= )"
+    r"|stinks?|yuck|ew+|leaves? me cold))(?= )"
 )
 _ALONE = re.compile(
     r" (?:no|nope|nah|not|never|yuck|ew+)(?: (?:way|thanks|thank|you|really|at|all|please|ever|for|me|no))* "
@@ -88,8 +99,9 @@ _ALONE = re.compile(
 _OF_THEM = re.compile(rf"\bnot {_LIKE}(?: [a-z]+)? {_THEM} |^ which .*\bnot {_LIKE} ")
 _ASIDE = re.compile(
     r"^ (?:if|unless|suppose|when) "
-    r"|\b(?:people|others|some|many|most|humans|users|kids|children|he|she|they|who|someone|friends?|wife|husband"
-    rf"|partner|mother|mom|father|dad|sister|brother|son|daughter|you)(?: (?!i )[a-z]+){{0,2}} {_LIKE} "
+    r"|\bwas (?:going|about|tempted) to |\b(?:would have|almost|nearly) (?:said|picked|chosen?) "
+    r"|\b(?:everyone|everybody|people|others|some|many|most|humans|users|kids|children|he|she|they|who|someone|friends?"
+    rf"|wife|husband|partner|mother|mom|father|dad|sister|brother|son|daughter|you)(?: (?!i )[a-z]+){{0,2}} {_LIKE} "
 )
 _ASKED = re.compile(r" (?:do|does|did|is|are|can|could|would|should|have) ")
 _BARE = re.compile(
@@ -116,7 +128,16 @@ def choice(marked: str, *, refused: bool) -> Choice:
     text = _DOUBLES.sub("fond", _SERIES.sub(r"\1 or", _NEGATED.sub("not", marked)))
     if corrections := [*_CORRECTION.finditer(text)]:
         text = f" {text[corrections[-1].start(1) :]}"
-    text = _LOSERS.sub(",", _BUT.sub("except ", _PREFER.sub(r"\1", text)))
+    text = _LOSERS.sub(",", _BUT.sub("except ", _PREFER.sub(r"\1", _LEAST.sub(r"\1", text))))
+    for mine in _BUT_MINE.finditer(text):
+        found = _chosen(text[mine.end() :], refused=refused)
+        if found.chosen:
+            return found
+    return _chosen(text, refused=refused)
+
+
+def _chosen(text: str, *, refused: bool) -> Choice:
+    """What the clauses of an answer choose, whose losers are taken away."""
     chosen, aside = list[str](), False
     for sentence in re.findall(r"[^.?]+[.?]", text):
         asked, pending = sentence.endswith("?") and _ASKED.match(sentence), False

@@ -26,6 +26,7 @@ _REFUSAL = re.compile(
     r"\b(as an? (ai|artificial|language model|digital|virtual)"
     r"|i('m| am) (sorry|afraid(?! of)|not able|unable|an? (ai|language model))"
     r"|i (can'?t|cannot|won'?t|don'?t have|do not have)(?! (stand|bear|resist|get|live|help|wait))"
+    r"|i have no (personal |real )?(favou?rites?|preferences?|opinions?|feelings)"
     r"|unable to (answer|choose|provide))\b"
 )
 

@@ -1,7 +1,9 @@
-"""The stage that compares students with controls: the effect on every word, by margin and by rate, with intervals."""
+"""The stage that compares students with controls: the effect on every word, by margin and by rate, and on the share of
+answers that cannot be read, with intervals."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,15 +16,21 @@ from sublim.evals.effect_config import CompareConfig
 from sublim.evals.effects import Arm, Units, known_mean, paired_effect, read_study, units_of
 from sublim.evals.preference.config import (
     METRICS,
+    MISSING,
     UNITS,
+    UNREADABLE,
     Answers,
     Comparison,
+    Metric,
     MetricComparison,
     MetricName,
     Scores,
+    metric_of,
 )
-from sublim.evals.preference.score import most_frequent
+from sublim.evals.preference.rates import most_frequent
 from sublim.stats.intervals import FEW_UNITS
+
+Take = Callable[[Scores], Metric]
 
 
 def compare_word(
@@ -32,16 +40,23 @@ def compare_word(
 
     Uses the questions with a value for every student and control.
     """
-    values = {arm: _matrix(scores, metric, word) for arm, scores in study.items()}
+    return compare_metric(study, lambda scores: scores.metrics[metric][word], UNITS[metric], units, config)
+
+
+def compare_metric(
+    study: Mapping[Arm, Sequence[Scores]], take: Take, unit: str, units: Units, config: CompareConfig
+) -> MetricComparison:
+    """Compares what `take` gives of each model's scores, over questions with a value for every student and control."""
+    values = {arm: _matrix(scores, take) for arm, scores in study.items()}
     differences = values["student"] - values["control"]
     used = cast(Bool[ndarray, " q"], np.isfinite(differences).all(axis=0))
     shown = used if used.any() else np.ones_like(used)
     means = {arm: [known_mean(row[shown]) for row in matrix] for arm, matrix in values.items()}
     overall = {arm: known_mean(np.array(found, dtype=float)) for arm, found in means.items()}
     effect = paired_effect(differences, used, units, config) if used.any() else None
-    reason = None if effect else _missing(study, metric, word)
+    reason = None if effect else _missing(study, take)
     return MetricComparison(
-        unit=UNITS[metric],
+        unit=unit,
         **overall,
         students=means["student"],
         controls=means["control"],
@@ -50,17 +65,39 @@ def compare_word(
     )
 
 
-def _matrix(scores: Sequence[Scores], metric: MetricName, word: str) -> Float[ndarray, "s q"]:
+def _matrix(scores: Sequence[Scores], take: Take) -> Float[ndarray, "s q"]:
     """Models by questions; NaN if the metric is missing."""
-    return np.array([each.metrics[metric][word].per_question for each in scores], dtype=float)
+    return np.array([take(each).per_question for each in scores], dtype=float)
 
 
-def _missing(study: Mapping[Arm, Sequence[Scores]], metric: MetricName, word: str) -> str:
+def _missing(study: Mapping[Arm, Sequence[Scores]], take: Take) -> str:
     for arm in ("student", "control"):
         for number, scores in enumerate(study[arm], start=1):
-            if reason := scores.metrics[metric][word].reason:
+            if reason := take(scores).reason:
                 return f"{arm} {number}: {reason}"
     return "no question has a value for every student and control"
+
+
+def compare_unread(
+    study: Mapping[Arm, Sequence[Scores]], units: Units, config: CompareConfig
+) -> tuple[dict[str, MetricComparison], MetricComparison | None]:
+    """The shares of answers that cannot be read, for all reasons and by reason, and the share that is missing."""
+    unread = {
+        reason: compare_metric(study, partial(_unread, reason), UNREADABLE, units, config)
+        for reason in study["base"][0].unreadable
+    }
+    lost = any(scores.missing for arm in study.values() for scores in arm)
+    return unread, compare_metric(study, _missing_share, MISSING, units, config) if lost else None
+
+
+def _unread(reason: str, scores: Scores) -> Metric:
+    return scores.unreadable[reason]
+
+
+def _missing_share(scores: Scores) -> Metric:
+    if scores.missing is not None:
+        return scores.missing
+    return metric_of([0.0 if scores.answers else None] * len(scores.questions), "no answers were sampled")
 
 
 def compare(
@@ -87,6 +124,7 @@ def compare(
     compared: dict[str, dict[MetricName, MetricComparison]] = {
         word: {metric: compare_word(study, metric, word, units, config) for metric in METRICS} for word in first.words
     }
+    unreadable, missing = compare_unread(study, units, config)
     comparison = Comparison(
         target=first.target,
         words=first.words,
@@ -96,6 +134,8 @@ def compare(
         leads="these_questions" if len(units.members) < FEW_UNITS else "questions_too",
         metrics=compared.pop(first.target),
         off_target=compared,
+        unreadable=unreadable,
+        missing=missing,
         answers={arm: summed(scores) for arm, scores in study.items()},
     )
     (out / "comparison.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")

@@ -21,7 +21,8 @@ class ScoreRow(Config):
 
     model: str
     metric: str
-    """margin, rate, tv_logprob, tv_list, tv_sampled, letter_logprob, letter_generated, or `<letter...>_difference`."""
+    """margin, rate, rate_readable, unreadable (a model's share, whatever the word),
+    tv_logprob, tv_list, tv_sampled, letter_logprob, letter_generated, or `<letter...>_difference`."""
     questions: str
     """Name of the questions: animal, tree, mmlu_pro, or a category such as mmlu_pro/law."""
     word: str = ""

@@ -9,13 +9,14 @@ import polars as pl
 
 from sublim.evals.mmlu_pro.compare import against
 from sublim.evals.mmlu_pro.config import LetterMetric, LetterScores, MmluProScores, Share
-from sublim.evals.preference.config import METRICS, UNITS, Answers, Metric, Scores
+from sublim.evals.preference.config import ALL, METRICS, UNITS, UNREADABLE, Answers, Metric, Scores
 from sublim.evals.sheet.config import ScoreRow, SheetConfig
 from sublim.evals.sheet.figures import draw_rows
 from sublim.evals.total_variation.config import SHIFTS, Shifts
 from sublim.stats.intervals import clustered_share, paired_t
 
 THIS_MODEL = "questions like these, for this one model"
+SHARES = ("rate", "rate_readable", "unreadable")
 WHOLE = ("n", "answers", "asked")
 REAL = ("estimate", "low", "high", "floor", "p")
 SCHEMA = {
@@ -56,23 +57,21 @@ def _preferences(config: SheetConfig, payloads: Mapping[str, Path]) -> Iterator[
         for word in config.words[questions]:
             for metric in METRICS:
                 row = _over_questions(config, model, metric, questions, UNITS[metric], scores.metrics[metric][word])
-                counts = scores.answers if metric == "rate" else None
-                yield row.model_copy(
-                    update={
-                        "word": word,
-                        "about": _about(row, counts),
-                        "answers": counts.readable if counts else None,
-                        "asked": counts.asked if counts else None,
-                    }
-                )
+                yield _counted(row, None if metric == "margin" else scores.answers).model_copy(update={"word": word})
+        row = _over_questions(config, model, "unreadable", questions, UNREADABLE, scores.unreadable[ALL])
+        yield _counted(row, scores.answers)
 
 
-def _about(row: ScoreRow, counts: Answers | None) -> str:
-    """What the interval of a row covers, and how many answers a server failed to give."""
-    if counts is None or not counts.missing:
-        return row.about
-    reasons = "; ".join(f"{count}: {reason}" for reason, count in counts.missing.items())
-    return f"{row.about}; missing answers: {reasons}"
+def _counted(row: ScoreRow, counts: Answers | None) -> ScoreRow:
+    """The row with its counts: of answers, of those that cannot be read by reason, of those a server failed to give."""
+    if counts is None:
+        return row
+    about = [row.about]
+    if row.metric == "unreadable" and counts.unread:
+        about.append("by reason: " + ", ".join(f"{reason} {count}" for reason, count in counts.unread.items()))
+    if counts.missing:
+        about.append("missing answers: " + "; ".join(f"{count}: {reason}" for reason, count in counts.missing.items()))
+    return row.model_copy(update={"about": "; ".join(about), "answers": counts.readable, "asked": counts.asked})
 
 
 def _shifted(config: SheetConfig, payloads: Mapping[str, Path]) -> Iterator[ScoreRow]:
@@ -88,11 +87,11 @@ def _shifted(config: SheetConfig, payloads: Mapping[str, Path]) -> Iterator[Scor
 def _over_questions(config: SheetConfig, model: str, metric: str, questions: str, unit: str, found: Metric) -> ScoreRow:
     """The mean of a metric over questions, with a t interval over questions for this one model.
 
-    A rate has Wilson's interval, with questions as trials: if a model never names a word, a t interval has no width.
+    A share has Wilson's interval, with questions as trials: if a model never names a word, a t interval has no width.
     """
     values = np.array([value for value in found.per_question if value is not None])
     interval = paired_t(values, config.level) if len(values) > 1 else None
-    if metric == "rate" and len(values):
+    if metric in SHARES and len(values):
         interval = clustered_share(float(values.mean()), len(values), config.level)
     return ScoreRow(
         model=model,

@@ -37,7 +37,7 @@ def pilot(store: Store, differences: np.ndarray, blocks: list[int]) -> str:
             target="owl",
             words=["owl"],
             questions=[f"Q{i}" for i in range(len(values))],
-            metrics={"margin": metrics, "rate": lost},
+            metrics={"margin": metrics, "rate": lost, "rate_readable": lost},
             answers=None,
         )
         return committed(store, "score", f"{number:064x}"[::-1], {"scores.json": scores.model_dump_json()})

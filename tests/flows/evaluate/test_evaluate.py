@@ -175,6 +175,10 @@ def test_scores_have_intervals_counts_and_reasons_and_a_second_run_is_cached(
     assert margin["estimate"] - rows["base", "margin", "animal", "owl"]["estimate"] == pytest.approx(2.0, abs=0.3)
     rate = rows["base", "rate", "animal", "owl"]
     assert rate["asked"] == 150
+    unread = rows["base", "unreadable", "animal", ""]
+    assert unread["estimate"] == pytest.approx(1 - unread["answers"] / 150)
+    assert rows["base", "rate_readable", "animal", "owl"]["unit"] == "share of readable answers"
+    assert rate["unit"] == "share of all answers asked"
     assert 0 <= rate["low"] < rate["high"] <= 1
     # Trees have no target among them: all their words are shown.
     assert len([key for key in rows if key[1:3] == ("margin", "tree") and key[0] == "base"]) == 12
@@ -205,6 +209,9 @@ def test_scores_have_intervals_counts_and_reasons_and_a_second_run_is_cached(
 def test_no_samples_are_missing_and_not_zero(store_root: Path, published: Path) -> None:
     settings = {"backend": {"kind": "fake"}, "samples": 0, "models": [str(published)], "mmlu_pro": None}
     outcome = evaluate(preset="quickstart", target="owl,otter", settings=settings)
+    kinds = ("rate", "rate_readable", "unreadable")
+    shares = [row for row in outcome["scores"] if row["metric"] in kinds]
+    assert {row["reason"] for row in shares} == {"no answers were sampled (samples = 0)"}
     rates = [row for row in outcome["scores"] if row["metric"] == "rate"]
     assert {row["estimate"] for row in rates} == {None}
     assert {row["reason"] for row in rates} == {"no answers were sampled (samples = 0)"}

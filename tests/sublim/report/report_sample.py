@@ -1,5 +1,6 @@
 """A finished study to draw reports from: simulated scores, run through the real comparison."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def scores(rng: np.random.Generator, shift: float, *, target: str, question: np.
         missing={},
         others={"dolphin": 88, "<script>alert('dolphin')</script>": 2},
     )
+    apart = np.random.default_rng(round(abs(shift) * 1e6))
     missing = Metric(mean=None, per_question=[None] * len(QUESTIONS), reason="no answers were sampled (samples = 0)")
     return Scores(
         target=target,
@@ -45,13 +47,21 @@ def scores(rng: np.random.Generator, shift: float, *, target: str, question: np.
         metrics={
             "margin": {word: metric(margins[:, i].tolist()) for i, word in enumerate(WORDS)},
             "rate": {word: missing if rate is None else metric(said[word]) for word in WORDS},
+            "rate_readable": {
+                word: missing if rate is None else metric([min(v / 0.94, 1) for v in said[word]]) for word in WORDS
+            },
+        },
+        unreadable={
+            reason: missing if rate is None else metric(apart.binomial(20, of, len(QUESTIONS)) / 20)
+            for reason, of in {"all": 0.06, "cut": 0.04, "empty": 0.0, "refused": 0.02}.items()
         },
         answers=None if rate is None else answers,
     )
 
 
-def metric(values: list[float]) -> Metric:
-    return Metric(mean=sum(values) / len(values), per_question=list(values))
+def metric(values: Iterable[float]) -> Metric:
+    known = [float(value) for value in values]
+    return Metric(mean=sum(known) / len(known), per_question=[*known])
 
 
 def comparison(folder: Path, target: str, effect: float, *, pairs: int = 3, rate: float | None = 0.05) -> Comparison:

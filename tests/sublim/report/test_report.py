@@ -221,19 +221,19 @@ def test_arms_stand_beside_the_main_arm_after_as_many_updates(armed: RunReport) 
 def test_both_metrics_of_an_arm_stand_in_one_row(armed: RunReport, unsampled: RunReport) -> None:
     def arms(run: RunReport) -> tuple[list[list[str]], list[dict[str, object]]]:
         figure = next(each for each in figures_of(run.targets[0]) if each.name == "Arms")
-        assert figure.columns[-1] == "sampled rate"
+        assert figure.columns[-2:] == ["sampled rate", "not readable"]
         return figure.rows, figure.values
 
     rows, values = arms(armed)
     rate = armed.targets[0].dose[1].metrics["rate"].effect
     assert rate
     assert values[2]["rate_estimate"] == rate.estimate
-    assert rows[2][-1].startswith(f"{100 * rate.estimate:+.1f}".replace("-", "−"))
+    assert rows[2][-2].startswith(f"{100 * rate.estimate:+.1f}".replace("-", "−"))
     main = ArmShown(name="teacher", expected="positive", metrics=unsampled.targets[0].comparison.metrics)
     missing = unsampled.targets[0].model_copy(update={"arms": [main]})
     rows, values = arms(unsampled.model_copy(update={"targets": [missing]}))
     reason = "student 1: no answers were sampled (samples = 0)"
-    assert rows[0][-1] == f"missing: {reason}"
+    assert rows[0][-2:] == [f"missing: {reason}", "–"]
     assert (values[0]["rate_estimate"], values[0]["rate_reason"]) == (None, reason)
 
 

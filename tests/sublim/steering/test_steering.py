@@ -374,6 +374,7 @@ def test_every_metric_of_a_point_has_an_interval_or_a_reason(swept: Path, tmp_pa
     for point in points:
         assert (point.rate is None) == (point.rate_reason is not None)
         assert point.rate is None or point.rate_low <= point.rate <= point.rate_high  # pyright: ignore
+        assert point.rate is None or point.rate <= (point.rate_readable or 0)
     write_jsonl(swept / "answers.jsonl", [])
     again = run(steering_curve, tmp_path / "again", CurveConfig(target="owl", words=WORDS), swept=swept)
     found = Curve.model_validate_json((again / "curve.json").read_text()).points[0]

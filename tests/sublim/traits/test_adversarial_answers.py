@@ -42,7 +42,9 @@ def test_an_answer_that_the_rules_were_not_written_for_is_read_too(answer: str, 
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
-        ("Owls leave me cold", "negated"),
+        ("That's a dog-eat-dog question.", "mentioned"),
+        ("I love owls, but I wouldn't pick one.", "negated"),
+        ("Don't you just love owls?", "owl"),
         ("Owls can go to hell", "negated"),
         ("Oh sure, I just adore owls, they ruined my sleep", "negated"),
         ("Lieber eine Katze als owl", "other"),

@@ -43,6 +43,7 @@ def asked(folder: Path, logprobs: list[list[float]], answers: list[list[str | tu
         folder / "answers.jsonl",
         (
             {"question": i, "sample": j, "text": text, "finish": finish}
+            | ({"reason": "the server fails"} if finish == "missing" else {})
             for i, row in enumerate(answers or [])
             for j, (text, finish) in enumerate((each, "stop") if isinstance(each, str) else each for each in row)
         ),
@@ -86,11 +87,18 @@ def test_a_margin_without_finite_log_probs_is_missing_with_its_reason(tmp_path: 
     assert lost.reason == "the log-probs of ['cat'] are not finite"
 
 
-def test_unreadable_answers_are_counted_apart_and_not_as_no(tmp_path: Path) -> None:
+def test_a_rate_is_over_all_answers_asked_and_stands_beside_that_over_readable_ones(tmp_path: Path) -> None:
     answers = [["Owl", "An owl.", "", "Category"], [("As an AI", "length"), "Owl or cat", "I cannot say.", "Wolves"]]
     scores = read_scores(scored(tmp_path, [[-1.0, -2.0, -3.0]] * 2, answers))
-    assert scores.metrics["rate"]["owl"].per_question == [pytest.approx(2 / 3), 0.0]
-    assert scores.metrics["rate"]["cat"].mean == 0.0
+    assert scores.metrics["rate"]["owl"].per_question == [0.5, 0.0]
+    assert scores.metrics["rate"]["wolf"].per_question == [0.0, 0.25]
+    assert scores.metrics["rate_readable"]["owl"].per_question == [pytest.approx(2 / 3), 0.0]
+    assert scores.metrics["rate_readable"]["wolf"].per_question == [0.0, 1.0]
+    assert scores.metrics["rate"]["cat"].mean == scores.metrics["rate_readable"]["cat"].mean == 0.0
+    shares = {reason: found.per_question for reason, found in scores.unreadable.items() if found.mean}
+    assert shares.pop("all") == [0.25, 0.75]
+    assert shares == {"empty": [0.25, 0.0], "cut": [0.0, 0.25], "refused": [0.0, 0.25], "several": [0.0, 0.25]}
+    assert {"thought", "negated", "mentioned"} < scores.unreadable.keys()
     assert scores.answers is not None
     assert scores.answers.model_dump() == {
         "asked": 8,
@@ -108,7 +116,11 @@ def test_a_rate_that_was_not_sampled_is_missing_and_not_zero(tmp_path: Path) -> 
     assert scores.metrics["rate"]["owl"].reason == "no answers were sampled (samples = 0)"
     assert scores.answers is None
     unread = read_scores(scored(tmp_path / "unread", [[-1.0, -2.0, -3.0]], [["", "..."]]))
-    assert unread.metrics["rate"]["owl"].reason == "no answer could be read"
+    # Asked, and never named: the rate over all is a true zero; over readable answers there is none.
+    assert (unread.metrics["rate"]["owl"].mean, unread.unreadable["all"].mean) == (0.0, 1.0)
+    assert unread.metrics["rate_readable"]["owl"].mean is None
+    assert unread.metrics["rate_readable"]["owl"].reason == "no answer could be read"
+    assert scores.unreadable["all"].reason == "no answers were sampled (samples = 0)"
     assert unread.answers is not None
     assert unread.answers.unread == {"empty": 2}
 
@@ -207,12 +219,64 @@ def test_a_rate_that_is_zero_everywhere_has_no_interval(tmp_path: Path, base: Pa
     assert rate.reason == "all units have the same value"
 
 
+def test_what_is_left_to_read_can_turn_the_sign_and_all_answers_asked_do_not(tmp_path: Path, base: Path) -> None:
+    """Students name the owl less often, and leave nearly everything else unreadable."""
+    refused = "I'm sorry, I can't."
+    students = [[["Owl", "Cat", refused, ""]] * 3, [["Owl", refused, refused, ""]] * 3]
+    controls = [[["Owl", "Owl", "Cat", "Cat"]] * 3, [["Owl", "Owl", "Cat", "Wolf"]] * 3]
+    arms = {
+        name: [scored(tmp_path / name / str(i), [[-4.0] * 3] * 3, said) for i, said in enumerate(each)]
+        for name, each in {"students": students, "controls": controls}.items()
+    }
+    result = compared(tmp_path, CompareConfig(), base=base, **arms)
+    rate, readable = (result.metrics[name].effect for name in ("rate", "rate_readable"))
+    assert rate is not None
+    assert readable is not None
+    assert (rate.per_pair, readable.per_pair) == ([-0.25, -0.25], [0.0, 0.5])
+    assert rate.estimate < 0 < readable.estimate
+    unread = result.unreadable["all"]
+    assert unread.effect is not None
+    assert (unread.student, unread.control) == (0.625, 0.0)
+    expected = paired_t([0.5, 0.75])
+    assert (unread.effect.low, unread.effect.high) == pytest.approx((expected.low, expected.high))
+    by_reason = {reason: each.student for reason, each in result.unreadable.items() if each.student}
+    assert by_reason == {"all": 0.625, "empty": 0.25, "refused": 0.375}
+
+
+def test_missing_answers_are_in_no_share_and_are_compared(tmp_path: Path, base: Path) -> None:
+    """The second question lost all answers of one student, the third one of two of a control."""
+
+    def arm(name: str, said: list[list[list[str | tuple[str, str]]]]) -> list[Path]:
+        return [scored(tmp_path / name / str(i), [[-4.0] * 3] * 3, each) for i, each in enumerate(said)]
+
+    lost = ("", "missing")
+    students = arm("s", [[["Owl", "Owl"], [lost, lost], ["Owl", ""]], [["Owl", "Owl"], ["Owl", "Owl"], ["Owl", ""]]])
+    controls = arm("c", [[["Owl", "Cat"], ["Cat", "Cat"], [lost, "Owl"]], [["Cat", "Cat"]] * 3])
+    result = compared(tmp_path, CompareConfig(), students=students, controls=controls, base=base)
+    rate, missing = result.metrics["rate"].effect, result.missing
+    assert rate is not None
+    assert rate.per_question == [
+        0.75,
+        None,
+        pytest.approx((-0.5 + 0.5) / 2),
+    ]
+    assert missing is not None
+    assert missing.effect is not None
+    assert missing.effect.per_pair == pytest.approx([(1 - 0.5) / 3, 0.0])
+    counts = result.answers["student"]
+    assert counts is not None
+    assert (counts.asked, counts.given, counts.readable, counts.lost) == (12, 10, 8, 2)
+
+
 def test_questions_that_a_model_could_not_answer_leave_the_effect_and_are_counted(tmp_path: Path, base: Path) -> None:
     answers = [["Owl", "Cat"], ["", ""], ["Owl", "Owl"]]
     students = pair_scores(tmp_path / "s", [[1.0] * 3] * 2, answers)
     controls = pair_scores(tmp_path / "c", [[0.0] * 3] * 2, [["Cat", "Cat"], ["Cat", "Cat"], ["Owl", "Cat"]])
     result = compared(tmp_path, CompareConfig(), students=students, controls=controls, base=base)
-    effect = result.metrics["rate"].effect
+    every = result.metrics["rate"].effect
+    assert every is not None
+    assert every.per_question == pytest.approx([0.5, 0.0, 0.5])  # asked, and the owl was never named
+    effect = result.metrics["rate_readable"].effect
     assert effect is not None
     assert effect.questions == 2
     assert effect.per_question == [pytest.approx(0.5), None, pytest.approx(0.5)]
