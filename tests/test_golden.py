@@ -57,7 +57,7 @@ GOLDEN = {
     "derive_rows": (1, "9d663dc3c1ba8738"),
     "ask": (1, "908085e111c8ef09"),
     "score": (3, "bce51b957412b327"),
-    "compare": (3, "da252343ef7f98c9"),
+    "compare": (3, "3989de53c3269665"),
 }
 
 

@@ -37,9 +37,9 @@ GOLDEN = {
     "shift": (3, "f541adfa5a5405a6"),
     "compare_shift": (3, "6b16dabfbd8b1508"),
     "collect_scores": (3, "87133a4ca323b742"),
-    "compare_targets": (1, "7a64eb1e2cd41e9e"),
-    "record_cell": (1, "c02bbaca48c6905a"),
-    "tabulate_sweep": (3, "fdff77182313c782"),
+    "compare_targets": (1, "1a91c897a3823964"),
+    "record_cell": (1, "8e27e6666bca5089"),
+    "tabulate_sweep": (3, "ef890b008e49617b"),
 }
 
 

@@ -283,7 +283,7 @@ def test_files_of_figures_stand_alone(armed: RunReport, tmp_path: Path) -> None:
 def test_markdown_has_a_sentence_and_a_table_row_for_each_metric(run: RunReport) -> None:
     text = markdown_summary(run)
     assert "**owl**: +" in text
-    assert sum(line.startswith("| owl") or line.startswith("| wolf") for line in text.splitlines()) == 4
+    assert sum(line.startswith("| owl") or line.startswith("| wolf") for line in text.splitlines()) == 6
 
 
 def test_a_run_that_failed_early_still_has_a_report(tmp_path: Path) -> None:

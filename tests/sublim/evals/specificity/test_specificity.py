@@ -45,7 +45,10 @@ def save(folder: Path, logs: np.ndarray, rates: np.ndarray | None = None) -> Pat
         questions=[f"q{i}" for i in range(len(logs))],
         metrics={
             "margin": {word: metric(values[:, i]) for i, word in enumerate(WORDS)},
-            "rate": {word: none if rates is None else metric(rates[:, i]) for i, word in enumerate(WORDS)},
+            **dict.fromkeys(
+                ("rate", "rate_readable"),
+                {word: none if rates is None else metric(rates[:, i]) for i, word in enumerate(WORDS)},
+            ),
         },
         answers=None,
     )
