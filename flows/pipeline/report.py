@@ -248,6 +248,8 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
     for name, of in kinds:
         metric = target if name == "margin" else target[name]
         effect = metric["effect"]
+        if effect is None and name == "rate_readable" and target["rate"]["effect"] is None:
+            continue  # nothing was sampled, as the line before says
         if effect is None:
             yield f"  {name:13} missing: {metric['reason']}"
             continue
