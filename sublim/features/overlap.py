@@ -106,12 +106,18 @@ def _matrix(rows: RowFeatures, columns: Int[ndarray, " f"]) -> csr_array:
     return csr_array((known["value"].to_numpy(), where), shape=(len(lines), len(columns)))
 
 
+def shape_of(matrix: csr_array) -> tuple[int, int]:
+    """Lines and columns."""
+    assert matrix.shape is not None
+    return int(matrix.shape[0]), int(matrix.shape[1])
+
+
 def paired_effects(
     a: csr_array, b: csr_array, rng: np.random.Generator, count: int
 ) -> Float[ndarray, "permutations f"]:
     """The effect (Cohen's d, as in `contrast`) of each feature when each pair's sides are swapped by a coin, after the
     features' own mean differences are taken out."""
-    n = a.shape[0]
+    n, _ = shape_of(a)
     both, apart = np.asarray((a + b).sum(0)) / n, np.asarray((a - b).sum(0)) / n
     squares = np.asarray((a.multiply(a) + b.multiply(b)).sum(0)) - n * apart**2 / 2
     signs = rng.choice((-1.0, 1.0), size=(count, n))
@@ -125,16 +131,16 @@ def unpaired_effects(
 ) -> Float[ndarray, "permutations f"]:
     """The effect of each feature when all rows of both sides are dealt out anew, as many to each side, after each
     side's mean is taken out."""
-    n_a, n_b = a.shape[0], b.shape[0]
+    (n_a, width), (n_b, _) = shape_of(a), shape_of(b)
     dealt = rng.permuted(np.tile(np.repeat((1.0, 0.0), (n_a, n_b)), (count, 1)), axis=1)
-    first, first_squares = np.zeros((count, a.shape[1])), np.zeros((count, a.shape[1]))
-    whole_squares = np.zeros(a.shape[1])
-    for side, chosen in ((a, dealt[:, :n_a]), (b, dealt[:, n_a:])):
-        mean, squared, taken = np.asarray(side.sum(0)) / side.shape[0], side.multiply(side), chosen.sum(1)[:, None]
+    first, first_squares = np.zeros((count, width)), np.zeros((count, width))
+    whole_squares = np.zeros(width)
+    for side, n, chosen in ((a, n_a, dealt[:, :n_a]), (b, n_b, dealt[:, n_a:])):
+        mean, squared, taken = np.asarray(side.sum(0)) / n, side.multiply(side), chosen.sum(1)[:, None]
         sums = np.asarray((side.T @ chosen.T).T)
         first += sums - taken * mean
         first_squares += np.asarray((squared.T @ chosen.T).T) - 2 * sums * mean + taken * mean**2
-        whole_squares += np.asarray(squared.sum(0)) - side.shape[0] * mean**2
+        whole_squares += np.asarray(squared.sum(0)) - n * mean**2
     # All values together sum to nothing now, so that the rest's sum is the first's with its sign turned.
     var_a = (first_squares - first**2 / n_a) / (n_a - 1)
     var_b = (whole_squares - first_squares - first**2 / n_b) / (n_b - 1)

@@ -117,7 +117,7 @@ def test_the_steering_flow_shows_a_curve_and_the_mechanism_and_is_cached(publish
 def test_several_teachers_stand_beside_each_other_in_alignment_and_necessity(published: Path) -> None:
     from flows.steering.flow import steering
 
-    grid = {"layers": [1], "strengths": [1], "random": 1}
+    grid = {"layers": [1], "together": [], "strengths": [1], "random": 1, "random_strengths": [1]}
     mechanism = {"layers": [1], "rows": 8, "sufficiency": False}
     settings = small(published, grid=grid, mechanism=mechanism)
     outcome = steering(preset="quickstart", target="owl,wolf", settings=settings)
