@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from sublim.backends.hf import HfSampler
@@ -124,8 +125,14 @@ def _refusal(row: Row, config: ExamineConfig) -> Rejection | None:
 def _format_mass(rows: Sequence[RowMass]) -> FormatMass:
     forced, drawn = ([value for value in side if value is not None] for side in list(zip(*rows, strict=True))[:2])
     whole = [a + b for a, b in zip(forced, drawn, strict=True)]
-    return FormatMass(whole=Spread.of(whole), forced=Spread.of(forced), drawn=Spread.of(drawn))
+    return FormatMass(whole=spread(whole), forced=spread(forced), drawn=spread(drawn))
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The spread of `values`, of which there is at least one."""
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95]).tolist()
+    return Spread(median=median, low=low, high=high)

@@ -1,9 +1,7 @@
 """Settings of the examination of a carrier, the shape of carrier.json, and when a carrier does not bear the claim."""
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from sublim.carriers.numbers import NumberRules
@@ -47,12 +45,6 @@ class Spread(Config):
     median: float
     low: float
     high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self:
-        """The spread of `values`, of which there is at least one."""
-        low, median, high = np.quantile(values, [0.05, 0.5, 0.95]).tolist()
-        return cls(median=median, low=low, high=high)
 
 
 class FormatMass(Config):
