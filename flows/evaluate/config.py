@@ -5,7 +5,8 @@ from typing import Annotated, Any, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from flows.pipeline.config import SteeringTeacher, Words
+from flows.pipeline.config import Words
+from flows.pipeline.teacher_config import SteeringTeacher
 from sublim.core.config import Config, RunOnly
 from sublim.evals.mmlu_pro.config import MmluProConfig
 from sublim.inference.config import Backend, HfBackend, SamplingParams

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.pipeline.config import FinetunedTeacher, PipelineConfig, SteeringTeacher
+from flows.pipeline.config import PipelineConfig
 from flows.pipeline.plan import (
     ask_config,
     generate_config,
@@ -13,6 +13,7 @@ from flows.pipeline.plan import (
     system_prompt,
     teacher_rows_config,
 )
+from flows.pipeline.teacher_config import FinetunedTeacher, SteeringTeacher
 from flows.runs.machine import check_machine, check_model
 from sublim.core.errors import UserError
 from sublim.core.hardware import no_flash

@@ -31,7 +31,8 @@ from flows.pipeline.diagnostics import diagnose
 from flows.pipeline.keys import BaseKey, BaseName, ModelKey, StudentKey, TeacherKey, Unit
 from flows.pipeline.models import ModelState, ask_model
 from flows.pipeline.plan import ask_config, student_config
-from flows.pipeline.report import printed, publish
+from flows.pipeline.printed import printed
+from flows.pipeline.report import publish
 from flows.pipeline.study import Study, TrainedModels
 from flows.runs.parameters import Loader
 from flows.runs.record import recorded

@@ -4,7 +4,8 @@ from math import ceil
 from typing import Any
 from zlib import crc32
 
-from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher, StartConfig
+from flows.pipeline.config import PipelineConfig, StartConfig
+from flows.pipeline.teacher_config import FinetunedTeacher, PromptTeacher
 from sublim.bases.needs_config import CheckBaseConfig
 from sublim.carriers.number_prompts import NumberPrompts, load_number_templates
 from sublim.carriers.numbers import PromptNumbers, render_numbers

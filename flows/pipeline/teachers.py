@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.pipeline.config import FinetunedTeacher, PipelineConfig, PromptTeacher, SteeringTeacher
+from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import TeacherKey
 from flows.pipeline.models import ModelState, write_numbers
 from flows.pipeline.plan import (
@@ -14,6 +14,7 @@ from flows.pipeline.plan import (
     system_prompt,
     teacher_rows_config,
 )
+from flows.pipeline.teacher_config import FinetunedTeacher, PromptTeacher, SteeringTeacher
 from sublim.steering.config import ImportConfig
 from sublim.store.manifest import Artifact
 from sublim.store.opening import open_store

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 from flows.pipeline.checks import check as check_pipeline
-from flows.pipeline.config import FinetunedTeacher, PipelineConfig
+from flows.pipeline.config import PipelineConfig
 from flows.pipeline.plan import ask_config
+from flows.pipeline.teacher_config import FinetunedTeacher
 from flows.runs.machine import check_machine
 from flows.steering.config import FileVector, MechanismConfig, SteeringFlowConfig, TrainedVector
 from sublim.core.errors import UserError

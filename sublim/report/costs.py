@@ -2,7 +2,7 @@
 
 from sublim.evals.effect_config import Effect
 from sublim.plots.charts import Cross, scatter_plot
-from sublim.report.figures import EFFECT_COLUMNS, UNIT, Figure, as_numbers, with_intervals
+from sublim.report.figure import EFFECT_COLUMNS, UNIT, Figure, as_numbers, with_intervals
 from sublim.report.shown import CostShown, TargetShown
 from sublim.report.wording import bounds, interval, signed
 

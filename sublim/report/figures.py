@@ -1,33 +1,12 @@
 """The figures of the pipeline's report: the numbers in each, its caption, and the table below it."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-from markupsafe import Markup
-
 from sublim.evals.effect_config import Effect
-from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
-from sublim.plots.charts import Bar, Cell, Curve, Pair, Point, curves_plot, dot_plot, matrix_plot, pair_plot
-from sublim.report.shown import ArmShown, Change, ConfusionCell, DosePoint, TargetShown
-from sublim.report.tested import p_told
-from sublim.report.wording import between, bounds, interval, signed
-
-UNIT = "student − control, nats"
-EFFECT_COLUMNS = ["effect", "these questions", "questions too", "p, after Holm"]
-EFFECT_NUMBERS = ("estimate", "low", "high", "low_questions", "high_questions", "units", "questions", "p", "p_holm")
-
-
-class Figure(NamedTuple):
-    """A figure with its caption and its numbers."""
-
-    name: str
-    drawing: Markup
-    caption: str
-    columns: list[str]
-    """Columns of the table below the figure."""
-    rows: list[list[str]]
-    values: list[dict[str, Any]]
-    """The same numbers unrounded, for a CSV file: one row for each mark, None for a missing number."""
+from sublim.evals.preference.config import Comparison, MetricComparison
+from sublim.plots.charts import Bar, Cell, Curve, Pair, curves_plot, dot_plot, matrix_plot, pair_plot
+from sublim.report.figure import EFFECT_COLUMNS, UNIT, Figure, as_numbers, known_effects, points_of, with_intervals
+from sublim.report.figures_arms import arm_doses_figure, arms_figure
+from sublim.report.shown import ConfusionCell, TargetShown
+from sublim.report.wording import bounds, signed
 
 
 def figures_of(shown: TargetShown) -> list[Figure]:
@@ -48,20 +27,6 @@ def figures_of(shown: TargetShown) -> list[Figure]:
     if any(arm.dose for arm in shown.arms[1:]):
         figures.append(arm_doses_figure(shown))
     return figures
-
-
-def with_intervals(effect: Effect | None, missing: str | None = None) -> list[str]:
-    """An effect, both its intervals and its p as text, or the reason why it is `missing`."""
-    first = signed(effect.estimate) if effect else str(missing)
-    both = (interval(effect, "these_questions", "margin"), interval(effect, "questions_too", "margin"))
-    return [first, *both, p_told(effect)]
-
-
-def as_numbers(
-    found: Effect | Change | None, prefix: str = "", names: Sequence[str] = EFFECT_NUMBERS
-) -> dict[str, Any]:
-    """An effect and both its intervals as numbers, or others of its fields."""
-    return {f"{prefix}{name}": None if found is None else getattr(found, name) for name in names}
 
 
 def pairs_figure(comparison: Comparison, margin: MetricComparison) -> Figure:
@@ -136,11 +101,11 @@ def questions_figure(comparison: Comparison, effect: Effect) -> Figure:
 
 def dose_figure(shown: TargetShown) -> Figure:
     """The effect at each checkpoint."""
-    known = _known(shown.dose)
+    known = known_effects(shown.dose)
     return Figure(
         "Dose",
         curves_plot(
-            [Curve("", _points(known), strong=True)],
+            [Curve("", points_of(known), strong=True)],
             unit=UNIT,
             title=f"Effect on {shown.target} by updates of training.",
         ),
@@ -149,142 +114,6 @@ def dose_figure(shown: TargetShown) -> Figure:
         [[str(at), *with_intervals(effect)] for at, effect in known],
         [{"updates": at, **as_numbers(effect)} for at, effect in known],
     )
-
-
-def arms_figure(shown: TargetShown) -> Figure:
-    """All arms beside each other, each at its last update. The main arm is also shown where other arms end."""
-    stops = {arm.updates for arm in shown.arms if arm.metrics}
-    marks = [
-        (f"{arm.name} · {at} updates" if len(stops) > 1 and at else arm.name, arm, at, metrics)
-        for arm in shown.arms
-        for at, metrics in _at_stops(arm, stops if arm is shown.arms[0] else {arm.updates})
-    ]
-    bars = [
-        Bar(label, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair, arm is shown.arms[0])
-        for label, arm, _, metrics in marks
-        if (effect := _effect(metrics, "margin"))
-    ]
-    rows = [
-        [
-            label,
-            arm.expected,
-            *with_intervals(_effect(metrics, "margin"), _missing(arm)),
-            _change_told(_change(arm, at)),
-            arm.equivalence.told if arm.equivalence and at == arm.updates else "–",
-            _rate_told(metrics),
-            _unread_told(arm, at),
-        ]
-        for label, arm, at, metrics in marks
-    ]
-    return Figure(
-        "Arms",
-        dot_plot(bars, unit=UNIT, title=f"Effect on {shown.target} in each arm.", labels=0.36) if bars else Markup(""),
-        "Every arm goes through the same stages with the same seeds, and its students are compared with their own "
-        "paired controls. Whiskers: interval on these questions. Faint dots: single pairs. “Against main” is the arm’s "
-        "effect minus the main arm’s effect after equally many updates, paired by unit. The effect on the sampled rate "
-        "(share of all answers asked) and that on the share that cannot be read are in percentage points, with their "
-        "intervals on these questions. “Nothing?” is for arms that should show nothing: do two one-sided tests at .05 "
-        "keep the margin’s effect within a bound named beforehand? With its 90 % interval. "
-        + " ".join(f"{arm.name}: {arm.about} (expected: {arm.expected}, because {arm.why})." for arm in shown.arms),
-        ["arm", "expected", *EFFECT_COLUMNS, "against main", "nothing?", "sampled rate", "not readable"],
-        rows,
-        [
-            {
-                "arm": arm.name,
-                "expected": arm.expected,
-                "updates": at,
-                **as_numbers(_effect(metrics, "margin")),
-                **as_numbers(_change(arm, at), "change_", ("estimate", "low", "high")),
-                "reason": None if _effect(metrics, "margin") else _missing(arm),
-                **as_numbers(_effect(metrics, "rate"), "rate_"),
-                "rate_reason": metrics["rate"].reason if metrics else None,
-                "nothing": getattr(arm.equivalence if at == arm.updates else None, "verdict", None),
-                "bound": getattr(arm.equivalence if at == arm.updates else None, "bound", None),
-                **as_numbers(_effect(metrics, "rate_readable"), "rate_readable_"),
-                **as_numbers(_unread(arm, at), "unreadable_"),
-            }
-            for _, arm, at, metrics in marks
-        ],
-    )
-
-
-def arm_doses_figure(shown: TargetShown) -> Figure:
-    """Every arm's effect over its checkpoints."""
-    doses = {arm.name: known for arm in shown.arms if (known := _known(arm.dose))}
-    curves = [
-        Curve(name, [point._replace(dots=()) for point in _points(known)], strong=name == shown.arms[0].name)
-        for name, known in doses.items()
-    ]
-    rows = [(name, at, effect) for name, dose in doses.items() for at, effect in dose]
-    return Figure(
-        "Dose by arm",
-        curves_plot(curves, unit=UNIT, title=f"Effect on {shown.target} by updates of training, in each arm."),
-        "Checkpoints of each arm’s students, compared with their own paired controls. Whiskers: interval on these "
-        "questions.",
-        ["arm", "updates", *EFFECT_COLUMNS],
-        [[name, str(at), *with_intervals(effect)] for name, at, effect in rows],
-        [{"arm": name, "updates": at, **as_numbers(effect)} for name, at, effect in rows],
-    )
-
-
-def _known(dose: list[DosePoint]) -> list[tuple[int, Effect]]:
-    """The margin's effect at every checkpoint that has one, by updates."""
-    found = [(at.updates, effect) for at in dose if (effect := at.metrics["margin"].effect)]
-    return sorted(found, key=lambda pair: pair[0])
-
-
-def _points(known: list[tuple[int, Effect]]) -> list[Point]:
-    return [Point(at, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair) for at, effect in known]
-
-
-Metrics = dict[MetricName, MetricComparison]
-
-
-def _at_stops(arm: ArmShown, stops: set[int | None]) -> list[tuple[int | None, Metrics | None]]:
-    found: dict[int | None, Metrics | None] = {at.updates: at.metrics for at in arm.dose}
-    found[arm.updates] = arm.metrics
-    return [(at, found[at]) for at in sorted(stops, key=lambda at: -(at or 0)) if at in found]
-
-
-def _effect(metrics: Metrics | None, name: MetricName) -> Effect | None:
-    return metrics[name].effect if metrics else None
-
-
-def _rate_told(metrics: Metrics | None) -> str:
-    """The effect on the sampled rate with its leading interval, or why there is none."""
-    if metrics is None:
-        return "–"
-    effect = metrics["rate"].effect
-    return _points_told(effect) if effect else f"missing: {metrics['rate'].reason}"
-
-
-def _points_told(effect: Effect) -> str:
-    bounded = interval(effect, "these_questions", "rate")
-    return f"{signed(effect.estimate, 'rate')}, {effect.reason if bounded == '–' else bounded}"
-
-
-def _unread(arm: ArmShown, at: int | None) -> Effect | None:
-    """The effect on the share that cannot be read, which is known at the arm's last update alone."""
-    return arm.unreadable.effect if arm.unreadable and at == arm.updates else None
-
-
-def _unread_told(arm: ArmShown, at: int | None) -> str:
-    effect = _unread(arm, at)
-    return _points_told(effect) if effect else "–"
-
-
-def _missing(arm: ArmShown) -> str:
-    return f"not run: {arm.reason}" if arm.margin is None else f"not measured: {arm.margin.reason}"
-
-
-def _change(arm: ArmShown, at: int | None) -> Change | None:
-    return arm.change if at == arm.updates else None
-
-
-def _change_told(found: Change | None) -> str:
-    if found is None:
-        return "–"
-    return signed(found.estimate) + ("" if found.low is None else f", {between(found.low, found.high)}")
 
 
 def confusion_figure(cells: list[ConfusionCell]) -> Figure:

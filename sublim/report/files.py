@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sublim.report.costs import cost_figures
-from sublim.report.figures import Figure, confusion_figure, figures_of
+from sublim.report.figure import Figure
+from sublim.report.figures import confusion_figure, figures_of
 from sublim.report.shown import RunReport
 from sublim.report.specific import specific_figures
 

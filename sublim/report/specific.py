@@ -9,7 +9,7 @@ from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison
 from sublim.evals.specificity.config import Permutation, PlaceboRank, TargetTable
 from sublim.plots.charts import Cell, matrix_plot
-from sublim.report.figures import EFFECT_COLUMNS, UNIT, Figure, as_numbers, with_intervals
+from sublim.report.figure import EFFECT_COLUMNS, UNIT, Figure, as_numbers, with_intervals
 from sublim.report.shown import RunReport, SpecificShown, TargetShown
 from sublim.report.wording import bounds, interval, signed
 

@@ -8,7 +8,7 @@ import pytest
 from flows.pipeline.carrier import examine_config, unexamined
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.plan import generate_config
-from flows.pipeline.report import printed
+from flows.pipeline.printed import printed
 from flows.runs.settings import build, load_preset, merge
 from sublim.core.digest import digest
 from sublim.diagnostics.carrier_config import Carrier, FirstToken, FormatMass, Spread

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from flows.pipeline.report import printed
+from flows.pipeline.printed import printed
 from sublim.report.summary import summary
 from tests.sublim.report.report_sample import study
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flows.pipeline.config import SteeringTeacher
+from flows.pipeline.teacher_config import SteeringTeacher
 from flows.runs.settings import build, load_preset, presets
 from flows.steering.config import SteeringFlowConfig
 from flows.steering.findings import Shown, findings, tables

@@ -45,10 +45,10 @@ def save(folder: Path, logs: np.ndarray, rates: np.ndarray | None = None) -> Pat
         questions=[f"q{i}" for i in range(len(logs))],
         metrics={
             "margin": {word: metric(values[:, i]) for i, word in enumerate(WORDS)},
-            **dict.fromkeys(
-                ("rate", "rate_readable"),
-                {word: none if rates is None else metric(rates[:, i]) for i, word in enumerate(WORDS)},
-            ),
+            **{
+                key: {word: none if rates is None else metric(rates[:, i]) for i, word in enumerate(WORDS)}
+                for key in ("rate", "rate_readable")
+            },
         },
         answers=None,
     )
@@ -246,7 +246,8 @@ def test_one_block_says_one_teacher_and_blocks_are_the_units(tmp_path: Path) -> 
 
 def test_a_rate_is_compared_where_it_was_sampled_and_missing_with_its_reason_elsewhere(tmp_path: Path) -> None:
     without = compared(simulated(tmp_path / "without", [0, 0]), tmp_path / "a")
-    assert without.missing == {"rate": "no answers were sampled (samples = 0)"}
+    why = "no answers were sampled (samples = 0)"
+    assert without.missing == {"rate": why, "rate_readable": why}
     study = simulated(tmp_path / "with", [0, 0], rated=True)
     rated = compared(study, tmp_path / "b").metrics["rate"].targets["owl"].specific
     read = {
