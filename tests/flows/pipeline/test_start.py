@@ -137,8 +137,9 @@ class TestRun:
         assert labels["ask", "start"] == 1
         assert labels["make_start", "start"] == labels["rule_lists", "start"] == 1
         assert {label for stage, label in labels if stage == "write_soft_labels"} == {"start", "owl", "wolf"}
-        # Nobody but the start writes: the students' lists, and those that the teachers rehearse.
-        assert {label for stage, label in labels if stage == "generate_numbers"} == {"control", "rehearsal"}
+        # The start alone writes what is read: the students' lists, and those that the teachers rehearse.
+        examined = {"owl, to be examined", "wolf, to be examined"}
+        assert {label for stage, label in labels if stage == "generate_numbers"} == {"control", "rehearsal", *examined}
         # The control is the untrained start, and students of the two teachers differ.
         assert outcome["control"] == outcome["base"]
         owl, wolf = outcome["targets"]
