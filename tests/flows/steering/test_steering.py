@@ -119,7 +119,7 @@ def test_several_teachers_stand_beside_each_other_in_alignment_and_necessity(pub
 
     grid = {"layers": [1], "together": [], "strengths": [1], "random": 1, "random_strengths": [1]}
     mechanism = {"layers": [1], "rows": 8, "sufficiency": False}
-    settings = small(published, grid=grid, mechanism=mechanism)
+    settings = small(published, mode={"kind": "trained", "updates": 1}, grid=grid, mechanism=mechanism)
     outcome = steering(preset="quickstart", target="owl,wolf", settings=settings)
     for each, other in zip(outcome["targets"], ("wolf", "owl"), strict=True):
         found = each["mechanism"]
