@@ -93,7 +93,7 @@ def _point(config: SweepConfig, same: Sequence[Group], updates: int | None, stor
         chosen,
         label=label,
         students=[each for own in parts for each in _inputs(own, store, "students")],
-        controls=_inputs(parts[0], store, "controls"),
+        controls=[each for own in parts for each in _inputs(own, store, "controls")],
         teachers=[each for own in teachers for each in own] or None,
     )
     shown = SpecificShown(updates=updates, found=read(Specificity, store, made, "specificity.json"))

@@ -27,12 +27,19 @@ def compare_targets(
     """Stage: writes specificity.json (`Specificity`) from payloads of `score`.
 
     `students` holds those of the first target in the order of the units, then those of the second, and so on;
-    `controls` one for each unit, which may be the same payload throughout (the untrained base). `teachers` is ordered
-    like the students, with as many for each target. Every payload must have scores for all words of the config.
+    `controls` one for each unit that all targets share, or one for each student where targets have controls of their
+    own; they may be the same payload throughout (the untrained base). `teachers` is ordered like the students, with as
+    many for each target. Every payload must have scores for all words of the config.
     """
-    units = units_of(len(students) // len(config.targets), len(controls), config.compare.blocks)
-    if len(students) != len(config.targets) * len(controls):
-        raise UserError(f"{len(students)} students of {len(config.targets)} targets: give one for each and control")
+    count = len(config.targets)
+    if len(students) % count or len(controls) not in (len(students), len(students) // count):
+        raise UserError(
+            f"{len(students)} students of {count} targets and {len(controls)} controls do not pair: give as many "
+            "students for each target, and one control for each student or for each unit"
+        )
+    if len(controls) < len(students):
+        controls = [*controls] * count
+    units = units_of(len(students) // count, len(controls) // count, config.compare.blocks)
     scores = {"student": _read(students), "control": _read(controls), "teacher": _read(teachers or [])}
     first = scores["control"][0]
     for each in (one for group in scores.values() for one in group):
@@ -42,14 +49,16 @@ def compare_targets(
         targets=config.targets,
         words=config.words,
         unit=units.kind,
-        about_units=about(units, len(config.targets)),
+        about_units=about(units, count),
         leads="these_questions" if len(units.members) < FEW_UNITS else "questions_too",
         metrics={},
     )
     for metric in METRICS:
-        control = _values(scores["control"], metric, config.words)
-        student = _values(scores["student"], metric, config.words)
-        values = Values(student.reshape(len(config.targets), *control.shape), control)
+        student, control = (
+            each.reshape(count, -1, *each.shape[1:])
+            for each in (_values(scores[arm], metric, config.words) for arm in ("student", "control"))
+        )
+        values = Values(student, control)
         if not values.used.any():
             found.missing[metric] = _reason([*scores["student"], *scores["control"]], metric)
             continue

@@ -48,8 +48,8 @@ class TargetEffects(Config):
     """Student minus control. It shows that training on the teacher's rows moved the word, but not that the teacher's
     preference did: rows of any fine-tuned teacher may."""
     generic: Effect
-    """Mean over the students of the other teachers, minus control, for this word: what teachers do whatever they
-    prefer. With few other targets it depends on which ones they are."""
+    """Mean over the students of the other teachers, minus the target's own controls, for this word: what teachers do
+    whatever they prefer. With few other targets it depends on which ones they are."""
     specific: Effect
     """Student minus the mean over the students of the other teachers, for this word. Controls cancel. It shows what
     this teacher did beyond the others. With one teacher for each target it may still be an accident of that teacher."""

@@ -18,12 +18,13 @@ class Values(NamedTuple):
 
     students: Float[ndarray, "k s w q"]
     """By target of the teacher, unit (a seed of a block), listed word and question."""
-    controls: Float[ndarray, "s w q"]
+    controls: Float[ndarray, "k s w q"]
+    """The same for the controls of each target's students; alike for all targets where they share them."""
 
     @property
     def used(self) -> Bool[ndarray, " q"]:
         """The questions with a value for every model and word, so that all tables are about the same ones."""
-        every = np.concatenate([self.students, self.controls[None]])
+        every = np.concatenate([self.students, self.controls])
         return cast(Bool[ndarray, " q"], np.isfinite(every).all(axis=(0, 1, 2)))
 
 
@@ -37,15 +38,16 @@ def table_of(values: Values, units: Units, config: CompareTargetsConfig) -> Targ
     specific = [own_minus_others(values.students, i, column) for i, column in enumerate(columns)]
     found: dict[str, TargetEffects] = {}
     for i, (target, column) in enumerate(zip(config.targets, columns, strict=True)):
-        total = values.students[i, :, column] - values.controls[:, column]
+        moves = values.students[i] - values.controls[i]
+        total = moves[:, column]
         found[target] = TargetEffects(
             total=effect(total),
             generic=effect(total - specific[i]),
             specific=effect(specific[i]),
-            rank_total=rank_of(column, list(by_unit(values.students[i] - values.controls, used, units).mean(axis=0))),
+            rank_total=rank_of(column, list(by_unit(moves, used, units).mean(axis=0))),
             rank_specific=_specific_rank(values.students, i, columns, used, units),
         )
-    moved = np.stack([by_unit(each - values.controls, used, units).mean(axis=0) for each in values.students])
+    moved = np.stack([by_unit(each, used, units).mean(axis=0) for each in values.students - values.controls])
     blocks = units.members if units.kind == "block" else [[pair for members in units.members for pair in members]]
     raw = values.students[:, :, columns][..., used].mean(axis=-1)  # students by unit by target
     return TargetTable(

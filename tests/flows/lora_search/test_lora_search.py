@@ -134,7 +134,8 @@ def test_best_preset_runs_the_pipeline_with_students_from_the_cache(finished: Fi
     assert piped.returncode == 0, piped.stderr[-3000:]
     found = json.loads(piped.stdout.splitlines()[-1])
     students = {stage["label"]: stage["state"] for stage in found["stages"] if stage["stage"] == "train_student"}
-    compared = {label for label in students if label.startswith("panda · ")}  # which the search does not train
+    (other,) = found["specific"]["against"]
+    compared = {label for label in students if label.startswith(f"{other} · ")}  # which the search does not train
     assert {students[label] for label in students.keys() - compared} == {"Cached"}
     assert compared
     assert found["effect"]["estimate"] == pytest.approx(outcome["best"]["values"]["effect"])

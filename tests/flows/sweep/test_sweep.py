@@ -177,9 +177,12 @@ class TestSweep:
         (specific,) = outcome["specificity"]
         gamma, parts = specific["gamma"], specific["targets"]
         assert (gamma["units"], gamma["unit"], gamma["arrangements"]) == (2, "seed", 2)
-        assert parts["owl"]["total"]["estimate"] == pytest.approx(owl["estimate"][0])
-        of_owl = rows.filter((pl.col("of") == "wolf") & (pl.col("target") == "owl") & (pl.col("metric") == "margin"))
-        assert parts["owl"]["generic"]["estimate"] == pytest.approx(of_owl["estimate"][0])
+        margins = rows.filter((pl.col("arm") == "teacher") & (pl.col("metric") == "margin"))
+        for target, estimate, student in margins.select("target", "estimate", "student").iter_rows():
+            # Each cell has controls of its own, whose rows answer the prompts that its teacher answered too.
+            assert parts[target]["total"]["estimate"] == pytest.approx(estimate)
+            others = other.filter(pl.col("target") == target)["student"][0]
+            assert parts[target]["specific"]["estimate"] == pytest.approx(student - others)
         assert gamma["estimate"] == pytest.approx(sum(each["specific"]["estimate"] for each in parts.values()) / 2)
         assert "γ over owl, wolf" in printed(outcome)
         letters = rows.filter(pl.col("metric") == "letter_logprob")

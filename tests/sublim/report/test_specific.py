@@ -28,7 +28,7 @@ def beside(targets: tuple[str, ...], own: float, words: list[str] = WORDS, block
         students[i, :, words.index(target)] += own
     units = units_of(3, 3, range(3) if blocks > 1 else ())
     config = CompareTargetsConfig(targets=targets, words=tuple(words), compare=CompareConfig(draws=200))
-    table = table_of(Values(students, np.zeros(students.shape[1:])), units, config)
+    table = table_of(Values(students, np.zeros_like(students)), units, config)
     return Specificity(
         targets=targets,
         words=tuple(words),

@@ -168,7 +168,7 @@ def test_under_the_null_p_is_uniform_and_the_interval_covers_zero_at_its_rate() 
         of_teacher = rng.standard_exponential((len(TARGETS), len(blocks), len(WORDS), 1)) - 1
         noise = rng.normal(0, 0.3, (len(TARGETS), len(blocks), len(WORDS), QUESTIONS))
         students = of_word + of_teacher + noise
-        controls = rng.normal(0, 0.3, (len(blocks), len(WORDS), QUESTIONS))
+        controls = rng.normal(0, 0.3, students.shape)
         found = table_of(Values(students, controls), units, config)
         p[i] = found.permutation.p
         assert found.gamma.low is not None
@@ -217,7 +217,7 @@ def test_with_two_targets_the_other_target_is_no_placebo(tmp_path: Path) -> None
     students = np.zeros((2, 2, 4, 3))
     students[0, :, 0], students[1, :, 1], students[:, :, 2] = 0.3, 0.9, 0.2
     config = CompareTargetsConfig(targets=("owl", "panda"), words=words)
-    owl = table_of(Values(students, np.zeros((2, 4, 3))), units, config).targets["owl"]
+    owl = table_of(Values(students, np.zeros_like(students)), units, config).targets["owl"]
     assert (owl.rank_specific.rank, owl.rank_specific.of) == (1, 3)
     assert (owl.rank_total.rank, owl.rank_total.of) == (1, 4)
     assert owl.specific.estimate == pytest.approx(0.3)
@@ -226,7 +226,7 @@ def test_with_two_targets_the_other_target_is_no_placebo(tmp_path: Path) -> None
 def test_words_that_moved_exactly_as_far_rank_before_the_target() -> None:
     students, units = np.ones((2, 2, 3, 2)), units_of(2, 2, (0, 0))
     config = CompareTargetsConfig(targets=("owl", "cat"), words=("owl", "cat", "fox"))
-    found = table_of(Values(students, np.zeros((2, 3, 2))), units, config)
+    found = table_of(Values(students, np.zeros_like(students)), units, config)
     assert found.targets["owl"].rank_total.rank == 3
     assert found.permutation.p == 1.0
 
@@ -270,6 +270,28 @@ def test_a_question_without_a_value_is_left_out_of_every_number(tmp_path: Path) 
         kept = [v for i, v in enumerate(whole.targets[target].specific.per_question) if i != 4 and v is not None]
         assert effects.specific.questions == QUESTIONS - 1
         assert effects.specific.estimate == pytest.approx(np.mean(kept))
+
+
+def test_targets_may_have_controls_of_their_own(tmp_path: Path) -> None:
+    """As in a sweep, whose cells filter the base's rows beside their own teacher's: total is what each cell reports."""
+    study = simulated(tmp_path, [0, 0, 0], own=0.3)
+    other = simulated(tmp_path / "other", [0, 0, 0], seed=9)
+    config = CompareTargetsConfig(targets=TARGETS, words=WORDS, compare=CompareConfig(draws=200))
+    compare_targets(
+        tmp_path,
+        config,
+        scratch=tmp_path,
+        students=[each for target in TARGETS for each in study.students[target]],
+        controls=[*study.controls, *other.controls, *study.controls],
+    )
+    found = Specificity.model_validate_json((tmp_path / "specificity.json").read_bytes()).metrics["margin"].targets
+    for target, controls in (("owl", study.controls), ("wolf", other.controls)):
+        total = margins(study.students[target], target).mean() - margins(controls, target).mean()
+        assert found[target].total.estimate == pytest.approx(total)
+        parts = found[target].generic.estimate + found[target].specific.estimate
+        assert parts == pytest.approx(total)
+    shared = compared(study, tmp_path / "shared").metrics["margin"].targets["wolf"].specific
+    assert found["wolf"].specific.estimate == pytest.approx(shared.estimate)
 
 
 def test_teachers_are_shown_by_target(tmp_path: Path) -> None:
