@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flows.pipeline.report_specific import printed_gamma, printed_specific
+from flows.pipeline.report_specific import p_of, printed_gamma, printed_specific
 
 
 def printed(outcome: dict[str, Any]) -> str:
@@ -40,7 +40,7 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
         yield f"  {name:13} effect {effect['estimate'] * scale:+.2f} {unit}{of}  ({means}), {target['teachers']}"
         yield f"                95 % interval, these questions   {_range(effect, scale)}"
         yield f"                95 % interval, questions too     {_range(effect, scale, '_questions')}"
-        yield f"                {effect['seeds']} pairs x {effect['questions']} questions{_p(effect)}"
+        yield f"                {effect['seeds']} pairs x {effect['questions']} questions{p_of(effect)}"
     yield from (f"  note: {note}" for note in target["answer_notes"])
     others = [
         f"{other} {by['effect']['estimate']:+.2f}"
@@ -52,7 +52,7 @@ def _printed_target(target: dict[str, Any]) -> Iterator[str]:
     for point in target["dose"]:
         if point["effect"] is not None:
             effect = point["effect"]
-            yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {_range(effect)}{_p(effect)}"
+            yield f"  after {point['updates']:4} updates {effect['estimate']:+.2f} nats, {_range(effect)}{p_of(effect)}"
     for arm in target["arms"][1:]:
         yield _printed_arm(arm)
     yield f"  {target['about_units']}"
@@ -66,12 +66,7 @@ def _printed_arm(arm: dict[str, Any]) -> str:
     against = f"; against the main arm {change['estimate']:+.2f}, {_range(change)}" if change else ""
     found = arm["equivalence"]
     nothing = f"; {found['verdict']} (bound {found['bound']:.2f})" if found else ""
-    return f"{name} {effect['estimate']:+.2f} nats, {_range(effect)}{_p(effect)}{against}{nothing}"
-
-
-def _p(effect: Mapping[str, Any]) -> str:
-    """The p of an effect that was tested, and what is left of it after correction for all tests of the run."""
-    return f", p {effect['p']:.2g}, {effect['p_holm']:.2g} over {effect['comparisons']} tests" if "p" in effect else ""
+    return f"{name} {effect['estimate']:+.2f} nats, {_range(effect)}{p_of(effect)}{against}{nothing}"
 
 
 def _range(effect: Mapping[str, Any], scale: float = 1, which: str = "") -> str:

@@ -21,7 +21,7 @@ from flows.pipeline.config import PipelineConfig
 from flows.pipeline.plan import CONTROL, all_words, score_config
 from flows.pipeline.report_arms import Results, arms_of, bases_of, confusion_of, dose_of, unchanged_notes
 from flows.pipeline.report_specific import specific_of
-from flows.pipeline.report_tests import test_together
+from flows.pipeline.report_tests import specific_places, test_together
 from flows.pipeline.study import Study, read
 from flows.pipeline.teacher_config import FinetunedTeacher
 from flows.runs.publish import publish_figures, publish_link
@@ -84,7 +84,8 @@ def describe(run: Run, study: Study) -> RunReport:
     targets = f"{', '.join(others)} and {last}" if others else last
     asked = " or ".join(f"“{target}”" for target in config.target)
     results = Results(run, study)
-    tests = test_together(results.places)
+    specific = specific_of(run, study)
+    tests = test_together([*results.places, *specific_places(specific)])
     carrier = list(_carriers(run, study))
     changed = changes(config, "pipeline", run.preset)
     # What a preset says of itself holds only where it was taken as it is, for whatever word.
@@ -97,7 +98,7 @@ def describe(run: Run, study: Study) -> RunReport:
         preset=run.preset,
         about=about,
         targets=[_target(run, results, study, target, bases) for target in config.target],
-        specific=specific_of(run, study),
+        specific=specific,
         confusion=confusion_of(study, results),
         tests=tests,
         bases=bases,

@@ -29,9 +29,10 @@ def printed_specific(target: Mapping[str, Any]) -> Iterator[str]:
         yield f"{word}: do students come to prefer it, compared with their paired controls?"
         yield f"  no specific effect: {target['specific_reason']}"
     else:
-        yield f"{word}: specific to {word}, against students of {teachers_of(specific['against'])}: {_told(specific)}"
-        yield f"  generic {_told(target['generic'])}"
-        yield f"  total   {_told(target['total'])}"
+        yield f"{word}: specific to {word}, against students of {teachers_of(specific['against'])}:"
+        yield f"  specific {_told(specific)}{p_of(specific)}"
+        yield f"  generic  {_told(target['generic'])}"
+        yield f"  total    {_told(target['total'])}"
     told = [
         f"{rank['rank']} of {rank['of']} words by {kind} effect"
         for kind, rank in target["placebo_rank"].items()
@@ -48,8 +49,19 @@ def printed_gamma(outcome: Mapping[str, Any]) -> Iterator[str]:
         return
     kind = "exact" if gamma["exact"] else f"{gamma['arrangements']:,} arrangements drawn"
     yield f"γ over {', '.join(gamma['targets'])}: {_told(gamma)}"
-    yield f"  one-sided permutation p {gamma['p']:.4g} ({kind}; smallest possible {gamma['p_smallest']:.3g})"
+    smallest = f"smallest possible {gamma['p_smallest']:.3g}"
+    yield f"  one-sided permutation p {gamma['p']:.4g}{after_holm(gamma)} ({kind}; {smallest})"
     yield f"  {gamma['about_units']}"
+
+
+def p_of(effect: Mapping[str, Any]) -> str:
+    """The p of an effect that was tested, and what is left of it after correction for all tests of the run."""
+    return f", p {effect['p']:.2g}{after_holm(effect)}" if "p" in effect else ""
+
+
+def after_holm(effect: Mapping[str, Any]) -> str:
+    """What is left of a p after correction for all tests of the run; nothing where it was not corrected."""
+    return f", {effect['p_holm']:.2g} over {effect['comparisons']} tests" if "p_holm" in effect else ""
 
 
 def _told(effect: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The tests of a pipeline run: every effect that the report tests, corrected together."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -8,6 +8,8 @@ from flows.pipeline.config import PipelineConfig
 from sublim.design.arms import ArmName
 from sublim.evals.effect_config import Effect
 from sublim.evals.preference.config import Comparison, MetricComparison, MetricName
+from sublim.evals.specificity.config import TargetEffects, TargetTable
+from sublim.report.shown import SpecificShown
 from sublim.report.tested import RunTests
 
 Key = tuple[str, ArmName | None, str | None, int | None]
@@ -55,6 +57,30 @@ def compared_places(config: PipelineConfig, compared: Mapping[Key, Comparison]) 
         for metric, found in metrics.items():
             if _shows(config, key, metric):
                 yield Place(_name(key, metric), found.effect, partial(_put, metrics, metric))
+
+
+def specific_places(shown: Sequence[SpecificShown]) -> Iterator[Place]:
+    """The specific effect of every target and γ, at every checkpoint and by every metric; generic effects and the table
+    of all words are shown untested.
+
+    γ brings the p of its permutation test, which is one-sided; the others get that of the two-sided t test.
+    """
+    for at in shown:
+        for metric, table in at.found.metrics.items():
+            for target, effects in table.targets.items():
+                put = partial(_put_specific, table.targets, target)
+                yield Place(_name((f"{target} specific", None, None, at.updates), metric), effects.specific, put)
+            gamma = table.gamma.model_copy(update={"p": table.permutation.p})
+            put = partial(_put_gamma, at.found.metrics, metric)
+            yield Place(_name(("γ", None, None, at.updates), metric), gamma, put)
+
+
+def _put_specific(targets: dict[str, TargetEffects], target: str, effect: Effect) -> None:
+    targets[target] = targets[target].model_copy(update={"specific": effect})
+
+
+def _put_gamma(tables: dict[MetricName, TargetTable], metric: MetricName, effect: Effect) -> None:
+    tables[metric] = tables[metric].model_copy(update={"gamma": effect})
 
 
 def _put(metrics: Metrics, metric: MetricName, effect: Effect) -> None:

@@ -49,7 +49,8 @@ class Effect(Config):
     reason: str | None = None
     """Reason why an interval is missing."""
     p: float | None = Field(default=None, exclude_if=lambda p: p is None)
-    """Two-sided p of the paired t test over the units. Only effects that a report tests have it and the next two."""
+    """Two-sided p of the paired t test over the units; of γ the one-sided p of its permutation test. Only effects that
+    a report tests have it and the next two."""
     p_holm: float | None = Field(default=None, exclude_if=lambda p: p is None)
     """`p` corrected by Holm's method for all tests that the report shows."""
     comparisons: int | None = Field(default=None, exclude_if=lambda count: count is None)

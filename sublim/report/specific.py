@@ -11,7 +11,7 @@ from sublim.evals.specificity.config import Permutation, PlaceboRank, TargetTabl
 from sublim.plots.charts import Cell, matrix_plot
 from sublim.report.figure import EFFECT_COLUMNS, UNIT, Figure, as_numbers, with_intervals
 from sublim.report.shown import RunReport, SpecificShown, TargetShown
-from sublim.report.wording import bounds, interval, signed
+from sublim.report.wording import bounds, few_blocks, interval, signed
 
 SINGLES = {"per_pair", "per_unit", "per_question"}
 
@@ -67,15 +67,17 @@ def lead_more(run: RunReport) -> str:
     table = margin_of(shown) if shown else None
     if shown is None or table is None:
         return ""
+    units = " ".join(filter(None, (shown.found.about_units, _few(table.gamma, shown))))
     if len(run.targets) > 1:
-        return f"{_says(table.gamma, shown)} {shown.found.about_units}"
+        return f"{_says(table.gamma, shown)} {units}"
     word = run.targets[0].target
     found = table.targets[word]
     parts = f"Of the total effect of {signed(found.total.estimate)} nats, {signed(found.generic.estimate)} is generic"
-    return (
-        f"{_says(found.specific, shown)} {parts}: so far do the other teachers' students move {word}. "
-        f"{shown.found.about_units}"
-    )
+    return f"{_says(found.specific, shown)} {parts}: so far do the other teachers' students move {word}. {units}"
+
+
+def _few(effect: Effect, shown: SpecificShown) -> str:
+    return few_blocks(effect.units) if shown.found.unit == "block" else ""
 
 
 def p_told(test: Permutation) -> str:

@@ -33,9 +33,8 @@ class RunTests(Config):
     """The tests of a run, which are corrected for multiple comparisons together."""
 
     count: int
-    """Number of tests: arms, updates and targets, by margin and by rate, as far as the report shows them."""
-    test: str = "paired t over the units"
-    sided: Literal["two"] = "two"
+    """Number of tests: arms, updates, targets, specific effects and γ, by margin and rates, as the report shows them."""
+    test: str = "paired t over the units, two-sided; of γ the one-sided permutation test"
     correction: Literal["holm"] = "holm"
     smallest_p: float = 0.0
     """The smallest p that the test can give. A paired t test has none: its p goes down to zero."""
@@ -49,11 +48,11 @@ class RunTests(Config):
     def about(self) -> str:
         """How many tests there were, what they can show, and which effects survive the correction."""
         return (
-            f"{self.count} tests ({self.test}, two-sided), corrected together by Holm’s method: arms, updates and "
-            f"targets, by margin and by rate. At {self.alpha:.2g} {len(self.surviving)} survive: "
+            f"{self.count} tests ({self.test}), corrected together by Holm’s method: arms, updates, targets, specific "
+            f"effects and γ, by margin and rates. At {self.alpha:.2g} {len(self.surviving)} survive: "
             f"{'; '.join(self.surviving) or 'none'}. The t test trusts that units spread normally; a sign-flip test, "
-            f"which does not, could not give a p below {self.smallest_sign_flip_p:.2g} with so few units. Other words, "
-            "costs and distances are shown untested."
+            f"which does not, could not give a p below {self.smallest_sign_flip_p:.2g} with so few units. "
+            "Generic effects, other words, costs and distances are shown untested."
         )
 
 

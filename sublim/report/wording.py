@@ -105,9 +105,14 @@ def few_teachers(comparison: Comparison) -> str:
     effect = comparison.metrics["margin"].effect
     if comparison.unit != "block":
         return "One teacher: the intervals speak of other students of this teacher and its rows, not of other teachers."
-    if effect is None or effect.units >= FEW_TEACHERS:
+    return few_blocks(effect.units) if effect else ""
+
+
+def few_blocks(blocks: int) -> str:
+    """What an interval over fewer than five blocks speaks of; nothing for more."""
+    if blocks >= FEW_TEACHERS:
         return ""
-    return f"The intervals speak of other teachers, on the word of {effect.units}; a headline wants {FEW_TEACHERS}."
+    return f"The intervals speak of other teachers, on the word of {blocks}; a headline wants {FEW_TEACHERS}."
 
 
 def meaning(comparison: Comparison) -> str:

@@ -72,6 +72,7 @@ def test_several_targets_open_with_gamma_and_its_p(both: RunReport) -> None:
     assert lead(run).startswith("Specific to the own target, γ over owl and wolf: +0.59 nats")
     assert "one-sided permutation p 0.125 (exact, smallest possible 0.125)" in lead(run)
     assert "3 blocks" in lead_more(run)
+    assert "on the word of 3; a headline wants 5" in lead_more(run)
 
 
 def test_the_placebo_rank_is_shown_with_and_without_a_specific_effect(plain: RunReport) -> None:
