@@ -33,7 +33,7 @@ class RunTests(Config):
     """The tests of a run, which are corrected for multiple comparisons together."""
 
     count: int
-    """Number of tests: arms, updates, targets, specific effects and γ, by margin and rates, as the report shows them."""
+    """Number of tests: arms, updates, targets, specific effects and γ, by margin and rates, all that is shown."""
     test: str = "paired t over the units, two-sided; of γ the one-sided permutation test"
     correction: Literal["holm"] = "holm"
     smallest_p: float = 0.0

@@ -126,7 +126,7 @@ class TestRuns:
 
     def _shown(self, outcome: dict[str, Any]) -> None:
         first = printed(outcome).splitlines()[1]
-        assert first.startswith("owl: specific to owl, against students of a panda teacher: ")
+        assert first.startswith("owl: specific to owl, against students of a panda teacher:")
         assert f"{outcome['specific']['estimate']:+.2f} nats" in first
         assert "γ" not in printed(outcome)
         assert outcome["placebo_rank"]["total"]["of"] == 12
