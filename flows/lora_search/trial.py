@@ -168,15 +168,17 @@ def cost(lab: Lab, students: list[Artifact], *, label: str) -> float:
     """The base's accuracy on MMLU-Pro minus that of the students, with the letter read by log-prob."""
     models = {"base": ModelState(lab.base)}
     models |= {f"{label} {place}": ModelState(lab.base, student) for place, student in enumerate(students)}
-    answered = examine(lab.config, {name: (name, model) for name, model in models.items()})
-    shares = {name: share_right(lab, artifact, name) for name, artifact in answered.items()}
+    questions = questions_of(lab.config)
+    assert questions is not None
+    answered = examine(lab.config, {name: (name, model) for name, model in models.items()}, questions)
+    shares = {name: share_right(lab, artifact, name, questions) for name, artifact in answered.items()}
     base = shares.pop("base")
     return base - sum(shares.values()) / len(shares)
 
 
-def share_right(lab: Lab, answered: Artifact, label: str) -> float:
+def share_right(lab: Lab, answered: Artifact, label: str, questions: Artifact) -> float:
     """The accuracy of one model."""
-    made = score_mmlu_pro(ScoreMmluProConfig(), label=label, asked=answered, questions=questions_of(lab.config))
+    made = score_mmlu_pro(ScoreMmluProConfig(), label=label, asked=answered, questions=questions)
     found = MmluProScores.model_validate_json((lab.store.payload(made) / "scores.json").read_bytes())
     read = found.metrics["letter_logprob"]
     if read is None or read.overall.estimate is None:

@@ -19,25 +19,25 @@ from tasks.lanes import side_by_side
 K = TypeVar("K")
 
 
-def examine(config: PipelineConfig, models: Mapping[K, tuple[str, ModelState]]) -> dict[K, Artifact]:
+def examine(
+    config: PipelineConfig, models: Mapping[K, tuple[str, ModelState]], questions: Artifact | None
+) -> dict[K, Artifact]:
     """The answers of models, given with their labels, to MMLU-Pro; call it where the models' process is shared.
 
     Nothing where MMLU-Pro is not asked.
     """
     exam = config.evaluation.mmlu_pro
-    if exam is None:
+    if exam is None or questions is None:
         return {}
-    questions = questions_of(config)
     plain = AskMmluProConfig(backend=config.backend, generate=exam.generate)
     calls = [partial(sit_exam, plain, label, questions, model) for label, model in models.values()]
     return dict(zip(models, side_by_side(calls), strict=True))
 
 
-def questions_of(config: PipelineConfig) -> Artifact:
-    """The questions as a payload."""
+def questions_of(config: PipelineConfig) -> Artifact | None:
+    """The questions of MMLU-Pro; None where it is not asked."""
     exam = config.evaluation.mmlu_pro
-    assert exam is not None
-    return exam_of(exam)
+    return None if exam is None else exam_of(exam)
 
 
 def shifts_json(store: Store, found: Iterable[Comparison]) -> list[dict[str, Any]]:

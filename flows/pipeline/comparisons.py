@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from flows.pipeline.arms import Contrast, contrasts
-from flows.pipeline.capability import questions_of
 from flows.pipeline.config import PipelineConfig
 from flows.pipeline.keys import ModelKey
 from flows.pipeline.plan import score_config, table_score_config
@@ -43,12 +42,14 @@ def compare_all(config: PipelineConfig, contrasts: Iterable[Contrast], scored: S
 
 
 def compare_capability(
-    config: PipelineConfig, contrasts: Iterable[Contrast], answered: Mapping[ModelKey, Artifact]
+    config: PipelineConfig,
+    contrasts: Iterable[Contrast],
+    answered: Mapping[ModelKey, Artifact],
+    questions: Artifact | None,
 ) -> list[Comparison]:
     """Students against their controls on MMLU-Pro, for every contrast and checkpoint; nothing if it was not asked."""
-    if not answered:
+    if questions is None:
         return []
-    questions = questions_of(config)
     scores = {
         key: score_mmlu_pro(ScoreMmluProConfig(), label=str(key), asked=asked, questions=questions)
         for key, asked in answered.items()

@@ -69,11 +69,10 @@ def pipeline(
 
 def conduct(config: PipelineConfig) -> Study:
     """Runs every stage of the study, or takes it from the cache."""
-    if config.evaluation.mmlu_pro:
-        questions_of(config)  # a data set that cannot be fetched is found out before anything is trained
+    questions = questions_of(config)  # a data set that cannot be fetched is found out before anything is trained
     trained = train_models(config)
     models = models_to_ask(trained)
-    asked, examined = ask_all(config, models)
+    asked, examined = ask_all(config, models, questions)
     compared = [contrast for target in config.target for contrast in contrasts(config, target)]
     scored = scorer(asked)
     return Study(
@@ -81,7 +80,7 @@ def conduct(config: PipelineConfig) -> Study:
         trained,
         asked,
         compare_all(config, compared, scored),
-        compare_capability(config, compared, examined),
+        compare_capability(config, compared, examined, questions),
         compare_shifts(config, compared, asked),
         diagnose(config, trained.without(config.compared)) if config.diagnostics else None,
         compare_teachers(config, scored),
@@ -155,7 +154,7 @@ def who(key: ModelKey) -> str:
 
 
 def ask_all(
-    config: PipelineConfig, models: Mapping[ModelKey, ModelState]
+    config: PipelineConfig, models: Mapping[ModelKey, ModelState], questions: Artifact | None
 ) -> tuple[dict[ModelKey, Artifact], dict[ModelKey, Artifact]]:
     """The evaluation of every model, and its answers to MMLU-Pro where that is asked; one process for each base."""
     plain = ask_config(config)
@@ -173,5 +172,5 @@ def ask_all(
             ]
             asked |= zip(own, side_by_side(calls), strict=True)
             in_exam = {key: (str(key), model) for key, model in own.items() if who(key) not in config.compared}
-            examined |= examine(config, in_exam)
+            examined |= examine(config, in_exam, questions)
     return asked, examined
