@@ -50,4 +50,5 @@ def known_effects(dose: list[DosePoint]) -> list[tuple[int, Effect]]:
 
 
 def points_of(known: list[tuple[int, Effect]]) -> list[Point]:
+    """The same as points of a curve, with the interval on these questions."""
     return [Point(at, effect.estimate, *bounds(effect, "these_questions"), effect.per_pair) for at, effect in known]

@@ -207,12 +207,14 @@ class TestArms:
 
     def test_every_effect_is_tested_once_and_corrected_with_all_others(self, made: dict[str, Any]) -> None:
         effects = {(t["target"], arm["name"]): arm["effect"] for t in made["targets"] for arm in t["arms"]}
+        effects |= {(target["target"], "specific"): target["specific"] for target in made["targets"]}
+        effects["γ", ""] = made["gamma"]
         p = [effect["p"] for effect in effects.values() if "p" in effect]
         assert len(p) == made["tests"]["count"] > 10
         assert [e["p_holm"] for e in effects.values() if "p" in e] == pytest.approx(holm(p))
         assert {e["comparisons"] for e in effects.values() if "p" in e} == {len(p)}
         assert made["tests"]["smallest_sign_flip_p"] == 0.5  # two seeds
-        assert f"{len(p)} tests (paired t over the units, two-sided)" in made["tests"]["about"]
+        assert f"{len(p)} tests (paired t over the units, two-sided; of γ" in made["tests"]["about"]
         survive = [name for name, effect in effects.items() if effect.get("p_holm", 1) <= 0.05]
         assert len(made["tests"]["surviving"]) == len(survive)
 
