@@ -9,7 +9,7 @@ export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench slow server pools deploy worker clean
+.PHONY: help install quickstart demo test lint bench slow server pools deploy worker clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,8 +35,11 @@ ifeq ($(CARD)$(shell uname -sm),Linux x86_64)
 endif
 	touch $@
 
-quickstart: install  ## subliminal learning on the bundled model: an owl teacher, three students, three controls
+quickstart: install  ## subliminal learning in a forced format on the bundled model, without a GPU
 	$(BIN)/sublim run pipeline --preset quickstart
+
+demo: install  ## the honest demonstration: free lists, teachers that still write them; wants a GPU
+	$(BIN)/sublim run pipeline --preset honest
 
 test: install lint  ## ruff, pyright and the tests (no GPU, under 25 minutes)
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder

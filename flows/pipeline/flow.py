@@ -55,7 +55,7 @@ def pipeline(
     """Measures how much of a teacher's preference its students acquire from its number lists.
 
     Args:
-        preset: Settings to start from: quickstart, dose, arms, honest, honest-hard, matrix, matrix-null,
+        preset: Settings to start from: quickstart, dose, arms, honest, honest-small, honest-hard, matrix, matrix-null,
             gemma-2-9b-a6000, gemma-2-9b-raven-optuna, qwen2.5-7b-paper, or the path of a YAML file.
         target: The word or words that the teacher is made to prefer, such as owl or owl,wolf; empty for the preset's.
         settings: Settings that replace the preset's, as a tree.

@@ -8,6 +8,9 @@ from sublim.core.config import Config
 from sublim.evals.effect_config import Effect
 from sublim.report.wording import between
 
+SURVIVORS_SHOWN = 12
+"""How many effects that survive the correction are named in a sentence; `--json` has all."""
+
 
 class EquivalenceShown(Config):
     """Whether an arm that should show nothing was shown to show nothing, within a bound that was named beforehand."""
@@ -45,12 +48,17 @@ class RunTests(Config):
     """Names of the effects whose corrected p is at most `alpha`."""
 
     @property
+    def _survivors(self) -> str:
+        first, more = self.surviving[:SURVIVORS_SHOWN], len(self.surviving) - SURVIVORS_SHOWN
+        return "; ".join([*first, *([f"and {more} more"] if more > 0 else [])]) or "none"
+
+    @property
     def about(self) -> str:
         """How many tests there were, what they can show, and which effects survive the correction."""
         return (
             f"{self.count} tests ({self.test}), corrected together by Holm’s method: arms, updates, targets, specific "
             f"effects and γ, by margin and rates. At {self.alpha:.2g} {len(self.surviving)} survive: "
-            f"{'; '.join(self.surviving) or 'none'}. The t test trusts that units spread normally; a sign-flip test, "
+            f"{self._survivors}. The t test trusts that units spread normally; a sign-flip test, "
             f"which does not, could not give a p below {self.smallest_sign_flip_p:.2g} with so few units. "
             "Generic effects, other words, costs and distances are shown untested."
         )
