@@ -26,7 +26,7 @@ from flows.sweep.config import Pool, SweepConfig
 from flows.sweep.gather import gather
 from flows.sweep.preregistration import Verdict, verdict
 from flows.sweep.run_cells import Outcome, check_deployment, run_cells
-from flows.sweep.specific import GridPoint, specific_effects, specific_table
+from flows.sweep.specific import GridPoint, specific_effects, specific_maps, specific_table
 from sublim.report.page import FigureFile, FlowReport, Table, bounded
 from sublim.store.manifest import Artifact
 from sublim.store.payloads import committed
@@ -97,9 +97,12 @@ def publish(
         findings=found,
         tables=[*([specific_table(specific)] if specific else []), effects_table(rows), cells_table(outcomes)],
         figures=[
-            FigureFile(path, text.format(level=100 * config.level))
-            for name, text in CAPTIONS.items()
-            if (path := payload / f"{name}.svg").exists()
+            *specific_maps(run.folder, specific),
+            *(
+                FigureFile(path, text.format(level=100 * config.level))
+                for name, text in CAPTIONS.items()
+                if (path := payload / f"{name}.svg").exists()
+            ),
         ],
         stages=run.stage_table(),
         settings=config.model_dump(mode="json"),

@@ -1,6 +1,7 @@
 """Specific effects of a sweep: the students of its targets' teachers beside each other, from their cells' scores."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.pipeline.study import read
@@ -10,9 +11,10 @@ from flows.sweep.run_cells import Outcome
 from sublim.core.digest import digest
 from sublim.evals.effect_config import CompareConfig
 from sublim.evals.specificity.config import CompareTargetsConfig, Specificity
-from sublim.report.page import Table, bounded
+from sublim.report.files import write_svg
+from sublim.report.page import FigureFile, Table, bounded
 from sublim.report.shown import SpecificShown
-from sublim.report.specific import gamma_json, p_told, point_json
+from sublim.report.specific import gamma_json, p_told, point_json, target_map
 from sublim.store.folder import Store
 from sublim.store.manifest import Artifact
 from tasks.stages import compare_targets
@@ -109,6 +111,17 @@ def _parts(group: Group, updates: int | None) -> list[Artifact]:
 def _inputs(comparisons: Iterable[Artifact], store: Store, name: str) -> list[Artifact]:
     """What several comparisons were given under one name: scores, which hold all listed words."""
     return [each for artifact in comparisons for each in listed_inputs(manifest_of(store, artifact), name)]
+
+
+def specific_maps(folder: Path, points: Iterable[GridPoint]) -> Iterator[FigureFile]:
+    """Students by targets at every point, as SVG files in `folder`."""
+    for place, point in enumerate(points):
+        table = point.shown.found.metrics.get("margin") if point.shown else None
+        if table is not None:
+            figure = target_map(table, ", ".join(filter(None, ("Students by targets", point.name))))
+            path = folder / f"specific-{place}.svg"
+            write_svg(path, figure)
+            yield FigureFile(path, f"{figure.name}. {figure.caption}")
 
 
 def specific_table(points: Sequence[GridPoint]) -> Table:

@@ -19,14 +19,18 @@ def write_figures(folder: Path, run: RunReport) -> None:
     """Writes an SVG and a CSV file for each figure, and a CSV file for each diagnostic."""
     directory = folder / "figures"
     directory.mkdir(exist_ok=True)
-    style = svg_style(STYLE.read_text(encoding="utf-8"))
     for stem, figure in named_figures(run):
         if figure.drawing:
-            drawing = str(figure.drawing).replace(">", f"><style>{style}</style>", 1)
-            (directory / f"{stem}.svg").write_text(drawing, encoding="utf-8")
+            write_svg(directory / f"{stem}.svg", figure)
         write_csv(directory / f"{stem}.csv", figure.values, figure.columns)
     for stem, rows in (run.diagnostics.tables() if run.diagnostics else {}).items():
         write_csv(directory / f"{stem}.csv", rows, [])
+
+
+def write_svg(path: Path, figure: Figure) -> None:
+    """Writes a figure's drawing as a file that can be opened without the report."""
+    style = svg_style(STYLE.read_text(encoding="utf-8"))
+    path.write_text(str(figure.drawing).replace(">", f"><style>{style}</style>", 1), encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: list[str]) -> None:

@@ -211,12 +211,17 @@ def specific_figures(run: RunReport) -> list[Figure]:
     table = margin_of(at) if at else None
     if at is None or table is None:
         return []
-    gamma = "γ is the mean over columns of the outlined cell minus the mean of the others in its column."
     alike = "A word that moves alike in every row is moved by any teacher. The margins of one row sum to zero."
-    maps = [heat_map("Students by targets", table.table, at.found.targets, gamma)]
+    maps = [target_map(table)]
     if len(at.found.words) > len(at.found.targets):
         maps.append(heat_map("Students by all listed words", table.moved, at.found.words, alike))
     return [*maps, effects_figure(at, table)]
+
+
+def target_map(table: TargetTable, name: str = "Students by targets") -> Figure:
+    """The heat map of which γ is the diagonal minus the rest."""
+    gamma = "γ is the mean over columns of the outlined cell minus the mean of the others in its column."
+    return heat_map(name, table.table, [*table.table], gamma)
 
 
 def heat_map(name: str, values: dict[str, dict[str, float]], columns: Sequence[str], note: str) -> Figure:

@@ -185,6 +185,9 @@ class TestSweep:
             assert parts[target]["specific"]["estimate"] == pytest.approx(student - others)
         assert gamma["estimate"] == pytest.approx(sum(each["specific"]["estimate"] for each in parts.values()) / 2)
         assert "γ over owl, wolf" in printed(outcome)
+        drawn = Path(outcome["report"]).with_name("specific-0.svg").read_text(encoding="utf-8")
+        assert "students of wolf, on owl: " in drawn
+        assert "Students by targets" in Path(outcome["report"]).read_text(encoding="utf-8")
         letters = rows.filter(pl.col("metric") == "letter_logprob")
         assert letters["estimate"].null_count() == 0
         assert "generated" in rows["metric"].str.split("_").list.last().to_list()
