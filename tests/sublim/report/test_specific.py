@@ -60,6 +60,14 @@ def test_one_target_opens_with_its_specific_effect(plain: RunReport) -> None:
     assert lead(run).startswith("Specific to owl, against students of a panda teacher: +0.6")
     assert lead_more(run).startswith("The interval excludes zero. Of the total effect of +0.6")
     assert "One teacher for each target" in lead_more(run)
+    found = beside(("owl", "panda"), 0.6)
+    table = found.metrics["margin"]
+    corrected = table.targets["owl"].specific.model_copy(update={"p": 0.02, "p_holm": 0.16, "comparisons": 8})
+    table.targets["owl"] = table.targets["owl"].model_copy(update={"specific": corrected})
+    more = lead_more(with_table(plain, found))
+    assert more.startswith(
+        "The interval excludes zero, but not after correction for all 8 tests of the report (p 0.16)."
+    )
     null = with_table(plain, beside(("owl", "panda"), 0.0))
     assert "The interval contains zero: a preference of this teacher's own is not shown." in lead_more(null)
     page = render(run)
