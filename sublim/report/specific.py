@@ -94,7 +94,7 @@ def _says(effect: Effect, shown: SpecificShown) -> str:
         return "The interval contains zero: a preference of this teacher's own is not shown."
     if effect.p_holm is not None and effect.p_holm > 1 - effect.level:
         tests = f"all {effect.comparisons} tests of the report (p {effect.p_holm:.2g})"
-        return f"The interval excludes zero, but not after correction for {tests}."
+        return f"The interval excludes zero, but the effect does not survive correction for {tests}."
     return "The interval excludes zero."
 
 

@@ -40,7 +40,7 @@ class RunTests(Config):
     test: str = "paired t over the units, two-sided; of γ the one-sided permutation test"
     correction: Literal["holm"] = "holm"
     smallest_p: float = 0.0
-    """The smallest p that the test can give. A paired t test has none: its p goes down to zero."""
+    """The smallest p that the t test can give: it has none, its p goes down to zero. γ tells its own."""
     smallest_sign_flip_p: float
     """What a sign-flip test, which needs no normal spread, could give at best with the fewest units tested."""
     alpha: float
